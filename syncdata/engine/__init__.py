@@ -1,0 +1,1 @@
+"""The engine: change files in, rows and checkpoints out. Knows nothing of Django."""

@@ -1,0 +1,143 @@
+"""The errors an operator can see, one class a code. Knows codes and wording, nothing else."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SyncError(Exception):
+    """An operator-visible error: what happened, where, and what to do about it.
+
+    ``str()`` begins with the code, names ``file:line`` and the table where they are known, and ends
+    with the hint. Messages never carry row values or secrets.
+    """
+
+    code: ClassVar[str] = "SHD_SYN_000"
+    by_code: ClassVar[dict[str, type[SyncError]]] = {}
+
+    def __init_subclass__(cls, *, code: str | None = None) -> None:
+        if code is not None:
+            cls.code = code
+            cls.by_code[code] = cls
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        table: str | None = None,
+        file: str | None = None,
+        line: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.table = table
+        self.file = file
+        self.line = line
+
+    @property
+    def place(self) -> str:
+        """``file:line``, ``file`` or an empty string."""
+        if self.file is None:
+            return ""
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+    def __str__(self) -> str:
+        parts = [f"{self.code}:"]
+        if self.place:
+            parts.append(f"{self.place}:")
+        if self.table:
+            parts.append(f"table {self.table}:")
+        parts.append(self.message)
+        if self.hint:
+            parts.append(f"({self.hint})")
+        return " ".join(parts)
+
+
+class ConfigLoadError(SyncError, code="SHD_SYN_001"):
+    """The configuration file cannot be found, read or parsed."""
+
+
+class ConfigError(SyncError, code="SHD_SYN_002"):
+    """The configuration was read, but a value is missing, unknown or wrong."""
+
+
+class StateLoadError(SyncError, code="SHD_SYN_030"):
+    """The state file cannot be read; a warning only, since the database is the truth."""
+
+
+class StateSaveError(SyncError, code="SHD_SYN_031"):
+    """The state file cannot be written."""
+
+
+class SchemaError(SyncError, code="SHD_SYN_050"):
+    """A table, column or key that the change records need is missing from the database."""
+
+
+class WhitelistAddError(SyncError, code="SHD_SYN_051"):
+    """A table cannot be added to the whitelist."""
+
+
+class WhitelistRemoveError(SyncError, code="SHD_SYN_052"):
+    """A table cannot be removed from the whitelist."""
+
+
+class WhitelistListError(SyncError, code="SHD_SYN_053"):
+    """The whitelist cannot be read."""
+
+
+class ClearError(SyncError, code="SHD_SYN_054"):
+    """The synced tables cannot be cleared."""
+
+
+class ResyncError(SyncError, code="SHD_SYN_055"):
+    """A table cannot be rebuilt from the archive; its old rows are still there."""
+
+
+class ArchiveConnectionError(SyncError, code="SHD_SYN_060"):
+    """The backup host cannot be reached, or refuses us, or is not the host we know."""
+
+
+class DiscoveryError(SyncError, code="SHD_SYN_061"):
+    """The archive cannot be listed, or a change file is missing from its chain."""
+
+
+class FetchError(SyncError, code="SHD_SYN_062"):
+    """A change file cannot be fetched."""
+
+
+class ParseError(SyncError, code="SHD_SYN_063"):
+    """A change file, or one line of it, is not what the format promises."""
+
+
+class ApplyError(SyncError, code="SHD_SYN_064"):
+    """The database refuses a change, or goes away while changes are applied."""
+
+
+class MetricsError(SyncError, code="SHD_SYN_070"):
+    """The metrics cannot be written."""
+
+
+class StatusError(SyncError, code="SHD_SYN_080"):
+    """The status cannot be read."""
+
+
+class PidFileError(SyncError, code="SHD_SYN_081"):
+    """The pid file cannot be used, or another daemon holds it."""
+
+
+class ServiceInitError(SyncError, code="SHD_SYN_090"):
+    """The service cannot start: no database, no tables of its own, or no lock."""
+
+
+class RunError(SyncError, code="SHD_SYN_091"):
+    """The daemon cannot go on."""
+
+
+class CycleError(SyncError, code="SHD_SYN_092"):
+    """A cycle ended early."""
+
+
+class CloseError(SyncError, code="SHD_SYN_093"):
+    """The service could not be closed cleanly."""
