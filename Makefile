@@ -1,0 +1,61 @@
+# `make demo` and `make test` need nothing but Python 3.11 or later: they set up the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run test lint format pytest sshd clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(STAMP) ## make the virtual environment and install everything into it
+
+$(STAMP): setup.cfg pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "syncdata needs Python 3.11 or later; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "Cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+demo: $(STAMP) ## see production changes arrive in a local PostgreSQL (all of it throw-away)
+	$(BIN)/python manage.py syncdata_demo
+
+run: $(STAMP) ## the admin on http://127.0.0.1:8000/ (needs DATA_SYNC_CONFIG)
+	$(BIN)/python manage.py migrate
+	$(BIN)/python manage.py runserver
+
+test: lint pytest ## lint, types, migrations and all tests
+
+lint: $(STAMP) ## ruff, mypy and makemigrations --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python manage.py makemigrations --check --dry-run
+
+pytest: $(STAMP) sshd ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The SFTP tests run against a real OpenSSH server. Where it cannot be installed they say so.
+sshd:
+	@PATH="$$PATH:/usr/sbin"; command -v sshd >/dev/null && exit 0; \
+	command -v apt-get >/dev/null || exit 0; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else exit 0; fi; \
+	echo "installing openssh-server for the tests"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	{ $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends openssh-server; } >/dev/null </dev/null \
+	  || echo "openssh-server could not be installed; the tests that need it will say so" >&2
+
+format: $(STAMP) ## rewrite the code as ruff would have it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the virtual environment, caches and what the demo left
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
