@@ -1,0 +1,70 @@
+"""The tests' Django: the site's own settings, on a configuration file that names the default test server."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from syncsite.demo.postgres import PostgresServer, embedded_binaries
+
+pytest_plugins = ["tests.postgres"]
+if Path(__file__).with_name("sshd.py").exists():  # until it is there
+    pytest_plugins.append("tests.sshd")
+
+# What the developer's own environment says must not reach the tests.
+FOREIGN = ("ARCHIVE_", "PG", "SOURCE_PG_", "DATA_SYNC_", "METRIC_FREQ", "BATCH_", "SSH_AUTH_SOCK", "DJANGO_")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail when a test was skipped")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        del os.environ[name]
+    from tests.postgres import DEFAULT_SERVER  # not above: pytest rewrites the asserts of its plugins first
+
+    server = PostgresServer(binaries=embedded_binaries())
+    config.stash[DEFAULT_SERVER] = server
+    folder = tempfile.TemporaryDirectory(prefix="syncdata-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["DATA_SYNC_CONFIG"] = str(_write_configuration(Path(folder.name), server))
+    if not Path("syncsite/settings.py").exists():  # until it is there
+        return
+    os.environ["DJANGO_SETTINGS_MODULE"] = "syncsite.settings"
+
+    import django
+
+    django.setup()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(postgres: PostgresServer) -> None:
+    """The default server must run before pytest-django makes its database there."""
+
+
+def _write_configuration(folder: Path, server: PostgresServer) -> Path:
+    archive = folder / "archive"
+    archive.mkdir()
+    path = folder / "syncdata.toml"
+    path.write_text(
+        f"""
+archive_backend = "local"
+archive_dir = "{archive}"
+pg_host = "{server.host}"
+pg_port = {server.port}
+pg_user = "{server.user}"
+pg_password = "{server.password}"
+pg_database = "syncdata"
+"""
+    )
+    return path

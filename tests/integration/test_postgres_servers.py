@@ -1,0 +1,50 @@
+"""The throw-away servers that the demo and all other tests stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from syncsite.demo.postgres import PostgresServer, embedded_binaries
+from tests.postgres import Database
+
+FreshDatabase = Callable[..., Database]
+
+
+def test_every_server_found_offers_logical_decoding_to_a_superuser(
+    any_postgres: PostgresServer, fresh_database: FreshDatabase
+) -> None:
+    with fresh_database(any_postgres).connect() as connection:
+        assert connection.execute("SHOW wal_level").fetchone() == ("logical",)
+        assert connection.execute("SHOW is_superuser").fetchone() == ("on",)
+        assert connection.execute("SHOW server_encoding").fetchone() == ("UTF8",)
+
+
+def test_a_server_asks_for_the_password(postgres: PostgresServer) -> None:
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(**{**postgres.params(), "password": "not it"})
+
+
+def test_fresh_databases_are_empty_and_apart(fresh_database: FreshDatabase) -> None:
+    first, second = fresh_database(), fresh_database()
+    with first.connect() as connection:
+        connection.execute("CREATE TABLE users (id int)")
+    with second.connect() as connection:
+        assert connection.execute("SELECT to_regclass('users')").fetchone() == (None,)
+
+
+def test_committed_rows_survive_a_crash_of_the_server() -> None:
+    server = PostgresServer(binaries=embedded_binaries())
+    server.start()
+    try:
+        with server.connect() as connection:
+            connection.execute("CREATE TABLE users AS SELECT 1 AS id")
+        server.restart()
+        with server.connect() as connection:
+            assert connection.execute("SELECT id FROM users").fetchall() == [(1,)]
+    finally:
+        server.stop()
+    with pytest.raises(psycopg.OperationalError):
+        server.connect()

@@ -1,0 +1,108 @@
+"""Real PostgreSQL servers and fresh databases for the tests.
+
+`postgres` is the default server (embedded PostgreSQL 18); `any_postgres` is every server found, one after the
+other; `fresh_database()` makes an empty database on either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from syncsite.demo.postgres import PostgresServer, embedded_binaries, system_binaries
+
+DEFAULT_SERVER = pytest.StashKey[PostgresServer]()
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One empty database on a running server."""
+
+    server: PostgresServer
+    name: str
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Keyword arguments for `psycopg.connect`."""
+        return self.server.params(self.name)
+
+    @property
+    def dsn(self) -> str:
+        return make_conninfo(**self.params)
+
+    @property
+    def pg_keys(self) -> dict[str, Any]:
+        """The same as the `pg_*` keys of a SyncConfig."""
+        return {
+            "pg_host": self.server.host,
+            "pg_port": self.server.port,
+            "pg_user": self.server.user,
+            "pg_password": self.server.password,
+            "pg_database": self.name,
+        }
+
+    def connect(self, **kwargs: Any) -> psycopg.Connection[Any]:
+        return self.server.connect(self.name, **kwargs)
+
+
+def other_servers() -> dict[str, Path]:
+    """Return the binaries to test besides the default ones: the system's, else another embedded version."""
+    found = {path.parent.name: path for path in system_binaries()}
+    return found or {"16": embedded_binaries(16)}
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """The default server: embedded PostgreSQL 18, `wal_level=logical`, a superuser with a password."""
+    server = request.config.stash[DEFAULT_SERVER]
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session", params=["18", *other_servers()])
+def any_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """Every PostgreSQL server found on this machine, one after the other."""
+    if request.param == "18":
+        yield request.getfixturevalue("postgres")
+        return
+    server = PostgresServer(binaries=other_servers()[request.param])
+    server.start()
+    yield server
+    server.stop()
+
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def fresh_database(postgres: PostgresServer) -> Iterator[Callable[..., Database]]:
+    """`fresh_database()` makes an empty database on the default server, `fresh_database(other)` there."""
+    with ExitStack() as cleanup:
+
+        def make(server: PostgresServer = postgres) -> Database:
+            database = Database(server, f"fresh_{next(_numbers)}")
+            _execute(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database.name)))
+            cleanup.callback(_drop, database)
+            return database
+
+        yield make
+
+
+def _drop(database: Database) -> None:
+    name = sql.Identifier(database.name)
+    _execute(database.server, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+
+
+def _execute(server: PostgresServer, statement: sql.Composed) -> None:
+    with server.connect(autocommit=True) as connection:
+        connection.execute(statement)
