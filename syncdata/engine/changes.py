@@ -195,10 +195,11 @@ def _with_exact_values(head: ChangeRecord | _Head, line: bytes) -> ChangeRecord:
 
 
 def _exact_values(values: dict[str, msgspec.Raw] | None) -> dict[str, Any] | None:
-    return None if values is None else {name: _exact_value(bytes(raw)) for name, raw in values.items()}
+    return None if values is None else {name: exact_value(bytes(raw)) for name, raw in values.items()}
 
 
-def _exact_value(raw: bytes) -> str | bool | None:
+def exact_value(raw: bytes) -> str | bool | None:
+    """Return a JSON value with nothing lost: numbers as their text, arrays and objects as Json."""
     match raw[:1]:
         case b'"':
             return _string_decoder.decode(raw)

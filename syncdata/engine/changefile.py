@@ -1,0 +1,216 @@
+"""Change files: compression, header, footer, and the records as a stream. Pure over file objects.
+
+Knows the format of DESIGN's change files; knows nothing of archives, databases or Django. A file is
+finished when its footer agrees with its bytes; a plain file (one without a header) is finished when
+its last line ends or parses. What is not finished is not read: a half-arrived transaction must wait.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import msgspec
+import zstandard
+
+from syncdata.engine.changes import ChangeRecord, parse_lsn, parse_record
+from syncdata.engine.errors import ParseError
+
+HEADER_PREFIX = b'# {"syncdata":'
+FOOTER_PREFIX = b'# {"end":'
+CHUNK_BYTES = 1 << 20
+_REFETCH_HINT = "replace the file in the archive by a good copy; syncing goes on by itself"
+
+
+class Header(msgspec.Struct, frozen=True):
+    """The first line of a file written by syncdata: where its changes come from."""
+
+    syncdata: int
+    system_id: str | int = ""
+    timeline: int = 0
+    slot: str = ""
+    epoch: str | int = ""
+    seq: int | None = None
+    prev: str | None = None
+    start_lsn: str | None = None
+    created: str | None = None
+
+    @property
+    def source_id(self) -> str:
+        """The stream this file belongs to; a change of any part may hide a hole."""
+        return f"{self.system_id}/{self.timeline}/{self.slot}/{self.epoch}"
+
+
+class Footer(msgspec.Struct, frozen=True):
+    """The last line of a file written by syncdata: what must have arrived before it."""
+
+    end: bool
+    records: int
+    sha256: str
+    transactions: int | None = None
+    first_commit_lsn: str | None = None
+    last_commit_lsn: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What one look over a whole file found. ``unfinished`` says why it cannot be read yet, or is empty."""
+
+    header: Header | None
+    footer: Footer | None
+    unfinished: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedRecord:
+    """A record, its physical line (from 1) and that line's size in bytes."""
+
+    record: ChangeRecord
+    line: int
+    size_bytes: int
+
+
+def inspect(stream: BinaryIO, name: str) -> Inspection:
+    """Read all of *stream* once and tell whether it is finished; it is left at its beginning.
+
+    Raises ParseError when the bytes contradict the footer or the compression is corrupt.
+    """
+    try:
+        inspection = _inspect(_decompress(stream, name), name)
+    except EOFError:
+        inspection = Inspection(header=None, footer=None, unfinished="its compressed data ends early")
+    except (zlib.error, gzip.BadGzipFile, zstandard.ZstdError):
+        raise ParseError("the compressed data is corrupt", hint=_REFETCH_HINT, file=name) from None
+    stream.seek(0)
+    return inspection
+
+
+def read_records(stream: BinaryIO, name: str, *, skip: int = 0) -> Iterator[LocatedRecord]:
+    """Yield the records of *stream* after the first *skip*, in the file's order.
+
+    Memory is bounded by the longest line. Raises ParseError, with the line, at the first line that is
+    no record.
+    """
+    number = 0
+    for line_number, line in enumerate(_decompress(stream, name), start=1):
+        if line_number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line[:1] == b"#" or line.isspace():
+            continue
+        number += 1
+        if number <= skip:
+            continue
+        try:
+            record = parse_record(line)
+        except ParseError as error:
+            raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
+        yield LocatedRecord(record, line_number, len(line))
+
+
+def _inspect(stream: BinaryIO, name: str) -> Inspection:
+    """Hash up to the last line, which alone decides whether the file is finished."""
+    digest = hashlib.sha256()
+    head = tail = b""
+    while chunk := stream.read(CHUNK_BYTES):
+        if len(head) < CHUNK_BYTES:
+            head += chunk[: CHUNK_BYTES - len(head)]
+        tail += chunk
+        # The last line starts after the newline before the last one, unless the file goes on.
+        cut = tail.rfind(b"\n", 0, len(tail) - 1) + 1
+        digest.update(tail[:cut])
+        tail = tail[cut:]
+    header = _parse_header(head, name)
+    if header is None:
+        return Inspection(header=None, footer=None, unfinished=_why_plain_is_unfinished(tail))
+    footer = _parse_footer(tail)
+    if footer is None:
+        return Inspection(header=header, footer=None, unfinished="it has no footer yet")
+    if footer.sha256 != digest.hexdigest():
+        raise ParseError("the SHA-256 in the footer is not that of the file", hint=_REFETCH_HINT, file=name)
+    return Inspection(header=header, footer=footer)
+
+
+def _why_plain_is_unfinished(last_line: bytes) -> str:
+    if not last_line or last_line.endswith(b"\n") or last_line.startswith(b"#") or last_line.isspace():
+        return ""
+    try:
+        parse_record(last_line)
+    except ParseError:
+        return "its last line is incomplete"
+    return ""
+
+
+def _parse_header(head: bytes, name: str) -> Header | None:
+    if not head.startswith(HEADER_PREFIX):
+        return None
+    first_line, newline, _ = head.partition(b"\n")
+    if not newline:
+        return Header(syncdata=1)  # cut inside the header: unfinished, for there is no footer
+    try:
+        header = msgspec.json.decode(first_line[2:], type=Header)
+    except msgspec.MsgspecError as error:
+        raise ParseError(f"broken header: {error}", hint=_REFETCH_HINT, file=name, line=1) from None
+    if header.syncdata != 1:
+        raise ParseError(
+            f"format version {header.syncdata} is newer than this program",
+            hint="upgrade syncdata",
+            file=name,
+            line=1,
+        )
+    return header
+
+
+def _parse_footer(last_line: bytes) -> Footer | None:
+    if not last_line.startswith(FOOTER_PREFIX) or not last_line.endswith(b"\n"):
+        return None
+    try:
+        footer = msgspec.json.decode(last_line[2:], type=Footer)
+        for lsn in (footer.first_commit_lsn, footer.last_commit_lsn):
+            if lsn is not None:
+                parse_lsn(lsn)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    return footer if footer.end else None
+
+
+def _decompress(stream: BinaryIO, name: str) -> BinaryIO:
+    if name.endswith(".gz"):
+        return io.BufferedReader(gzip.GzipFile(fileobj=stream, mode="rb"), CHUNK_BYTES)  # type: ignore[arg-type]
+    if name.endswith(".zst"):
+        return io.BufferedReader(_ZstdReader(stream), CHUNK_BYTES)
+    return stream
+
+
+class _ZstdReader(io.RawIOBase):
+    """Zstandard frames as a raw stream that, unlike the library's own, raises EOFError when cut short."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._is_mid_frame = False
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._ready:
+            data = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            data = data or self._stream.read(CHUNK_BYTES // 8)
+            if not data:
+                if self._is_mid_frame:
+                    raise EOFError("the zstd frame ends early")
+                return 0
+            self._ready = self._frame.decompress(data)
+            self._is_mid_frame = not self._frame.eof
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count

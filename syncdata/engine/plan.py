@@ -1,0 +1,420 @@
+"""From a batch of records to the net change of one table. Pure.
+
+Invariants that the plan keeps, and that the target relies on:
+
+1. Applying it equals replaying the table's records one by one, in their order (a Hypothesis test
+   holds it to that). Where that cannot be promised, ``is_order_sensitive`` says so, and the target
+   replays the records instead.
+2. Its steps run in this order: empty the table (``truncate``), complete the moved rows that lack
+   columns from the rows they were, remove the keys in ``gone``, update, upsert.
+3. A key appears at most once in ``gone`` and at most once among the rows.
+4. Counts are of records, by operation: they are facts of the file, not of the fold.
+
+The fold walks the records once. ``rows`` holds, by current key, each row that the batch leaves behind
+with the columns it is known by; ``origin`` is the key of the target's row it began as, or None when
+the batch made it. A row that lacks columns (unchanged TOAST values are absent from updates) can only
+be updated, never inserted; an INSERT may always be inserted, for the columns it lacks have defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any, Literal
+
+from syncdata.engine.changefile import LocatedRecord
+from syncdata.engine.changes import ChangeRecord
+from syncdata.engine.errors import SchemaError, SyncError
+from syncdata.engine.schema import TableSchema
+from syncdata.engine.values import converter, to_text
+
+Mode = Literal["upsert", "update", "move"]
+Key = tuple[str, ...]
+Values = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Counts:
+    """Records by operation; ``missing``: updates and deletes that found no row."""
+
+    added: int = 0
+    updated: int = 0
+    deleted: int = 0
+    truncated: int = 0
+    missing: int = 0
+
+    @property
+    def records(self) -> int:
+        return self.added + self.updated + self.deleted + self.truncated
+
+    def count(self, record: ChangeRecord) -> None:
+        match record.op:
+            case "INSERT":
+                self.added += 1
+            case "UPDATE":
+                self.updated += 1
+            case "DELETE":
+                self.deleted += 1
+            case "TRUNCATE":
+                self.truncated += 1
+
+    def __iadd__(self, other: Counts) -> Counts:
+        self.added += other.added
+        self.updated += other.updated
+        self.deleted += other.deleted
+        self.truncated += other.truncated
+        self.missing += other.missing
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Rows that go to the server together: what is done with them, and the columns they carry."""
+
+    mode: Mode
+    columns: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class TablePlan:
+    """The net change of one table.
+
+    ``gone``: key -> whether its row is expected to be there. ``writes``: rows of values in the order of
+    the shape's columns; those of a move begin with the key they leave. ``removals`` and ``writes`` serve
+    tables without a key, too: there ``removals`` maps (columns, values) to how many such rows to remove,
+    and ``replay_if_missing`` says that a removal without a row may have meant one that the batch inserts.
+    """
+
+    schema: TableSchema
+    counts: Counts = field(default_factory=Counts)
+    truncate: bool = False
+    gone: dict[Key, bool] = field(default_factory=dict)
+    removals: dict[tuple[tuple[str, ...], tuple[Any, ...]], int] = field(default_factory=dict)
+    writes: dict[Shape, list[tuple[Any, ...]]] = field(default_factory=dict)
+    is_order_sensitive: bool = False
+    only_inserts: bool = False
+    replay_if_missing: bool = False
+    last_ts: str | None = None
+
+
+def make_plan(
+    records: Iterable[LocatedRecord], schema: TableSchema, *, file: str, is_plain_file: bool
+) -> TablePlan:
+    """Fold *records*, all of one table, to its net change.
+
+    Raises SchemaError, with file and line, when the table lacks a column that a record carries or a
+    row cannot be located by its key.
+    """
+    reader = RecordReader(schema, is_plain_file=is_plain_file)
+    fold = _KeyedFold(reader) if schema.key else _KeylessFold(reader)
+    plan = fold.plan
+    counts = plan.counts
+    record = None
+    for located in records:
+        record = located.record
+        try:
+            fold.add(record)
+        except SyncError as error:
+            raise type(error)(
+                error.message, hint=error.hint, table=str(schema.name), file=file, line=located.line
+            ) from None
+        counts.count(record)
+    if record is not None:
+        plan.last_ts = record.ts
+    fold.finish()
+    return plan
+
+
+class RecordReader:
+    """Reads rows and keys out of records, as the text the table's columns take."""
+
+    def __init__(self, schema: TableSchema, *, is_plain_file: bool) -> None:
+        self.schema = schema
+        self.is_plain_file = is_plain_file
+        self.writable = tuple(column.name for column in schema.writable)
+        self._columns = {column.name: column for column in schema.columns}
+        self._generated = frozenset(column.name for column in schema.columns if column.is_generated)
+        self._converters = {
+            column.name: convert
+            for column in schema.writable
+            if (convert := converter(column.type, is_plain_file=is_plain_file))
+        }
+        self._checked: dict[tuple[str, ...], bool] = {}
+        self._getters: dict[tuple[str, ...], tuple[tuple[str, ...], Callable[[Values], tuple[Any, ...]]]] = {}
+
+    def read(self, values: Values) -> Values:
+        """Return a copy of *values* for the writable columns. Raises SchemaError for an unknown column."""
+        names = tuple(values)
+        needs_work = self._checked.get(names)
+        if needs_work is None:
+            needs_work = self._checked[names] = self._check(names)
+        if not needs_work:
+            return values.copy()
+        converters = self._converters
+        return {
+            name: converters[name](value) if name in converters else value
+            for name, value in values.items()
+            if name not in self._generated
+        }
+
+    def _check(self, names: tuple[str, ...]) -> bool:
+        """Tell whether values of these columns need work before they can go to the server."""
+        for name in names:
+            if name not in self._columns:
+                raise SchemaError(
+                    f"the records have a column {name!r} that the table lacks",
+                    hint="add the column (migrate the local database); the table goes on by itself",
+                )
+        return any(name in self._generated or name in self._converters for name in names)
+
+    def key(self, *sources: Values | None) -> Key:
+        """Return the key that the first of *sources* holds whole. Raises SchemaError when none does."""
+        for source in sources:
+            if source:
+                try:
+                    return tuple([self._key_text(name, source[name]) for name in self.schema.key])
+                except KeyError:
+                    continue
+        raise SchemaError(
+            f"a record lacks the key column(s) {', '.join(self.schema.key)}",
+            hint="give the source table the same primary key or replica identity as the local table",
+        )
+
+    def _key_text(self, name: str, value: Any) -> str:
+        if type(value) is str and name not in self._converters:
+            return value
+        text = to_text(value, self._columns[name].type, is_plain_file=self.is_plain_file)
+        if text is None:
+            raise SchemaError(
+                f"the key column {name!r} is null in a record",
+                hint="compare the table's key in production with the local one",
+            )
+        return text
+
+    def row(self, values: Values) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        """Return the columns that *values* carry, in the table's order, and their values."""
+        names = tuple(values)
+        known = self._getters.get(names)
+        if known is None:
+            columns = tuple(name for name in self.writable if name in values)
+            known = self._getters[names] = (columns, _tuple_getter(columns))
+        columns, getter = known
+        return columns, getter(values)
+
+
+def _tuple_getter(columns: tuple[str, ...]) -> Callable[[Values], tuple[Any, ...]]:
+    if len(columns) == 1:
+        (name,) = columns
+        return lambda values: (values[name],)
+    return itemgetter(*columns) if columns else lambda values: ()
+
+
+class _Row:
+    __slots__ = ("is_inserted", "origin", "values")
+
+    def __init__(self, values: Values, *, origin: Key | None, is_inserted: bool) -> None:
+        self.values = values
+        self.origin = origin
+        self.is_inserted = is_inserted
+
+
+class _KeyedFold:
+    """The fold of a table with a key."""
+
+    def __init__(self, reader: RecordReader) -> None:
+        self.plan = TablePlan(schema=reader.schema)
+        self._reader = reader
+        self._rows: dict[Key, _Row] = {}
+        self._vacated: set[Key] = set()
+        self._width = len(reader.writable)
+        self._saw_only_inserts = True
+
+    def add(self, record: ChangeRecord) -> None:
+        if record.op == "INSERT":
+            self._insert(record.data or {})
+            return
+        self._saw_only_inserts = False
+        match record.op:
+            case "UPDATE":
+                self._update(record)
+            case "DELETE":
+                self._delete(self._reader.key(record.old_keys, record.data))
+            case "TRUNCATE":
+                self._truncate()
+
+    def _insert(self, data: Values) -> None:
+        key = self._reader.key(data)
+        values = self._reader.read(data)
+        row = self._rows.get(key)
+        if row is None:
+            self._rows[key] = _Row(values, origin=None, is_inserted=True)
+        else:
+            self._saw_only_inserts = False
+            row.values.update(values)
+            row.is_inserted = True
+
+    def _update(self, record: ChangeRecord) -> None:
+        reader, data = self._reader, record.data or {}
+        old_keys = record.old_keys
+        values = reader.read(data)
+        if not old_keys:
+            old_key = new_key = reader.key(data)
+        else:
+            old_key = reader.key(old_keys, data)
+            new_key = self._new_key(old_keys, data)
+            if len(old_keys) > len(reader.schema.key):
+                # Identity FULL: what the new row leaves out unchanged stands in the old one.
+                values = {**reader.read(old_keys), **values}
+        if old_key == new_key:
+            self._update_in_place(old_key, values)
+        else:
+            self._move(old_key, new_key, values)
+
+    def _new_key(self, old_keys: Values, data: Values) -> Key:
+        """A key column that is absent from the new row is unchanged."""
+        if all(name in data for name in self.plan.schema.key):
+            return self._reader.key(data)
+        return self._reader.key({**old_keys, **data})
+
+    def _update_in_place(self, key: Key, values: Values) -> None:
+        row = self._rows.get(key)
+        if row is not None:
+            row.values.update(values)
+        elif not self._is_absent(key):
+            self._rows[key] = _Row(values, origin=key, is_inserted=False)
+        elif len(values) == self._width:
+            self._rows[key] = _Row(values, origin=None, is_inserted=True)
+        else:
+            self.plan.counts.missing += 1
+
+    def _move(self, old_key: Key, new_key: Key, values: Values) -> None:
+        if new_key in self._rows:
+            # Only a deferrable key lets two rows share a key for a moment; whose is whose is lost here.
+            self.plan.is_order_sensitive = True
+            return
+        row = self._rows.pop(old_key, None)
+        if row is not None:
+            row.values.update(values)
+            if row.origin is None:
+                self.plan.gone.setdefault(old_key, False)
+        elif not self._is_absent(old_key):
+            row = _Row(values, origin=old_key, is_inserted=False)
+        elif len(values) == self._width:
+            row = _Row(values, origin=None, is_inserted=True)
+        else:
+            self.plan.counts.missing += 1
+            return
+        self._rows[new_key] = row
+        if row.origin is not None:
+            if new_key == row.origin:
+                self._vacated.discard(new_key)
+            else:
+                self._vacated.add(row.origin)
+
+    def _delete(self, key: Key) -> None:
+        row = self._rows.pop(key, None)
+        gone = self.plan.gone
+        if row is None:
+            if self._is_absent(key):
+                self.plan.counts.missing += 1
+            else:
+                gone[key] = True
+        elif row.origin is not None:
+            gone[row.origin] = True
+            if row.origin != key:
+                gone.setdefault(key, False)
+        else:
+            gone.setdefault(key, False)
+
+    def _truncate(self) -> None:
+        self.plan.truncate = True
+        self.plan.gone.clear()
+        self._rows.clear()
+        self._vacated.clear()
+
+    def _is_absent(self, key: Key) -> bool:
+        """Whether the batch itself has removed the row of *key*, or all rows."""
+        return self.plan.truncate or key in self.plan.gone or key in self._vacated
+
+    def finish(self) -> None:
+        plan, reader = self.plan, self._reader
+        shapes: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+        for key, row in self._rows.items():
+            columns, values = reader.row(row.values)
+            is_moved = row.origin is not None and row.origin != key
+            if row.is_inserted or len(columns) == self._width:
+                if is_moved:
+                    plan.gone[row.origin] = False  # type: ignore[index]
+                shapes.setdefault(columns, []).append(values)
+            elif is_moved:
+                plan.writes.setdefault(Shape("move", columns), []).append((*row.origin, *values))  # type: ignore[misc]
+            else:
+                plan.writes.setdefault(Shape("update", columns), []).append(values)
+        for columns, rows in shapes.items():
+            plan.writes[Shape("upsert", columns)] = rows
+        plan.only_inserts = self._saw_only_inserts and len(plan.writes) == 1
+
+
+class _KeylessFold:
+    """The fold of a table without a key: a bag of rows, each located by all its old values."""
+
+    def __init__(self, reader: RecordReader) -> None:
+        self.plan = TablePlan(schema=reader.schema)
+        self._reader = reader
+        self._inserts: dict[tuple[tuple[str, ...], tuple[Any, ...]], int] = {}
+
+    def add(self, record: ChangeRecord) -> None:
+        reader = self._reader
+        match record.op:
+            case "INSERT":
+                self._insert(reader.read(record.data or {}))
+            case "UPDATE":
+                old = reader.read(located_by(record))
+                new = {**old, **reader.read(record.data or {})}
+                if len(new) < len(reader.writable):
+                    # The rest of the row is only in the table: the target's own UPDATE keeps it.
+                    self.plan.is_order_sensitive = True
+                self._remove(old)
+                self._insert(new)
+            case "DELETE":
+                self._remove(reader.read(record.old_keys or record.data or {}))
+            case "TRUNCATE":
+                self.plan.truncate = True
+                self.plan.removals.clear()
+                self._inserts.clear()
+
+    def _insert(self, values: Values) -> None:
+        row = self._reader.row(values)
+        self._inserts[row] = self._inserts.get(row, 0) + 1
+
+    def _remove(self, values: Values) -> None:
+        row = self._reader.row(values)
+        inserted = self._inserts.get(row, 0)
+        if inserted > 1:
+            self._inserts[row] = inserted - 1
+        elif inserted == 1:
+            del self._inserts[row]
+        else:
+            self.plan.removals[row] = self.plan.removals.get(row, 0) + 1
+            if self._inserts:
+                self.plan.replay_if_missing = True
+
+    def finish(self) -> None:
+        writes = self.plan.writes
+        for (columns, values), count in self._inserts.items():
+            writes.setdefault(Shape("upsert", columns), []).extend([values] * count)
+        self.plan.only_inserts = not self.plan.removals and not self.plan.truncate and len(writes) == 1
+
+
+def located_by(record: ChangeRecord) -> Values:
+    """Return the old values that locate the row of a table without a key.
+
+    Raises SchemaError when the record has none.
+    """
+    if not record.old_keys:
+        raise SchemaError(
+            "an UPDATE carries no old_keys and the table has no key to find its row by",
+            hint="give the table a primary key, or REPLICA IDENTITY FULL in production",
+        )
+    return record.old_keys
