@@ -1,0 +1,3 @@
+"""System checks. Read configuration only; connect to nothing."""
+
+from __future__ import annotations

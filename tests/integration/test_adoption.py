@@ -1,0 +1,150 @@
+"""Migration 0001 over the tables that a predecessor left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+
+from syncdata.engine.errors import SchemaError
+from syncdata.models import Checkpoint, SyncLog, SyncMetric, TableToSync
+
+PREDECESSOR_SCHEMA = (Path(__file__).parents[1] / "data" / "predecessor-schema.sql").read_text()
+PREDECESSOR_ROWS = """
+    INSERT INTO tables_to_sync (table_name, creator) VALUES ('users', 'ada'), ('orders', NULL);
+    DELETE FROM tables_to_sync WHERE table_name = 'orders';
+    INSERT INTO data_sync_logs (table_name, status, rows_synced, archive_ref, sync_time)
+        VALUES ('users', 'SUCCESS', NULL, 'changes_20260205_103000.json', NULL),
+               ('users', 'FAILED', 7, NULL, '2026-02-05T10:30:00Z');
+    INSERT INTO data_sync_metrics (table_name, period_start, period_end, period_type, records_added)
+        VALUES ('users', '2026-02-05T00:00:00Z', '2026-02-06T00:00:00Z', 'FREQ', 5);
+"""
+TABLES = ["tables_to_sync", "data_sync_logs", "data_sync_metrics", "data_sync_checkpoints", "data_sync_runs"]
+
+
+def execute(statements: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statements)
+
+
+def catalog() -> list[tuple[Any, ...]]:
+    """Return all that the catalog says of syncdata's tables: columns, constraints, indexes, sequences."""
+    parts = [
+        "SELECT attrelid::regclass::text, attnum, attname, format_type(atttypid, atttypmod), attnotnull,"
+        " attidentity::text, pg_get_expr(adbin, adrelid),"
+        " pg_get_serial_sequence(attrelid::regclass::text, attname)"
+        " FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum"
+        " WHERE attrelid = ANY(%s::regclass[]) AND attnum > 0 ORDER BY 1, 2",
+        "SELECT conrelid::regclass::text, conname, contype::text, pg_get_constraintdef(oid), condeferrable"
+        " FROM pg_constraint WHERE conrelid = ANY(%s::regclass[]) ORDER BY 1, 2",
+        "SELECT indrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index"
+        " WHERE indrelid = ANY(%s::regclass[]) ORDER BY 1, 2",
+        "SELECT seqrelid::regclass::text, seqtypid, seqstart, seqincrement, seqmax, seqcycle"
+        " FROM pg_sequence JOIN pg_depend ON objid = seqrelid"
+        " WHERE refobjid = ANY(%s::regclass[]) ORDER BY 1",
+    ]
+    rows: list[tuple[Any, ...]] = []
+    with connection.cursor() as cursor:
+        for part in parts:
+            cursor.execute(part, [TABLES])
+            rows += cursor.fetchall()
+    return rows
+
+
+@pytest.fixture
+def fresh_catalog(transactional_db: None) -> list[tuple[Any, ...]]:
+    """Unapply the migration, and return the catalog as a fresh install had it."""
+    fresh = catalog()
+    call_command("migrate", "syncdata", "zero", verbosity=0)
+    return fresh
+
+
+@pytest.fixture(autouse=True)
+def leave_the_tables_as_they_were(transactional_db: None) -> Any:
+    yield
+    execute(f"DROP TABLE IF EXISTS {', '.join(TABLES)}; DELETE FROM django_migrations WHERE app = 'syncdata'")
+    call_command("migrate", "syncdata", verbosity=0)
+
+
+def test_adopted_tables_equal_those_of_a_fresh_install(fresh_catalog: list[tuple[Any, ...]]) -> None:
+    execute(PREDECESSOR_SCHEMA)
+    execute(PREDECESSOR_ROWS)
+    call_command("migrate", "syncdata", verbosity=0)
+    assert catalog() == fresh_catalog
+
+
+def test_adopted_tables_keep_their_rows(fresh_catalog: list[tuple[Any, ...]]) -> None:
+    execute(PREDECESSOR_SCHEMA)
+    execute(PREDECESSOR_ROWS)
+    call_command("migrate", "syncdata", verbosity=0)
+    user = TableToSync.objects.get()
+    assert (user.id, user.table_name, user.creator) == (1, "users", "ada")
+    assert user.created_at is not None
+    unknown, failed = SyncLog.objects.order_by("rows_synced")
+    assert (unknown.rows_synced, unknown.action, unknown.records_added) == (0, "sync", 0)
+    assert unknown.sync_time is None, "a time nobody recorded is not made up"
+    assert (failed.rows_synced, failed.status, failed.sync_time.isoformat()) == (
+        7,
+        "FAILED",
+        "2026-02-05T10:30:00+00:00",
+    )
+    assert SyncMetric.objects.get().records_added == 5
+
+
+def test_numbering_goes_on_where_the_predecessor_stopped(fresh_catalog: list[tuple[Any, ...]]) -> None:
+    execute(PREDECESSOR_SCHEMA)
+    execute(PREDECESSOR_ROWS)
+    call_command("migrate", "syncdata", verbosity=0)
+    assert TableToSync.objects.create(table_name="products").id == 3
+    assert SyncMetric.objects.count() == 1
+
+
+def test_a_constraint_and_indexes_of_other_names_are_brought_to_ours(
+    fresh_catalog: list[tuple[Any, ...]],
+) -> None:
+    execute(PREDECESSOR_SCHEMA)
+    execute(
+        "ALTER TABLE tables_to_sync RENAME CONSTRAINT tables_to_sync_table_name_key TO once;"
+        "ALTER TABLE data_sync_metrics"
+        " DROP CONSTRAINT data_sync_metrics_table_name_period_start_period_type_key;"
+        "DROP INDEX idx_sync_logs_status;"
+        "ALTER INDEX idx_sync_logs_table_time RENAME TO by_table"
+    )
+    call_command("migrate", "syncdata", verbosity=0)
+    assert catalog() == fresh_catalog
+
+
+def test_a_strangers_table_is_refused_and_left_alone(fresh_catalog: list[tuple[Any, ...]]) -> None:
+    execute("CREATE TABLE data_sync_metrics (id serial PRIMARY KEY, table_name text NOT NULL, value float)")
+    with pytest.raises(SchemaError, match="SHD_SYN_050.*data_sync_metrics.*period_start"):
+        call_command("migrate", "syncdata", verbosity=0)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_attribute WHERE attrelid = 'data_sync_metrics'::regclass AND attnum > 0"
+        )
+        assert cursor.fetchone() == (3,)
+
+
+def test_a_column_of_another_type_is_refused(fresh_catalog: list[tuple[Any, ...]]) -> None:
+    execute("CREATE TABLE tables_to_sync (id serial PRIMARY KEY, table_name integer NOT NULL)")
+    with pytest.raises(SchemaError, match="column table_name is integer, not text"):
+        call_command("migrate", "syncdata", verbosity=0)
+
+
+def test_unapplying_the_migration_keeps_every_table_that_holds_rows(
+    transactional_db: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    TableToSync.objects.create(table_name="users")
+    Checkpoint.objects.create(table_name="users", file="changes_20260205_103000.json", commit_lsn="0/16b3d40")
+    call_command("migrate", "syncdata", "zero", verbosity=0)
+    assert "kept table tables_to_sync" in caplog.text
+    assert {*TABLES} & {*connection.introspection.table_names()} == {
+        "tables_to_sync",
+        "data_sync_checkpoints",
+    }
+    call_command("migrate", "syncdata", verbosity=0)
+    assert TableToSync.objects.get().table_name == "users"
+    assert Checkpoint.objects.get().commit_lsn == "0/16B3D40"
