@@ -1,0 +1,375 @@
+"""One SFTP connection that mends itself: host keys, logins, listings, pipelined reads.
+
+Knows SSH; knows nothing of change files. A host whose key is unknown or changed is refused, always: the
+data that follows is written into a database.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import stat
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import paramiko
+from paramiko.hostkeys import InvalidHostKey
+from paramiko.sftp import CMD_DATA, CMD_READ, CMD_STATUS, int64
+
+from syncdata.engine.errors import ArchiveConnectionError, FetchError
+
+logger = logging.getLogger(__name__)
+# paramiko logs, with a traceback, what is translated and raised here: once is enough.
+_paramiko_logger = logging.getLogger(f"{__name__}.paramiko")
+_paramiko_logger.setLevel(logging.CRITICAL)
+
+TRIES = 3
+CONNECT_TIMEOUT_S = 20.0
+# A server that sends nothing for this long in the middle of an answer is taken for lost.
+SILENCE_TIMEOUT_S = 60.0
+KEEPALIVE_S = 30
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftpSettings:
+    """Where the archive is and how to log in.
+
+    Credentials that are given are the only ones tried; without any, the SSH agent and then the default
+    keys are.
+    """
+
+    host: str
+    user: str
+    directory: str
+    port: int = 22
+    key_file: Path | None = None
+    key_passphrase: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    known_hosts: Path = field(default_factory=lambda: Path("~/.ssh/known_hosts").expanduser())
+
+
+class Sink(Protocol):
+    """Where a download goes: written in order, and asked how far it came when a lost one goes on."""
+
+    def write(self, block: bytes) -> None: ...
+    def tell(self) -> int: ...
+
+
+class SftpConnection:
+    """Connects at first use, and again after a loss: TRIES times, with growing, jittered pauses.
+
+    Raises ArchiveConnectionError when the host cannot be reached, or refuses us, or is not the host we
+    know (the last two at once), and OSError for what the server says about a path.
+    """
+
+    def __init__(self, settings: SftpSettings, *, pause_s: float = 1.0) -> None:
+        self._settings = settings
+        self._pause_s = pause_s
+        self._client: paramiko.SSHClient | None = None
+        self._sftp: paramiko.SFTPClient | None = None
+        self._closed = threading.Event()
+
+    def list_files(self, directory: str, is_wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
+        """Return name and size in bytes of the wanted regular files of *directory*, in no order."""
+
+        def listing(sftp: paramiko.SFTPClient) -> list[tuple[str, int]]:
+            # Names come by the hundred; asking ahead saves the round trips between the hundreds.
+            wanted = [
+                item for item in sftp.listdir_iter(directory, read_aheads=200) if is_wanted(item.filename)
+            ]
+            files = []
+            for item in wanted:
+                status = _followed(sftp, f"{directory}/{item.filename}", item)
+                if status is not None:
+                    files.append((item.filename, status.st_size or 0))
+            return files
+
+        return self._persevere(listing)
+
+    def download(self, path: str, sink: Sink) -> None:
+        """Write what *path* holds to *sink*; after a lost connection, go on where it was lost."""
+
+        def rest(sftp: paramiko.SFTPClient) -> None:
+            with sftp.open(path, "rb") as remote:
+                size_bytes = remote.stat().st_size or 0
+                for block in _ReadAhead(sftp, remote.handle).blocks(sink.tell(), size_bytes):
+                    sink.write(block)
+            if sink.tell() != size_bytes:
+                raise _shrunk(path)
+
+        self._persevere(rest)
+
+    def close(self) -> None:
+        """Disconnect for good; what is running fails."""
+        self._closed.set()
+        self._disconnect()
+
+    def _persevere(self, work: Callable[[paramiko.SFTPClient], T]) -> T:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return work(self._connected())
+            except (OSError, EOFError, paramiko.SSHException) as error:
+                if not self._is_loss(error):
+                    raise
+                self._disconnect()
+                reason = str(error) or type(error).__name__
+                if attempt == TRIES or self._closed.is_set():
+                    raise self._unreachable(reason) from error
+                logger.info("%s: %s; trying again", self._place, reason)
+            jitter = random.uniform(0.5, 1.5)  # noqa: S311  (no secret)
+            self._closed.wait(self._pause_s * 2 ** (attempt - 1) * jitter)
+        raise AssertionError("unreachable")
+
+    def _is_loss(self, error: Exception) -> bool:
+        """Whether *error* is about the connection; if not, the server answered, about a path."""
+        if isinstance(error, (EOFError, paramiko.SSHException, ConnectionError, TimeoutError)):
+            return True
+        channel = self._sftp and self._sftp.get_channel()
+        return not channel or channel.closed
+
+    def _connected(self) -> paramiko.SFTPClient:
+        if self._sftp is None and not self._closed.is_set():
+            self._client = paramiko.SSHClient()
+            try:
+                self._sftp = self._connect(self._client)
+            except BaseException:
+                self._disconnect()
+                raise
+        if self._sftp is None or self._closed.is_set():
+            self._disconnect()
+            raise self._unreachable("the archive has been closed")
+        return self._sftp
+
+    def _connect(self, client: paramiko.SSHClient) -> paramiko.SFTPClient:
+        settings = self._settings
+        client.set_log_channel(_paramiko_logger.name)
+        client.set_missing_host_key_policy(_RefuseUnknownHost(self))
+        self._load_known_hosts(client)
+        key = self._load_key()
+        alone = key is not None or settings.password is not None
+        try:
+            client.connect(
+                settings.host,
+                port=settings.port,
+                username=settings.user,
+                pkey=key,
+                password=settings.password,
+                allow_agent=not alone,
+                look_for_keys=not alone and settings.key_file is None,
+                timeout=CONNECT_TIMEOUT_S,
+                banner_timeout=CONNECT_TIMEOUT_S,
+                auth_timeout=CONNECT_TIMEOUT_S,
+                channel_timeout=CONNECT_TIMEOUT_S,
+            )
+        except paramiko.BadHostKeyException as error:
+            raise self.changed_host(error.key, error.expected_key) from error
+        except paramiko.SSHException as error:
+            transport = client.get_transport()
+            # Whoever hangs up is a lost connection; who stays and says no means it.
+            if isinstance(error, paramiko.AuthenticationException) or (transport and transport.is_active()):
+                raise self._refused(key) from error
+            raise
+        transport = client.get_transport()
+        assert transport is not None
+        transport.set_keepalive(KEEPALIVE_S)
+        sftp = client.open_sftp()
+        channel = sftp.get_channel()
+        assert channel is not None
+        channel.settimeout(SILENCE_TIMEOUT_S)
+        return sftp
+
+    def _disconnect(self) -> None:
+        client, self._client, self._sftp = self._client, None, None
+        if client is not None:
+            client.close()
+
+    def _load_known_hosts(self, client: paramiko.SSHClient) -> None:
+        path = self._settings.known_hosts
+        try:
+            client.load_system_host_keys(str(path))
+        except FileNotFoundError:
+            pass  # Then every host is unknown, and the refusal says how to make it known.
+        except (OSError, UnicodeDecodeError, InvalidHostKey) as error:
+            raise ArchiveConnectionError(
+                f"the known hosts cannot be read: {type(error).__name__}",
+                hint="mend the file or name another with archive_known_hosts",
+                file=str(path),
+            ) from error
+
+    def _load_key(self) -> paramiko.PKey | None:
+        """The key of archive_key_file; None without one, or when only the agent can open it."""
+        path, passphrase = self._settings.key_file, self._settings.key_passphrase
+        if path is None:
+            return None
+        for key_class in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+            try:
+                return key_class.from_private_key_file(str(path), passphrase)
+            except paramiko.PasswordRequiredException:
+                return None
+            except OSError as error:
+                raise ArchiveConnectionError(
+                    f"the key file cannot be read: {error.strerror}",
+                    hint="check archive_key_file",
+                    file=str(path),
+                ) from error
+            except (paramiko.SSHException, ValueError):
+                continue  # Another kind of key, or a wrong passphrase: they look alike here.
+        raise ArchiveConnectionError(
+            "the key file holds no usable private key, or the passphrase is wrong",
+            hint="check archive_key_file and archive_key_passphrase with: ssh-keygen -yf FILE",
+            file=str(path),
+        )
+
+    # What the operator is told.
+
+    @property
+    def _place(self) -> str:
+        return f"{self._settings.user}@{self._settings.host}:{self._settings.port}"
+
+    @property
+    def _known_as(self) -> str:
+        """The host's name in known_hosts."""
+        host, port = self._settings.host, self._settings.port
+        return host if port == paramiko.config.SSH_PORT else f"[{host}]:{port}"
+
+    def _unreachable(self, reason: str) -> ArchiveConnectionError:
+        return ArchiveConnectionError(
+            f"{self._place} cannot be reached, or the connection was lost: {reason}",
+            hint="check archive_host, archive_port, the network and the SSH server",
+        )
+
+    def _refused(self, key: paramiko.PKey | None) -> ArchiveConnectionError:
+        settings = self._settings
+        tried = []
+        if key is not None:
+            tried.append(f"key {settings.key_file} ({key.fingerprint})")
+        elif settings.key_file is not None:
+            tried.append(f"the agent's keys, since {settings.key_file} needs archive_key_passphrase")
+        if settings.password is not None:
+            tried.append("the password")
+        if not tried:
+            tried.append("the SSH agent and the default keys")
+        return ArchiveConnectionError(
+            f"login refused for {self._place}; tried {' and '.join(tried)}",
+            hint="add the public key to authorized_keys there, or set archive_key_file,"
+            " archive_key_passphrase or archive_password",
+        )
+
+    def unknown_host(self, seen: paramiko.PKey) -> ArchiveConnectionError:
+        return ArchiveConnectionError(
+            f"host key of {self._known_as} is not known; it showed {_fingerprint(seen)}",
+            hint=f"if that is the fingerprint its administrator names, add it: {self._keyscan}",
+        )
+
+    def changed_host(self, seen: paramiko.PKey, known: paramiko.PKey) -> ArchiveConnectionError:
+        known_hosts = self._settings.known_hosts
+        return ArchiveConnectionError(
+            f"host key of {self._known_as} has changed; it showed {_fingerprint(seen)},"
+            f" known is {_fingerprint(known)}",
+            hint="somebody may be in between; only if its administrator confirms the new fingerprint:"
+            f" ssh-keygen -R '{self._known_as}' -f {known_hosts}; {self._keyscan}",
+        )
+
+    @property
+    def _keyscan(self) -> str:
+        settings = self._settings
+        return f"ssh-keyscan -p {settings.port} {settings.host} >> {settings.known_hosts}"
+
+
+class _RefuseUnknownHost(paramiko.MissingHostKeyPolicy):
+    def __init__(self, connection: SftpConnection) -> None:
+        self._connection = connection
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+        raise self._connection.unknown_host(key)
+
+
+class _ReadAhead:
+    """Reads an open remote file with REQUESTS requests under way, so that no round trip is waited for.
+
+    Memory is bounded by those requests. paramiko's own ``prefetch`` piles up the whole file when it is
+    not limited, polls with sleeps when it is, and prints a traceback from its thread when the connection
+    is lost; this speaks to the same two methods of SFTPClient that prefetch does.
+    """
+
+    BLOCK_BYTES = 32 * 1024  # Every server has to answer this size (draft-ietf-secsh-filexfer-02, 3).
+    REQUESTS = 128
+
+    def __init__(self, sftp: Any, handle: Any) -> None:
+        self._sftp = sftp
+        self._handle = handle
+        self._arrived: dict[int, tuple[int, paramiko.Message]] = {}
+
+    def blocks(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes from *start* to *end* in order; fewer when the file ends earlier."""
+        waiting: deque[tuple[int, int, int]] = deque()
+        asked = start
+        while asked < end or waiting:
+            while asked < end and len(waiting) < self.REQUESTS:
+                length = min(self.BLOCK_BYTES, end - asked)
+                waiting.append((self._ask(asked, length), asked, length))
+                asked += length
+            request, offset, length = waiting.popleft()
+            block = self._answer(request)
+            if not block:
+                return
+            if missing := length - len(block):  # A server may send less than it was asked for.
+                offset += len(block)
+                waiting.appendleft((self._ask(offset, missing), offset, missing))
+            yield block
+
+    def _ask(self, offset: int, length: int) -> int:
+        request: int = self._sftp._async_request(self, CMD_READ, self._handle, int64(offset), length)
+        return request
+
+    def _answer(self, request: int) -> bytes:
+        """The block that answers *request*; empty at the end of the file."""
+        try:
+            if request in self._arrived:
+                kind, message = self._arrived.pop(request)
+                if kind == CMD_STATUS:
+                    self._sftp._convert_status(message)
+            else:
+                kind, message = self._sftp._read_response(waitfor=request)
+        except EOFError:
+            return b""
+        if kind != CMD_DATA:
+            raise paramiko.SFTPError("expected data")
+        return message.get_string()
+
+    def _async_response(self, kind: int, message: paramiko.Message, request: int) -> None:
+        """Called by SFTPClient with an answer that came before the one waited for."""
+        self._arrived[request] = (kind, message)
+
+
+def _followed(
+    sftp: paramiko.SFTPClient, path: str, status: paramiko.SFTPAttributes
+) -> paramiko.SFTPAttributes | None:
+    """*status*, or that of what a symbolic link points to; None when it is not a regular file."""
+    mode = status.st_mode
+    if mode is not None and stat.S_ISLNK(mode):
+        try:
+            status = sftp.stat(path)
+        except FileNotFoundError:
+            return None
+        mode = status.st_mode
+    # A server may leave the mode out; then the name has to do.
+    return status if mode is None or stat.S_ISREG(mode) else None
+
+
+def _fingerprint(key: paramiko.PKey) -> str:
+    return f"{key.get_name()} {key.fingerprint}"
+
+
+def _shrunk(path: str) -> FetchError:
+    return FetchError(
+        "the change file became shorter while it was fetched",
+        hint="change files must not be rewritten; the file is fetched again in the next cycle",
+        file=path,
+    )
