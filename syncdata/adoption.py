@@ -75,8 +75,8 @@ def adopt_table(editor: BaseDatabaseSchemaEditor, model: type[models.Model]) -> 
             editor.add_field(model, field)
     for constraint in model._meta.constraints:
         assert isinstance(constraint, models.UniqueConstraint)
-        columns = [(name, "") for name in constraint.fields]
-        if not _has_index(editor, model, constraint.name, columns, unique=True):
+        fields = [(name, "") for name in constraint.fields]
+        if not _has_index(editor, model, constraint.name, fields, unique=True):
             editor.add_constraint(model, constraint)
     for index in model._meta.indexes:
         if not _has_index(editor, model, index.name, index.fields_orders, unique=False):
@@ -137,7 +137,7 @@ def _adopt_column(
     column: tuple[str, bool, bool],
 ) -> None:
     _data_type, not_null, is_identity = column
-    table, name = editor.quote_name(model._meta.db_table), editor.quote_name(field.column)
+    table, name = editor.quote_name(model._meta.db_table), editor.quote_name(field.attname)
     alter = f"ALTER TABLE {table} ALTER COLUMN {name}"
     if isinstance(field, models.AutoField):
         if not is_identity:
@@ -159,7 +159,7 @@ def _make_identity(
     editor: BaseDatabaseSchemaEditor, model: type[models.Model], field: models.Field[Any, Any], alter: str
 ) -> None:
     """Turn ``serial`` into the identity column Django makes; the next number stays the next number."""
-    table, name = editor.quote_name(model._meta.db_table), editor.quote_name(field.column)
+    table, name = editor.quote_name(model._meta.db_table), editor.quote_name(field.attname)
     with editor.connection.cursor() as cursor:
         cursor.execute("SELECT pg_get_serial_sequence(%s, %s)", [table, field.column])
         sequence = cursor.fetchone()[0]

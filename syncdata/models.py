@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 from syncdata.engine.changes import format_lsn, parse_lsn
 
 
-class LsnField(models.Field):  # type: ignore[type-arg]  # not generic at run time
+class LsnField(models.Field):
     """A WAL position: ``X/Y`` text here, ``pg_lsn`` in the database, which alone may compare it."""
 
     description = "WAL position"
