@@ -27,6 +27,17 @@ CHUNK_BYTES = 1 << 20
 _REFETCH_HINT = "replace the file in the archive by a good copy; syncing goes on by itself"
 
 
+def stem(name: str) -> str:
+    """Return a file's name without ``.json``, ``.json.gz`` or ``.json.zst``: its identity and its order.
+
+    Compressing a file in place changes its name but not what it holds, so it must not look new.
+    """
+    for suffix in (".json.zst", ".json.gz", ".json"):
+        if name.endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
 class Header(msgspec.Struct, frozen=True):
     """The first line of a file written by syncdata: where its changes come from."""
 
@@ -59,11 +70,13 @@ class Footer(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What one look over a whole file found. ``unfinished`` says why it cannot be read yet, or is empty."""
+    """What one look over a whole file found. ``unfinished`` says why it cannot be read yet, or is empty;
+    ``error`` is set when the file contradicts itself."""
 
     header: Header | None
     footer: Footer | None
     unfinished: str = ""
+    error: ParseError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +89,16 @@ class LocatedRecord:
 
 
 def inspect(stream: BinaryIO, name: str) -> Inspection:
-    """Read all of *stream* once and tell whether it is finished; it is left at its beginning.
-
-    Raises ParseError when the bytes contradict the footer or the compression is corrupt.
-    """
+    """Read all of *stream* once and tell whether it is finished; it is left at its beginning."""
     try:
         inspection = _inspect(_decompress(stream, name), name)
     except EOFError:
         inspection = Inspection(header=None, footer=None, unfinished="its compressed data ends early")
     except (zlib.error, gzip.BadGzipFile, zstandard.ZstdError):
-        raise ParseError("the compressed data is corrupt", hint=_REFETCH_HINT, file=name) from None
+        error = ParseError("the compressed data is corrupt", hint=_REFETCH_HINT, file=name)
+        inspection = Inspection(header=None, footer=None, error=error)
+    except ParseError as error:
+        inspection = Inspection(header=None, footer=None, error=error)
     stream.seek(0)
     return inspection
 
@@ -198,7 +211,7 @@ class _ZstdReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: memoryview) -> int:
         while not self._ready:
             data = self._frame.unused_data if self._frame.eof else b""
             if self._frame.eof:

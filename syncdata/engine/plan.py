@@ -373,9 +373,13 @@ class _KeylessFold:
                 old = reader.read(located_by(record))
                 new = {**old, **reader.read(record.data or {})}
                 if len(new) < len(reader.writable):
-                    # The rest of the row is only in the table: the target's own UPDATE keeps it.
-                    self.plan.is_order_sensitive = True
+                    raise SchemaError(
+                        "an UPDATE leaves out columns and the table has no key to find the old row by",
+                        hint="give the table a primary key, or REPLICA IDENTITY FULL in production",
+                    )
                 self._remove(old)
+                # Where no row is removed, an UPDATE still inserts: only a replay can count that.
+                self.plan.replay_if_missing = True
                 self._insert(new)
             case "DELETE":
                 self._remove(reader.read(record.old_keys or record.data or {}))

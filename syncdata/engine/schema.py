@@ -31,7 +31,8 @@ class Column:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSchema:
     """``key``: the columns of the primary key, else of the replica identity index, else empty.
-    ``sequences``: (column, oid) of the sequences that columns own or default to."""
+    ``sequences``: (column, oid) of the sequences that columns own or default to. ``shadow``: the table
+    that is written in this one's place while it is rebuilt."""
 
     name: TableName
     oid: int
@@ -41,6 +42,11 @@ class TableSchema:
     has_inbound_keys: bool = False
     parents: frozenset[TableName] = frozenset()
     sequences: tuple[tuple[str, int], ...] = ()
+    shadow: TableName | None = None
+
+    @property
+    def written_to(self) -> TableName:
+        return self.shadow or self.name
 
     @property
     def writable(self) -> tuple[Column, ...]:

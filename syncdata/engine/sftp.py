@@ -28,7 +28,8 @@ _paramiko_logger = logging.getLogger(f"{__name__}.paramiko")
 _paramiko_logger.setLevel(logging.CRITICAL)
 
 TRIES = 3
-CONNECT_TIMEOUT_S = 20.0
+PAUSE_S = 1.0
+CONNECT_TIMEOUT_S = 10.0
 # A server that sends nothing for this long in the middle of an answer is taken for lost.
 SILENCE_TIMEOUT_S = 60.0
 KEEPALIVE_S = 30
@@ -68,9 +69,8 @@ class SftpConnection:
     know (the last two at once), and OSError for what the server says about a path.
     """
 
-    def __init__(self, settings: SftpSettings, *, pause_s: float = 1.0) -> None:
+    def __init__(self, settings: SftpSettings) -> None:
         self._settings = settings
-        self._pause_s = pause_s
         self._client: paramiko.SSHClient | None = None
         self._sftp: paramiko.SFTPClient | None = None
         self._closed = threading.Event()
@@ -123,7 +123,7 @@ class SftpConnection:
                     raise self._unreachable(reason) from error
                 logger.info("%s: %s; trying again", self._place, reason)
             jitter = random.uniform(0.5, 1.5)  # noqa: S311  (no secret)
-            self._closed.wait(self._pause_s * 2 ** (attempt - 1) * jitter)
+            self._closed.wait(PAUSE_S * 2 ** (attempt - 1) * jitter)
         raise AssertionError("unreachable")
 
     def _is_loss(self, error: Exception) -> bool:

@@ -1,0 +1,344 @@
+"""One cycle: discover, fetch, parse, plan, apply. Knows the order of things; knows nothing of Django.
+
+Tables that stand at one position advance together, so that the database shows only states that the
+source showed. The group that is farthest ahead goes first, for its freshness must not wait; then those
+behind (new tables, tables that were blocked) catch up, each group joining the next one it reaches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
+
+from syncdata.engine.ahead import ahead
+from syncdata.engine.archive import Archive, ChangeFile
+from syncdata.engine.batch import Batch, Limits, cut_batches
+from syncdata.engine.changefile import Header, Inspection, inspect, read_records, stem
+from syncdata.engine.changes import TableName
+from syncdata.engine.errors import DiscoveryError, ParseError, SyncError
+from syncdata.engine.ledger import Position
+from syncdata.engine.plan import Counts
+from syncdata.engine.schema import TableSchema
+from syncdata.engine.target import Outcome, PreparedBatch, Target, prepare
+
+logger = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """What someone who watches a cycle is told."""
+
+    def files_found(self, count: int, size_bytes: int) -> None: ...
+
+    def file_started(self, name: str, size_bytes: int) -> None: ...
+
+    def batch_applied(self, records: int, size_bytes: int) -> None: ...
+
+    def file_finished(self, name: str) -> None: ...
+
+
+class NoProgress:
+    """Nobody watches."""
+
+    def files_found(self, count: int, size_bytes: int) -> None: ...
+
+    def file_started(self, name: str, size_bytes: int) -> None: ...
+
+    def batch_applied(self, records: int, size_bytes: int) -> None: ...
+
+    def file_finished(self, name: str) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class CycleResult:
+    """What a cycle did. ``skipped``: records of tables that are not whitelisted. ``waiting_for``: the
+    newest file, while it is being written."""
+
+    files_processed: int = 0
+    counts: Counts = field(default_factory=Counts)
+    skipped: int = 0
+    failed: int = 0
+    last_lsn: str = ""
+    position: Position = field(default_factory=Position)
+    blocked: dict[TableName, SyncError] = field(default_factory=dict)
+    waiting_for: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """A change file at hand."""
+
+    file: ChangeFile
+    stream: BinaryIO
+    size_bytes: int
+    inspection: Inspection
+
+
+@dataclass(slots=True)
+class _Group:
+    """Tables at one position, going on together."""
+
+    tables: set[TableName]
+    position: Position
+
+
+class Cycle:
+    """One pass over the archive. *deadline*: monotonic seconds after which tables behind wait for the
+    next cycle."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        target: Target,
+        *,
+        limits: Limits,
+        progress: Progress | None = None,
+        stop: threading.Event | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self._archive = archive
+        self._target = target
+        self._limits = limits
+        self._progress = progress or NoProgress()
+        self._stop = stop or threading.Event()
+        self._deadline = deadline
+        self.result = CycleResult()
+
+    def run(self) -> CycleResult:
+        """Apply what the archive holds beyond the checkpoints.
+
+        Returns when all is applied, blocked or waited for, or soon after *stop* is set. Raises
+        DiscoveryError, FetchError, ArchiveConnectionError or ApplyError when it cannot go on, and
+        CheckpointMovedError when another process moved a checkpoint; what was applied stays applied.
+        """
+        groups = _group_by_position(self._target)
+        if not groups:
+            return self.result
+        files = self._archive.discover(since=groups[0].position.file or None)
+        *behind, front = groups
+        fresh = _files_after(front.position, files)
+        self._progress.files_found(len(fresh), sum(file.size_bytes for file in fresh))
+        self.advance(front, files)
+        self.result.position = front.position
+        self._catch_up(behind, files)
+        return self.result
+
+    def _catch_up(self, behind: list[_Group], files: list[ChangeFile]) -> None:
+        group = _Group(set(), Position())
+        for number, next_group in enumerate(behind):
+            group = _join(group, next_group)
+            until = behind[number + 1].position if number + 1 < len(behind) else None
+            self.advance(group, files, until=until, deadline=self._deadline)
+
+    def advance(
+        self,
+        group: _Group,
+        files: list[ChangeFile],
+        *,
+        until: Position | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        """Advance *group* through *files* to their end or *until*; tables that block leave it."""
+        todo = _files_after(group.position, files)
+        if until is not None:
+            todo = [file for file in todo if (file.stem, False, 0) < until.order]
+        with closing(ahead(self._fetch_all(todo), name="syncdata-fetch")) as fetched_files:
+            for fetched in fetched_files:
+                with closing(fetched.stream):
+                    is_newest = fetched.file is files[-1]
+                    if not self._apply_file(group, fetched, is_newest=is_newest, until=until):
+                        return
+                if self._stop.is_set() or (deadline is not None and time.monotonic() > deadline):
+                    return
+
+    def _fetch_all(self, files: list[ChangeFile]) -> Iterator[Fetched]:
+        for file in files:
+            stream = self._archive.fetch(file)
+            size_bytes = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            inspection = inspect(stream, file.name)
+            yield Fetched(file=file, stream=stream, size_bytes=size_bytes, inspection=inspection)
+
+    def _apply_file(
+        self, group: _Group, fetched: Fetched, *, is_newest: bool, until: Position | None
+    ) -> bool:
+        """Apply one file to *group*; False when the group cannot go on to the next one."""
+        name = fetched.file.name
+        try:
+            if not self._is_readable(group.position, fetched, is_newest=is_newest):
+                return False
+            self._progress.file_started(name, fetched.size_bytes)
+            self._apply_batches(group, fetched, until=until)
+        except (ParseError, DiscoveryError) as error:
+            self._block_all(group, error)
+            return False
+        if not group.tables or not group.position.is_finished:
+            return False
+        self.result.files_processed += 1
+        self._progress.file_finished(name)
+        return True
+
+    def _is_readable(self, position: Position, fetched: Fetched, *, is_newest: bool) -> bool:
+        """Whether the file is finished and follows *position*. Raises ParseError or DiscoveryError."""
+        name, inspection = fetched.file.name, fetched.inspection
+        if inspection.error:
+            raise inspection.error
+        if inspection.unfinished:
+            if not is_newest:
+                raise ParseError(
+                    f"the file is cut short: {inspection.unfinished}, yet newer files are there",
+                    hint="replace it in the archive by a good copy; syncing goes on by itself",
+                    file=name,
+                )
+            logger.info("%s is still being written: %s", name, inspection.unfinished)
+            self.result.waiting_for = name
+            return False
+        if inspection.header and stem(position.file) != fetched.file.stem:
+            check_chain(position, inspection.header, name)
+        return True
+
+    def _apply_batches(self, group: _Group, fetched: Fetched, *, until: Position | None) -> None:
+        is_plain = fetched.inspection.header is None
+        schemas = self._target.schemas(group.tables)
+        batches = _read_batches(group, fetched, limits=self._limits, until=until)
+        prepared_batches = _prepare_all(batches, schemas, file=fetched.file.name, is_plain_file=is_plain)
+        with closing(ahead(prepared_batches, name="syncdata-prepare")) as ready:
+            for prepared in ready:
+                _check_count(prepared.batch, fetched)
+                end = _position_after(prepared.batch, fetched)
+                outcome = self._target.apply(prepared, group.tables, start=group.position, end=end)
+                self._note(prepared, outcome)
+                group.tables -= outcome.blocked.keys()
+                group.position = end
+                if not group.tables or self._stop.is_set():
+                    return
+
+    def _note(self, prepared: PreparedBatch, outcome: Outcome) -> None:
+        result, batch = self.result, prepared.batch
+        for counts in outcome.counts.values():
+            result.counts += counts
+        result.skipped += batch.skipped
+        for table, error in outcome.blocked.items():
+            logger.error("%s", error, extra={"table": str(table), "code": error.code})
+            result.failed += len(prepared.parts[table].records)
+            result.blocked[table] = error
+        if batch.records:
+            result.last_lsn = batch.records[-1].record.commit_lsn or batch.records[-1].record.lsn or ""
+        records = len(batch.records) + batch.skipped + batch.repeated
+        logger.debug("%s: %d records applied up to record %d", prepared.file, records, batch.end_record)
+        self._progress.batch_applied(records, batch.size_bytes)
+
+    def _block_all(self, group: _Group, error: SyncError) -> None:
+        logger.error("%s", error, extra={"code": error.code})
+        self._target.block(group.tables, error)
+        self.result.blocked.update(dict.fromkeys(group.tables, error))
+        self.result.failed += 1
+        group.tables.clear()
+
+
+def check_chain(position: Position, header: Header, name: str) -> None:
+    """Raise DiscoveryError unless the file with *header* is the one that follows *position*."""
+    if position.source_id and position.source_id != header.source_id:
+        raise DiscoveryError(
+            "the file comes from another source (system, timeline, slot or epoch) than those before it:"
+            " changes between the two may be missing",
+            hint="resync the tables",
+            file=name,
+        )
+    expected = "" if header.prev is None else stem(header.prev)
+    is_first_of_chain = header.prev is None and not position.source_id
+    if not is_first_of_chain and expected != stem(position.file):
+        raise DiscoveryError(
+            f"a gap: it follows {header.prev or 'no file'}, but {position.file or 'no file'} was applied last",
+            hint="bring the missing file into the archive, and syncing goes on by itself; or resync the tables",
+            file=name,
+        )
+
+
+def _group_by_position(target: Target) -> list[_Group]:
+    """Return the whitelisted tables by position, the farthest behind first."""
+    groups: dict[tuple[str, bool, int], _Group] = {}
+    for checkpoint in target.checkpoints():
+        group = groups.setdefault(checkpoint.position.order, _Group(set(), checkpoint.position))
+        group.position = _higher_lsn(group.position, checkpoint.position)
+        group.tables.add(checkpoint.table)
+    return [groups[order] for order in sorted(groups)]
+
+
+def _join(group: _Group, next_group: _Group) -> _Group:
+    """Return the group that goes on from *next_group*'s position, with *group* if it has got there."""
+    if group.position.order != next_group.position.order:
+        return next_group
+    position = _higher_lsn(group.position, next_group.position)
+    return _Group(group.tables | next_group.tables, position)
+
+
+def _higher_lsn(a: Position, b: Position) -> Position:
+    """All before one position is applied to all tables there, so the higher commit LSN holds for all."""
+    return max(a, b, key=lambda position: position.commit_lsn or 0)
+
+
+def _files_after(position: Position, files: list[ChangeFile]) -> list[ChangeFile]:
+    """Those of *files* that hold records after *position*: newer ones, and its own if it goes on."""
+    own = stem(position.file)
+    return [file for file in files if file.stem > own or (file.stem == own and _goes_on(position, file))]
+
+
+def _goes_on(position: Position, file: ChangeFile) -> bool:
+    """A file applied in part goes on; and so does a plain one that has grown since it was all applied."""
+    if not position.is_finished:
+        return True
+    is_same = file.name == position.file and position.file_size is not None
+    return is_same and file.size_bytes > (position.file_size or 0)
+
+
+def _read_batches(
+    group: _Group, fetched: Fetched, *, limits: Limits, until: Position | None
+) -> Iterator[Batch]:
+    position, file = group.position, fetched.file
+    start_record = position.record_number if stem(position.file) == file.stem else 0
+    is_last = until is not None and stem(until.file) == file.stem and not until.is_finished
+    header = fetched.inspection.header
+    is_same_source = header is not None and header.source_id == position.source_id
+    return cut_batches(
+        read_records(fetched.stream, file.name, skip=start_record),
+        wanted=frozenset(group.tables),
+        limits=limits,
+        start_record=start_record,
+        until_record=until.record_number if until is not None and is_last else None,
+        applied_lsn=position.commit_lsn if is_same_source else None,
+    )
+
+
+def _prepare_all(
+    batches: Iterator[Batch], schemas: dict[TableName, TableSchema], *, file: str, is_plain_file: bool
+) -> Iterator[PreparedBatch]:
+    for batch in batches:
+        yield prepare(batch, schemas, file=file, is_plain_file=is_plain_file)
+
+
+def _check_count(batch: Batch, fetched: Fetched) -> None:
+    footer = fetched.inspection.footer
+    if footer and batch.ends_file and batch.end_record != footer.records:
+        raise ParseError(
+            f"the file holds {batch.end_record} records, but its footer says {footer.records}",
+            hint="replace the file in the archive by a good copy; syncing goes on by itself",
+            file=fetched.file.name,
+        )
+
+
+def _position_after(batch: Batch, fetched: Fetched) -> Position:
+    header = fetched.inspection.header
+    return Position(
+        file=fetched.file.name,
+        is_finished=batch.ends_file,
+        record_number=batch.end_record,
+        file_size=fetched.size_bytes if batch.ends_file else None,
+        commit_lsn=batch.commit_lsn,
+        source_id=header.source_id if header else "",
+    )

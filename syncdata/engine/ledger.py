@@ -1,0 +1,352 @@
+"""The books: checkpoints, audit, metrics and runs, as rows of syncdata's own tables.
+
+Knows their columns; knows nothing of files' contents or target rows. Every function here works inside
+the caller's transaction: an entry is true because it commits together with the rows it speaks of.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import Connection
+from psycopg.rows import dict_row
+
+from syncdata.engine.changefile import stem
+from syncdata.engine.changes import TableName, format_lsn, parse_lsn
+from syncdata.engine.errors import SyncError
+from syncdata.engine.plan import Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far records have been durably applied: *record_number* records of *file*.
+
+    An empty *file* is the beginning of the archive. ``commit_lsn``: of the last whole transaction.
+    ``source_id``: the stream the file belongs to; empty for plain files.
+    """
+
+    file: str = ""
+    is_finished: bool = False
+    record_number: int = 0
+    file_size: int | None = None
+    commit_lsn: int | None = None
+    source_id: str = ""
+
+    @property
+    def order(self) -> tuple[str, bool, int]:
+        """Sorts positions as the archive does; equal for positions between the same two records."""
+        return (stem(self.file), self.is_finished, self.record_number)
+
+
+START = Position()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One whitelisted table's position. ``error`` is set while the table is blocked."""
+
+    table: TableName
+    position: Position
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one batch did to one table. ``last_change_at``: the source's time of its newest record."""
+
+    counts: Counts = field(default_factory=Counts)
+    last_change_at: dt.datetime | None = None
+    duration_ms: int = 0
+
+
+class CheckpointMovedError(Exception):
+    """Another process moved a checkpoint (a resync, a clear, a removal): read them again and go on."""
+
+
+def open_checkpoints(connection: Connection[Any]) -> list[Checkpoint]:
+    """Give every whitelisted table a checkpoint, at the archive's beginning if it has none, and read all."""
+    connection.execute(
+        "INSERT INTO data_sync_checkpoints (table_name) SELECT table_name FROM tables_to_sync"
+        " ON CONFLICT (table_name) DO NOTHING"
+    )
+    rows = _rows(
+        connection,
+        "SELECT c.* FROM data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)"
+        " ORDER BY table_name",
+    )
+    return [_checkpoint(row) for row in rows]
+
+
+def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName]) -> list[Checkpoint]:
+    """Lock and read the checkpoints of those *tables* that are whitelisted, always in one order."""
+    rows = _rows(
+        connection,
+        "SELECT c.* FROM data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)"
+        " WHERE table_name = ANY(%(names)s) ORDER BY table_name FOR UPDATE OF c",
+        names=[str(table) for table in tables],
+    )
+    return [_checkpoint(row) for row in rows]
+
+
+def require_position(connection: Connection[Any], tables: Collection[TableName], position: Position) -> None:
+    """Lock the checkpoints of *tables*. Raises CheckpointMovedError unless all stand at *position*."""
+    checkpoints = lock_checkpoints(connection, tables)
+    if len(checkpoints) != len(tables) or any(c.position.order != position.order for c in checkpoints):
+        raise CheckpointMovedError
+
+
+def advance(
+    connection: Connection[Any],
+    tables: Collection[TableName],
+    position: Position,
+    entries: Mapping[TableName, Entry],
+    *,
+    now: dt.datetime,
+) -> None:
+    """Move the checkpoints of *tables* to *position* and add *entries* to them; they are not blocked now.
+
+    At the end of a file its counts become one audit row a table with activity.
+    """
+    parameters = [
+        {
+            "name": str(table),
+            "file": position.file,
+            "size": position.file_size,
+            "finished": position.is_finished,
+            "number": position.record_number,
+            "lsn": None if position.commit_lsn is None else format_lsn(position.commit_lsn),
+            "source": position.source_id,
+            "now": now,
+            **_parameters(entries.get(table, Entry())),
+        }
+        for table in sorted(tables)
+    ]
+    with connection.cursor() as cursor:
+        cursor.executemany(_ADVANCE, parameters)
+        if position.is_finished:
+            names = [str(table) for table in tables]
+            cursor.execute(_CLOSE_FILE, {"names": names, "now": now})
+
+
+# The file's own counts start anew with the first batch of another file.
+_ADVANCE = """
+UPDATE data_sync_checkpoints SET
+    file = %(file)s, file_size = %(size)s, file_finished = %(finished)s, record_number = %(number)s,
+    commit_lsn = %(lsn)s, source_id = %(source)s, state = 'active', error = NULL, blocked_at = NULL,
+    last_sync_at = %(now)s, last_change_at = greatest(last_change_at, %(last_change_at)s),
+    rows_synced = rows_synced + %(added)s + %(updated)s + %(deleted)s,
+    records_added = records_added + %(added)s, records_updated = records_updated + %(updated)s,
+    records_deleted = records_deleted + %(deleted)s, records_truncated = records_truncated + %(truncated)s,
+    records_missing = records_missing + %(missing)s,
+    file_added = file_added + %(added)s, file_updated = file_updated + %(updated)s,
+    file_deleted = file_deleted + %(deleted)s, file_truncated = file_truncated + %(truncated)s,
+    file_missing = file_missing + %(missing)s, file_duration_ms = file_duration_ms + %(duration_ms)s
+WHERE table_name = %(name)s
+"""
+
+_CLOSE_FILE = """
+WITH closed AS (
+    SELECT * FROM data_sync_checkpoints WHERE table_name = ANY(%(names)s)
+), logged AS (
+    INSERT INTO data_sync_logs (table_name, status, action, archive_ref, sync_time, rows_synced,
+        records_added, records_updated, records_deleted, records_truncated, records_missing, duration_ms)
+    SELECT table_name, 'SUCCESS', 'sync', file, %(now)s, file_added + file_updated + file_deleted,
+        file_added, file_updated, file_deleted, file_truncated, file_missing, file_duration_ms
+    FROM closed WHERE file_added + file_updated + file_deleted + file_truncated > 0
+)
+UPDATE data_sync_checkpoints SET file_added = 0, file_updated = 0, file_deleted = 0, file_truncated = 0,
+    file_missing = 0, file_duration_ms = 0
+WHERE table_name = ANY(%(names)s)
+"""
+
+
+def block(
+    connection: Connection[Any],
+    tables: Collection[TableName],
+    error: SyncError,
+    *,
+    file: str,
+    now: dt.datetime,
+) -> None:
+    """Mark *tables* blocked by *error* where they stand; a new reason is audited, a repeated one is not."""
+    connection.execute(
+        """
+        WITH blocked AS (
+            UPDATE data_sync_checkpoints c SET state = 'blocked', error = %(error)s,
+                blocked_at = coalesce(c.blocked_at, %(now)s)
+            FROM data_sync_checkpoints old
+            WHERE old.id = c.id AND c.table_name = ANY(%(names)s)
+            RETURNING c.table_name, old.error IS DISTINCT FROM %(error)s AS is_new
+        )
+        INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time)
+        SELECT table_name, 'FAILED', 'sync', %(file)s, %(error)s, %(now)s FROM blocked WHERE is_new
+        """,
+        {"names": [str(table) for table in tables], "error": str(error), "file": file, "now": now},
+    )
+
+
+def log_action(
+    connection: Connection[Any],
+    table: TableName,
+    *,
+    action: str,
+    reference: str,
+    now: dt.datetime,
+    counts: Counts | None = None,
+    error: SyncError | None = None,
+    duration_ms: int = 0,
+) -> None:
+    """Audit what an operator asked for: a resync or a clear."""
+    entry = Entry(counts=counts or Counts(), duration_ms=duration_ms)
+    connection.execute(
+        "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time,"
+        " rows_synced, records_added, records_updated, records_deleted, records_truncated, records_missing,"
+        " duration_ms) VALUES (%(name)s, %(status)s, %(action)s, %(reference)s, %(error)s, %(now)s,"
+        " %(added)s + %(updated)s + %(deleted)s, %(added)s, %(updated)s, %(deleted)s, %(truncated)s,"
+        " %(missing)s, %(duration_ms)s)",
+        {
+            "name": str(table),
+            "status": "FAILED" if error else "SUCCESS",
+            "action": action,
+            "reference": reference,
+            "error": str(error) if error else None,
+            "now": now,
+            **_parameters(entry),
+        },
+    )
+
+
+def add_metrics(
+    connection: Connection[Any],
+    entries: Mapping[TableName, Entry],
+    *,
+    metric_freq_hours: int,
+    now: dt.datetime,
+) -> None:
+    """Add *entries* to the periods that *now* falls in."""
+    parameters = [
+        {"name": str(table), "type": kind, "start": start, "end": end, **_parameters(entry)}
+        for table, entry in sorted(entries.items())
+        if entry.counts.records
+        for kind, start, end in periods(now, metric_freq_hours=metric_freq_hours)
+    ]
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO data_sync_metrics AS m (table_name, period_start, period_end, period_type,"
+            " records_added, records_updated, records_deleted)"
+            " VALUES (%(name)s, %(start)s, %(end)s, %(type)s, %(added)s, %(updated)s, %(deleted)s)"
+            " ON CONFLICT (table_name, period_start, period_type) DO UPDATE SET"
+            " records_added = coalesce(m.records_added, 0) + excluded.records_added,"
+            " records_updated = coalesce(m.records_updated, 0) + excluded.records_updated,"
+            " records_deleted = coalesce(m.records_deleted, 0) + excluded.records_deleted",
+            parameters,
+        )
+
+
+def periods(now: dt.datetime, *, metric_freq_hours: int) -> list[tuple[str, dt.datetime, dt.datetime]]:
+    """Return (type, start, end) of the metric periods that hold *now*, all in UTC.
+
+    ``FREQ`` periods are *metric_freq_hours* long and counted from 1970; weeks begin on Monday.
+    """
+    now = now.astimezone(dt.UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    freq_s = metric_freq_hours * 3600
+    freq_start = dt.datetime.fromtimestamp(int(now.timestamp()) // freq_s * freq_s, dt.UTC)
+    week_start = midnight - dt.timedelta(days=midnight.weekday())
+    month_start = midnight.replace(day=1)
+    next_month = (month_start + dt.timedelta(days=31)).replace(day=1)
+    return [
+        ("FREQ", freq_start, freq_start + dt.timedelta(seconds=freq_s)),
+        ("WEEK", week_start, week_start + dt.timedelta(days=7)),
+        ("MONTH", month_start, next_month),
+    ]
+
+
+def start_run(connection: Connection[Any], *, host: str, pid: int, sync_frequency_s: int) -> int:
+    """Open the books of a daemon's run; return its id."""
+    row = connection.execute(
+        "INSERT INTO data_sync_runs (host, pid, sync_frequency) VALUES (%s, %s, %s) RETURNING id",
+        (host, pid, sync_frequency_s),
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def add_to_run(connection: Connection[Any], run_id: int, *, records: int) -> None:
+    connection.execute(
+        "UPDATE data_sync_runs SET records_synced = records_synced + %s WHERE id = %s", (records, run_id)
+    )
+
+
+def end_cycle(
+    connection: Connection[Any], run_id: int, *, now: dt.datetime, errors: int, last_error: str | None
+) -> None:
+    """Note that a cycle of the run has ended, with so many errors; *last_error* is None when it had none."""
+    connection.execute(
+        "UPDATE data_sync_runs SET last_sync_at = %s, errors = errors + %s, last_error = %s WHERE id = %s",
+        (now, errors, last_error, run_id),
+    )
+
+
+def end_run(connection: Connection[Any], run_id: int, *, now: dt.datetime) -> None:
+    connection.execute("UPDATE data_sync_runs SET stopped_at = %s WHERE id = %s", (now, run_id))
+
+
+def reset_checkpoints(
+    connection: Connection[Any], tables: Collection[TableName], position: Position = START
+) -> None:
+    """Set *tables* to *position* with fresh counts, as if they had just been whitelisted there."""
+    names = [str(table) for table in tables]
+    connection.execute("DELETE FROM data_sync_checkpoints WHERE table_name = ANY(%s)", (names,))
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO data_sync_checkpoints (table_name, file, file_size, file_finished, record_number,"
+            " commit_lsn, source_id) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            [
+                (
+                    name,
+                    position.file,
+                    position.file_size,
+                    position.is_finished,
+                    position.record_number,
+                    None if position.commit_lsn is None else format_lsn(position.commit_lsn),
+                    position.source_id,
+                )
+                for name in names
+            ],
+        )
+
+
+def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list[dict[str, Any]]:
+    return connection.cursor(row_factory=dict_row).execute(query, parameters).fetchall()
+
+
+def _checkpoint(row: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        table=TableName.parse(row["table_name"]),
+        position=Position(
+            file=row["file"],
+            is_finished=row["file_finished"],
+            record_number=row["record_number"],
+            file_size=row["file_size"],
+            commit_lsn=None if row["commit_lsn"] is None else parse_lsn(row["commit_lsn"]),
+            source_id=row["source_id"],
+        ),
+        error=row["error"],
+    )
+
+
+def _parameters(entry: Entry) -> dict[str, Any]:
+    counts = entry.counts
+    return {
+        "added": counts.added,
+        "updated": counts.updated,
+        "deleted": counts.deleted,
+        "truncated": counts.truncated,
+        "missing": counts.missing,
+        "last_change_at": entry.last_change_at,
+        "duration_ms": entry.duration_ms,
+    }

@@ -1,0 +1,496 @@
+"""Writes one table's net change to PostgreSQL, as sets. Knows SQL; knows nothing of files or checkpoints.
+
+How, and why (each measured; see benchmarks/):
+
+1. Rows travel by COPY, into a temporary table typed like the target, and from there by few statements.
+   A batch of inserts alone goes straight into the target, which saves the second trip; where a key
+   exists after all, a savepoint takes it back.
+2. The temporary table has no statistics, and with a wrong guess the planner hashes the whole target to
+   find a handful of rows. So it is left no choice: nested loops over the target's key.
+3. Upserts are sorted by key: the target's pages are then visited once.
+4. A set that the server refuses (two rows that swap a unique value, a bad value) is halved, and its
+   halves applied in order, down to single records. So order heals what order can, and what cannot be
+   healed is known to the line.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import Connection, sql
+
+from syncdata.engine.changefile import LocatedRecord
+from syncdata.engine.errors import ApplyError
+from syncdata.engine.plan import Counts, Shape, TablePlan, make_plan
+from syncdata.engine.schema import TableSchema
+
+# Connection, rollback, resources, lock, intervention, system: halving the batch would not help.
+_SERVER_FAULTS = ("08", "40", "53", "55", "57", "58")
+
+
+class RowWriter:
+    """Writes to the tables of one connection, inside the caller's transaction.
+
+    ``is_silent``: triggers and foreign keys stand aside (``session_replication_role = replica``); where
+    the role may not do that, constraints are deferred and a moved row keeps its identity.
+    """
+
+    def __init__(self, connection: Connection[Any]) -> None:
+        self._connection = connection
+        self._cursor = psycopg.Cursor(connection)
+        self.is_silent = self._may_silence()
+        self._staged: set[str] = set()
+        self._no_direct_copy: set[int] = set()
+
+    def _may_silence(self) -> bool:
+        try:
+            with self._connection.transaction(force_rollback=True):
+                self._cursor.execute("SET LOCAL session_replication_role = replica")
+        except psycopg.errors.InsufficientPrivilege:
+            return False
+        return True
+
+    def begin(self) -> None:
+        """Prepare the transaction that has just begun. Its settings end with it."""
+        self._staged.clear()
+        if self.is_silent:
+            self._cursor.execute("SET LOCAL session_replication_role = replica")
+        else:
+            self._cursor.execute("SET CONSTRAINTS ALL DEFERRED")
+        self._allow_only_nested_loops(True)
+
+    def _allow_only_nested_loops(self, only: bool) -> None:
+        value = "off" if only else "on"
+        self._cursor.execute(
+            "SELECT set_config(name, %s, true)"
+            " FROM unnest('{enable_hashjoin,enable_mergejoin,enable_seqscan}'::text[]) AS name",
+            (value,),
+        )
+
+    def forget_failures(self) -> None:
+        """Let tables whose inserts met existing keys try the straight COPY again."""
+        self._no_direct_copy.clear()
+
+    def apply(
+        self, records: Sequence[LocatedRecord], plan: TablePlan, *, file: str, is_plain_file: bool
+    ) -> Counts:
+        """Apply *records*, whose plan is *plan*, or nothing of them. Returns the counts with ``missing``.
+
+        Raises ApplyError or SchemaError, with file and line, for the first record that cannot be applied,
+        and psycopg.OperationalError when the server is at fault.
+        """
+        try:
+            with self._connection.transaction():
+                return self._apply_set(plan)
+        except (psycopg.Error, _ReplayNeededError) as error:
+            if is_servers_fault(error):
+                raise
+            if len(records) == 1:
+                raise _record_error(error, plan.schema, records[0], file) from error
+        middle = len(records) // 2
+        counts = Counts()
+        for half in (records[:middle], records[middle:]):
+            half_plan = make_plan(half, plan.schema, file=file, is_plain_file=is_plain_file)
+            counts += self.apply(half, half_plan, file=file, is_plain_file=is_plain_file)
+        return counts
+
+    def _apply_set(self, plan: TablePlan) -> Counts:
+        if plan.is_order_sensitive:
+            raise _ReplayNeededError
+        target = _Target(plan.schema)
+        if plan.truncate:
+            self.empty(plan.schema)
+        if plan.only_inserts and self._copy_straight(target, plan):
+            return replace(plan.counts)
+        missing = self._write_keyed(target, plan) if plan.schema.key else self._write_keyless(target, plan)
+        if missing and plan.replay_if_missing and plan.counts.records > 1:
+            raise _ReplayNeededError
+        return replace(plan.counts, missing=plan.counts.missing + missing)
+
+    def empty(self, schema: TableSchema) -> None:
+        """Remove all rows. A table that others refer to cannot be truncated alone."""
+        verb: LiteralString = "DELETE FROM {}" if schema.has_inbound_keys else "TRUNCATE {}"
+        self._cursor.execute(sql.SQL(verb).format(_relation(schema)))
+
+    def _copy_straight(self, target: _Target, plan: TablePlan) -> bool:
+        """COPY a batch of inserts into the target; False, with nothing done, when a key exists already."""
+        schema = plan.schema
+        if schema.oid in self._no_direct_copy:
+            return False
+        ((shape, rows),) = plan.writes.items()
+        try:
+            with self._connection.transaction():
+                self._copy(target.relation, [sql.Identifier(name) for name in shape.columns], rows)
+        except psycopg.errors.UniqueViolation:
+            self._no_direct_copy.add(schema.oid)
+            return False
+        return True
+
+    def _write_keyed(self, target: _Target, plan: TablePlan) -> int:
+        shapes = self._stage_rows(target, plan.writes)
+        missing = 0
+        for number, shape in shapes:
+            if shape.mode == "move":
+                missing += self._move(target, number, shape)
+        if plan.gone:
+            missing += self._remove_keys(target, plan.gone)
+        for number, shape in shapes:
+            if shape.mode == "update":
+                updated = self._update(target, number, shape)
+                missing += len(plan.writes[shape]) - updated
+        for number, shape in shapes:
+            if shape.mode == "upsert":
+                self._upsert(target, number, shape.columns)
+            elif shape.mode == "move" and self.is_silent:
+                self._upsert(target, number, target.columns)
+        return missing
+
+    def _stage_rows(
+        self, target: _Target, writes: dict[Shape, list[tuple[Any, ...]]]
+    ) -> list[tuple[int, Shape]]:
+        """COPY all rows into the staging table, each marked with its shape's number."""
+        if not writes:
+            return []
+        self._create_staging(target.staging, target.staging_columns)
+        shapes = list(enumerate(writes))
+        for number, shape in shapes:
+            names = [_SHAPE]
+            if shape.mode == "move":
+                names += target.old_key
+            names += [sql.Identifier(name) for name in shape.columns]
+            self._copy(sql.Identifier(target.staging), names, writes[shape], prefix=(number,))
+        return shapes
+
+    def _create_staging(self, name: str, columns: sql.Composable) -> None:
+        self._cursor.execute(
+            sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS").format(
+                sql.Identifier(name), columns
+            )
+        )
+        if name in self._staged:
+            self._cursor.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier("pg_temp", name)))
+        self._staged.add(name)
+
+    def _copy(
+        self,
+        relation: sql.Composable,
+        columns: Sequence[sql.Composable],
+        rows: Iterable[tuple[Any, ...]],
+        *,
+        prefix: tuple[Any, ...] = (),
+    ) -> None:
+        statement = sql.SQL("COPY {} ({}) FROM STDIN").format(relation, sql.SQL(", ").join(columns))
+        with self._cursor.copy(statement) as copy:
+            if prefix:
+                for row in rows:
+                    copy.write_row(prefix + row)
+            else:
+                for row in rows:
+                    copy.write_row(row)
+
+    def _move(self, target: _Target, number: int, shape: Shape) -> int:
+        """Give rows their new keys; return how many were not there.
+
+        In silence a moved row is completed from the row it was, removed, and upserted later with the
+        rest: so chains and swaps of keys need no order. Where constraints are awake it is updated in
+        place, for a delete could cascade.
+        """
+        if not self.is_silent:
+            return self._move_in_place(target, number, shape)
+        absent = [name for name in target.columns if name not in shape.columns]
+        not_there = self._execute(
+            "DELETE FROM {staging} r WHERE r.{shape} = {number}"
+            " AND NOT EXISTS (SELECT FROM {relation} t WHERE {moved})",
+            target,
+            number,
+        )
+        if absent:
+            self._execute(
+                "UPDATE {staging} r SET {assignments} FROM {relation} t"
+                " WHERE r.{shape} = {number} AND {moved}",
+                target,
+                number,
+                assignments=_assignments(absent, "t"),
+            )
+        self._execute(
+            "DELETE FROM {relation} t USING {staging} r WHERE r.{shape} = {number} AND {moved}",
+            target,
+            number,
+        )
+        return not_there
+
+    def _move_in_place(self, target: _Target, number: int, shape: Shape) -> int:
+        moved = self._execute(
+            "UPDATE {relation} t SET {assignments} FROM {staging} r WHERE r.{shape} = {number} AND {moved}",
+            target,
+            number,
+            assignments=_assignments(shape.columns, "r"),
+        )
+        (staged,) = self._cursor.execute(
+            sql.SQL("SELECT count(*) FROM {} WHERE {} = {}").format(
+                sql.Identifier(target.staging), _SHAPE, sql.Literal(number)
+            )
+        ).fetchone() or (0,)
+        if moved < staged and set(shape.columns) == set(target.columns):
+            self._upsert(target, number, shape.columns)
+            return 0
+        return int(staged) - moved
+
+    def _remove_keys(self, target: _Target, gone: dict[tuple[str, ...], bool]) -> int:
+        """Remove the rows of *gone*; return how many of the expected ones were not there."""
+        self._create_staging(target.gone, target.gone_columns)
+        self._copy(
+            sql.Identifier(target.gone),
+            [_EXPECTED, *target.key],
+            ((is_expected, *key) for key, is_expected in gone.items()),
+        )
+        statement = sql.SQL(
+            "WITH removed AS (DELETE FROM {relation} t USING {gone} g WHERE {same} RETURNING g.{expected})"
+            " SELECT count(*) FILTER (WHERE {expected}) FROM removed"
+        ).format(
+            relation=target.relation,
+            gone=sql.Identifier(target.gone),
+            same=_equalities(target.key, "t", target.key, "g"),
+            expected=_EXPECTED,
+        )
+        (removed,) = self._cursor.execute(statement).fetchone() or (0,)
+        return sum(gone.values()) - int(removed)
+
+    def _update(self, target: _Target, number: int, shape: Shape) -> int:
+        """Update the columns that rows carry; return how many rows were there."""
+        settable = target.settable(shape.columns)
+        return self._execute(
+            "UPDATE {relation} t SET {assignments} FROM {staging} r WHERE r.{shape} = {number} AND {same}",
+            target,
+            number,
+            assignments=_assignments(settable or target.settable_key, "r"),
+        )
+
+    def _upsert(self, target: _Target, number: int, columns: Sequence[str]) -> None:
+        settable = target.settable(columns)
+        if not target.schema.key or target.schema.is_key_deferrable:
+            self._upsert_without_arbiter(target, number, columns, settable)
+            return
+        self._execute(
+            "INSERT INTO {relation} ({columns}) OVERRIDING SYSTEM VALUE"
+            " SELECT {columns} FROM {staging} WHERE {shape} = {number} ORDER BY {key}"
+            " ON CONFLICT ({key}) DO {action}",
+            target,
+            number,
+            columns=_names(columns),
+            action=sql.SQL("UPDATE SET {}").format(_assignments(settable, "excluded"))
+            if settable
+            else sql.SQL("NOTHING"),
+        )
+
+    def _upsert_without_arbiter(
+        self, target: _Target, number: int, columns: Sequence[str], settable: Sequence[str]
+    ) -> None:
+        """ON CONFLICT cannot use a deferrable key, and a table without a key has nothing to conflict."""
+        only_new: sql.Composable = sql.SQL("true")
+        if target.schema.key:
+            if settable:
+                self._execute(
+                    "UPDATE {relation} t SET {assignments} FROM {staging} r"
+                    " WHERE r.{shape} = {number} AND {same}",
+                    target,
+                    number,
+                    assignments=_assignments(settable, "r"),
+                )
+            only_new = sql.SQL("NOT EXISTS (SELECT FROM {} t WHERE {})").format(
+                target.relation, _equalities(target.key, "t", target.key, "r")
+            )
+        self._execute(
+            "INSERT INTO {relation} ({columns}) OVERRIDING SYSTEM VALUE"
+            " SELECT {columns} FROM {staging} r WHERE r.{shape} = {number} AND {only_new}",
+            target,
+            number,
+            columns=_names(columns),
+            only_new=only_new,
+        )
+
+    def _write_keyless(self, target: _Target, plan: TablePlan) -> int:
+        missing = 0
+        by_columns: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+        for (columns, values), count in plan.removals.items():
+            by_columns.setdefault(columns, []).append((count, *values))
+        for columns, rows in by_columns.items():
+            missing += self._remove_bag(target, columns, rows)
+        for number, shape in self._stage_rows(target, plan.writes):
+            self._upsert(target, number, shape.columns)
+        return missing
+
+    def _remove_bag(self, target: _Target, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> int:
+        """Remove, of each row that equals one of *rows* in *columns*, as many as its count; return how
+        many were not there.
+
+        Rows are compared by their text, for json and others have no equality; the text of ROW() is
+        unambiguous, NULLs included.
+        """
+        bag = f"syncdata_bag_{target.suffix}_{zlib.crc32(repr(columns).encode()):08x}"
+        self._create_staging(bag, target.bag_columns(columns))
+        self._copy(sql.Identifier(bag), [_COUNT, *map(sql.Identifier, columns)], rows)
+        statement = sql.SQL(
+            "DELETE FROM {relation} WHERE (tableoid, ctid) IN ("
+            " SELECT t.tableoid, t.ctid FROM ("
+            "  SELECT tableoid, ctid, ROW({columns})::text AS row,"
+            "         row_number() OVER (PARTITION BY ROW({columns})::text ORDER BY tableoid, ctid) AS number"
+            "  FROM {relation} WHERE ROW({columns})::text IN (SELECT ROW({columns})::text FROM {bag})"
+            " ) t JOIN (SELECT ROW({columns})::text AS row, sum({count}) AS count FROM {bag} GROUP BY 1) b"
+            " ON t.row = b.row AND t.number <= b.count)"
+        ).format(relation=target.relation, columns=_names(columns), bag=sql.Identifier(bag), count=_COUNT)
+        self._allow_only_nested_loops(False)
+        removed = self._cursor.execute(statement).rowcount
+        self._allow_only_nested_loops(True)
+        return sum(row[0] for row in rows) - removed
+
+    def _execute(
+        self, statement: LiteralString, target: _Target, number: int, **parts: sql.Composable
+    ) -> int:
+        """Run *statement* for the staged rows of shape *number*; return the row count."""
+        composed = sql.SQL(statement).format(
+            relation=target.relation,
+            staging=sql.Identifier(target.staging),
+            shape=_SHAPE,
+            number=sql.Literal(number),
+            key=sql.SQL(", ").join(target.key),
+            same=_equalities(target.key, "t", target.key, "r"),
+            moved=_equalities(target.key, "t", target.old_key, "r"),
+            **parts,
+        )
+        return self._cursor.execute(composed).rowcount
+
+    def advance_sequences(self, schema: TableSchema) -> None:
+        """Set the table's sequences to at least its highest value, so that a local insert finds a free one.
+
+        Not transactional, like nextval; harmless, for a sequence may run ahead. Needs UPDATE on the sequence.
+        """
+        for column, sequence in schema.sequences:
+            self._cursor.execute(
+                sql.SQL(
+                    "SELECT setval({sequence}::oid::regclass, top) FROM (SELECT max({column})::bigint AS top"
+                    " FROM {relation}) t, pg_sequence s WHERE s.seqrelid = {sequence}::oid"
+                    " AND s.seqincrement > 0 AND top BETWEEN s.seqmin AND s.seqmax"
+                    " AND top > coalesce(pg_sequence_last_value(s.seqrelid), s.seqmin - 1)"
+                ).format(
+                    sequence=sql.Literal(sequence),
+                    column=sql.Identifier(column),
+                    relation=_relation(schema),
+                )
+            )
+
+
+def is_servers_fault(error: Exception) -> bool:
+    """Whether the server or the connection, not a row, is to blame."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return error.sqlstate.startswith(_SERVER_FAULTS)
+
+
+class _ReplayNeededError(Exception):
+    """The fold of this batch does not tell its outcome; the records' own order does."""
+
+
+class _Target:
+    """The names that the statements of one table use."""
+
+    def __init__(self, schema: TableSchema) -> None:
+        self.schema = schema
+        self.relation = _relation(schema)
+        self.columns = tuple(column.name for column in schema.writable)
+        self.key = [sql.Identifier(name) for name in schema.key]
+        self.old_key = [sql.Identifier(f"syncdata_old_{number}") for number in range(len(schema.key))]
+        types = {column.name: sql.SQL(column.sql_type) for column in schema.columns}
+        self._types = types
+        key_types = [types[name] for name in schema.key]
+        shape = sql.SQL("{} integer").format(_SHAPE)
+        old_key = [sql.SQL("{} {}").format(*pair) for pair in zip(self.old_key, key_types, strict=True)]
+        columns = [sql.SQL("{} {}").format(sql.Identifier(name), types[name]) for name in self.columns]
+        self.staging_columns = sql.SQL(", ").join([shape, *old_key, *columns])
+        self.gone_columns = sql.SQL(", ").join(
+            [
+                sql.SQL("{} boolean").format(_EXPECTED),
+                *(sql.SQL("{} {}").format(*pair) for pair in zip(self.key, key_types, strict=True)),
+            ]
+        )
+        # Another definition of the table is another staging table: the old one may still exist.
+        signature = repr([(column.name, column.sql_type, column.is_generated) for column in schema.columns])
+        self.suffix = f"{schema.oid}_{zlib.crc32((signature + repr(schema.key)).encode()):08x}"
+        self.staging = f"syncdata_rows_{self.suffix}"
+        self.gone = f"syncdata_gone_{self.suffix}"
+
+    def settable(self, columns: Iterable[str]) -> list[str]:
+        """Those of *columns* that an UPDATE may set and that can differ."""
+        fixed = {column.name for column in self.schema.columns if column.is_always_identity}
+        fixed.update(self.schema.key)
+        return [name for name in columns if name not in fixed]
+
+    @property
+    def settable_key(self) -> Sequence[str]:
+        return self.schema.key[:1]
+
+    def bag_columns(self, columns: Sequence[str]) -> sql.Composed:
+        typed = [sql.SQL("{} {}").format(sql.Identifier(name), self._types[name]) for name in columns]
+        return sql.SQL(", ").join([sql.SQL("{} bigint").format(_COUNT), *typed])
+
+
+_SHAPE = sql.Identifier("syncdata_shape")
+_EXPECTED = sql.Identifier("syncdata_expected")
+_COUNT = sql.Identifier("syncdata_count")
+
+
+def _relation(schema: TableSchema) -> sql.Identifier:
+    return sql.Identifier(schema.written_to.schema, schema.written_to.name)
+
+
+def _names(columns: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, columns))
+
+
+def _assignments(columns: Iterable[str], source: str) -> sql.Composed:
+    return sql.SQL(", ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Identifier(source, name)) for name in columns
+    )
+
+
+def _equalities(
+    left: Sequence[sql.Identifier],
+    left_alias: LiteralString,
+    right: Sequence[sql.Identifier],
+    right_alias: LiteralString,
+) -> sql.Composed:
+    pairs = (
+        sql.SQL("{}.{} = {}.{}").format(sql.SQL(left_alias), a, sql.SQL(right_alias), b)
+        for a, b in zip(left, right, strict=True)
+    )
+    return sql.SQL(" AND ").join(pairs)
+
+
+def _record_error(
+    error: psycopg.Error | _ReplayNeededError, schema: TableSchema, located: LocatedRecord, file: str
+) -> ApplyError:
+    """Say what the database refused, without its DETAIL and CONTEXT, which hold row values."""
+    if isinstance(error, psycopg.Error):
+        parts = [type(error).__name__]
+        if error.sqlstate:
+            parts.append(f"SQLSTATE {error.sqlstate}")
+        for label, value in (("column", error.diag.column_name), ("constraint", error.diag.constraint_name)):
+            if value:
+                parts.append(f"{label} {value}")
+        what = f"the database refuses this {located.record.op} ({', '.join(parts)})"
+    else:
+        what = f"this {located.record.op} cannot be applied by itself"
+    return ApplyError(
+        what,
+        hint="compare the table's definition with production's and mend it, or resync the table;"
+        " it is tried again in every cycle",
+        table=str(schema.name),
+        file=file,
+        line=located.line,
+    )

@@ -1,0 +1,349 @@
+"""The local database: applies a batch to its tables and its books in one transaction. Knows psycopg.
+
+Invariants:
+
+1. Rows, checkpoints, audit and metrics of a batch commit together, or none of them does. So whatever
+   happens to the process or the connection, even during COMMIT, the checkpoints tell the truth: read
+   them again and go on from there.
+2. Whoever moves a checkpoint locks it first. A batch begins by locking those of its tables and goes on
+   only if they still stand where the batch begins.
+3. A table that fails is rolled back to where the batch began, and marked blocked in the same
+   transaction in which the others advance.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+
+from syncdata.engine import ledger
+from syncdata.engine.batch import Batch
+from syncdata.engine.catalog import read_schemas
+from syncdata.engine.changefile import LocatedRecord
+from syncdata.engine.changes import TableName
+from syncdata.engine.errors import ApplyError, MetricsError, SchemaError, SyncError
+from syncdata.engine.ledger import Checkpoint, Entry, Position
+from syncdata.engine.plan import Counts, TablePlan, make_plan
+from syncdata.engine.rows import RowWriter, is_servers_fault
+from syncdata.engine.schema import TableSchema
+
+# What the values' text forms depend on, and what keeps the planner from compiling its bad guesses.
+SESSION_SETTINGS = {
+    "client_encoding": "UTF8",
+    "client_min_messages": "warning",
+    "timezone": "UTC",
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
+    "xmloption": "content",
+    "lc_monetary": "C",
+    "jit": "off",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePart:
+    """One table's share of a batch: its records and their plan, or why there is none."""
+
+    records: list[LocatedRecord]
+    plan: TablePlan | SyncError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedBatch:
+    """A batch with each table's share worked out."""
+
+    batch: Batch
+    parts: dict[TableName, TablePart]
+    file: str
+    is_plain_file: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a batch did, by table, and which tables it left blocked."""
+
+    counts: dict[TableName, Counts] = field(default_factory=dict)
+    blocked: dict[TableName, SyncError] = field(default_factory=dict)
+
+
+def prepare(
+    batch: Batch, schemas: Mapping[TableName, TableSchema], *, file: str, is_plain_file: bool
+) -> PreparedBatch:
+    """Work out each table's share of *batch*. Pure; a table that cannot be planned carries its error."""
+    by_name: dict[tuple[str, str], list[LocatedRecord]] = {}
+    for located in batch.records:
+        record = located.record
+        by_name.setdefault((record.schema, record.table), []).append(located)
+    parts = {}
+    for (schema_name, table_name), records in by_name.items():
+        table = TableName(schema_name, table_name)
+        parts[table] = TablePart(
+            records=records, plan=_plan(table, records, schemas, file=file, is_plain_file=is_plain_file)
+        )
+    return PreparedBatch(batch=batch, parts=parts, file=file, is_plain_file=is_plain_file)
+
+
+def _plan(
+    table: TableName,
+    records: list[LocatedRecord],
+    schemas: Mapping[TableName, TableSchema],
+    *,
+    file: str,
+    is_plain_file: bool,
+) -> TablePlan | SyncError:
+    schema = schemas.get(table)
+    if schema is None:
+        return SchemaError(
+            "the table does not exist in the local database",
+            hint="create it (migrate), or take it off the whitelist with remove_tables",
+            table=str(table),
+            file=file,
+            line=records[0].line,
+        )
+    try:
+        return make_plan(records, schema, file=file, is_plain_file=is_plain_file)
+    except SyncError as error:
+        return error
+
+
+class Target:
+    """The local database, over one connection in autocommit mode that nobody else uses."""
+
+    def __init__(
+        self,
+        connection: Connection[Any],
+        *,
+        metric_freq_hours: int,
+        run_id: int | None = None,
+        clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        self._connection = connection
+        self._metric_freq_hours = metric_freq_hours
+        self._run_id = run_id
+        self._clock = clock
+        self._sequences_due: dict[TableName, TableSchema] = {}
+        with _translated():
+            prepare_session(connection)
+            self._writer = RowWriter(connection)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return the checkpoint of every whitelisted table, new tables at the archive's beginning."""
+        with _translated(), self._connection.transaction():
+            return ledger.open_checkpoints(self._connection)
+
+    def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]:
+        """Return what the catalog says now of those of *tables* that exist."""
+        with _translated():
+            schemas = read_schemas(self._connection, tables)
+        self._writer.forget_failures()
+        return schemas
+
+    def block(self, tables: Collection[TableName], error: SyncError) -> None:
+        """Mark *tables* blocked by *error*, where they stand."""
+        with _translated(), self._connection.transaction():
+            ledger.block(self._connection, tables, error, file=error.file or "", now=self._clock())
+
+    def apply(
+        self,
+        prepared: PreparedBatch,
+        tables: Collection[TableName],
+        *,
+        start: Position,
+        end: Position,
+    ) -> Outcome:
+        """Apply *prepared* to *tables* and move their checkpoints from *start* to *end*, in one transaction.
+
+        Tables that fail are in the outcome's ``blocked`` and stay at *start*. Raises
+        CheckpointMovedError when a checkpoint is not at *start*, ApplyError when the server fails.
+        """
+        failed: dict[TableName, SyncError] = {}
+        while True:
+            try:
+                with _translated(), self._connection.transaction():
+                    return self._apply(prepared, tables, failed, start=start, end=end)
+            except _TableFailedError as failure:
+                # Constraints are checked when all rows are in: take the batch back, without that table.
+                failed[failure.table] = failure.error
+
+    def _apply(
+        self,
+        prepared: PreparedBatch,
+        tables: Collection[TableName],
+        failed: dict[TableName, SyncError],
+        *,
+        start: Position,
+        end: Position,
+    ) -> Outcome:
+        ledger.require_position(self._connection, tables, start)
+        self._writer.begin()
+        now = self._clock()
+        entries: dict[TableName, Entry] = {}
+        failed = dict(failed)
+        for table in _parents_first(prepared.parts):
+            if table not in tables or table in failed:
+                continue
+            try:
+                entries[table] = self._apply_part(prepared, prepared.parts[table])
+            except SyncError as reason:
+                failed[table] = reason
+        self._check_constraints(prepared, entries)
+        if end.is_finished:
+            self._advance_sequences(entries)
+        healthy = set(tables) - failed.keys()
+        ledger.advance(self._connection, healthy, end, entries, now=now)
+        for table, error in failed.items():
+            ledger.block(self._connection, [table], error, file=prepared.file, now=now)
+        self._add_metrics(entries, now)
+        if self._run_id is not None and entries:
+            records = sum(entry.counts.records for entry in entries.values())
+            ledger.add_to_run(self._connection, self._run_id, records=records)
+        return Outcome(counts={table: entry.counts for table, entry in entries.items()}, blocked=failed)
+
+    def _apply_part(self, prepared: PreparedBatch, part: TablePart) -> Entry:
+        if isinstance(part.plan, SyncError):
+            raise part.plan
+        started = time.monotonic()
+        with self._connection.transaction():
+            counts = self._writer.apply(
+                part.records, part.plan, file=prepared.file, is_plain_file=prepared.is_plain_file
+            )
+        self._sequences_due[part.plan.schema.name] = part.plan.schema
+        return Entry(
+            counts=counts,
+            last_change_at=parse_time(part.plan.last_ts),
+            duration_ms=round((time.monotonic() - started) * 1000),
+        )
+
+    def _check_constraints(self, prepared: PreparedBatch, entries: Mapping[TableName, Entry]) -> None:
+        """Where constraints are awake, find out now whose rows break one, not at COMMIT."""
+        if self._writer.is_silent or not entries:
+            return
+        try:
+            with self._connection.transaction():
+                self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        except psycopg.errors.IntegrityError as error:
+            table = self._find_offender(error, entries)
+            if table is None:
+                raise
+            raise _TableFailedError(
+                table,
+                ApplyError(
+                    f"the rows break the constraint {error.diag.constraint_name} of {error.diag.table_name}",
+                    hint="whitelist the table it refers to as well, or let the role set"
+                    " session_replication_role; it is tried again in every cycle",
+                    table=str(table),
+                    file=prepared.file,
+                    line=prepared.parts[table].records[0].line,
+                ),
+            ) from error
+
+    def _find_offender(self, error: psycopg.Error, entries: Mapping[TableName, Entry]) -> TableName | None:
+        """The table of the batch that broke a foreign key: the one that refers, else the one referred to."""
+        referring = TableName(error.diag.schema_name or "", error.diag.table_name or "")
+        if referring in entries:
+            return referring
+        rows = self._connection.execute(
+            "SELECT n.nspname, c.relname FROM pg_constraint f JOIN pg_class c ON c.oid = f.confrelid"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE f.conname = %s",
+            (error.diag.constraint_name,),
+        ).fetchall()
+        return next((name for row in rows if (name := TableName(*row)) in entries), None)
+
+    def _advance_sequences(self, entries: Mapping[TableName, Entry]) -> None:
+        for table, schema in list(self._sequences_due.items()):
+            try:
+                with self._connection.transaction():
+                    self._writer.advance_sequences(schema)
+            except psycopg.errors.InsufficientPrivilege:
+                pass  # A role that may not move a sequence may not draw from it, either.
+            del self._sequences_due[table]
+
+    def _add_metrics(self, entries: Mapping[TableName, Entry], now: dt.datetime) -> None:
+        try:
+            ledger.add_metrics(self._connection, entries, metric_freq_hours=self._metric_freq_hours, now=now)
+        except psycopg.Error as error:
+            if is_servers_fault(error):
+                raise
+            raise MetricsError(
+                f"the metrics cannot be written ({type(error).__name__})",
+                hint="run 'python manage.py migrate'; nothing was applied without its metrics",
+            ) from error
+
+
+class _TableFailedError(Exception):
+    def __init__(self, table: TableName, error: SyncError) -> None:
+        super().__init__(table)
+        self.table = table
+        self.error = error
+
+
+def prepare_session(connection: Connection[Any]) -> None:
+    """Pin the settings of *connection* that rows depend on, and make its cursors plain ones."""
+    connection.cursor_factory = psycopg.Cursor
+    connection.execute(
+        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS setting (name, value)",
+        (list(SESSION_SETTINGS), list(SESSION_SETTINGS.values())),
+    )
+
+
+def parse_time(text: str | None) -> dt.datetime | None:
+    """Return a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``), or None if it is none."""
+    try:
+        moment = dt.datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=dt.UTC) if moment and moment.tzinfo is None else moment
+
+
+def _parents_first(parts: Mapping[TableName, TablePart]) -> Sequence[TableName]:
+    """Order tables so that foreign keys point backwards; tables that refer to each other by name."""
+    graph = {
+        table: [
+            parent
+            for parent in sorted(part.plan.schema.parents if isinstance(part.plan, TablePlan) else ())
+            if parent in parts
+        ]
+        for table, part in sorted(parts.items())
+    }
+    try:
+        return list(TopologicalSorter(graph).static_order())
+    except CycleError:
+        return list(graph)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what the driver raises into an ApplyError, without DETAIL, which may hold row values."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error) from error
+
+
+def translate(error: psycopg.Error) -> ApplyError:
+    """Return the ApplyError for a driver's error that no single record is to blame for."""
+    if is_servers_fault(error):
+        what = error.diag.message_primary or str(error).strip().partition("\n")[0]
+        return ApplyError(
+            f"the database failed or went away ({what})",
+            hint="nothing is lost; syncing goes on from the checkpoints when it is back",
+        )
+    detail = f"{type(error).__name__}" + (f", SQLSTATE {error.sqlstate}" if error.sqlstate else "")
+    relation = error.diag.table_name or error.diag.message_primary or ""
+    return ApplyError(
+        f"the database refuses: {detail} {relation}".strip(),
+        hint="run 'python manage.py migrate' and check the role's rights",
+    )
