@@ -20,8 +20,9 @@ $(STAMP): setup.cfg pyproject.toml requirements.txt
 	  || { echo "syncdata needs Python 3.11 or later; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "Cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install -qq -r requirements.txt
 	@touch $@
 
 demo: $(STAMP) ## see production changes arrive in a local PostgreSQL (all of it throw-away)

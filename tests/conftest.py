@@ -10,9 +10,7 @@ import pytest
 
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 
-pytest_plugins = ["tests.postgres"]
-if Path(__file__).with_name("sshd.py").exists():  # until it is there
-    pytest_plugins.append("tests.sshd")
+pytest_plugins = ["tests.postgres", "tests.sshd"]
 
 # What the developer's own environment says must not reach the tests.
 FOREIGN = ("ARCHIVE_", "PG", "SOURCE_PG_", "DATA_SYNC_", "METRIC_FREQ", "BATCH_", "SSH_AUTH_SOCK", "DJANGO_")
@@ -32,8 +30,6 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="syncdata-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ["DATA_SYNC_CONFIG"] = str(_write_configuration(Path(folder.name), server))
-    if not Path("syncsite/settings.py").exists():  # until it is there
-        return
     os.environ["DJANGO_SETTINGS_MODULE"] = "syncsite.settings"
 
     import django
@@ -56,6 +52,7 @@ def _write_configuration(folder: Path, server: PostgresServer) -> Path:
     archive = folder / "archive"
     archive.mkdir()
     path = folder / "syncdata.toml"
+    path.touch(mode=0o600)
     path.write_text(
         f"""
 archive_backend = "local"

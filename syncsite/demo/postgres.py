@@ -51,9 +51,14 @@ def system_binaries() -> list[Path]:
     return sorted(initdb.parent for initdb in Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 
-def free_port() -> int:
+def free_port(preferred: int = 0) -> int:
+    """Return *preferred* if nothing listens there, else a port that is free now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
@@ -132,7 +137,7 @@ class PostgresServer:
         command = [str(self.binaries / "postgres"), "-D", str(self._data), f"-p{self.port}", *options]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_dies_with_parent(), *command],
+                [*dies_with_parent("QUIT"), *command],
                 cwd=self._home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -179,9 +184,10 @@ def _popen_account(account: pwd.struct_passwd | None) -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _dies_with_parent() -> list[str]:
-    setpriv = shutil.which("setpriv")  # util-linux; elsewhere a killed parent leaves its server running
-    return [setpriv, "--pdeathsig", "QUIT"] if setpriv else []
+def dies_with_parent(signal_name: str) -> list[str]:
+    """Return what to put before a command so that it gets the signal when this process is killed."""
+    setpriv = shutil.which("setpriv")  # util-linux; elsewhere a killed parent leaves its child running
+    return [setpriv, "--pdeathsig", signal_name] if setpriv else []
 
 
 def _is_public(path: Path) -> bool:
