@@ -1,0 +1,520 @@
+"""The SFTP archive against a real OpenSSH server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import resource
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import asyncssh
+import paramiko
+import pytest
+
+from syncdata.engine import sftp
+from syncdata.engine.archive import ChangeFile, SftpArchive, open_archive
+from syncdata.engine.errors import ArchiveConnectionError, DiscoveryError, FetchError
+from syncdata.engine.sftp import SftpSettings
+from tests.sshd import SshAgent, SshServer, fingerprint, make_key
+
+NAME = "changes_20260205_103000.json"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sftp, "PAUSE_S", 0.02)
+
+
+@contextmanager
+def archive(settings: SftpSettings, spool_dir: Path | None = None) -> Iterator[SftpArchive]:
+    opened = open_archive(settings, spool_dir=spool_dir)
+    assert isinstance(opened, SftpArchive)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def put(server: SshServer, name: str = NAME, content: bytes = b"{}\n") -> ChangeFile:
+    (server.archive_dir / name).write_bytes(content)
+    return ChangeFile(name=name, size_bytes=len(content))
+
+
+def content_of(opened: SftpArchive, file: ChangeFile) -> bytes:
+    with opened.fetch(file) as fetched:
+        return fetched.read()
+
+
+def refusal(settings: SftpSettings) -> str:
+    with archive(settings) as opened, pytest.raises(ArchiveConnectionError) as caught:
+        opened.discover(None)
+    return str(caught.value)
+
+
+# Listing
+
+
+def test_change_files_are_listed_by_name_and_other_names_left_out(sshd: SshServer) -> None:
+    late = put(sshd, "changes_20260205_120000.json.gz", b"xx")
+    early = put(sshd, "changes_20260205_103000.json", b"{}\n")
+    for other in ("notes.txt", ".changes_1.json", "changes_2.json.tmp", "changes_3.json.gz.part"):
+        put(sshd, other)
+    (sshd.archive_dir / "changes_4.json").mkdir()
+    (sshd.archive_dir / "changes_5.json").symlink_to("nowhere")
+    with archive(sshd.settings()) as opened:
+        assert opened.discover(None) == [early, late]
+        assert opened.discover(late.name) == [late]
+
+
+def test_a_linked_change_file_has_the_size_of_its_target(sshd: SshServer) -> None:
+    put(sshd, "elsewhere", b"12345")
+    (sshd.archive_dir / NAME).symlink_to("elsewhere")
+    with archive(sshd.settings()) as opened:
+        assert opened.discover(None) == [ChangeFile(name=NAME, size_bytes=5)]
+
+
+def test_an_empty_directory_holds_no_change_files(sshd: SshServer) -> None:
+    with archive(sshd.settings()) as opened:
+        assert opened.discover(None) == []
+
+
+def test_three_new_files_among_100_000_are_found_quickly(sshd: SshServer) -> None:
+    for number in range(100_000):
+        os.close(os.open(sshd.archive_dir / f"changes_2026_{number:06}.json", os.O_CREAT | os.O_WRONLY))
+    with archive(sshd.settings()) as opened:
+        opened.discover("changes_2027.json")
+        started = time.monotonic()
+        found = opened.discover("changes_2026_099997.json")
+        took_s = time.monotonic() - started
+    assert [file.stem for file in found] == [f"changes_2026_{number:06}" for number in (99997, 99998, 99999)]
+    assert took_s < 8
+
+
+def test_a_missing_directory_is_named(sshd: SshServer) -> None:
+    with (
+        archive(sshd.settings(directory="/no/such/place")) as opened,
+        pytest.raises(DiscoveryError) as caught,
+    ):
+        opened.discover(None)
+    assert str(caught.value).startswith("SHD_SYN_061: sftp://")
+    assert "/no/such/place" in str(caught.value) and "check archive_dir" in str(caught.value)
+
+
+def test_a_name_that_is_not_utf_8_is_an_error_and_not_a_crash(sshd: SshServer) -> None:
+    Path(os.fsdecode(os.fsencode(sshd.archive_dir) + b"/changes_\xff.json")).touch()
+    with archive(sshd.settings()) as opened, pytest.raises(DiscoveryError, match="not UTF-8"):
+        opened.discover(None)
+
+
+@pytest.mark.parametrize("directory", ["~/{}", "{}", "{}/"])
+def test_a_relative_directory_starts_at_the_remote_home(
+    sshd: SshServer, directory: str, tmp_path: Path
+) -> None:
+    from_home = os.path.relpath(sshd.archive_dir, Path.home())
+    file = put(sshd)
+    with archive(sshd.settings(directory=directory.format(from_home))) as opened:
+        assert opened.discover(None) == [file]
+        assert content_of(opened, file) == b"{}\n"
+
+
+# Fetching
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 32 * 1024, 32 * 1024 + 1, 9_000_000])
+def test_a_fetched_file_equals_the_archived_one(sshd: SshServer, size_bytes: int, tmp_path: Path) -> None:
+    file = put(sshd, content=os.urandom(size_bytes))
+    spool_dir = tmp_path / "spool"
+    spool_dir.mkdir()
+    with archive(sshd.settings(), spool_dir) as opened, opened.fetch(file) as fetched:
+        assert fetched.seekable() and fetched.tell() == 0
+        assert list(spool_dir.iterdir()) == []  # Anonymous: nothing is left behind by a kill.
+        assert fetched.read() == (sshd.archive_dir / NAME).read_bytes()
+
+
+def test_a_file_that_grew_since_it_was_listed_is_fetched_as_it_is_now(sshd: SshServer) -> None:
+    listed = put(sshd, content=b"one\n")
+    put(sshd, content=b"one\ntwo\n")
+    with archive(sshd.settings()) as opened, opened.fetch(listed) as fetched:
+        assert fetched.read() == b"one\ntwo\n"
+
+
+def test_a_server_that_sends_less_than_it_was_asked_for_is_asked_again(
+    sshd: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # OpenSSH caps an answer at 256 KiB, so asking for more makes every answer a short one.
+    monkeypatch.setattr(sftp._ReadAhead, "BLOCK_BYTES", 300_000)
+    content = os.urandom(2_000_000)
+    with archive(sshd.settings()) as opened, opened.fetch(put(sshd, content=content)) as fetched:
+        assert fetched.read() == content
+
+
+def test_a_file_that_is_gone_is_a_fetch_error_at_once(sshd: SshServer) -> None:
+    with archive(sshd.settings()) as opened, pytest.raises(FetchError) as caught:
+        opened.fetch(ChangeFile(name=NAME, size_bytes=3))
+    assert str(caught.value).startswith("SHD_SYN_062: sftp://") and NAME in str(caught.value)
+
+
+def test_a_file_that_shrinks_while_it_is_fetched_is_an_error(
+    sshd: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = put(sshd, content=bytes(1_000_000))
+    blocks = sftp._ReadAhead.blocks
+
+    def shrink_then_read(self: sftp._ReadAhead, start: int, end: int) -> Iterator[bytes]:
+        os.truncate(sshd.archive_dir / NAME, 100)
+        return blocks(self, start, end)
+
+    monkeypatch.setattr(sftp._ReadAhead, "blocks", shrink_then_read)
+    with archive(sshd.settings()) as opened, pytest.raises(FetchError, match="became shorter"):
+        opened.fetch(file)
+
+
+def test_a_full_spool_is_a_fetch_error_that_says_where_and_the_next_fetch_succeeds(
+    sshd: SshServer, tmp_path: Path
+) -> None:
+    large = put(sshd, content=bytes(5_000_000))
+    with archive(sshd.settings(), tmp_path) as opened:
+        with largest_file(1_000_000), pytest.raises(FetchError) as caught:
+            opened.fetch(large)
+        assert str(tmp_path) in str(caught.value) and "free space" in str(caught.value)
+        with opened.fetch(large) as fetched:
+            assert len(fetched.read()) == 5_000_000
+
+
+def test_a_spool_directory_that_is_missing_is_a_fetch_error(sshd: SshServer, tmp_path: Path) -> None:
+    with archive(sshd.settings(), tmp_path / "none") as opened, pytest.raises(FetchError, match="none"):
+        opened.fetch(put(sshd))
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """Let this process write files of *size_bytes* at most, as if the disk were full beyond."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# Losing the connection
+
+
+def cut_once_after(
+    server: SshServer, monkeypatch: pytest.MonkeyPatch, block_count: int, times: int = 1
+) -> list[int]:
+    """Cut the connection after *block_count* blocks, *times* times; return the offsets reads began at."""
+    began: list[int] = []
+    blocks = sftp._ReadAhead.blocks
+
+    def cutting(self: sftp._ReadAhead, start: int, end: int) -> Iterator[bytes]:
+        began.append(start)
+        for number, block in enumerate(blocks(self, start, end)):
+            if number == block_count and len(began) <= times:
+                assert server.cut() > 0
+            yield block
+
+    monkeypatch.setattr(sftp._ReadAhead, "blocks", cutting)
+    return began
+
+
+def test_a_connection_cut_during_a_fetch_goes_on_where_it_was_cut(
+    sshd: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(30_000_000)
+    file = put(sshd, content=content)
+    began = cut_once_after(sshd, monkeypatch, block_count=100, times=2)
+    with archive(sshd.settings()) as opened, opened.fetch(file) as fetched:
+        assert hashlib.sha256(fetched.read()).digest() == hashlib.sha256(content).digest()
+    assert len(began) == 3 and 0 == began[0] < began[1] < began[2]
+
+
+def test_a_connection_cut_again_and_again_is_given_up_and_works_in_the_next_cycle(
+    sshd: SshServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = put(sshd, content=bytes(30_000_000))
+    cut_once_after(sshd, monkeypatch, block_count=0, times=sftp.TRIES)
+    with archive(sshd.settings()) as opened:
+        with pytest.raises(ArchiveConnectionError, match="connection was lost"):
+            opened.fetch(file)
+        with opened.fetch(file) as fetched:
+            assert len(fetched.read()) == 30_000_000
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_server_restarted_between_two_cycles_is_not_noticed(sshd: SshServer) -> None:
+    file = put(sshd)
+    with archive(sshd.settings()) as opened:
+        assert opened.discover(None) == [file]
+        sshd.stop()
+        sshd.start()
+        assert opened.discover(None) == [file]
+        assert content_of(opened, file) == b"{}\n"
+
+
+def test_a_host_that_refuses_connections_is_tried_three_times(
+    sshd: SshServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    sshd.stop()
+    with caplog.at_level("INFO", logger="syncdata"):
+        message = refusal(sshd.settings())
+    assert message.startswith("SHD_SYN_060: ") and f"{sshd.host}:{sshd.port}" in message
+    assert [record.message.endswith("trying again") for record in caplog.records] == [True, True]
+
+
+def test_a_host_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, sshd: SshServer) -> None:
+    monkeypatch.setattr(sftp, "CONNECT_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        assert "SHD_SYN_060" in refusal(sshd.settings(port=mute.getsockname()[1]))
+
+
+def test_a_server_that_falls_silent_is_taken_for_lost(
+    sshd: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sftp, "SILENCE_TIMEOUT_S", 0.3)
+    file = put(sshd)
+    with archive(sshd.settings()) as opened:
+        opened.discover(None)
+        assert sshd.freeze() > 0
+        assert opened.discover(None) == [file]  # Over a second connection.
+
+
+def test_closing_from_another_thread_ends_a_fetch_soon(
+    sshd: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = put(sshd, content=bytes(10_000_000))
+    blocks = sftp._ReadAhead.blocks
+    half_way = threading.Event()
+
+    def slowly(self: sftp._ReadAhead, start: int, end: int) -> Iterator[bytes]:
+        for block in blocks(self, start, end):
+            half_way.set()
+            time.sleep(0.05)
+            yield block
+
+    monkeypatch.setattr(sftp._ReadAhead, "blocks", slowly)
+    with archive(sshd.settings()) as opened:
+        closer = threading.Thread(target=lambda: (half_way.wait(10), opened.close()))
+        closer.start()
+        started = time.monotonic()
+        with pytest.raises(ArchiveConnectionError):
+            opened.fetch(file)
+        assert time.monotonic() - started < 3
+        closer.join()
+
+
+# Host keys
+
+
+def test_an_unknown_host_is_refused_with_its_fingerprint_and_how_to_add_it(
+    sshd: SshServer, tmp_path: Path
+) -> None:
+    known_hosts = tmp_path / "empty"
+    message = refusal(sshd.settings(known_hosts=known_hosts))
+    assert message.startswith(f"SHD_SYN_060: host key of [{sshd.host}]:{sshd.port} is not known")
+    assert fingerprint(sshd.host_key) in message
+    assert f"ssh-keyscan -p {sshd.port} {sshd.host} >> {known_hosts}" in message
+    assert not known_hosts.exists()
+
+
+def test_the_command_in_the_message_makes_the_host_known(sshd: SshServer, tmp_path: Path) -> None:
+    settings = sshd.settings(known_hosts=tmp_path / "known")
+    command = refusal(settings).rpartition("add it: ")[2].rstrip(")")
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    with archive(settings) as opened:
+        assert opened.discover(None) == []
+
+
+def test_a_changed_host_key_is_refused_with_both_fingerprints(sshd: SshServer) -> None:
+    sshd.change_host_key()
+    message = refusal(sshd.settings())
+    assert "has changed" in message
+    assert fingerprint(sshd.host_key) in message and fingerprint(sshd.other_host_key) in message
+    assert f"ssh-keygen -R '[{sshd.host}]:{sshd.port}'" in message
+
+
+def test_a_host_key_that_changes_between_two_cycles_is_refused(sshd: SshServer) -> None:
+    with archive(sshd.settings()) as opened:
+        opened.discover(None)
+        sshd.change_host_key()
+        with pytest.raises(ArchiveConnectionError, match="has changed"):
+            opened.discover(None)
+
+
+def test_a_refusal_is_not_tried_again(sshd: SshServer, caplog: pytest.LogCaptureFixture) -> None:
+    sshd.change_host_key()
+    with caplog.at_level("INFO", logger="syncdata"):
+        refusal(sshd.settings())
+        refusal(sshd.settings(known_hosts=Path("/nowhere")))
+        refusal(sshd.settings(key_file=sshd.other_key_file))
+    assert caplog.records == []
+
+
+def test_hashed_known_hosts_are_understood(sshd: SshServer) -> None:
+    name, key = sshd.known_hosts.read_text().split(" ", 1)
+    sshd.known_hosts.write_text(f"{paramiko.HostKeys.hash_host(name)} {key}")
+    with archive(sshd.settings()) as opened:
+        assert opened.discover(None) == []
+
+
+def test_a_broken_known_hosts_file_is_named(sshd: SshServer) -> None:
+    sshd.known_hosts.write_text(f"[{sshd.host}]:{sshd.port} ssh-ed25519 AAAA!\n")
+    assert str(sshd.known_hosts) in refusal(sshd.settings())
+
+
+# Logging in
+
+
+@pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
+def test_keys_of_every_kind_log_in(sshd: SshServer, tmp_path: Path, kind: str) -> None:
+    key_file = make_key(tmp_path / "key", kind=kind)
+    sshd.authorize(key_file)
+    with archive(sshd.settings(key_file=key_file)) as opened:
+        assert opened.discover(None) == []
+
+
+def test_a_key_with_a_passphrase_logs_in(sshd: SshServer, tmp_path: Path) -> None:
+    key_file = make_key(tmp_path / "key", passphrase="open sesame")
+    sshd.authorize(key_file)
+    with archive(sshd.settings(key_file=key_file, key_passphrase="open sesame")) as opened:
+        assert opened.discover(None) == []
+
+
+def test_a_wrong_passphrase_is_told_without_showing_it(sshd: SshServer, tmp_path: Path) -> None:
+    key_file = make_key(tmp_path / "key", passphrase="open sesame")
+    message = refusal(sshd.settings(key_file=key_file, key_passphrase="guessed"))
+    assert str(key_file) in message and "passphrase is wrong" in message
+    assert "guessed" not in message
+
+
+def test_a_missing_passphrase_is_asked_for(sshd: SshServer, tmp_path: Path) -> None:
+    key_file = make_key(tmp_path / "key", passphrase="open sesame")
+    message = refusal(sshd.settings(key_file=key_file))
+    assert str(key_file) in message and "archive_key_passphrase" in message
+
+
+def test_a_key_file_that_is_missing_is_named(sshd: SshServer) -> None:
+    message = refusal(sshd.settings(key_file=Path("/no/key")))
+    assert message.startswith("SHD_SYN_060: /no/key: ") and "archive_key_file" in message
+
+
+def test_the_agent_logs_in(sshd: SshServer, ssh_agent: SshAgent) -> None:
+    ssh_agent.add(sshd.key_file)
+    with archive(sshd.settings(key_file=None)) as opened:
+        assert opened.discover(None) == []
+
+
+def test_the_agent_opens_a_key_file_whose_passphrase_is_not_given(
+    sshd: SshServer, ssh_agent: SshAgent, tmp_path: Path
+) -> None:
+    ssh_agent.add(sshd.key_file)
+    locked = make_key(tmp_path / "key", passphrase="open sesame")
+    with archive(sshd.settings(key_file=locked)) as opened:
+        assert opened.discover(None) == []
+
+
+def test_the_default_key_logs_in(sshd: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    sshd.authorize(make_key(tmp_path / ".ssh" / "id_ed25519"))
+    with archive(sshd.settings(key_file=None)) as opened:
+        assert opened.discover(None) == []
+
+
+def test_a_refused_key_is_named_with_its_fingerprint(sshd: SshServer) -> None:
+    message = refusal(sshd.settings(key_file=sshd.other_key_file))
+    assert f"login refused for {sshd.user}@{sshd.host}:{sshd.port}" in message
+    assert str(sshd.other_key_file) in message and fingerprint(sshd.other_key_file) in message
+
+
+def test_a_login_without_any_credentials_is_refused_at_once(
+    sshd: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    assert "tried the SSH agent and the default keys" in refusal(sshd.settings(key_file=None))
+
+
+# A password, against a server in this process: a real sshd would need an account with one.
+
+
+class PasswordServer(asyncssh.SSHServer):
+    def __init__(self, connections: list[asyncssh.SSHServerConnection]) -> None:
+        self._connections = connections
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connections.append(conn)
+
+    def password_auth_supported(self) -> bool:
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        return (username, password) == ("backup", "correct horse")
+
+
+@pytest.fixture
+def password_server(tmp_path: Path) -> Iterator[SftpSettings]:
+    """Settings of a server that knows one password and no key, without the password."""
+    loop = asyncio.new_event_loop()
+    connections: list[asyncssh.SSHServerConnection] = []
+    host_key = asyncssh.generate_private_key("ssh-ed25519")
+    server = loop.run_until_complete(
+        asyncssh.create_server(
+            lambda: PasswordServer(connections),
+            "127.0.0.1",
+            0,
+            server_host_keys=[host_key],
+            sftp_factory=asyncssh.SFTPServer,
+        )
+    )
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    port = server.get_port()
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.write_text(f"[127.0.0.1]:{port} {host_key.export_public_key().decode()}")
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    (directory / NAME).write_bytes(b"{}\n" * 100_000)
+    yield SftpSettings(
+        host="127.0.0.1", port=port, user="backup", directory=str(directory), known_hosts=known_hosts
+    )
+
+    async def stop() -> None:
+        server.close()
+        for connection in connections:
+            connection.abort()
+            await connection.wait_closed()
+        await server.wait_closed()
+
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def with_password(settings: SftpSettings, password: str) -> SftpSettings:
+    return replace(settings, password=password)
+
+
+def test_a_password_logs_in_and_files_come_from_another_kind_of_server(password_server: SftpSettings) -> None:
+    with archive(with_password(password_server, "correct horse")) as opened:
+        [file] = opened.discover(None)
+        assert content_of(opened, file) == b"{}\n" * 100_000
+
+
+def test_a_wrong_password_is_refused_without_showing_it(password_server: SftpSettings) -> None:
+    message = refusal(with_password(password_server, "battery staple"))
+    assert "login refused for backup@127.0.0.1" in message and "tried the password" in message
+    assert "battery" not in message
+
+
+def test_secrets_are_not_in_the_repr(password_server: SftpSettings) -> None:
+    assert "battery" not in repr(with_password(password_server, "battery staple"))
