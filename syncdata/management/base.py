@@ -1,0 +1,167 @@
+"""What all syncdata commands share: how errors end them, where their log goes, how they open the service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import psycopg
+from django.core.management.base import BaseCommand, CommandParser, DjangoHelpFormatter
+from django.db import Error as DatabaseError
+
+from syncdata.conf import load_config
+from syncdata.engine.errors import ServiceInitError, SyncError
+from syncdata.management.progress import SyncProgress, format_duration, make_progress
+from syncdata.service import SyncDataService, SyncResult
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class SyncCommand(BaseCommand):
+    """A command whose errors are SyncErrors.
+
+    From the command line a SyncError becomes its message on stderr, which begins with the code, and
+    exit status 1; Ctrl-C becomes exit status 130. ``call_command`` raises the SyncError itself.
+    """
+
+    # `manage.py check` is for those; a failing check of another app must not keep the data from syncing.
+    requires_system_checks = ()
+    log_level = logging.WARNING
+    epilog = ""
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        texts = {"formatter_class": _HelpFormatter, "epilog": self.epilog}
+        parser = super().create_parser(prog_name, subcommand, **texts | kwargs)
+        parser.add_argument("--verbose", action="store_true", help="Log every step (the same as -v 2).")
+        return parser
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        try:
+            super().run_from_argv(argv)
+        except SyncError as error:
+            if "--traceback" in argv:
+                raise
+            self.stderr.write(str(error))
+            sys.exit(1)
+        except KeyboardInterrupt:
+            self.stderr.write("Interrupted.")
+            sys.exit(130)
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        verbosity = 2 if options.get("verbose") else options["verbosity"]
+        with _logging_to_stderr(self._level(verbosity)):
+            try:
+                return super().execute(*args, **options)
+            except DatabaseError as error:
+                raise _database_error(error) from error
+
+    @contextlib.contextmanager
+    def open_service(self, **kwargs: Any) -> Iterator[SyncDataService]:
+        """Read the configuration and open the service; what is in *kwargs* goes to the service."""
+        with SyncDataService(load_config(), **kwargs) as service:
+            yield service
+
+    @contextlib.contextmanager
+    def show_progress(self, verbosity: int) -> Iterator[SyncProgress | None]:
+        """Yield the progress for stderr, since stdout is for results; None where silence was asked for."""
+        if verbosity == 0:
+            yield None
+            return
+        with contextlib.closing(make_progress(sys.stderr)) as progress:
+            yield progress
+
+    def fail(self, errors: Sequence[SyncError]) -> None:
+        """End the command if there are *errors*: write all but the last, raise that one."""
+        for error in errors[:-1]:
+            self.stderr.write(str(error))
+        if errors:
+            raise errors[-1]
+
+    def _level(self, verbosity: int) -> int:
+        if verbosity == 0:
+            return logging.ERROR
+        return logging.DEBUG if verbosity > 1 else self.log_level
+
+
+class _HelpFormatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
+    """Django's order of options, our own paragraphs."""
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to the stderr of the moment: a progress bar replaces it to keep log lines above itself."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """The base class sets one, which would be yesterday's."""
+
+
+@contextlib.contextmanager
+def _logging_to_stderr(level: int) -> Iterator[None]:
+    """Show the app's log on stderr, unless the project has configured where it goes."""
+    app_logger = logging.getLogger("syncdata")
+    previous_level = app_logger.level
+    handler = None if app_logger.hasHandlers() else _StderrHandler()
+    if handler is not None:
+        handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+        app_logger.addHandler(handler)
+    if handler is not None or level == logging.DEBUG:  # DEBUG was asked for on the command line
+        app_logger.setLevel(level)
+    try:
+        yield
+    finally:
+        app_logger.setLevel(previous_level)
+        if handler is not None:
+            app_logger.removeHandler(handler)
+
+
+def _database_error(error: DatabaseError) -> ServiceInitError:
+    """Translate what the service did not. Only the primary message: details can hold row values."""
+    cause = error.__cause__
+    if isinstance(cause, psycopg.errors.UndefinedTable):
+        return ServiceInitError(
+            "syncdata's own tables are missing", hint="create them with `manage.py migrate`"
+        )
+    primary = cause.diag.message_primary if isinstance(cause, psycopg.Error) else None
+    message = primary or str(error).partition("\n")[0]
+    return ServiceInitError(message, hint="check that PostgreSQL runs and that the pg_* settings are right")
+
+
+def add_table_names(parser: ArgumentParser, help: str) -> None:
+    parser.add_argument("tables", nargs="+", metavar="table", help=help)
+
+
+def format_result(result: SyncResult) -> str:
+    applied = result.records_added + result.records_updated + result.records_deleted
+    return (
+        f"{applied:,} records of {result.files_processed:,} files in {format_duration(result.duration)}:"
+        f" {result.records_added:,} added, {result.records_updated:,} updated,"
+        f" {result.records_deleted:,} deleted, {result.records_skipped:,} skipped (not whitelisted),"
+        f" {result.records_failed:,} failed"
+    )
+
+
+def format_json(document: Any) -> str:
+    return json.dumps(document, indent=2, default=_to_json)
+
+
+def format_time(moment: datetime | None) -> str:
+    """``2026-02-05T10:30:00Z``, or ``-``."""
+    if moment is None:
+        return "-"
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _to_json(value: object) -> object:
+    if isinstance(value, datetime):
+        return format_time(value)
+    raise TypeError(f"no JSON form for {type(value).__name__}")

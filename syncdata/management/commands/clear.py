@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from syncdata.engine.errors import ClearError
+from syncdata.management.base import SyncCommand
+
+
+class Command(SyncCommand):
+    help = """\
+Empty all synced tables and forget how far they were: the next cycle syncs them again from the start
+of the archive.
+
+Rows that exist only locally are lost as well. The whitelist, the audit log and the metrics stay. To
+rebuild single tables without an empty moment, use resync."""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--noinput", "--no-input", action="store_false", dest="interactive", help="Do not ask first."
+        )
+
+    def handle(self, *, interactive: bool, **options: Any) -> None:
+        with self.open_service() as service:
+            if interactive:
+                self._confirm([table.table_name for table in service.list_tables()])
+            cleared = service.clear()
+        self.stdout.write(f"cleared: {', '.join(cleared)}" if cleared else "no tables are synced")
+
+    def _confirm(self, tables: list[str]) -> None:
+        """Ask the operator; raise ClearError unless the answer is yes."""
+        self.stdout.write(f"This deletes ALL rows of {len(tables)} tables: {', '.join(tables) or '-'}")
+        try:
+            answer = input("Continue? [y/N] ")
+        except EOFError:
+            raise ClearError(
+                "nobody is there to ask; nothing was changed", hint="--noinput clears without asking"
+            ) from None
+        if answer.strip().lower() not in ("y", "yes"):
+            raise ClearError("cancelled; nothing was changed")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from syncdata.management.base import SyncCommand, format_json, format_time
+from syncdata.service import TableInfo
+
+HEADINGS = ("TABLE", "STATE", "CHECKPOINT", "ROWS SYNCED", "CREATOR", "CREATED")
+
+
+class Command(SyncCommand):
+    help = """\
+List the whitelist: each table with its state (active or blocked, and then why), its checkpoint (the
+file and the record in it up to which its changes are applied), the rows synced so far, who added it
+and when."""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="Print the tables as a JSON array.")
+
+    def handle(self, *, json: bool, **options: Any) -> None:
+        with self.open_service() as service:
+            tables = service.list_tables()
+        self.stdout.write(format_json([asdict(table) for table in tables]) if json else format_tables(tables))
+
+
+def format_tables(tables: Sequence[TableInfo]) -> str:
+    if not tables:
+        return "No tables are synced yet. Add some with: manage.py add_tables <table> ..."
+    rows = [HEADINGS, *map(_cells, tables)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    errors = ["", *(table.error for table in tables)]
+    return "\n".join(
+        line for row, error in zip(rows, errors, strict=True) for line in _lines(row, widths, error)
+    )
+
+
+def _cells(table: TableInfo) -> tuple[str, ...]:
+    return (
+        table.table_name,
+        table.state,
+        table.checkpoint or "-",
+        str(table.rows_synced),
+        table.creator or "-",
+        format_time(table.created_at),
+    )
+
+
+def _lines(row: Sequence[str], widths: Sequence[int], error: str | None) -> Iterator[str]:
+    yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    if error:
+        yield f"    {error}"

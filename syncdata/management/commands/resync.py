@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from syncdata.engine.errors import SyncError
+from syncdata.management.base import SyncCommand, add_table_names, format_result
+
+
+class Command(SyncCommand):
+    help = """\
+Rebuild synced tables from the archive: from the newest snapshot, else from the first change file.
+
+Other sessions see the old rows until the new ones are complete, never an empty or half-built table;
+a failure leaves the old rows. Rows that exist only locally are lost. Unblocks a blocked table. The
+tables are rebuilt one after the other; if one fails the others are still rebuilt, and the exit
+status is 1."""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        add_table_names(parser, "A table of the whitelist: table or schema.table.")
+
+    def handle(self, *, tables: list[str], verbosity: int, **options: Any) -> None:
+        errors: list[SyncError] = []
+        with self.show_progress(verbosity) as progress, self.open_service(progress=progress) as service:
+            for table in dict.fromkeys(tables):
+                try:
+                    result = service.resync(table)
+                except SyncError as error:
+                    errors.append(error)
+                else:
+                    self.stdout.write(f"{table}: {format_result(result)}")
+        self.fail(errors)

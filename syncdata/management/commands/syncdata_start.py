@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+from argparse import ArgumentParser, ArgumentTypeError
+from threading import Event
+from typing import Any
+
+from syncdata.conf import load_config
+from syncdata.daemon import PID_FILE_NAME, PidFile, stop_on_signals
+from syncdata.engine.errors import CycleError
+from syncdata.management.base import SyncCommand, format_result
+from syncdata.service import SyncDataService
+
+
+class Command(SyncCommand):
+    help = """\
+Keep the whitelisted tables up to date: look for new change files every data_sync_freq seconds,
+fetch them from the archive and apply them, each record exactly once.
+
+Runs in the foreground until SIGTERM or Ctrl-C (or syncdata_stop): the running batch commits and the
+command exits with status 0. A second signal ends it at once; the running batch is then rolled back
+and applied again by the next start. Errors are logged, recorded in data_sync_logs and retried in
+the next cycle. Only one daemon can work on a database."""
+    epilog = """\
+With --once the exit status is 0 only if everything that was there has been applied; it is 1 when a
+table is blocked or anything failed, and stderr says what and where. Good for cron:
+
+  manage.py syncdata_start --once -v 0"""
+    log_level = logging.INFO
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--once", action="store_true", help="Run one cycle and exit.")
+        parser.add_argument(
+            "--interval",
+            type=_seconds,
+            metavar="S",
+            help="Seconds from one cycle to the next, instead of data_sync_freq.",
+        )
+
+    def handle(self, *, once: bool, interval: int | None, verbosity: int, **options: Any) -> None:
+        config = load_config()
+        with (
+            stop_on_signals() as stop,
+            PidFile(config.state_dir / PID_FILE_NAME),
+            self.show_progress(verbosity) as progress,
+            SyncDataService(config, progress=progress) as service,
+        ):
+            if once:
+                self._run_once(service, stop, verbosity)
+            else:
+                service.run_loop(interval_s=interval, stop=stop)
+
+    def _run_once(self, service: SyncDataService, stop: Event, verbosity: int) -> None:
+        result = service.run_once(stop)
+        if verbosity:
+            self.stdout.write(format_result(result))
+        self.fail(result.errors)
+        if result.blocked:
+            raise CycleError(
+                f"blocked: {', '.join(result.blocked)}", hint="syncdata_status says why each table is blocked"
+            )
+        if stop.is_set():
+            raise CycleError("stopped by a signal; what was applied stays", hint="run it again to go on")
+
+
+def _seconds(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if (seconds := int(text)) >= 1:
+            return seconds
+    raise ArgumentTypeError(f"{text!r} is not a whole number of seconds, 1 or more")

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from syncdata.management.progress import (
+    BarProgress,
+    LineProgress,
+    SyncProgress,
+    Tally,
+    format_duration,
+    make_progress,
+)
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def apply_file(progress: SyncProgress, name: str = "changes_1.json", records: int = 10) -> None:
+    progress.file_started(name, 100)
+    progress.batch_applied(records, 100)
+    progress.file_finished(name)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.lists(st.integers(0, 5000), max_size=5)), max_size=10))
+def test_the_bytes_done_only_grow_and_end_at_the_total(files: list[tuple[int, list[int]]]) -> None:
+    tally = Tally(len(files), sum(size for size, _ in files), 0.0)
+    done = [tally.done_bytes]
+    for size, batches in files:
+        tally.start_file(size)
+        for batch in batches:
+            tally.add_batch(1, batch)
+            done.append(tally.done_bytes)
+        tally.finish_file()
+        done.append(tally.done_bytes)
+
+    assert done == sorted(done)
+    assert done[-1] == tally.total_bytes
+    assert tally.is_finished
+
+
+def test_the_time_left_follows_from_the_bytes_done() -> None:
+    tally = Tally(2, 400, now_s=10.0)
+    assert tally.left_s(20.0) is None
+
+    tally.start_file(100)
+    tally.add_batch(50, 100)
+    assert tally.left_s(20.0) == pytest.approx(30.0)
+    assert tally.rate(20.0) == pytest.approx(5.0)
+
+
+def test_a_short_run_is_one_line() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    progress = LineProgress(lines.append, clock)
+    progress.files_found(3, 300)
+    for _ in range(3):
+        clock.now_s += 1
+        apply_file(progress)
+    progress.close()
+
+    assert lines == ["3 of 3 files, 30 records, 10 records/s"]
+
+
+def test_a_long_run_is_a_line_every_ten_seconds() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    progress = LineProgress(lines.append, clock)
+    progress.files_found(25, 2500)
+    for _ in range(25):
+        clock.now_s += 1
+        apply_file(progress, records=2000)
+
+    assert lines == [
+        "9 of 25 files, 20,000 records, 2,000 records/s, about 15 s left",
+        "19 of 25 files, 40,000 records, 2,000 records/s, about 5.0 s left",
+        "25 of 25 files, 50,000 records, 2,000 records/s",
+    ]
+
+
+def test_each_cycle_counts_from_zero_and_an_idle_one_says_nothing() -> None:
+    lines: list[str] = []
+    progress = LineProgress(lines.append, Clock())
+    progress.files_found(1, 100)
+    apply_file(progress)
+    progress.files_found(0, 0)
+    progress.files_found(1, 100)
+    apply_file(progress)
+
+    assert [line.split(", ")[:2] for line in lines] == [["1 of 1 files", "10 records"]] * 2
+
+
+def test_a_pipe_gets_lines_and_a_terminal_gets_a_bar() -> None:
+    pipe, terminal = io.StringIO(), Terminal()
+    for stream in (pipe, terminal):
+        progress = make_progress(stream)
+        progress.files_found(1, 100)
+        apply_file(progress)
+        progress.close()
+
+    assert pipe.getvalue().startswith("1 of 1 files, 10 records, ")
+    assert "\x1b" not in pipe.getvalue()
+    assert "\x1b" in terminal.getvalue()
+
+
+def test_the_bar_shows_file_counts_and_time_left_and_gives_the_cursor_back() -> None:
+    screen = io.StringIO()
+    progress = BarProgress(Console(file=screen, force_terminal=True, width=120))
+    progress.files_found(2, 200)
+    apply_file(progress, "changes_[1].json")
+    progress.close()
+
+    last_frame = screen.getvalue().rsplit("\r", 1)[-1]
+    assert "changes_[1].json" in last_frame
+    assert "50%" in last_frame
+    assert "1 of 2 files, 10 records, " in last_frame
+    assert screen.getvalue().rstrip().endswith("\x1b[?25h")
+
+
+def test_the_bar_is_off_while_the_daemon_waits() -> None:
+    screen = io.StringIO()
+    progress = BarProgress(Console(file=screen, force_terminal=True, width=120))
+    progress.files_found(0, 0)
+    assert screen.getvalue() == ""
+
+    progress.files_found(1, 100)
+    apply_file(progress)
+    written = screen.getvalue()
+    progress.close()
+    assert screen.getvalue() == written
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (3.21, "3.2 s"), (45, "45 s"), (200, "3 min"), (7500, "2 h 5 min")]
+)
+def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
