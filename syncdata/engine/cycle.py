@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
@@ -22,12 +22,24 @@ from syncdata.engine.batch import Batch, Limits, cut_batches
 from syncdata.engine.changefile import Header, Inspection, inspect, read_records, stem
 from syncdata.engine.changes import TableName
 from syncdata.engine.errors import DiscoveryError, ParseError, SyncError
-from syncdata.engine.ledger import Position
+from syncdata.engine.ledger import Checkpoint, Position
 from syncdata.engine.plan import Counts
 from syncdata.engine.schema import TableSchema
-from syncdata.engine.target import Outcome, PreparedBatch, Target, prepare
+from syncdata.engine.target import Outcome, PreparedBatch, prepare
 
 logger = logging.getLogger(__name__)
+
+
+class BatchTarget(Protocol):
+    """Where batches go: the local database, or a table that is being rebuilt."""
+
+    def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]: ...
+
+    def block(self, tables: Collection[TableName], error: SyncError) -> None: ...
+
+    def apply(
+        self, prepared: PreparedBatch, tables: Collection[TableName], *, start: Position, end: Position
+    ) -> Outcome: ...
 
 
 class Progress(Protocol):
@@ -80,7 +92,7 @@ class Fetched:
 
 
 @dataclass(slots=True)
-class _Group:
+class Group:
     """Tables at one position, going on together."""
 
     tables: set[TableName]
@@ -94,7 +106,7 @@ class Cycle:
     def __init__(
         self,
         archive: Archive,
-        target: Target,
+        target: BatchTarget,
         *,
         limits: Limits,
         progress: Progress | None = None,
@@ -109,27 +121,29 @@ class Cycle:
         self._deadline = deadline
         self.result = CycleResult()
 
-    def run(self) -> CycleResult:
-        """Apply what the archive holds beyond the checkpoints.
+    def run(self, checkpoints: Sequence[Checkpoint]) -> CycleResult:
+        """Apply what the archive holds beyond *checkpoints*, those of all whitelisted tables.
 
         Returns when all is applied, blocked or waited for, or soon after *stop* is set. Raises
         DiscoveryError, FetchError, ArchiveConnectionError or ApplyError when it cannot go on, and
         CheckpointMovedError when another process moved a checkpoint; what was applied stays applied.
         """
-        groups = _group_by_position(self._target)
+        groups = _group_by_position(checkpoints)
         if not groups:
             return self.result
         files = self._archive.discover(since=groups[0].position.file or None)
         *behind, front = groups
-        fresh = _files_after(front.position, files)
-        self._progress.files_found(len(fresh), sum(file.size_bytes for file in fresh))
+        self.announce(_files_after(front.position, files))
         self.advance(front, files)
         self.result.position = front.position
         self._catch_up(behind, files)
         return self.result
 
-    def _catch_up(self, behind: list[_Group], files: list[ChangeFile]) -> None:
-        group = _Group(set(), Position())
+    def announce(self, files: list[ChangeFile]) -> None:
+        self._progress.files_found(len(files), sum(file.size_bytes for file in files))
+
+    def _catch_up(self, behind: list[Group], files: list[ChangeFile]) -> None:
+        group = Group(set(), Position())
         for number, next_group in enumerate(behind):
             group = _join(group, next_group)
             until = behind[number + 1].position if number + 1 < len(behind) else None
@@ -137,7 +151,7 @@ class Cycle:
 
     def advance(
         self,
-        group: _Group,
+        group: Group,
         files: list[ChangeFile],
         *,
         until: Position | None = None,
@@ -164,9 +178,7 @@ class Cycle:
             inspection = inspect(stream, file.name)
             yield Fetched(file=file, stream=stream, size_bytes=size_bytes, inspection=inspection)
 
-    def _apply_file(
-        self, group: _Group, fetched: Fetched, *, is_newest: bool, until: Position | None
-    ) -> bool:
+    def _apply_file(self, group: Group, fetched: Fetched, *, is_newest: bool, until: Position | None) -> bool:
         """Apply one file to *group*; False when the group cannot go on to the next one."""
         name = fetched.file.name
         try:
@@ -202,7 +214,7 @@ class Cycle:
             check_chain(position, inspection.header, name)
         return True
 
-    def _apply_batches(self, group: _Group, fetched: Fetched, *, until: Position | None) -> None:
+    def _apply_batches(self, group: Group, fetched: Fetched, *, until: Position | None) -> None:
         is_plain = fetched.inspection.header is None
         schemas = self._target.schemas(group.tables)
         batches = _read_batches(group, fetched, limits=self._limits, until=until)
@@ -233,7 +245,7 @@ class Cycle:
         logger.debug("%s: %d records applied up to record %d", prepared.file, records, batch.end_record)
         self._progress.batch_applied(records, batch.size_bytes)
 
-    def _block_all(self, group: _Group, error: SyncError) -> None:
+    def _block_all(self, group: Group, error: SyncError) -> None:
         logger.error("%s", error, extra={"code": error.code})
         self._target.block(group.tables, error)
         self.result.blocked.update(dict.fromkeys(group.tables, error))
@@ -260,22 +272,22 @@ def check_chain(position: Position, header: Header, name: str) -> None:
         )
 
 
-def _group_by_position(target: Target) -> list[_Group]:
-    """Return the whitelisted tables by position, the farthest behind first."""
-    groups: dict[tuple[str, bool, int], _Group] = {}
-    for checkpoint in target.checkpoints():
-        group = groups.setdefault(checkpoint.position.order, _Group(set(), checkpoint.position))
+def _group_by_position(checkpoints: Sequence[Checkpoint]) -> list[Group]:
+    """Return the tables by position, the farthest behind first."""
+    groups: dict[tuple[str, bool, int], Group] = {}
+    for checkpoint in checkpoints:
+        group = groups.setdefault(checkpoint.position.order, Group(set(), checkpoint.position))
         group.position = _higher_lsn(group.position, checkpoint.position)
         group.tables.add(checkpoint.table)
     return [groups[order] for order in sorted(groups)]
 
 
-def _join(group: _Group, next_group: _Group) -> _Group:
+def _join(group: Group, next_group: Group) -> Group:
     """Return the group that goes on from *next_group*'s position, with *group* if it has got there."""
     if group.position.order != next_group.position.order:
         return next_group
     position = _higher_lsn(group.position, next_group.position)
-    return _Group(group.tables | next_group.tables, position)
+    return Group(group.tables | next_group.tables, position)
 
 
 def _higher_lsn(a: Position, b: Position) -> Position:
@@ -298,7 +310,7 @@ def _goes_on(position: Position, file: ChangeFile) -> bool:
 
 
 def _read_batches(
-    group: _Group, fetched: Fetched, *, limits: Limits, until: Position | None
+    group: Group, fetched: Fetched, *, limits: Limits, until: Position | None
 ) -> Iterator[Batch]:
     position, file = group.position, fetched.file
     start_record = position.record_number if stem(position.file) == file.stem else 0

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from psycopg import Connection
+from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
 from syncdata.engine.changefile import stem
@@ -296,28 +296,46 @@ def end_run(connection: Connection[Any], run_id: int, *, now: dt.datetime) -> No
 
 
 def reset_checkpoints(
-    connection: Connection[Any], tables: Collection[TableName], position: Position = START
+    connection: Connection[Any],
+    tables: Collection[TableName],
+    position: Position = START,
+    *,
+    counts: Counts | None = None,
+    now: dt.datetime | None = None,
 ) -> None:
-    """Set *tables* to *position* with fresh counts, as if they had just been whitelisted there."""
-    names = [str(table) for table in tables]
-    connection.execute("DELETE FROM data_sync_checkpoints WHERE table_name = ANY(%s)", (names,))
+    """Set *tables* to *position* with *counts* alone, as if they had begun there."""
     with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO data_sync_checkpoints (table_name, file, file_size, file_finished, record_number,"
-            " commit_lsn, source_id) VALUES (%s, %s, %s, %s, %s, %s, %s)",
-            [
-                (
-                    name,
-                    position.file,
-                    position.file_size,
-                    position.is_finished,
-                    position.record_number,
-                    None if position.commit_lsn is None else format_lsn(position.commit_lsn),
-                    position.source_id,
-                )
-                for name in names
-            ],
-        )
+        for table in tables:
+            values = {
+                "table_name": str(table),
+                "file": position.file,
+                "file_size": position.file_size,
+                "file_finished": position.is_finished,
+                "record_number": position.record_number,
+                "commit_lsn": None if position.commit_lsn is None else format_lsn(position.commit_lsn),
+                "source_id": position.source_id,
+                "last_sync_at": now,
+                **_totals(counts or Counts()),
+            }
+            cursor.execute("DELETE FROM data_sync_checkpoints WHERE table_name = %(table_name)s", values)
+            cursor.execute(
+                sql.SQL("INSERT INTO data_sync_checkpoints ({}) VALUES ({})").format(
+                    sql.SQL(", ").join(map(sql.Identifier, values)),
+                    sql.SQL(", ").join(map(sql.Placeholder, values)),
+                ),
+                values,
+            )
+
+
+def _totals(counts: Counts) -> dict[str, int]:
+    return {
+        "rows_synced": counts.added + counts.updated + counts.deleted,
+        "records_added": counts.added,
+        "records_updated": counts.updated,
+        "records_deleted": counts.deleted,
+        "records_truncated": counts.truncated,
+        "records_missing": counts.missing,
+    }
 
 
 def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list[dict[str, Any]]:

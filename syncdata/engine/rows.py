@@ -364,6 +364,42 @@ class RowWriter:
         )
         return self._cursor.execute(composed).rowcount
 
+    def exchange(self, live: TableSchema, shadow: TableSchema) -> None:
+        """Give *live* the rows of *shadow*, in the caller's transaction.
+
+        Where constraints are awake, rows that others refer to must not vanish even for a moment: a
+        delete could cascade. So only the keys that are gone are deleted, and the rest upserted.
+        """
+        if self.is_silent or not live.key:
+            self._cursor.execute(sql.SQL("DELETE FROM {}").format(_relation(live)))
+        else:
+            key = _Target(live).key
+            self._cursor.execute(
+                sql.SQL("DELETE FROM {} t WHERE NOT EXISTS (SELECT FROM {} s WHERE {})").format(
+                    _relation(live), _relation(shadow), _equalities(key, "t", key, "s")
+                )
+            )
+        target = _Target(live)
+        settable = target.settable(target.columns)
+        is_plain_insert = self.is_silent or not live.key
+        conflict = (
+            sql.SQL("")
+            if is_plain_insert
+            else sql.SQL("ON CONFLICT ({}) DO UPDATE SET {}").format(
+                sql.SQL(", ").join(target.key), _assignments(settable or live.key[:1], "excluded")
+            )
+        )
+        self._cursor.execute(
+            sql.SQL(
+                "INSERT INTO {live} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {shadow} {conflict}"
+            ).format(
+                live=_relation(live),
+                columns=_names(target.columns),
+                shadow=_relation(shadow),
+                conflict=conflict,
+            )
+        )
+
     def advance_sequences(self, schema: TableSchema) -> None:
         """Set the table's sequences to at least its highest value, so that a local insert finds a free one.
 

@@ -1,0 +1,35 @@
+"""Which tables may be synced, and what they are called. Knows names; connects to nothing."""
+
+from __future__ import annotations
+
+from syncdata.engine.changes import DEFAULT_SCHEMA, TableName
+from syncdata.engine.errors import SchemaError, WhitelistAddError
+
+# Changes from production to these would rewrite the record of what was applied here.
+RESERVED = frozenset(
+    {
+        "tables_to_sync",
+        "data_sync_logs",
+        "data_sync_metrics",
+        "data_sync_checkpoints",
+        "data_sync_runs",
+        "django_migrations",
+    }
+)
+_SYSTEM_SCHEMAS = frozenset({"pg_catalog", "information_schema", "pg_toast"})
+
+
+def parse_syncable(text: str) -> TableName:
+    """Return the table that *text* names. Raises WhitelistAddError when it must not be synced."""
+    try:
+        table = TableName.parse(text)
+    except SchemaError as error:
+        raise WhitelistAddError(error.message, hint=error.hint) from None
+    if table.schema == DEFAULT_SCHEMA and table.name in RESERVED:
+        raise WhitelistAddError(
+            f"{table} belongs to this database's own bookkeeping and is never synced",
+            hint="choose tables of your application",
+        )
+    if table.schema in _SYSTEM_SCHEMAS:
+        raise WhitelistAddError(f"{table} is a system table", hint="choose tables of your application")
+    return table
