@@ -47,7 +47,7 @@ class Tally:
 
     @property
     def is_finished(self) -> bool:
-        return self.files >= self.files_total
+        return self.files == self.files_total
 
     def rate(self, now_s: float) -> float:
         """Records a second since the start."""
@@ -127,12 +127,13 @@ class BarProgress:
     def __init__(self, console: Console) -> None:
         self._tally = Tally(0, 0, time.monotonic())
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TaskProgressColumn(),
-            TextColumn("{task.fields[counts]}"),
+            TextColumn("{task.description}"),
             TimeRemainingColumn(),
             console=console,
+            expand=True,
+            redirect_stdout=False,  # results go there, perhaps into a pipe; the log goes to stderr
         )
         self._task: TaskID | None = None
 
@@ -141,12 +142,11 @@ class BarProgress:
         if not count:
             return
         self._tally = Tally(count, size_bytes, time.monotonic())
-        self._task = self._bar.add_task("", total=size_bytes, counts=self._counts())
+        self._task = self._bar.add_task(self._counts(), total=size_bytes)
         self._bar.start()
 
     def file_started(self, name: str, size_bytes: int) -> None:
         self._tally.start_file(size_bytes)
-        self._show(description=name)
 
     def batch_applied(self, records: int, size_bytes: int) -> None:
         self._tally.add_batch(records, size_bytes)
@@ -166,14 +166,9 @@ class BarProgress:
         self._bar.remove_task(self._task)
         self._task = None
 
-    def _show(self, description: str | None = None) -> None:
+    def _show(self) -> None:
         if self._task is not None:
-            self._bar.update(
-                self._task,
-                completed=self._tally.done_bytes,
-                description=description,
-                counts=self._counts(),
-            )
+            self._bar.update(self._task, completed=self._tally.done_bytes, description=self._counts())
 
     def _counts(self) -> str:
         return f"{self._tally}, {self._tally.rate(time.monotonic()):,.0f}/s"
