@@ -1,4 +1,4 @@
-"""The five tables of syncdata: their columns, defaults and indexes; no behaviour.
+"""The five tables of syncdata: their columns, defaults and indexes.
 
 The engine reads and writes them with SQL of its own, in the transaction that holds the rows, so every
 default is a database default. Where the predecessor has the table, its columns come first and in its
@@ -16,6 +16,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 
 from syncdata.engine.changes import format_lsn, parse_lsn
+from syncdata.engine.errors import WhitelistAddError
+from syncdata.whitelist import parse_syncable
 
 
 class LsnField(models.Field):
@@ -61,6 +63,12 @@ class TableToSync(models.Model):
 
     def __str__(self) -> str:
         return self.table_name
+
+    def clean(self) -> None:
+        try:
+            self.table_name = str(parse_syncable(self.table_name))
+        except WhitelistAddError as error:
+            raise ValidationError({"table_name": str(error)}) from error
 
 
 class SyncLog(models.Model):
@@ -131,7 +139,10 @@ class SyncMetric(models.Model):
                 name="data_sync_metrics_table_name_period_start_period_type_key",
             )
         ]
-        indexes = [models.Index(fields=["table_name", "period_start"], name="idx_sync_metrics_table_period")]
+        indexes = [
+            models.Index(fields=["table_name", "period_start"], name="idx_sync_metrics_table_period"),
+            models.Index(fields=["-period_start", "-id"], name="idx_sync_metrics_period"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.table_name} {self.period_type} {self.period_start:%Y-%m-%d %H:%M}"

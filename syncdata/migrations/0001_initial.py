@@ -119,7 +119,8 @@ class Migration(migrations.Migration):
                 "verbose_name": "metric",
                 "db_table": "data_sync_metrics",
                 "indexes": [
-                    models.Index(fields=["table_name", "period_start"], name="idx_sync_metrics_table_period")
+                    models.Index(fields=["table_name", "period_start"], name="idx_sync_metrics_table_period"),
+                    models.Index(fields=["-period_start", "-id"], name="idx_sync_metrics_period"),
                 ],
                 "constraints": [
                     models.UniqueConstraint(
