@@ -13,13 +13,16 @@ import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 import zstandard
 
 from syncdata.engine.changes import ChangeRecord, parse_lsn, parse_record
 from syncdata.engine.errors import ParseError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 HEADER_PREFIX = b'# {"syncdata":'
 FOOTER_PREFIX = b'# {"end":'
@@ -193,7 +196,7 @@ def _parse_footer(last_line: bytes) -> Footer | None:
 
 def _decompress(stream: BinaryIO, name: str) -> BinaryIO:
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=stream, mode="rb"), CHUNK_BYTES)  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(fileobj=stream, mode="rb"), CHUNK_BYTES)
     if name.endswith(".zst"):
         return io.BufferedReader(_ZstdReader(stream), CHUNK_BYTES)
     return stream
@@ -211,7 +214,7 @@ class _ZstdReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         while not self._ready:
             data = self._frame.unused_data if self._frame.eof else b""
             if self._frame.eof:
@@ -223,7 +226,8 @@ class _ZstdReader(io.RawIOBase):
                 return 0
             self._ready = self._frame.decompress(data)
             self._is_mid_frame = not self._frame.eof
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._ready))
+        view[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count

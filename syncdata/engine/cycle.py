@@ -266,8 +266,8 @@ def check_chain(position: Position, header: Header, name: str) -> None:
     is_first_of_chain = header.prev is None and not position.source_id
     if not is_first_of_chain and expected != stem(position.file):
         raise DiscoveryError(
-            f"a gap: it follows {header.prev or 'no file'}, but {position.file or 'no file'} was applied last",
-            hint="bring the missing file into the archive, and syncing goes on by itself; or resync the tables",
+            f"a gap: it follows {header.prev or 'none'}, but {position.file or 'none'} was applied last",
+            hint="bring the missing file into the archive and syncing goes on; or resync the tables",
             file=name,
         )
 

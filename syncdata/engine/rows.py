@@ -370,33 +370,29 @@ class RowWriter:
         Where constraints are awake, rows that others refer to must not vanish even for a moment: a
         delete could cascade. So only the keys that are gone are deleted, and the rest upserted.
         """
-        if self.is_silent or not live.key:
-            self._cursor.execute(sql.SQL("DELETE FROM {}").format(_relation(live)))
-        else:
-            key = _Target(live).key
-            self._cursor.execute(
-                sql.SQL("DELETE FROM {} t WHERE NOT EXISTS (SELECT FROM {} s WHERE {})").format(
-                    _relation(live), _relation(shadow), _equalities(key, "t", key, "s")
-                )
-            )
         target = _Target(live)
-        settable = target.settable(target.columns)
-        is_plain_insert = self.is_silent or not live.key
-        conflict = (
-            sql.SQL("")
-            if is_plain_insert
-            else sql.SQL("ON CONFLICT ({}) DO UPDATE SET {}").format(
-                sql.SQL(", ").join(target.key), _assignments(settable or live.key[:1], "excluded")
+        may_delete_all = self.is_silent or not live.key
+        keep = sql.SQL("EXISTS (SELECT FROM {} s WHERE {})").format(
+            _relation(shadow), _equalities(target.key, "t", target.key, "s")
+        )
+        on_conflict = sql.SQL("ON CONFLICT ({}) DO UPDATE SET {}").format(
+            sql.SQL(", ").join(target.key),
+            _assignments(target.settable(target.columns) or live.key[:1], "excluded"),
+        )
+        self._cursor.execute(
+            sql.SQL("DELETE FROM {} t WHERE NOT {}").format(
+                target.relation, sql.SQL("false") if may_delete_all else keep
             )
         )
         self._cursor.execute(
             sql.SQL(
-                "INSERT INTO {live} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {shadow} {conflict}"
+                "INSERT INTO {live} ({columns}) OVERRIDING SYSTEM VALUE"
+                " SELECT {columns} FROM {shadow} {on_conflict}"
             ).format(
-                live=_relation(live),
+                live=target.relation,
                 columns=_names(target.columns),
                 shadow=_relation(shadow),
-                conflict=conflict,
+                on_conflict=sql.SQL("") if may_delete_all else on_conflict,
             )
         )
 

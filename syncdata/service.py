@@ -1,0 +1,677 @@
+"""The service: what commands and the admin call. Composes configuration, whitelist, archive and target.
+
+Knows Django's connections; leaves files to the archive and rows to the target.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.rows import dict_row
+
+from syncdata.conf import SyncConfig
+from syncdata.engine import ledger
+from syncdata.engine.archive import Archive, open_archive
+from syncdata.engine.batch import Limits
+from syncdata.engine.catalog import read_schemas
+from syncdata.engine.changes import TableName
+from syncdata.engine.cycle import Cycle, CycleResult, Progress
+from syncdata.engine.errors import (
+    ClearError,
+    CloseError,
+    CycleError,
+    ResyncError,
+    RunError,
+    ServiceInitError,
+    StateLoadError,
+    StatusError,
+    SyncError,
+    WhitelistAddError,
+    WhitelistListError,
+    WhitelistRemoveError,
+)
+from syncdata.engine.ledger import CheckpointMovedError, Position
+from syncdata.engine.rebuild import rebuild
+from syncdata.engine.rows import RowWriter
+from syncdata.engine.target import Target, prepare_session, translate
+from syncdata.statefile import (
+    NEVER,
+    STATE_FILE_NAME,
+    SyncState,
+    TableState,
+    load_state,
+    save_state,
+)
+from syncdata.whitelist import parse_syncable
+
+logger = logging.getLogger(__name__)
+
+# "sync" and "data" as two 32-bit keys: one daemon a database, whatever host it runs on.
+_LOCK_KEYS = (0x73796E63, 0x64617461)
+_FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
+# Resyncs and clears move checkpoints under a cycle; that many in a row are no coincidence any more.
+_MOST_RESTARTS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncResult:
+    """What a cycle or a resync did. ``records_skipped``: of tables not whitelisted; ``records_failed``: of
+    tables that are blocked now; ``duration`` in seconds; ``last_lsn`` as ``X/Y`` or empty.
+    ``waiting_for``: the newest change file, while it is still being written."""
+
+    files_processed: int = 0
+    records_added: int = 0
+    records_updated: int = 0
+    records_deleted: int = 0
+    records_skipped: int = 0
+    records_failed: int = 0
+    duration: float = 0.0
+    last_lsn: str = ""
+    blocked: tuple[str, ...] = ()
+    errors: tuple[SyncError, ...] = ()
+    waiting_for: str = ""
+
+    @property
+    def records_synced(self) -> int:
+        return self.records_added + self.records_updated + self.records_deleted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableInfo:
+    """A whitelisted table. ``state``: new, active or blocked. ``checkpoint``: ``file:records`` or empty."""
+
+    table_name: str
+    creator: str | None
+    created_at: dt.datetime | None
+    state: str
+    checkpoint: str = ""
+    rows_synced: int = 0
+    error: str | None = None
+    last_sync_at: dt.datetime | None = None
+    last_change_at: dt.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonStatus:
+    """The daemon as its books show it. ``records_synced`` and ``errors`` count since its start;
+    ``problems`` says why it is not healthy, and is empty when it is."""
+
+    status: str
+    sync_frequency: int
+    start_time: dt.datetime | None
+    records_synced: int
+    errors: int
+    last_sync_time: dt.datetime | None
+    tables: tuple[TableInfo, ...]
+    last_error: str | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def is_active(self) -> bool:
+        return self.status == "active"
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self.problems
+
+
+class SyncDataService:
+    """One configuration at work; a context manager. Not for use from several threads at once."""
+
+    def __init__(self, config: SyncConfig, *, progress: Progress | None = None) -> None:
+        self._config = config
+        self._progress = progress
+        self._wrapper: BaseDatabaseWrapper | None = None
+        self._archive: Archive | None = None
+        self._run_id: int | None = None
+        self._target: Target | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of database and archive. Raises CloseError; calling it again does nothing."""
+        try:
+            self._disconnect()
+            if self._archive is not None:
+                archive, self._archive = self._archive, None
+                archive.close()
+        except (psycopg.Error, OSError, SyncError) as error:
+            raise CloseError(
+                f"the service was not closed cleanly ({type(error).__name__})",
+                hint="nothing is lost: what was applied is committed",
+            ) from error
+
+    # Syncing
+
+    def run_loop(self, *, interval_s: int | None = None, stop: threading.Event | None = None) -> None:
+        """Run cycles until *stop* is set; the batch that is running then still commits.
+
+        A cycle that fails is logged, counted and tried again: soon when the archive or the database
+        went away, else after the interval. Raises RunError when another daemon runs on this database.
+        """
+        stop = stop or threading.Event()
+        interval_s = interval_s or self._config.data_sync_freq
+        with self._run(interval_s):
+            failures = 0
+            while not stop.is_set():
+                try:
+                    self._run_cycle(stop, deadline=time.monotonic() + interval_s)
+                    failures = 0
+                except SyncError as error:
+                    failures += 1
+                    logger.error("%s", error, extra={"code": error.code})
+                    self._note_failure(error)
+                    if isinstance(error, RunError):
+                        raise
+                stop.wait(min(interval_s, _retry_delay_s(failures)) if failures else interval_s)
+
+    def run_once(self, *, stop: threading.Event | None = None) -> SyncResult:
+        """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""
+        with self._run(self._config.data_sync_freq):
+            try:
+                return self._run_cycle(stop or threading.Event())
+            except SyncError as error:
+                self._note_failure(error)
+                raise
+
+    def resync(self, table: str, *, stop: threading.Event | None = None) -> SyncResult:
+        """Rebuild *table* from the archive. Raises ResyncError; the old rows remain then."""
+        name = TableName.parse(table)
+        started = time.monotonic()
+        connection = self._connect()
+        self._adopt_predecessors_state(connection)
+        try:
+            result = rebuild(
+                self._open_archive(),
+                connection,
+                name,
+                limits=self._limits,
+                progress=self._progress,
+                stop=stop,
+            )
+        except ResyncError as error:
+            self._log_failed_resync(name, error)
+            raise
+        logger.info("%s is rebuilt from %d files", name, result.files_processed)
+        return _sync_result(result, started)
+
+    def clear(self) -> list[str]:
+        """Empty all synced tables and set their checkpoints back, so that the next cycle begins anew.
+
+        Returns the tables' names. Raises ClearError; then nothing is changed.
+        """
+        connection = self._connect()
+        now = _utcnow()
+        try:
+            with connection.transaction():
+                names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+                ledger.lock_checkpoints(connection, names)
+                _empty_tables(connection, names)
+                ledger.reset_checkpoints(connection, names)
+                for name in names:
+                    ledger.log_action(connection, name, action="clear", reference="", now=now)
+        except psycopg.Error as error:
+            cause = translate(error)
+            raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
+        self._save_state(Position(), now)
+        return [str(name) for name in names]
+
+    # The whitelist
+
+    def add_tables(self, names: Sequence[str], *, creator: str | None = None) -> list[str]:
+        """Whitelist tables; return those that were not before. All are added or, on an error, none.
+
+        A table that does not exist locally is accepted with a warning. Raises WhitelistAddError.
+        """
+        tables = list(dict.fromkeys(parse_syncable(name) for name in names))
+        connection = self._connect()
+        try:
+            with connection.transaction():
+                added = [table for table in tables if _insert_into_whitelist(connection, table, creator)]
+            existing = read_schemas(connection, tables)
+        except psycopg.Error as error:
+            cause = translate(error)
+            raise WhitelistAddError(f"nothing is added: {cause.message}", hint=cause.hint) from error
+        for table in tables:
+            if table not in existing:
+                logger.warning("table %s does not exist locally yet: create it before it is synced", table)
+            elif not existing[table].key:
+                logger.warning("table %s has no key: its rows are matched on all their old values", table)
+        return [str(table) for table in added]
+
+    def remove_tables(self, names: Sequence[str]) -> list[str]:
+        """Take tables off the whitelist; return their names. Their rows and checkpoints stay.
+
+        Raises WhitelistRemoveError, with nothing removed, when one is not whitelisted.
+        """
+        wanted = [str(TableName.parse(name)) for name in names]
+        connection = self._connect()
+        try:
+            with connection.transaction():
+                rows = connection.execute(
+                    "DELETE FROM tables_to_sync WHERE table_name = ANY(%s) RETURNING table_name", (wanted,)
+                ).fetchall()
+                removed = {row[0] for row in rows}
+                missing = [name for name in wanted if name not in removed]
+                if missing:
+                    raise WhitelistRemoveError(
+                        f"not whitelisted: {', '.join(missing)}",
+                        hint="list_tables shows what is; nothing was removed",
+                    )
+        except psycopg.Error as error:
+            cause = translate(error)
+            raise WhitelistRemoveError(f"nothing is removed: {cause.message}", hint=cause.hint) from error
+        return list(dict.fromkeys(wanted))
+
+    def list_tables(self) -> list[TableInfo]:
+        """Return the whitelist with each table's checkpoint. Raises WhitelistListError."""
+        connection = self._connect()
+        try:
+            rows = (
+                connection.cursor(row_factory=dict_row)
+                .execute(
+                    "SELECT w.table_name, w.creator, w.created_at, c.* FROM tables_to_sync w"
+                    " LEFT JOIN data_sync_checkpoints c USING (table_name) ORDER BY w.table_name"
+                )
+                .fetchall()
+            )
+        except psycopg.Error as error:
+            cause = translate(error)
+            raise WhitelistListError(
+                f"the whitelist cannot be read: {cause.message}", hint=cause.hint
+            ) from error
+        return [_table_info(row) for row in rows]
+
+    # Status
+
+    def get_status(self) -> DaemonStatus:
+        """Return how the daemon does, wherever it runs. Raises StatusError."""
+        tables = tuple(self.list_tables())
+        connection = self._connect()
+        try:
+            row = connection.execute(_IS_LOCKED, _LOCK_KEYS).fetchone()
+            run = (
+                connection.cursor(row_factory=dict_row)
+                .execute("SELECT * FROM data_sync_runs ORDER BY id DESC LIMIT 1")
+                .fetchone()
+            )
+        except psycopg.Error as error:
+            cause = translate(error)
+            raise StatusError(f"the status cannot be read: {cause.message}", hint=cause.hint) from error
+        is_active = bool(row and row[0])
+        return _daemon_status(is_active, run, tables, frequency_s=self._config.data_sync_freq, now=_utcnow())
+
+    # Inside
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(batch_records=self._config.batch_records, batch_bytes=self._config.batch_bytes)
+
+    @contextmanager
+    def _run(self, interval_s: int) -> Iterator[None]:
+        """Be the one daemon of this database, and keep a run's books."""
+        connection = self._connect()
+        self._lock(connection)
+        self._adopt_predecessors_state(connection)
+        try:
+            self._run_id = ledger.start_run(
+                connection, host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
+            )
+        except psycopg.Error as error:
+            raise _init_error(error) from error
+        try:
+            yield
+        finally:
+            self._end_run()
+
+    def _lock(self, connection: psycopg.Connection[Any]) -> None:
+        row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", _LOCK_KEYS).fetchone()
+        if not row or not row[0]:
+            raise RunError(
+                "another syncdata daemon runs on this database",
+                hint="stop it first (syncdata_stop, on the host where it runs); syncdata_status shows it",
+            )
+
+    def _end_run(self) -> None:
+        run_id, self._run_id = self._run_id, None
+        if self._wrapper is None or run_id is None:
+            return
+        connection = self._wrapper.connection
+        try:
+            ledger.end_run(connection, run_id, now=_utcnow())
+            connection.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK_KEYS)
+        except psycopg.Error as error:
+            logger.warning("the end of the run is not in the books: %s", type(error).__name__)
+
+    def _run_cycle(self, stop: threading.Event, *, deadline: float | None = None) -> SyncResult:
+        started = time.monotonic()
+        target = self._open_target()
+        for _ in range(_MOST_RESTARTS):
+            cycle = Cycle(
+                self._open_archive(),
+                target,
+                limits=self._limits,
+                progress=self._progress,
+                stop=stop,
+                deadline=deadline,
+            )
+            try:
+                result = cycle.run(target.checkpoints())
+                break
+            except CheckpointMovedError:
+                logger.info("a checkpoint was moved by another process; the cycle begins again")
+        else:
+            raise CycleError(
+                "other processes keep moving the checkpoints",
+                hint="let running resync and clear commands finish; the next cycle tries again",
+            )
+        sync_result = _sync_result(result, started)
+        self._end_cycle(result, sync_result)
+        return sync_result
+
+    def _end_cycle(self, result: CycleResult, sync_result: SyncResult) -> None:
+        now = _utcnow()
+        errors = [*sync_result.errors]
+        try:
+            self._save_state(result.position, now)
+        except SyncError as error:
+            logger.error("%s", error, extra={"code": error.code})
+            errors.append(error)
+        if self._wrapper is not None and self._run_id is not None:
+            last_error = str(errors[-1]) if errors else None
+            try:
+                ledger.end_cycle(
+                    self._wrapper.connection, self._run_id, now=now, errors=len(errors), last_error=last_error
+                )
+            except psycopg.Error as error:
+                raise translate(error) from error
+        logger.info(
+            "cycle done: %d files, %d added, %d updated, %d deleted, %d skipped, %d failed in %.1f s",
+            sync_result.files_processed,
+            sync_result.records_added,
+            sync_result.records_updated,
+            sync_result.records_deleted,
+            sync_result.records_skipped,
+            sync_result.records_failed,
+            sync_result.duration,
+        )
+
+    def _note_failure(self, error: SyncError) -> None:
+        """Put a failed cycle into the run's books, as far as the database allows; else drop the connection."""
+        try:
+            if self._wrapper is not None and self._run_id is not None:
+                ledger.end_cycle(
+                    self._wrapper.connection, self._run_id, now=_utcnow(), errors=1, last_error=str(error)
+                )
+        except psycopg.Error:
+            # The cycle's own error has been reported; this one has the same cause.
+            self._disconnect()
+
+    def _log_failed_resync(self, table: TableName, error: ResyncError) -> None:
+        try:
+            ledger.log_action(
+                self._connect(),
+                table,
+                action="resync",
+                reference=error.file or "",
+                now=_utcnow(),
+                error=error,
+            )
+        except (psycopg.Error, SyncError) as log_error:
+            logger.warning("the failed resync is not in the audit log: %s", type(log_error).__name__)
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        """Return the service's own connection to the configured alias, a new one if the last has broken.
+
+        Raises ServiceInitError.
+        """
+        if self._wrapper is not None and self._wrapper.connection.closed:
+            self._disconnect()
+        if self._wrapper is None:
+            try:
+                wrapper = connections.create_connection(self._config.database)
+                wrapper.ensure_connection()
+            except Exception as error:
+                raise _init_error(error) from error
+            self._wrapper = wrapper
+            prepare_session(wrapper.connection)
+            if self._run_id is not None:
+                self._lock(wrapper.connection)
+        connection: psycopg.Connection[Any] = self._wrapper.connection
+        return connection
+
+    def _disconnect(self) -> None:
+        self._target = None
+        if self._wrapper is not None:
+            wrapper, self._wrapper = self._wrapper, None
+            wrapper.close()
+
+    def _open_target(self) -> Target:
+        connection = self._connect()
+        if self._target is None:
+            self._target = Target(connection, metric_freq_hours=self._config.metric_freq, run_id=self._run_id)
+        return self._target
+
+    def _open_archive(self) -> Archive:
+        if self._archive is None:
+            self._archive = open_archive(self._config.archive_settings)
+        return self._archive
+
+    def _adopt_predecessors_state(self, connection: psycopg.Connection[Any]) -> None:
+        """Where the database holds no checkpoint, go on where the predecessor's state file stopped."""
+        try:
+            state = load_state(self._config.state_dir / STATE_FILE_NAME)
+        except StateLoadError as error:
+            logger.warning("%s", error)
+            return
+        if state is None or not state.is_predecessors or not state.last_file:
+            return
+        try:
+            with connection.transaction():
+                _make_names_canonical(connection)
+                row = connection.execute("SELECT EXISTS (SELECT FROM data_sync_checkpoints)").fetchone()
+                if row and row[0]:
+                    return
+                names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+                position = Position(file=state.last_file, is_finished=True)
+                ledger.reset_checkpoints(connection, names, position)
+        except psycopg.Error as error:
+            raise _init_error(error) from error
+        logger.info("the predecessor's state is adopted: syncing goes on after %s", state.last_file)
+
+    def _save_state(self, position: Position, now: dt.datetime) -> None:
+        tables = self.list_tables()
+        state = SyncState(
+            last_file=position.file,
+            last_file_time=_file_time(position.file),
+            global_lsn="" if position.commit_lsn is None else ledger.format_lsn(position.commit_lsn),
+            tables={
+                info.table_name: TableState(
+                    last_synced_at=info.last_sync_at or NEVER, record_count=info.rows_synced
+                )
+                for info in tables
+            },
+            total_synced=sum(info.rows_synced for info in tables),
+            last_sync_cycle=now,
+        )
+        save_state(self._config.state_dir / STATE_FILE_NAME, state)
+
+
+def format_status(status: DaemonStatus) -> str:
+    """Return *status* as the text that ``syncdata_status`` prints."""
+    lines = [
+        f"status: {status.status}",
+        f"sync frequency: {status.sync_frequency} seconds",
+        f"start time: {_format_time(status.start_time)}",
+        f"last sync: {_format_time(status.last_sync_time)}",
+        f"records synced: {status.records_synced}",
+        f"errors: {status.errors}",
+        "",
+        f"synced tables ({len(status.tables)}):",
+        *(f"  - {info.table_name}" for info in status.tables),
+    ]
+    changes = [info.last_change_at for info in status.tables if info.last_change_at]
+    if changes:
+        lines += ["", f"newest change applied: {_format_time(max(changes))}"]
+    if status.problems:
+        lines += ["", "problems:", *(f"  - {problem}" for problem in status.problems)]
+    return "\n".join(lines)
+
+
+_IS_LOCKED = """
+SELECT EXISTS (
+    SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
+    AND classid = %s AND objid = %s
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
+"""
+
+
+def _daemon_status(
+    is_active: bool,
+    run: dict[str, Any] | None,
+    tables: tuple[TableInfo, ...],
+    *,
+    frequency_s: int,
+    now: dt.datetime,
+) -> DaemonStatus:
+    last_error = run["last_error"] if run else None
+    last_sync = run["last_sync_at"] if run else None
+    frequency_s = run["sync_frequency"] if run and is_active else frequency_s
+    problems = [f"{info.table_name} is blocked: {info.error}" for info in tables if info.state == "blocked"]
+    if not is_active:
+        problems.append("no daemon runs on this database: start one with syncdata_start")
+    elif last_error and not problems:
+        problems.append(f"the last cycle failed: {last_error}")
+    return DaemonStatus(
+        status="active" if is_active else "not-started",
+        sync_frequency=frequency_s,
+        start_time=run["started_at"] if run and is_active else None,
+        records_synced=run["records_synced"] if run else 0,
+        errors=run["errors"] if run else 0,
+        last_sync_time=last_sync,
+        tables=tables,
+        last_error=last_error,
+        problems=tuple(problems),
+    )
+
+
+def _table_info(row: dict[str, Any]) -> TableInfo:
+    is_new = row["state"] is None or (not row["file"] and row["state"] == "active")
+    return TableInfo(
+        table_name=row["table_name"],
+        creator=row["creator"],
+        created_at=row["created_at"],
+        state="new" if is_new else row["state"],
+        checkpoint=f"{row['file']}:{row['record_number']}" if row["file"] else "",
+        rows_synced=row["rows_synced"] or 0,
+        error=row["error"],
+        last_sync_at=row["last_sync_at"],
+        last_change_at=row["last_change_at"],
+    )
+
+
+def _sync_result(result: CycleResult, started: float) -> SyncResult:
+    counts = result.counts
+    return SyncResult(
+        files_processed=result.files_processed,
+        records_added=counts.added,
+        records_updated=counts.updated,
+        records_deleted=counts.deleted,
+        records_skipped=result.skipped,
+        records_failed=result.failed,
+        duration=time.monotonic() - started,
+        last_lsn=result.last_lsn,
+        blocked=tuple(sorted(str(table) for table in result.blocked)),
+        errors=tuple(dict.fromkeys(result.blocked.values())),
+        waiting_for=result.waiting_for,
+    )
+
+
+def _insert_into_whitelist(
+    connection: psycopg.Connection[Any], table: TableName, creator: str | None
+) -> bool:
+    cursor = connection.execute(
+        "INSERT INTO tables_to_sync (table_name, creator) VALUES (%s, %s) ON CONFLICT (table_name) DO NOTHING",
+        (str(table), creator),
+    )
+    return cursor.rowcount == 1
+
+
+def _empty_tables(connection: psycopg.Connection[Any], names: Sequence[TableName]) -> None:
+    """Truncate the tables together; those that tables outside *names* refer to are emptied by DELETE."""
+    schemas = read_schemas(connection, names)
+    writer = RowWriter(connection)
+    writer.begin()
+    for schema in schemas.values():
+        writer.empty(schema)
+
+
+def _make_names_canonical(connection: psycopg.Connection[Any]) -> None:
+    """The predecessor took any spelling; the books know one (``users``, not ``public.users``)."""
+    for (name,) in connection.execute("SELECT table_name FROM tables_to_sync").fetchall():
+        canonical = str(TableName.parse(name))
+        if canonical != name:
+            connection.execute(
+                "UPDATE tables_to_sync SET table_name = %(new)s WHERE table_name = %(old)s"
+                " AND NOT EXISTS (SELECT FROM tables_to_sync WHERE table_name = %(new)s)",
+                {"new": canonical, "old": name},
+            )
+
+
+def _init_error(error: Exception) -> ServiceInitError:
+    # Django wraps the driver's error; the driver's own first line names host and database, no password.
+    cause = error.__cause__ if isinstance(error.__cause__, psycopg.Error) else error
+    first_line = str(cause).strip().partition("\n")[0]
+    is_schema = isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn)
+    return ServiceInitError(
+        f"the database cannot be used: {first_line or type(cause).__name__}",
+        hint="run 'python manage.py migrate'"
+        if is_schema
+        else "check the database's address, role and password",
+    )
+
+
+def _retry_delay_s(failures: int) -> float:
+    """Exponential, with jitter, so that many machines do not return to a backup host at one moment."""
+    delay_s = min(_FIRST_RETRY_S * 2 ** (failures - 1), _LAST_RETRY_S)
+    return delay_s * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def _file_time(name: str) -> dt.datetime:
+    """Return the time in a change file's name, ``changes_YYYYMMDD_HHMMSS…``, or NEVER."""
+    try:
+        return dt.datetime.strptime(name[8:23], "%Y%m%d_%H%M%S").replace(tzinfo=dt.UTC)
+    except ValueError:
+        return NEVER
+
+
+def _format_time(moment: dt.datetime | None) -> str:
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else "-"
+
+
+def _utcnow() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
