@@ -28,7 +28,7 @@ from syncdata.engine import ledger
 from syncdata.engine.archive import Archive, open_archive
 from syncdata.engine.batch import Limits
 from syncdata.engine.catalog import read_schemas
-from syncdata.engine.changes import TableName
+from syncdata.engine.changes import TableName, format_lsn
 from syncdata.engine.cycle import Cycle, CycleResult, Progress
 from syncdata.engine.errors import (
     ClearError,
@@ -188,7 +188,7 @@ class SyncDataService:
                         raise
                 stop.wait(min(interval_s, _retry_delay_s(failures)) if failures else interval_s)
 
-    def run_once(self, *, stop: threading.Event | None = None) -> SyncResult:
+    def run_once(self, stop: threading.Event | None = None) -> SyncResult:
         """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""
         with self._run(self._config.data_sync_freq):
             try:
@@ -420,7 +420,7 @@ class SyncDataService:
         )
 
     def _note_failure(self, error: SyncError) -> None:
-        """Put a failed cycle into the run's books, as far as the database allows; else drop the connection."""
+        """Put a failed cycle into the run's books, or drop the connection if that fails, too."""
         try:
             if self._wrapper is not None and self._run_id is not None:
                 ledger.end_cycle(
@@ -507,7 +507,7 @@ class SyncDataService:
         state = SyncState(
             last_file=position.file,
             last_file_time=_file_time(position.file),
-            global_lsn="" if position.commit_lsn is None else ledger.format_lsn(position.commit_lsn),
+            global_lsn="" if position.commit_lsn is None else format_lsn(position.commit_lsn),
             tables={
                 info.table_name: TableState(
                     last_synced_at=info.last_sync_at or NEVER, record_count=info.rows_synced
@@ -615,7 +615,8 @@ def _insert_into_whitelist(
     connection: psycopg.Connection[Any], table: TableName, creator: str | None
 ) -> bool:
     cursor = connection.execute(
-        "INSERT INTO tables_to_sync (table_name, creator) VALUES (%s, %s) ON CONFLICT (table_name) DO NOTHING",
+        "INSERT INTO tables_to_sync (table_name, creator) VALUES (%s, %s)"
+        " ON CONFLICT (table_name) DO NOTHING",
         (str(table), creator),
     )
     return cursor.rowcount == 1
