@@ -6,6 +6,7 @@ Log and metrics grow to millions of rows, so no page counts or scans a whole tab
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any, cast
 
 from django.contrib import admin
@@ -138,7 +139,7 @@ class TableToSyncAdmin(admin.ModelAdmin):
         return table.checkpoint_rows_synced
 
     @admin.display(ordering="checkpoint_last_sync_at")
-    def last_sync(self, table: Any) -> Any:
+    def last_sync(self, table: Any) -> datetime | None:
         return table.checkpoint_last_sync_at
 
     @admin.display()
@@ -147,7 +148,7 @@ class TableToSyncAdmin(admin.ModelAdmin):
 
     @admin.display(description="error")
     def error_summary(self, table: Any) -> str:
-        return truncatechars(table.checkpoint_error or "", 120)
+        return truncatechars(table.checkpoint_error or "", 80)
 
 
 @admin.register(Checkpoint)
@@ -174,22 +175,24 @@ class SyncLogAdmin(ReadOnlyAdmin):
         "table_name",
         "action",
         "status",
-        "rows_synced",
-        "records_added",
-        "records_updated",
-        "records_deleted",
-        "duration_ms",
-        "archive_ref",
         "error_summary",
+        "rows_synced",
+        "changes",
+        "archive_ref",
+        "duration_ms",
     )
     list_display_links = ("sync_time", "table_name")
     list_filter = (("sync_time", DateTimeRangeFilterBuilder(title="time")), "status", "action", TableFilter)
     search_fields = ("error_detail", "table_name", "archive_ref")
     ordering = ("-sync_time", "-id")
 
+    @admin.display(description="added / updated / deleted")
+    def changes(self, entry: SyncLog) -> str:
+        return f"{entry.records_added} / {entry.records_updated} / {entry.records_deleted}"
+
     @admin.display(description="error")
     def error_summary(self, entry: SyncLog) -> str:
-        return truncatechars(entry.error_detail or "", 120)
+        return truncatechars(entry.error_detail or "", 80)
 
 
 @admin.register(SyncMetric)

@@ -45,7 +45,9 @@ class TableToSync(models.Model):
     """A row of the whitelist: this table follows the archive."""
 
     id = models.AutoField(primary_key=True)
-    table_name = models.TextField("table", help_text="table, or schema.table outside the schema public.")
+    table_name = models.TextField(
+        "table", help_text="For example users, or shop.users for a table outside the schema public."
+    )
     creator = models.TextField("added by", null=True, blank=True, editable=False)
     created_at = models.DateTimeField("added at", null=True, db_default=Now(), editable=False)
 
@@ -117,9 +119,9 @@ class SyncMetric(models.Model):
     """Records applied to one table in one period, counted in the transaction that applied them."""
 
     class PeriodType(models.TextChoices):
-        FREQ = "FREQ", "metric_freq"
-        WEEK = "WEEK", "week"
-        MONTH = "MONTH", "month"
+        FREQ = "FREQ", "FREQ"
+        WEEK = "WEEK", "WEEK"
+        MONTH = "MONTH", "MONTH"
 
     id = models.AutoField(primary_key=True)
     table_name = models.TextField("table")

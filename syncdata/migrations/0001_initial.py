@@ -23,7 +23,8 @@ class Migration(migrations.Migration):
                 (
                     "table_name",
                     models.TextField(
-                        help_text="table, or schema.table outside the schema public.", verbose_name="table"
+                        help_text="For example users, or shop.users for a table outside the schema public.",
+                        verbose_name="table",
                     ),
                 ),
                 ("creator", models.TextField(blank=True, editable=False, null=True, verbose_name="added by")),
@@ -107,7 +108,7 @@ class Migration(migrations.Migration):
                 (
                     "period_type",
                     models.TextField(
-                        choices=[("FREQ", "metric_freq"), ("WEEK", "week"), ("MONTH", "month")],
+                        choices=[("FREQ", "FREQ"), ("WEEK", "WEEK"), ("MONTH", "MONTH")],
                         verbose_name="period",
                     ),
                 ),
