@@ -19,14 +19,14 @@ be updated, never inserted; an INSERT may always be inserted, for the columns it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Literal
 
 from syncdata.engine.changefile import LocatedRecord
 from syncdata.engine.changes import ChangeRecord
 from syncdata.engine.errors import SchemaError, SyncError
-from syncdata.engine.schema import TableSchema
+from syncdata.engine.schema import ColumnType, TableSchema
 from syncdata.engine.values import converter, to_text
 
 Mode = Literal["upsert", "update", "move"]
@@ -124,6 +124,37 @@ def make_plan(
         plan.last_ts = record.ts
     fold.finish()
     return plan
+
+
+def as_replacement(plan: TablePlan) -> TablePlan | None:
+    """Return *plan* with every written row removed before any is written, or None where rows would lose.
+
+    Values that rows exchange (two customers swap their unique e-mail addresses) then never meet.
+    Rows that lack columns become moves from their own key, which completes them first. An INSERT that
+    lacks columns may meet a row that has them, and only an upsert keeps those.
+    """
+    width = len(plan.schema.writable)
+    gone = dict(plan.gone)
+    writes: dict[Shape, list[tuple[Any, ...]]] = {}
+    for shape, rows in plan.writes.items():
+        if shape.mode == "move":
+            writes.setdefault(shape, []).extend(rows)
+            continue
+        key_of = _key_getter(shape.columns, plan.schema.key)
+        if shape.mode == "update":
+            writes.setdefault(Shape("move", shape.columns), []).extend((*key_of(row), *row) for row in rows)
+        elif len(shape.columns) == width:
+            for row in rows:
+                gone.setdefault(key_of(row), False)
+            writes[shape] = rows
+        else:
+            return None
+    return replace(plan, gone=gone, writes=writes)
+
+
+def _key_getter(columns: tuple[str, ...], key: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Key]:
+    positions = [columns.index(name) for name in key]
+    return lambda row: tuple([to_text(row[position], ColumnType()) or "" for position in positions])
 
 
 class RecordReader:

@@ -8,9 +8,9 @@ How, and why (each measured; see benchmarks/):
 2. The temporary table has no statistics, and with a wrong guess the planner hashes the whole target to
    find a handful of rows. So it is left no choice: nested loops over the target's key.
 3. Upserts are sorted by key: the target's pages are then visited once.
-4. A set that the server refuses (two rows that swap a unique value, a bad value) is halved, and its
-   halves applied in order, down to single records. So order heals what order can, and what cannot be
-   healed is known to the line.
+4. Where rows exchange unique values, all are removed before any is written. What the server still
+   refuses is halved, and the halves applied in order, down to single records. So order heals what
+   order can, and what cannot be healed is known to the line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from psycopg import Connection, sql
 
 from syncdata.engine.changefile import LocatedRecord
 from syncdata.engine.errors import ApplyError
-from syncdata.engine.plan import Counts, Shape, TablePlan, make_plan
+from syncdata.engine.plan import Counts, Shape, TablePlan, as_replacement, make_plan
 from syncdata.engine.schema import TableSchema
 
 # Connection, rollback, resources, lock, intervention, system: halving the batch would not help.
@@ -91,12 +91,27 @@ class RowWriter:
                 raise
             if len(records) == 1:
                 raise _record_error(error, plan.schema, records[0], file) from error
+            if isinstance(error, psycopg.errors.UniqueViolation) and (counts := self._replace_set(plan)):
+                return counts
         middle = len(records) // 2
         counts = Counts()
         for half in (records[:middle], records[middle:]):
             half_plan = make_plan(half, plan.schema, file=file, is_plain_file=is_plain_file)
             counts += self.apply(half, half_plan, file=file, is_plain_file=is_plain_file)
         return counts
+
+    def _replace_set(self, plan: TablePlan) -> Counts | None:
+        """Apply *plan* by removing all its rows before writing any; None, with nothing done, if it fails."""
+        replacement = as_replacement(plan) if self.is_silent and plan.schema.key else None
+        if replacement is None:
+            return None
+        try:
+            with self._connection.transaction():
+                return self._apply_set(replacement)
+        except psycopg.Error as error:
+            if is_servers_fault(error):
+                raise
+            return None
 
     def _apply_set(self, plan: TablePlan) -> Counts:
         if plan.is_order_sensitive:
