@@ -51,7 +51,3 @@ def test_every_error_code_has_a_meaning_and_a_remedy(code: str) -> None:
 
 def test_every_code_in_the_readme_exists() -> None:
     assert set(re.findall(r"SHD_SYN_\d{3}", README)) == set(SyncError.by_code)
-
-
-def test_no_sample_output_is_missing() -> None:
-    assert "@@" not in README
