@@ -110,10 +110,14 @@ class Stage:
             ]
             return [*compared, _compare(connection, PRIVATE, [])]
 
-    def time_until_equal(self, *, timeout_s: float) -> float | None:
-        """Wait until every table compares equal; return how long that took, or None when it took too long."""
+    def make_admin_user(self) -> None:
+        login = ("--username", ADMIN_USER, "--email", f"{ADMIN_USER}@example.com")
+        self.manage("createsuperuser", "--noinput", "--verbosity", "0", *login)
+
+    def wait_until_equal(self, daemon: subprocess.Popen[bytes], *, timeout_s: float) -> float | None:
+        """Return how long it took until all tables were equal; None if *daemon* ended, or it took longer."""
         start = time.monotonic()
-        while (elapsed_s := time.monotonic() - start) < timeout_s:
+        while (elapsed_s := time.monotonic() - start) < timeout_s and daemon.poll() is None:
             if all(table.is_equal for table in self.compare()):
                 return elapsed_s
             time.sleep(0.3)

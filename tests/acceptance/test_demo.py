@@ -95,10 +95,9 @@ def test_on_a_terminal_the_demo_follows_production_until_ctrl_c(place: Path) -> 
 def test_a_killed_demo_leaves_no_process(place: Path, killer: signal.Signals) -> None:
     demo = start_demo(place)
     assert demo.stdout is not None
-    read_until("backup host that serves", demo.stdout.fileno())
-    demo.send_signal(killer)
-    demo.stdout.close()
-    demo.wait(30)
+    with demo, demo.stdout:
+        read_until("backup host that serves", demo.stdout.fileno())
+        demo.send_signal(killer)
     assert_no_process_stays(place)
 
 

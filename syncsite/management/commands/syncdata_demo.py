@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -49,9 +50,11 @@ class Command(BaseCommand):
                     is_equal = self._report(stage)
                 else:
                     self._show_login(f"http://127.0.0.1:{port}/admin/", stage)
-                    self.stdout.write("(it stays up when you run this on a terminal)")
+                    self.stdout.write("(on a terminal `make demo` keeps it up)")
         except DemoError as error:
             raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            raise CommandError("interrupted", returncode=130) from None
         if not is_equal:
             raise CommandError("some rows differ from what production has")
 
@@ -60,7 +63,7 @@ class Command(BaseCommand):
         self.stdout.write(f"PostgreSQL runs on {stage.postgres.host}:{stage.postgres.port}")
         stage.make_tables()
         stage.manage("migrate", "--verbosity", "0")
-        stage.manage("createsuperuser", "--noinput", "--username", ADMIN_USER, "--email", "demo@example.com")
+        stage.make_admin_user()
 
         self._title("A production that has written change files, and a backup host that serves them by SFTP")
         for path in stage.write_history():
@@ -97,19 +100,21 @@ class Command(BaseCommand):
         with stage.background(*admin) as site, stage.background("syncdata_start") as daemon:
             try:
                 while site.poll() is None and daemon.poll() is None:
-                    path = stage.write_news()
-                    delay_s = stage.time_until_equal(timeout_s=30)
-                    news = (
-                        "NOT in step yet" if delay_s is None else f"local rows in step after {delay_s:.1f} s"
-                    )
-                    self.stdout.write(f"  {path.name}   {news}")
-                    time.sleep(NEWS_INTERVAL_S)
+                    self._show_news(stage, daemon)
             except KeyboardInterrupt:
                 self.stdout.write("\nstopping the daemon")
-            else:
-                name = "syncdata_start" if daemon.poll() is not None else "runserver"
+            if site.poll() is not None or daemon.poll():  # status 0: somebody tried syncdata_stop
+                name = "runserver" if site.poll() is not None else "syncdata_start"
                 raise DemoError(f"{name} ended by itself:\n{stage.log_of(name).read_text()[-2000:]}")
         self._run(stage, "syncdata_start", "--once")
+
+    def _show_news(self, stage: Stage, daemon: subprocess.Popen[bytes]) -> None:
+        """Let production write one file, and tell how soon the local rows were those of production again."""
+        path = stage.write_news()
+        delay_s = stage.wait_until_equal(daemon, timeout_s=30)
+        news = "NOT in step" if delay_s is None else f"local rows in step after {delay_s:.1f} s"
+        self.stdout.write(f"  {path.name}   {news}")
+        time.sleep(NEWS_INTERVAL_S)
 
     def _run(self, stage: Stage, *arguments: str) -> None:
         self._title("manage.py " + " ".join(arguments))
