@@ -153,7 +153,7 @@ def any_world(make_world: Callable[..., World], any_postgres: PostgresServer) ->
 
 def _ensure_template(server: PostgresServer) -> None:
     with server.connect(autocommit=True) as connection:
-        if connection.execute("SELECT FROM pg_database WHERE datname = %s", (_TEMPLATE,)).fetchone():
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_TEMPLATE,)).fetchone():
             return
     _execute(server, "CREATE DATABASE {}", _TEMPLATE)
     _add_alias(_TEMPLATE, Database(server, _TEMPLATE))

@@ -52,7 +52,7 @@ def _is_bare_hex(text: str) -> bool:
 def _nested_to_text(value: Json, column_type: ColumnType, *, is_plain_file: bool) -> str:
     if column_type.kind == "array" and value.startswith("["):
         element = column_type.element or ColumnType()
-        items = (_decode(raw) for raw in _raw_list.decode(value))
+        items = (_decode(raw) for raw in _raw_list.decode(value.encode()))
         # A nested list is the next dimension; its braces must stay unquoted.
         texts = (
             _nested_to_text(item, column_type, is_plain_file=is_plain_file)
@@ -63,10 +63,10 @@ def _nested_to_text(value: Json, column_type: ColumnType, *, is_plain_file: bool
         return "{" + ",".join(texts) + "}"
     if column_type.kind == "composite":
         if value.startswith("{"):
-            by_name = {name: _decode(raw) for name, raw in _raw_dict.decode(value).items()}
+            by_name = {name: _decode(raw) for name, raw in _raw_dict.decode(value.encode()).items()}
             items_in_order = [by_name.get(name) for name, _ in column_type.fields]
         else:
-            items_in_order = [_decode(raw) for raw in _raw_list.decode(value)]
+            items_in_order = [_decode(raw) for raw in _raw_list.decode(value.encode())]
         pairs = zip(items_in_order, column_type.fields, strict=False)
         return (
             "("
