@@ -9,16 +9,18 @@ import json
 from datetime import datetime
 from typing import Any, cast
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.widgets import AdminTextInputWidget
 from django.core.paginator import Paginator
-from django.db import models
+from django.db import connections, models, router
 from django.forms import ModelForm
 from django.http import HttpRequest
 from django.template.defaultfilters import truncatechars
 from django.utils.functional import cached_property
 from rangefilter.filters import DateTimeRangeFilterBuilder
 
+from syncdata.engine.catalog import read_schemas
+from syncdata.engine.changes import TableName
 from syncdata.models import Checkpoint, SyncLog, SyncMetric, SyncRun, TableToSync
 
 
@@ -123,10 +125,15 @@ class TableToSyncAdmin(admin.ModelAdmin):
     ) -> None:
         obj.creator = request.user.get_username()
         super().save_model(request, obj, form, change)
+        connection = connections[router.db_for_write(TableToSync)].connection
+        if not read_schemas(connection, [TableName.parse(obj.table_name)]):
+            message = f"Table {obj} does not exist locally yet: create it before it is synced."
+            self.message_user(request, message, messages.WARNING)
 
     @admin.display(ordering="checkpoint_state")
-    def state(self, table: Any) -> str | None:
-        return table.checkpoint_state
+    def state(self, table: Any) -> str:
+        is_new = not table.checkpoint_file and table.checkpoint_state != Checkpoint.State.BLOCKED
+        return "new" if is_new else table.checkpoint_state
 
     @admin.display(ordering="checkpoint_file")
     def checkpoint(self, table: Any) -> str | None:

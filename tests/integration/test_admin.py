@@ -73,6 +73,13 @@ def test_a_table_added_to_the_whitelist_remembers_who_added_it(client: Client, a
     assert table.created_at is not None
 
 
+def test_a_table_that_does_not_exist_yet_is_accepted_with_a_warning(client: Client, ada: User) -> None:
+    warning = "does not exist locally yet"
+    assert warning in add_to_whitelist(client, "shop.orders")
+    assert warning not in add_to_whitelist(client, "auth_group")
+    assert TableToSync.objects.count() == 2
+
+
 @pytest.mark.parametrize(
     ("typed", "stored"),
     [
@@ -150,6 +157,11 @@ def test_the_whitelist_shows_state_checkpoint_and_error(client: Client, ada: Use
         assert "no column <price>" in page
         assert "345" in page
     assert "&lt;price&gt;" in details
+
+
+def test_a_table_without_a_checkpoint_is_new(client: Client, ada: User) -> None:
+    TableToSync.objects.create(table_name="users")
+    assert '<td class="field-state">new</td>' in changelist(client, "tabletosync")
 
 
 def test_the_whitelist_takes_as_many_queries_for_many_tables_as_for_one(client: Client, ada: User) -> None:
