@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -32,7 +32,6 @@ class SyncCommand(BaseCommand):
 
     # `manage.py check` is for those; a failing check of another app must not keep the data from syncing.
     requires_system_checks = ()
-    log_level = logging.WARNING
     epilog = ""
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
@@ -55,11 +54,16 @@ class SyncCommand(BaseCommand):
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         verbosity = 2 if options.get("verbose") else options["verbosity"]
-        with _logging_to_stderr(self._level(verbosity)):
+        levels = {0: logging.ERROR, 1: self.log_level(options)}
+        with _logging_to_stderr(levels.get(verbosity, logging.DEBUG)):
             try:
                 return super().execute(*args, **options)
-            except DatabaseError as error:
+            except (DatabaseError, psycopg.Error) as error:
                 raise _database_error(error) from error
+
+    def log_level(self, options: Mapping[str, Any]) -> int:
+        """Return what is logged when neither more nor less was asked for."""
+        return logging.WARNING
 
     @contextlib.contextmanager
     def open_service(self, **kwargs: Any) -> Iterator[SyncDataService]:
@@ -82,11 +86,6 @@ class SyncCommand(BaseCommand):
             self.stderr.write(str(error))
         if errors:
             raise errors[-1]
-
-    def _level(self, verbosity: int) -> int:
-        if verbosity == 0:
-            return logging.ERROR
-        return logging.DEBUG if verbosity > 1 else self.log_level
 
 
 class _HelpFormatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
@@ -124,9 +123,9 @@ def _logging_to_stderr(level: int) -> Iterator[None]:
             app_logger.removeHandler(handler)
 
 
-def _database_error(error: DatabaseError) -> ServiceInitError:
+def _database_error(error: Exception) -> ServiceInitError:
     """Translate what the service did not. Only the primary message: details can hold row values."""
-    cause = error.__cause__
+    cause = error if isinstance(error, psycopg.Error) else error.__cause__
     if isinstance(cause, psycopg.errors.UndefinedTable):
         return ServiceInitError(
             "syncdata's own tables are missing", hint="create them with `manage.py migrate`"
@@ -141,9 +140,9 @@ def add_table_names(parser: ArgumentParser, help: str) -> None:
 
 
 def format_result(result: SyncResult) -> str:
-    applied = result.records_added + result.records_updated + result.records_deleted
     return (
-        f"{applied:,} records of {result.files_processed:,} files in {format_duration(result.duration)}:"
+        f"{result.records_synced:,} records of {result.files_processed:,} files"
+        f" in {format_duration(result.duration)}:"
         f" {result.records_added:,} added, {result.records_updated:,} updated,"
         f" {result.records_deleted:,} deleted, {result.records_skipped:,} skipped (not whitelisted),"
         f" {result.records_failed:,} failed"

@@ -54,8 +54,8 @@ class Tally:
         return self.records / max(now_s - self._started_s, 0.001)
 
     def left_s(self, now_s: float) -> float | None:
-        """Seconds to go at the speed so far; None while nothing is done."""
-        if not self.done_bytes:
+        """Seconds to go at the speed so far; None before anything and after everything is done."""
+        if not self.done_bytes or self.done_bytes >= self.total_bytes:
             return None
         return (now_s - self._started_s) * (self.total_bytes - self.done_bytes) / self.done_bytes
 
@@ -81,7 +81,7 @@ def make_progress(stream: TextIO) -> SyncProgress:
 
 
 class LineProgress:
-    """A line every ten seconds of work and one at its end, for logs and pipes."""
+    """A line every ten seconds of work, for logs and pipes; a short run needs none."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write
@@ -102,23 +102,19 @@ class LineProgress:
 
     def file_finished(self, name: str) -> None:
         self._tally.finish_file()
-        if self._tally.is_finished:
-            self._write_line()
-        else:
-            self._write_if_due()
+        self._write_if_due()
 
     def close(self) -> None:
         """Nothing is open."""
 
     def _write_if_due(self) -> None:
-        if self._clock() - self._written_s >= LINE_EVERY_S:
-            self._write_line()
-
-    def _write_line(self) -> None:
-        self._written_s = self._clock()
-        left_s = self._tally.left_s(self._written_s)
-        left = "" if self._tally.is_finished or left_s is None else f", about {format_duration(left_s)} left"
-        self._write(f"{self._tally}, {self._tally.rate(self._written_s):,.0f} records/s{left}")
+        now_s = self._clock()
+        if now_s - self._written_s < LINE_EVERY_S:
+            return
+        self._written_s = now_s
+        left_s = self._tally.left_s(now_s)
+        left = "" if left_s is None else f", about {format_duration(left_s)} left"
+        self._write(f"{self._tally}, {self._tally.rate(now_s):,.0f} records/s{left}")
 
 
 class BarProgress:

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from syncsite.demo.postgres import PostgresServer
 from tests.postgres import Database
 
 ROOT = Path(__file__).parents[2]
@@ -358,7 +359,10 @@ def test_a_daemon_that_waits_for_its_next_cycle_stops_at_once(site: Site) -> Non
         "resync x",
     ],
 )
-def test_a_database_that_is_away_is_an_error_that_says_so(site: Site, command: str) -> None:
+def test_a_database_that_is_away_is_an_error_that_says_so(
+    tmp_path: Path, postgres: PostgresServer, command: str
+) -> None:
+    site = Site(tmp_path, Database(postgres, "absent"))
     site.configure(pg_port=1, pg_password="hidden")
 
     message = site.refusal(*command.split())

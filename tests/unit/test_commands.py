@@ -409,7 +409,7 @@ def test_a_command_about_tables_needs_one(name: str) -> None:
         call_command(name)
 
 
-def test_the_list_shows_where_each_table_is_and_why_one_is_blocked(make_table: Any) -> None:
+def test_the_list_shows_where_each_table_is_and_why_one_is_blocked() -> None:
     tables = [
         make_table("users", checkpoint="changes_20260205_103000.json:3", rows_synced=3, creator="jane"),
         make_table("shop.orders", state="blocked", error="SHD_SYN_050: table shop.orders: no column total"),

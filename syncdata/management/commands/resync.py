@@ -3,6 +3,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
+from syncdata.daemon import stop_on_signals
 from syncdata.engine.errors import SyncError
 from syncdata.management.base import SyncCommand, add_table_names, format_result
 
@@ -21,10 +22,14 @@ status is 1."""
 
     def handle(self, *, tables: list[str], verbosity: int, **options: Any) -> None:
         errors: list[SyncError] = []
-        with self.show_progress(verbosity) as progress, self.open_service(progress=progress) as service:
+        with (
+            stop_on_signals() as stop,
+            self.show_progress(verbosity) as progress,
+            self.open_service(progress=progress) as service,
+        ):
             for table in dict.fromkeys(tables):
                 try:
-                    result = service.resync(table)
+                    result = service.resync(table, stop=stop)
                 except SyncError as error:
                     errors.append(error)
                 else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Mapping
 from threading import Event
 from typing import Any
 
@@ -27,7 +28,6 @@ With --once the exit status is 0 only if everything that was there has been appl
 table is blocked or anything failed, and stderr says what and where. Good for cron:
 
   manage.py syncdata_start --once -v 0"""
-    log_level = logging.INFO
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--once", action="store_true", help="Run one cycle and exit.")
@@ -51,8 +51,12 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
             else:
                 service.run_loop(interval_s=interval, stop=stop)
 
+    def log_level(self, options: Mapping[str, Any]) -> int:
+        # One cycle prints what it did; a daemon has only its log to tell.
+        return super().log_level(options) if options["once"] else logging.INFO
+
     def _run_once(self, service: SyncDataService, stop: Event, verbosity: int) -> None:
-        result = service.run_once(stop)
+        result = service.run_once(stop=stop)
         if verbosity:
             self.stdout.write(format_result(result))
         self.fail(result.errors)
@@ -62,6 +66,8 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
             )
         if stop.is_set():
             raise CycleError("stopped by a signal; what was applied stays", hint="run it again to go on")
+        if result.waiting_for and verbosity:
+            self.stdout.write(f"{result.waiting_for} is still being written: left for the next cycle")
 
 
 def _seconds(text: str) -> int:
