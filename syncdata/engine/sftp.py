@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import stat
 import threading
 from collections import deque
@@ -162,6 +163,7 @@ class SftpConnection:
                 password=settings.password,
                 allow_agent=not alone,
                 look_for_keys=not alone and settings.key_file is None,
+                sock=_wire(settings.host, settings.port),
                 timeout=CONNECT_TIMEOUT_S,
                 banner_timeout=CONNECT_TIMEOUT_S,
                 auth_timeout=CONNECT_TIMEOUT_S,
@@ -346,6 +348,13 @@ class _ReadAhead:
     def _async_response(self, kind: int, message: paramiko.Message, request: int) -> None:
         """Called by SFTPClient with an answer that came before the one waited for."""
         self._arrived[request] = (kind, message)
+
+
+def _wire(host: str, port: int) -> socket.socket:
+    wire = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S)
+    # Otherwise each small read request may wait until the one before is acknowledged: a third of the rate.
+    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return wire
 
 
 def _followed(
