@@ -43,15 +43,18 @@ lint: $(STAMP) ## ruff, mypy and makemigrations --check
 pytest: $(STAMP) sshd ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# The SFTP tests run against a real OpenSSH server. Where it cannot be installed they say so.
+# The SFTP tests run against a real OpenSSH server of their own. Where it cannot be installed they say so.
+# The system's SSH service that comes with the package is switched off again: nobody asked for that one.
 sshd:
-	@PATH="$$PATH:/usr/sbin"; command -v sshd >/dev/null && exit 0; \
+	@PATH="$$PATH:/usr/sbin:/sbin"; command -v sshd >/dev/null && exit 0; \
 	command -v apt-get >/dev/null || exit 0; \
 	if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else exit 0; fi; \
 	echo "installing openssh-server for the tests"; \
-	export DEBIAN_FRONTEND=noninteractive; \
-	{ $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends openssh-server; } >/dev/null </dev/null \
-	  || echo "openssh-server could not be installed; the tests that need it will say so" >&2
+	$$sudo apt-get update -qq </dev/null >/dev/null; \
+	if $$sudo env DEBIAN_FRONTEND=noninteractive \
+	     apt-get install -y -qq --no-install-recommends openssh-server </dev/null >/dev/null; \
+	then $$sudo systemctl disable --now ssh.service ssh.socket >/dev/null 2>&1 || true; \
+	else echo "openssh-server could not be installed; the tests that need it will say so" >&2; fi
 
 format: $(STAMP) ## rewrite the code as ruff would have it
 	$(BIN)/ruff check --fix .
