@@ -38,12 +38,10 @@ class CreateOrAdoptModel(migrations.CreateModel):
         to_state: ProjectState,
     ) -> None:
         model = to_state.apps.get_model(app_label, self.name)
-        if not self.allow_migrate_model(schema_editor.connection.alias, model):
-            return
-        if _table_exists(schema_editor, model):
+        if self.allow_migrate_model(schema_editor.connection.alias, model) and _exists(schema_editor, model):
             adopt_table(schema_editor, model)
         else:
-            schema_editor.create_model(model)
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
 
     def database_backwards(
         self,
@@ -53,12 +51,11 @@ class CreateOrAdoptModel(migrations.CreateModel):
         to_state: ProjectState,
     ) -> None:
         model = from_state.apps.get_model(app_label, self.name)
-        if not self.allow_migrate_model(schema_editor.connection.alias, model):
-            return
-        if model._base_manager.using(schema_editor.connection.alias).exists():
+        alias = schema_editor.connection.alias
+        if self.allow_migrate_model(alias, model) and model._base_manager.using(alias).exists():
             logger.warning("kept table %s, since it holds rows; drop it by hand", model._meta.db_table)
         else:
-            schema_editor.delete_model(model)
+            super().database_backwards(app_label, schema_editor, from_state, to_state)
 
 
 def adopt_table(editor: BaseDatabaseSchemaEditor, model: type[models.Model]) -> None:
@@ -83,7 +80,7 @@ def adopt_table(editor: BaseDatabaseSchemaEditor, model: type[models.Model]) -> 
             editor.add_index(model, index)
 
 
-def _table_exists(editor: BaseDatabaseSchemaEditor, model: type[models.Model]) -> bool:
+def _exists(editor: BaseDatabaseSchemaEditor, model: type[models.Model]) -> bool:
     with editor.connection.cursor() as cursor:
         return model._meta.db_table in editor.connection.introspection.table_names(cursor)
 

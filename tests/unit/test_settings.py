@@ -170,6 +170,14 @@ def test_a_broken_configuration_is_named_with_its_code_and_no_traceback(tmp_path
     assert "Traceback" not in result.stderr
 
 
+def test_a_database_that_does_not_answer_is_named_with_its_code_and_no_traceback(config_file: Path) -> None:
+    result = manage("migrate", config=config_file, PG_HOST="127.0.0.1", PG_PORT="1")
+    assert result.returncode == 1
+    assert result.stderr.startswith("SHD_SYN_090: ")
+    assert "s3cret" not in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("interface", ["wsgi", "asgi"])
 def test_a_server_without_a_configuration_does_not_start(interface: str) -> None:
     result = run("-c", f"import syncsite.{interface}")
