@@ -302,7 +302,12 @@ def test_closing_from_another_thread_ends_a_fetch_soon(
 
     monkeypatch.setattr(sftp._ReadAhead, "blocks", slowly)
     with archive(sshd.settings()) as opened:
-        closer = threading.Thread(target=lambda: (half_way.wait(10), opened.close()))
+
+        def close_half_way() -> None:
+            half_way.wait(10)
+            opened.close()
+
+        closer = threading.Thread(target=close_half_way)
         closer.start()
         started = time.monotonic()
         with pytest.raises(ArchiveConnectionError):

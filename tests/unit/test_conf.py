@@ -31,7 +31,7 @@ LEAST = {
 FILE = Path("/etc/syncdata/config.toml")
 
 
-def from_toml(environ: Mapping[str, str] | None = None, **values: Any) -> SyncConfig:
+def from_toml(environ: Mapping[str, str] | None = None, /, **values: Any) -> SyncConfig:
     """The configuration of a file with the least that is required, and *values*."""
     return config_from_toml(LEAST | values, environ or {}, FILE)
 
