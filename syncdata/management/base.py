@@ -141,12 +141,17 @@ def add_table_names(parser: ArgumentParser, help: str) -> None:
 
 def format_result(result: SyncResult) -> str:
     return (
-        f"{result.records_synced:,} records of {result.files_processed:,} files"
+        f"{format_count(result.records_synced, 'record')} of {format_count(result.files_processed, 'file')}"
         f" in {format_duration(result.duration)}:"
         f" {result.records_added:,} added, {result.records_updated:,} updated,"
         f" {result.records_deleted:,} deleted, {result.records_skipped:,} skipped (not whitelisted),"
         f" {result.records_failed:,} failed"
     )
+
+
+def format_count(number: int, noun: str) -> str:
+    """``1 file``, ``1,000 files``"""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def format_json(document: Any) -> str:

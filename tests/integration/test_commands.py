@@ -209,7 +209,7 @@ def test_one_cycle_counts_the_example_records_by_operation(site: Site) -> None:
     first, again = site.run("syncdata_start", "--once"), site.run("syncdata_start", "--once")
 
     assert re.fullmatch(
-        r"3 records of 1 files in [\d.]+ s: 1 added, 1 updated, 1 deleted, 0 skipped .*, 0 failed\n",
+        r"3 records of 1 file in [\d.]+ s: 1 added, 1 updated, 1 deleted, 0 skipped .*, 0 failed\n",
         first.stdout,
     )
     assert first.stderr == ""
@@ -233,7 +233,7 @@ def test_a_terminal_shows_a_progress_bar(site: Site) -> None:
     assert done.returncode == 0
     assert "100%" in screen
     assert "1 of 1 files" in screen
-    assert "3 records of 1 files" in screen
+    assert "3 records of 1 file" in screen
 
 
 def test_a_blocked_table_fails_one_cycle_and_is_shown_with_its_reason(site: Site) -> None:

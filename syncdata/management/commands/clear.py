@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from syncdata.engine.errors import ClearError
-from syncdata.management.base import SyncCommand
+from syncdata.management.base import SyncCommand, format_count
 
 
 class Command(SyncCommand):
@@ -29,7 +29,9 @@ rebuild single tables without an empty moment, use resync."""
 
     def _confirm(self, tables: list[str]) -> None:
         """Ask the operator; raise ClearError unless the answer is yes."""
-        self.stdout.write(f"This deletes ALL rows of {len(tables)} tables: {', '.join(tables) or '-'}")
+        self.stdout.write(
+            f"This deletes ALL rows of {format_count(len(tables), 'table')}: {', '.join(tables) or '-'}"
+        )
         try:
             answer = input("Continue? [y/N] ")
         except EOFError:
