@@ -155,9 +155,7 @@ class SyncDataService:
         """Let go of database and archive. Raises CloseError; calling it again does nothing."""
         try:
             self._disconnect()
-            if self._archive is not None:
-                archive, self._archive = self._archive, None
-                archive.close()
+            self._close_archive()
         except (psycopg.Error, OSError, SyncError) as error:
             raise CloseError(
                 f"the service was not closed cleanly ({type(error).__name__})",
@@ -388,6 +386,8 @@ class SyncDataService:
                 "other processes keep moving the checkpoints",
                 hint="let running resync and clear commands finish; the next cycle tries again",
             )
+        if stop.is_set():
+            self._close_archive()  # It may have been closed in the middle of a fetch.
         sync_result = _sync_result(result, started)
         self._end_cycle(result, sync_result)
         return sync_result
@@ -454,6 +454,8 @@ class SyncDataService:
             try:
                 wrapper = connections.create_connection(self._config.database)
                 wrapper.ensure_connection()
+                # The loop may run in another thread than the one that closes the service.
+                wrapper.inc_thread_sharing()
             except Exception as error:
                 raise _init_error(error) from error
             self._wrapper = wrapper
@@ -475,9 +477,15 @@ class SyncDataService:
             self._target = Target(connection, metric_freq_hours=self._config.metric_freq, run_id=self._run_id)
         return self._target
 
+    def _close_archive(self) -> None:
+        if self._archive is not None:
+            archive, self._archive = self._archive, None
+            archive.close()
+
     def _open_archive(self) -> Archive:
         if self._archive is None:
-            self._archive = open_archive(self._config.archive_settings)
+            # Beside the configuration, not in /tmp, which may be memory.
+            self._archive = open_archive(self._config.archive_settings, spool_dir=self._config.state_dir)
         return self._archive
 
     def _adopt_predecessors_state(self, connection: psycopg.Connection[Any]) -> None:

@@ -55,7 +55,8 @@ def metric_counts(world: World, period_type: str) -> dict[str, int]:
     return _by_operation(
         world,
         "SELECT table_name, sum(records_added)::bigint, sum(records_updated)::bigint,"
-        f" sum(records_deleted)::bigint FROM data_sync_metrics WHERE period_type = '{period_type}' GROUP BY 1",
+        " sum(records_deleted)::bigint FROM data_sync_metrics"
+        f" WHERE period_type = '{period_type}' GROUP BY 1",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -93,7 +94,8 @@ class World:
 
     def checkpoint(self, table: str) -> tuple[str, int, str, str | None]:
         ((file, number, state, error),) = self.rows(
-            f"SELECT file, record_number, state, error FROM data_sync_checkpoints WHERE table_name = '{table}'"
+            "SELECT file, record_number, state, error FROM data_sync_checkpoints"
+            f" WHERE table_name = '{table}'"
         )
         return file, number, state, error
 
@@ -176,3 +178,33 @@ def _add_alias(alias: str, database: Database) -> None:
 def _execute(server: PostgresServer, statement: str, *names: str) -> None:
     with server.connect(autocommit=True) as connection:
         connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))  # type: ignore[arg-type]
+
+
+def with_header(
+    records: Iterable[dict[str, Any]],
+    *,
+    seq: int,
+    prev: str | None,
+    system_id: str = "7000",
+    start: int = 0,
+) -> bytes:
+    """Return a change file as syncdata's own archiver writes it, a transaction a record."""
+    stamped = [record | {"commit_lsn": f"0/{start + n + 1:X}"} for n, record in enumerate(records)]
+    header = {
+        "syncdata": 1,
+        "system_id": system_id,
+        "timeline": 1,
+        "slot": "syncdata_slot",
+        "epoch": "1",
+        "seq": seq,
+        "prev": prev,
+    }
+    body = f"# {json.dumps(header, separators=(',', ':'))}\n".encode()
+    body += b"".join(json.dumps(record).encode() + b"\n" for record in stamped)
+    footer = {
+        "end": True,
+        "records": len(stamped),
+        "transactions": len(stamped),
+        "sha256": hashlib.sha256(body).hexdigest(),
+    }
+    return body + f"# {json.dumps(footer, separators=(',', ':'))}\n".encode()

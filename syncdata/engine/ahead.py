@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,11 +17,19 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterator[T], *, name: str) -> Generator[T]:
+def ahead(
+    items: Iterator[T],
+    *,
+    name: str,
+    discard: Callable[[T], None] = lambda item: None,
+    stop: threading.Event | None = None,
+    interrupt: Callable[[], None] = lambda: None,
+) -> Generator[T]:
     """Yield *items*, the next one being made while the caller works on the last.
 
     At most one item waits and one is in the making. What *items* raises is raised here, in its place.
-    Closing this generator closes *items* and waits for its thread.
+    Closing this generator closes *items*, waits for its thread, and gives what nobody took to *discard*.
+    Where *stop* is set while the caller waits, it ends early; *interrupt* must then make *items* return.
     """
     waiting: queue.Queue[T | _End] = queue.Queue(maxsize=1)
     is_closed = threading.Event()
@@ -33,6 +41,8 @@ def ahead(items: Iterator[T], *, name: str) -> Generator[T]:
                 return
             except queue.Full:
                 continue
+        if not isinstance(item, _End):
+            discard(item)
 
     def run() -> None:
         end = _End(None)
@@ -53,7 +63,13 @@ def ahead(items: Iterator[T], *, name: str) -> Generator[T]:
     thread.start()
     try:
         while True:
-            item = waiting.get()
+            try:
+                item = waiting.get(timeout=_POLL_S)
+            except queue.Empty:
+                if stop is None or not stop.is_set():
+                    continue
+                interrupt()
+                return
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error
@@ -63,3 +79,5 @@ def ahead(items: Iterator[T], *, name: str) -> Generator[T]:
     finally:
         is_closed.set()
         thread.join()
+        if not waiting.empty() and not isinstance(left := waiting.get(), _End):
+            discard(left)

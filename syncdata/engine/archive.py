@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from syncdata.engine.changefile import stem
 from syncdata.engine.errors import DiscoveryError, FetchError
 from syncdata.engine.sftp import SftpConnection, SftpSettings
 
@@ -82,14 +83,6 @@ def open_archive(settings: SftpSettings | LocalSettings, *, spool_dir: Path | No
     if isinstance(settings, LocalSettings):
         return LocalArchive(settings)
     return SftpArchive(settings, spool_dir=spool_dir)
-
-
-def stem(name: str) -> str:
-    """``changes_20260205_103000.json.gz`` → ``changes_20260205_103000``; other names unchanged."""
-    for ending in reversed(_ENDINGS):
-        if name.endswith(ending):
-            return name.removesuffix(ending)
-    return name
 
 
 class LocalArchive:

@@ -82,8 +82,7 @@ class Inspection:
     error: ParseError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LocatedRecord:
+class LocatedRecord(msgspec.Struct, frozen=True, gc=False):
     """A record, its physical line (from 1) and that line's size in bytes."""
 
     record: ChangeRecord

@@ -161,7 +161,14 @@ class Cycle:
         todo = _files_after(group.position, files)
         if until is not None:
             todo = [file for file in todo if (file.stem, False, 0) < until.order]
-        with closing(ahead(self._fetch_all(todo), name="syncdata-fetch")) as fetched_files:
+        fetching = ahead(
+            self._fetch_all(todo),
+            name="syncdata-fetch",
+            discard=lambda fetched: fetched.stream.close(),
+            stop=self._stop,
+            interrupt=self._archive.close,
+        )
+        with closing(fetching) as fetched_files:
             for fetched in fetched_files:
                 with closing(fetched.stream):
                     is_newest = fetched.file is files[-1]

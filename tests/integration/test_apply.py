@@ -256,10 +256,12 @@ def test_values_of_all_kinds_keep_every_digit(any_world: World) -> None:
     )
     digits = "12345678901234567890.12345678901234567890"
     line = (
-        '{"table":"t","op":"INSERT","ts":"2026-02-05 10:30:00+00","data":{"id":1,"n":%s,"f":-0,"b":"dead",'
+        '{"table":"t","op":"INSERT","ts":"2026-02-05 10:30:00+00","data":{"id":1,"n":'
+        + digits
+        + ',"f":-0,"b":"dead",'
         '"j":{"a": 1.50, "b":[1]},"jb":"\\"s\\"","arr":["a,b","\\"",null,"\\\\"],"grid":[[1,2],[3,4]],'
         '"p":{"b":"x\\"y","a":1},"pairs":[[1,"q"],null],"d":"c","ok":true,"at":"0044-03-15 00:00:00+00 BC",'
-        '"r":"[1,5)"}}' % digits
+        '"r":"[1,5)"}}'
     )
     any_world.write(FILE, [line])
     assert any_world.sync().errors == ()
