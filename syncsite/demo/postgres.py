@@ -196,9 +196,14 @@ def _is_public(path: Path) -> bool:
 
 
 def _copy_installation(binaries: Path, home: Path) -> Path:
-    copy = home / "installation"
-    shutil.copytree(binaries.parent, copy, symlinks=True)
-    return copy / binaries.name
+    """Copy the package's binaries, and the libraries that it keeps in a directory beside it."""
+    installation = binaries.parent
+    package = installation.parent
+    shutil.copytree(installation, home / package.name / installation.name, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, home / libraries.name)
+    return home / package.name / installation.name / binaries.name
 
 
 def _hand_over(home: Path, account: pwd.struct_passwd | None) -> None:

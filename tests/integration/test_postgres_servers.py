@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -48,3 +50,14 @@ def test_committed_rows_survive_a_crash_of_the_server() -> None:
         server.stop()
     with pytest.raises(psycopg.OperationalError):
         server.connect()
+
+
+def test_binaries_that_only_their_owner_can_reach_will_do(tmp_path: Path) -> None:
+    """As root we start the server as another account, which may not look into root's directories."""
+    package = embedded_binaries().parents[1]
+    shutil.copytree(package, tmp_path / package.name)
+    shutil.copytree(f"{package}.libs", tmp_path / f"{package.name}.libs")
+    tmp_path.chmod(0o700)
+    server = PostgresServer(binaries=tmp_path / embedded_binaries().relative_to(package.parent))
+    server.start()
+    server.stop()
