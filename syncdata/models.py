@@ -167,6 +167,7 @@ class Checkpoint(models.Model):
     file_finished = models.BooleanField(db_default=False)
     record_number = models.BigIntegerField(db_default=0)
     commit_lsn = LsnField("commit LSN", null=True)
+    last_lsn = LsnField("LSN of the newest record", null=True)
     source_id = models.TextField("source", db_default="")
     state = models.TextField(choices=State, db_default=State.ACTIVE.value)
     error = models.TextField(null=True)

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg
-from django.db import connections
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.rows import dict_row
 
@@ -28,7 +29,7 @@ from syncdata.engine import ledger
 from syncdata.engine.archive import Archive, open_archive
 from syncdata.engine.batch import Limits
 from syncdata.engine.catalog import read_schemas
-from syncdata.engine.changes import TableName, format_lsn
+from syncdata.engine.changes import TableName, parse_lsn
 from syncdata.engine.cycle import Cycle, CycleResult, Progress
 from syncdata.engine.errors import (
     ClearError,
@@ -65,6 +66,7 @@ _LOCK_KEYS = (0x73796E63, 0x64617461)
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 # Resyncs and clears move checkpoints under a cycle; that many in a row are no coincidence any more.
 _MOST_RESTARTS = 10
+_OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ class TableInfo:
     error: str | None = None
     last_sync_at: dt.datetime | None = None
     last_change_at: dt.datetime | None = None
+    last_lsn: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,8 +203,8 @@ class SyncDataService:
         name = TableName.parse(table)
         started = time.monotonic()
         connection = self._connect()
-        self._adopt_predecessors_state(connection)
         try:
+            self._adopt_predecessors_state(connection)
             result = rebuild(
                 self._open_archive(),
                 connection,
@@ -213,6 +216,8 @@ class SyncDataService:
         except ResyncError as error:
             self._log_failed_resync(name, error)
             raise
+        except psycopg.Error as error:
+            raise _init_error(error) from error
         logger.info("%s is rebuilt from %d files", name, result.files_processed)
         return _sync_result(result, started)
 
@@ -291,8 +296,8 @@ class SyncDataService:
             rows = (
                 connection.cursor(row_factory=dict_row)
                 .execute(
-                    "SELECT w.table_name, w.creator, w.created_at, c.* FROM tables_to_sync w"
-                    " LEFT JOIN data_sync_checkpoints c USING (table_name) ORDER BY w.table_name"
+                    "SELECT c.*, w.table_name, w.creator, w.created_at FROM tables_to_sync w"
+                    " LEFT JOIN data_sync_checkpoints c ON c.table_name = w.table_name ORDER BY w.table_name"
                 )
                 .fetchall()
             )
@@ -311,11 +316,7 @@ class SyncDataService:
         connection = self._connect()
         try:
             row = connection.execute(_IS_LOCKED, _LOCK_KEYS).fetchone()
-            run = (
-                connection.cursor(row_factory=dict_row)
-                .execute("SELECT * FROM data_sync_runs ORDER BY id DESC LIMIT 1")
-                .fetchone()
-            )
+            run = connection.cursor(row_factory=dict_row).execute(_LATEST_RUN).fetchone()
         except psycopg.Error as error:
             cause = translate(error)
             raise StatusError(f"the status cannot be read: {cause.message}", hint=cause.hint) from error
@@ -332,14 +333,15 @@ class SyncDataService:
     def _run(self, interval_s: int) -> Iterator[None]:
         """Be the one daemon of this database, and keep a run's books."""
         connection = self._connect()
-        self._lock(connection)
-        self._adopt_predecessors_state(connection)
         try:
+            self._lock(connection)
+            self._adopt_predecessors_state(connection)
             self._run_id = ledger.start_run(
                 connection, host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
             )
         except psycopg.Error as error:
             raise _init_error(error) from error
+        logger.info("process %d syncs from %s", os.getpid(), self._open_archive().describe())
         try:
             yield
         finally:
@@ -456,12 +458,12 @@ class SyncDataService:
                 wrapper.ensure_connection()
                 # The loop may run in another thread than the one that closes the service.
                 wrapper.inc_thread_sharing()
-            except Exception as error:
+                prepare_session(wrapper.connection)
+                if self._run_id is not None:
+                    self._lock(wrapper.connection)
+            except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
                 raise _init_error(error) from error
             self._wrapper = wrapper
-            prepare_session(wrapper.connection)
-            if self._run_id is not None:
-                self._lock(wrapper.connection)
         connection: psycopg.Connection[Any] = self._wrapper.connection
         return connection
 
@@ -490,6 +492,7 @@ class SyncDataService:
 
     def _adopt_predecessors_state(self, connection: psycopg.Connection[Any]) -> None:
         """Where the database holds no checkpoint, go on where the predecessor's state file stopped."""
+        _make_names_canonical(connection)
         try:
             state = load_state(self._config.state_dir / STATE_FILE_NAME)
         except StateLoadError as error:
@@ -497,17 +500,12 @@ class SyncDataService:
             return
         if state is None or not state.is_predecessors or not state.last_file:
             return
-        try:
-            with connection.transaction():
-                _make_names_canonical(connection)
-                row = connection.execute("SELECT EXISTS (SELECT FROM data_sync_checkpoints)").fetchone()
-                if row and row[0]:
-                    return
-                names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
-                position = Position(file=state.last_file, is_finished=True)
-                ledger.reset_checkpoints(connection, names, position)
-        except psycopg.Error as error:
-            raise _init_error(error) from error
+        with connection.transaction():
+            row = connection.execute("SELECT EXISTS (SELECT FROM data_sync_checkpoints)").fetchone()
+            if row and row[0]:
+                return
+            names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+            ledger.reset_checkpoints(connection, names, Position(file=state.last_file, is_finished=True))
         logger.info("the predecessor's state is adopted: syncing goes on after %s", state.last_file)
 
     def _save_state(self, position: Position, now: dt.datetime) -> None:
@@ -515,10 +513,12 @@ class SyncDataService:
         state = SyncState(
             last_file=position.file,
             last_file_time=_file_time(position.file),
-            global_lsn="" if position.commit_lsn is None else format_lsn(position.commit_lsn),
+            global_lsn=max((info.last_lsn for info in tables if info.last_lsn), key=parse_lsn, default=""),
             tables={
                 info.table_name: TableState(
-                    last_synced_at=info.last_sync_at or NEVER, record_count=info.rows_synced
+                    last_lsn=info.last_lsn,
+                    last_synced_at=info.last_sync_at or NEVER,
+                    record_count=info.rows_synced,
                 )
                 for info in tables
             },
@@ -558,6 +558,14 @@ SELECT EXISTS (
 """
 
 
+# Busy: a batch has committed lately, so a cycle that takes long is at work, not stuck.
+_LATEST_RUN = """
+SELECT r.*, coalesce((SELECT max(last_sync_at) FROM data_sync_checkpoints) > now() - interval '5 minutes',
+    false) AS is_busy
+FROM data_sync_runs r ORDER BY id DESC LIMIT 1
+"""
+
+
 def _daemon_status(
     is_active: bool,
     run: dict[str, Any] | None,
@@ -574,6 +582,10 @@ def _daemon_status(
         problems.append("no daemon runs on this database: start one with syncdata_start")
     elif last_error and not problems:
         problems.append(f"the last cycle failed: {last_error}")
+    if is_active and run and not run["is_busy"]:
+        idle_s = (now - (last_sync or run["started_at"])).total_seconds()
+        if idle_s > _OVERDUE_INTERVALS * frequency_s + _OVERDUE_GRACE_S:
+            problems.append(f"overdue: no cycle has ended for {idle_s:.0f} seconds; see the daemon's log")
     return DaemonStatus(
         status="active" if is_active else "not-started",
         sync_frequency=frequency_s,
@@ -599,6 +611,7 @@ def _table_info(row: dict[str, Any]) -> TableInfo:
         error=row["error"],
         last_sync_at=row["last_sync_at"],
         last_change_at=row["last_change_at"],
+        last_lsn=row["last_lsn"] or "",
     )
 
 

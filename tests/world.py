@@ -177,7 +177,7 @@ def _add_alias(alias: str, database: Database) -> None:
 
 def _execute(server: PostgresServer, statement: str, *names: str) -> None:
     with server.connect(autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))  # type: ignore[arg-type]
+        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 def with_header(

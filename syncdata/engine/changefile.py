@@ -7,13 +7,12 @@ its last line ends or parses. What is not finished is not read: a half-arrived t
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import msgspec
 import zstandard
@@ -26,7 +25,9 @@ if TYPE_CHECKING:
 
 HEADER_PREFIX = b'# {"syncdata":'
 FOOTER_PREFIX = b'# {"end":'
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 CHUNK_BYTES = 1 << 20
+COMPRESSED_CHUNK_BYTES = 1 << 15  # what it holds may be a thousand times as much
 _REFETCH_HINT = "replace the file in the archive by a good copy; syncing goes on by itself"
 
 
@@ -74,12 +75,13 @@ class Footer(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
     """What one look over a whole file found. ``unfinished`` says why it cannot be read yet, or is empty;
-    ``error`` is set when the file contradicts itself."""
+    ``error`` is set when the file contradicts itself. ``text_bytes``: its size without compression."""
 
     header: Header | None
     footer: Footer | None
     unfinished: str = ""
     error: ParseError | None = None
+    text_bytes: int = 0
 
 
 class LocatedRecord(msgspec.Struct, frozen=True, gc=False):
@@ -96,7 +98,7 @@ def inspect(stream: BinaryIO, name: str) -> Inspection:
         inspection = _inspect(_decompress(stream, name), name)
     except EOFError:
         inspection = Inspection(header=None, footer=None, unfinished="its compressed data ends early")
-    except (zlib.error, gzip.BadGzipFile, zstandard.ZstdError):
+    except (zlib.error, zstandard.ZstdError):
         error = ParseError("the compressed data is corrupt", hint=_REFETCH_HINT, file=name)
         inspection = Inspection(header=None, footer=None, error=error)
     except ParseError as error:
@@ -114,7 +116,7 @@ def read_records(stream: BinaryIO, name: str, *, skip: int = 0) -> Iterator[Loca
     number = 0
     for line_number, line in enumerate(_decompress(stream, name), start=1):
         if line_number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(BYTE_ORDER_MARK)
         if line[:1] == b"#" or line.isspace():
             continue
         number += 1
@@ -131,26 +133,32 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
     """Hash up to the last line, which alone decides whether the file is finished."""
     digest = hashlib.sha256()
     head = tail = b""
+    text_bytes = 0
     while chunk := stream.read(CHUNK_BYTES):
         if len(head) < CHUNK_BYTES:
             head += chunk[: CHUNK_BYTES - len(head)]
         tail += chunk
+        text_bytes += len(chunk)
         # The last line starts after the newline before the last one, unless the file goes on.
         cut = tail.rfind(b"\n", 0, len(tail) - 1) + 1
         digest.update(tail[:cut])
         tail = tail[cut:]
     header = _parse_header(head, name)
+    if header is None and head and HEADER_PREFIX.startswith(head):
+        return Inspection(header=None, footer=None, unfinished="its header is incomplete")
     if header is None:
-        return Inspection(header=None, footer=None, unfinished=_why_plain_is_unfinished(tail))
+        unfinished = _why_plain_is_unfinished(tail)
+        return Inspection(header=None, footer=None, unfinished=unfinished, text_bytes=text_bytes)
     footer = _parse_footer(tail)
     if footer is None:
         return Inspection(header=header, footer=None, unfinished="it has no footer yet")
     if footer.sha256 != digest.hexdigest():
         raise ParseError("the SHA-256 in the footer is not that of the file", hint=_REFETCH_HINT, file=name)
-    return Inspection(header=header, footer=footer)
+    return Inspection(header=header, footer=footer, text_bytes=text_bytes)
 
 
 def _why_plain_is_unfinished(last_line: bytes) -> str:
+    last_line = last_line.removeprefix(BYTE_ORDER_MARK)  # where it is the first line, too
     if not last_line or last_line.endswith(b"\n") or last_line.startswith(b"#") or last_line.isspace():
         return ""
     try:
@@ -195,19 +203,32 @@ def _parse_footer(last_line: bytes) -> Footer | None:
 
 def _decompress(stream: BinaryIO, name: str) -> BinaryIO:
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=stream, mode="rb"), CHUNK_BYTES)
+        return io.BufferedReader(_FrameReader(stream, lambda: zlib.decompressobj(wbits=31)), CHUNK_BYTES)
     if name.endswith(".zst"):
-        return io.BufferedReader(_ZstdReader(stream), CHUNK_BYTES)
+        frames = zstandard.ZstdDecompressor()
+        return io.BufferedReader(_FrameReader(stream, frames.decompressobj), CHUNK_BYTES)
     return stream
 
 
-class _ZstdReader(io.RawIOBase):
-    """Zstandard frames as a raw stream that, unlike the library's own, raises EOFError when cut short."""
+class _Frame(Protocol):
+    """What decompresses one gzip member or zstd frame."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+class _FrameReader(io.RawIOBase):
+    """Compressed frames, one or more, as a raw stream that raises EOFError when cut short, even at byte 0."""
+
+    def __init__(self, stream: BinaryIO, open_frame: Callable[[], _Frame]) -> None:
         self._stream = stream
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._is_mid_frame = False
+        self._open_frame = open_frame
+        self._frame = open_frame()
         self._ready = b""
 
     def readable(self) -> bool:
@@ -216,15 +237,14 @@ class _ZstdReader(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         while not self._ready:
             data = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            data = data or self._stream.read(CHUNK_BYTES // 8)
+            data = data or self._stream.read(COMPRESSED_CHUNK_BYTES)
             if not data:
-                if self._is_mid_frame:
-                    raise EOFError("the zstd frame ends early")
+                if not self._frame.eof:
+                    raise EOFError("the compressed data ends early")
                 return 0
+            if self._frame.eof:
+                self._frame = self._open_frame()
             self._ready = self._frame.decompress(data)
-            self._is_mid_frame = not self._frame.eof
         view = memoryview(buffer).cast("B")
         count = min(len(view), len(self._ready))
         view[:count] = self._ready[:count]

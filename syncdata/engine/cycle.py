@@ -43,7 +43,8 @@ class BatchTarget(Protocol):
 
 
 class Progress(Protocol):
-    """What someone who watches a cycle is told."""
+    """What someone who watches a cycle is told. Sizes are of files as stored, compressed ones too;
+    each ``files_found`` begins anew, and one of no files ends."""
 
     def files_found(self, count: int, size_bytes: int) -> None: ...
 
@@ -133,14 +134,11 @@ class Cycle:
             return self.result
         files = self._archive.discover(since=groups[0].position.file or None)
         *behind, front = groups
-        self.announce(_files_after(front.position, files))
         self.advance(front, files)
         self.result.position = front.position
         self._catch_up(behind, files)
+        self._progress.files_found(0, 0)
         return self.result
-
-    def announce(self, files: list[ChangeFile]) -> None:
-        self._progress.files_found(len(files), sum(file.size_bytes for file in files))
 
     def _catch_up(self, behind: list[Group], files: list[ChangeFile]) -> None:
         group = Group(set(), Position())
@@ -161,6 +159,7 @@ class Cycle:
         todo = _files_after(group.position, files)
         if until is not None:
             todo = [file for file in todo if (file.stem, False, 0) < until.order]
+        self._progress.files_found(len(todo), sum(file.size_bytes for file in todo))
         fetching = ahead(
             self._fetch_all(todo),
             name="syncdata-fetch",
@@ -231,13 +230,13 @@ class Cycle:
                 _check_count(prepared.batch, fetched)
                 end = _position_after(prepared.batch, fetched)
                 outcome = self._target.apply(prepared, group.tables, start=group.position, end=end)
-                self._note(prepared, outcome)
+                self._note(prepared, outcome, fetched)
                 group.tables -= outcome.blocked.keys()
                 group.position = end
                 if not group.tables or self._stop.is_set():
                     return
 
-    def _note(self, prepared: PreparedBatch, outcome: Outcome) -> None:
+    def _note(self, prepared: PreparedBatch, outcome: Outcome, fetched: Fetched) -> None:
         result, batch = self.result, prepared.batch
         for counts in outcome.counts.values():
             result.counts += counts
@@ -250,7 +249,8 @@ class Cycle:
             result.last_lsn = batch.records[-1].record.commit_lsn or batch.records[-1].record.lsn or ""
         records = len(batch.records) + batch.skipped + batch.repeated
         logger.debug("%s: %d records applied up to record %d", prepared.file, records, batch.end_record)
-        self._progress.batch_applied(records, batch.size_bytes)
+        share = batch.size_bytes / max(fetched.inspection.text_bytes, 1)
+        self._progress.batch_applied(records, round(share * fetched.size_bytes))
 
     def _block_all(self, group: Group, error: SyncError) -> None:
         logger.error("%s", error, extra={"code": error.code})

@@ -55,10 +55,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What one batch did to one table. ``last_change_at``: the source's time of its newest record."""
+    """What one batch did to one table. ``last_change_at`` and ``last_lsn``: of its newest record."""
 
     counts: Counts = field(default_factory=Counts)
     last_change_at: dt.datetime | None = None
+    last_lsn: str | None = None
     duration_ms: int = 0
 
 
@@ -136,7 +137,8 @@ _ADVANCE = """
 UPDATE data_sync_checkpoints SET
     file = %(file)s, file_size = %(size)s, file_finished = %(finished)s, record_number = %(number)s,
     commit_lsn = %(lsn)s, source_id = %(source)s, state = 'active', error = NULL, blocked_at = NULL,
-    last_sync_at = %(now)s, last_change_at = greatest(last_change_at, %(last_change_at)s),
+    last_sync_at = %(now)s, last_lsn = coalesce(%(last_lsn)s, last_lsn),
+    last_change_at = greatest(last_change_at, %(last_change_at)s),
     rows_synced = rows_synced + %(added)s + %(updated)s + %(deleted)s,
     records_added = records_added + %(added)s, records_updated = records_updated + %(updated)s,
     records_deleted = records_deleted + %(deleted)s, records_truncated = records_truncated + %(truncated)s,
@@ -366,5 +368,6 @@ def _parameters(entry: Entry) -> dict[str, Any]:
         "truncated": counts.truncated,
         "missing": counts.missing,
         "last_change_at": entry.last_change_at,
+        "last_lsn": entry.last_lsn,
         "duration_ms": entry.duration_ms,
     }

@@ -59,7 +59,6 @@ def rebuild(
         group = Group({table}, START)
         if until is not None:
             files = [file for file in files if (file.stem, False, 0) < until.order]
-        cycle.announce(files)
         cycle.advance(group, files, until=until)
         if stop.is_set():
             raise ResyncError("interrupted")

@@ -28,7 +28,7 @@ from syncdata.engine import ledger
 from syncdata.engine.batch import Batch
 from syncdata.engine.catalog import read_schemas
 from syncdata.engine.changefile import LocatedRecord
-from syncdata.engine.changes import TableName
+from syncdata.engine.changes import TableName, format_lsn, parse_lsn
 from syncdata.engine.errors import ApplyError, MetricsError, SchemaError, SyncError
 from syncdata.engine.ledger import Checkpoint, Entry, Position
 from syncdata.engine.plan import Counts, TablePlan, make_plan
@@ -224,6 +224,7 @@ class Target:
         return Entry(
             counts=counts,
             last_change_at=parse_time(part.plan.last_ts),
+            last_lsn=_valid_lsn(part.records[-1].record.lsn),
             duration_ms=round((time.monotonic() - started) * 1000),
         )
 
@@ -306,6 +307,14 @@ def parse_time(text: str | None) -> dt.datetime | None:
     except ValueError:
         return None
     return moment.replace(tzinfo=dt.UTC) if moment and moment.tzinfo is None else moment
+
+
+def _valid_lsn(text: str | None) -> str | None:
+    """A record's own LSN only informs; a plain file may hold anything there."""
+    try:
+        return format_lsn(parse_lsn(text)) if text else None
+    except ValueError:
+        return None
 
 
 def _parents_first(parts: Mapping[TableName, TablePart]) -> Sequence[TableName]:

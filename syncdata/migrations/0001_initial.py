@@ -146,6 +146,7 @@ class Migration(migrations.Migration):
                 ("file_finished", models.BooleanField(db_default=False)),
                 ("record_number", models.BigIntegerField(db_default=0)),
                 ("commit_lsn", syncdata.models.LsnField(null=True, verbose_name="commit LSN")),
+                ("last_lsn", syncdata.models.LsnField(null=True, verbose_name="LSN of the newest record")),
                 ("source_id", models.TextField(db_default="", verbose_name="source")),
                 (
                     "state",

@@ -55,7 +55,7 @@ def test_a_table_without_any_key_is_matched_on_all_old_values_one_row_a_record(a
     any_world.execute(
         "INSERT INTO t VALUES (1, '{\"x\": 1}', 1.50), (1, '{\"x\": 1}', 1.50), (2, NULL, NULL)"
     )
-    twin = {"a": 1, "j": '{"x": 1}', "n": "1.50"}
+    twin: dict[str, Any] = {"a": 1, "j": '{"x": 1}', "n": "1.50"}
     any_world.write(
         FILE,
         [
@@ -216,7 +216,7 @@ def test_names_in_capitals_reserved_words_and_the_same_name_in_two_schemas(any_w
         'CREATE TABLE other."Order" ("select" int PRIMARY KEY, "Straße %s" text)',
         tables=("Order", "other.Order"),
     )
-    data = {"select": 1, "Straße %s": "here"}
+    data: dict[str, Any] = {"select": 1, "Straße %s": "here"}
     any_world.write(
         FILE,
         [insert("Order", **data), insert("Order", **(data | {"Straße %s": "there"})) | {"schema": "other"}],

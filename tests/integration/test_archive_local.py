@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from syncdata.engine.archive import ChangeFile, LocalArchive, LocalSettings, open_archive, stem
+from syncdata.engine.archive import ChangeFile, LocalArchive, LocalSettings, open_archive
+from syncdata.engine.changefile import stem
 from syncdata.engine.errors import DiscoveryError, FetchError
 
 
