@@ -39,13 +39,8 @@ class World:
 
     @property
     def config(self) -> SyncConfig:
-        return SyncConfig(
-            archive_backend="local",
-            archive_dir=str(self.archive),
-            database=self.alias,
-            state_dir=self.state_dir,
-            **self.options,
-        )
+        keys = {"archive_backend": "local", "archive_dir": str(self.archive), **self.options}
+        return SyncConfig(database=self.alias, state_dir=self.state_dir, **keys)
 
     @property
     def toml(self) -> str:
@@ -75,6 +70,15 @@ class World:
         path = self.archive / name
         path.write_text("".join(f"{line}\n" for line in lines))
         return path
+
+    def use_ordinary_role(self) -> None:
+        """From now on the service's role is no superuser: it may neither silence triggers nor own tables."""
+        self.execute(
+            "DO $$ BEGIN CREATE ROLE ordinary LOGIN PASSWORD 'ordinary';"
+            " EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+            *(f"GRANT ALL ON ALL {kind} IN SCHEMA public TO ordinary" for kind in ("TABLES", "SEQUENCES")),
+        )
+        connections.databases[self.alias] |= {"USER": "ordinary", "PASSWORD": "ordinary"}
 
     def connect(self) -> psycopg.Connection[Any]:
         return self.database.connect(autocommit=True)

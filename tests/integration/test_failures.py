@@ -293,18 +293,12 @@ def plain_role(make_world: Any, any_postgres: PostgresServer) -> World:
     """A world whose engine is an ordinary owner, not a superuser."""
     world: World = make_world(any_postgres)
     world.execute(
-        "DROP ROLE IF EXISTS ordinary",
-        "CREATE ROLE ordinary LOGIN PASSWORD 'ordinary'",
-        "GRANT ALL ON SCHEMA public TO ordinary",
-        "GRANT ALL ON ALL TABLES IN SCHEMA public TO ordinary",
-        "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO ordinary",
-        "SET ROLE ordinary; CREATE TABLE parent (id int PRIMARY KEY, v text UNIQUE);"
-        " CREATE TABLE child (id int PRIMARY KEY, parent_id int NOT NULL REFERENCES parent"
+        "CREATE TABLE parent (id int PRIMARY KEY, v text UNIQUE)",
+        "CREATE TABLE child (id int PRIMARY KEY, parent_id int NOT NULL REFERENCES parent"
         " DEFERRABLE INITIALLY DEFERRED)",
+        "CREATE TABLE other (id int PRIMARY KEY)",
     )
-    from django.db import connections
-
-    connections.databases[world.alias] |= {"USER": "ordinary", "PASSWORD": "ordinary"}
+    world.use_ordinary_role()
     return world
 
 
@@ -345,7 +339,6 @@ def test_a_moved_key_and_a_swap_work_for_an_ordinary_role(plain_role: World) -> 
 
 
 def test_a_child_whose_parent_is_not_whitelisted_blocks_alone(plain_role: World) -> None:
-    plain_role.execute("SET ROLE ordinary; CREATE TABLE other (id int PRIMARY KEY)")
     plain_role.whitelist("child", "other")
     plain_role.write(FIRST, [insert("child", id=1, parent_id=1), insert("other", id=1)])
     message = only_error(plain_role, ApplyError)
