@@ -26,7 +26,7 @@ $(STAMP): setup.cfg pyproject.toml requirements.txt
 	@touch $@
 
 demo: $(STAMP) ## see production changes arrive in a local PostgreSQL (all of it throw-away)
-	$(BIN)/python manage.py syncdata_demo
+	DATA_SYNC_CONFIG= $(BIN)/python manage.py syncdata_demo
 
 run: $(STAMP) ## the admin on http://127.0.0.1:8000/ (needs DATA_SYNC_CONFIG)
 	$(BIN)/python manage.py migrate
@@ -37,8 +37,8 @@ test: lint pytest ## lint, types, migrations and all tests
 lint: $(STAMP) ## ruff, mypy and makemigrations --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python manage.py makemigrations --check --dry-run
+	DATA_SYNC_CONFIG= $(BIN)/mypy
+	DATA_SYNC_CONFIG= $(BIN)/python manage.py makemigrations --check --dry-run
 
 pytest: $(STAMP) sshd ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
