@@ -79,6 +79,7 @@ class SyncResult:
     records_added: int = 0
     records_updated: int = 0
     records_deleted: int = 0
+    records_truncated: int = 0
     records_skipped: int = 0
     records_failed: int = 0
     duration: float = 0.0
@@ -89,7 +90,7 @@ class SyncResult:
 
     @property
     def records_synced(self) -> int:
-        return self.records_added + self.records_updated + self.records_deleted
+        return self.records_added + self.records_updated + self.records_deleted + self.records_truncated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +356,17 @@ class SyncDataService:
                 hint="stop it first (syncdata_stop, on the host where it runs); syncdata_status shows it",
             )
 
+    def _lock_again(self, connection: psycopg.Connection[Any]) -> None:
+        """After a lost connection the server may not know yet that the old session is gone."""
+        try:
+            self._lock(connection)
+        except RunError as error:
+            connection.close()
+            raise CycleError(
+                "the lock on the database is still held, by our lost session or by another daemon",
+                hint="it is tried again; the server drops a lost session within two minutes",
+            ) from error
+
     def _end_run(self) -> None:
         run_id, self._run_id = self._run_id, None
         if self._wrapper is None or run_id is None:
@@ -460,7 +472,7 @@ class SyncDataService:
                 wrapper.inc_thread_sharing()
                 prepare_session(wrapper.connection)
                 if self._run_id is not None:
-                    self._lock(wrapper.connection)
+                    self._lock_again(wrapper.connection)
             except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
                 raise _init_error(error) from error
             self._wrapper = wrapper
@@ -622,6 +634,7 @@ def _sync_result(result: CycleResult, started: float) -> SyncResult:
         records_added=counts.added,
         records_updated=counts.updated,
         records_deleted=counts.deleted,
+        records_truncated=counts.truncated,
         records_skipped=result.skipped,
         records_failed=result.failed,
         duration=time.monotonic() - started,

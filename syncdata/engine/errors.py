@@ -128,11 +128,11 @@ class PidFileError(SyncError, code="SHD_SYN_081"):
 
 
 class ServiceInitError(SyncError, code="SHD_SYN_090"):
-    """The service cannot start: no database, no tables of its own, or no lock."""
+    """The service cannot start: no database, or no tables of its own."""
 
 
 class RunError(SyncError, code="SHD_SYN_091"):
-    """The daemon cannot go on."""
+    """The daemon cannot run: another one does on this database."""
 
 
 class CycleError(SyncError, code="SHD_SYN_092"):

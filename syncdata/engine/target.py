@@ -50,6 +50,10 @@ SESSION_SETTINGS = {
     "jit": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    # So that the server gives up a session whose client has vanished, and its locks, within two minutes.
+    "tcp_keepalives_idle": "60",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "5",
 }
 
 

@@ -144,7 +144,8 @@ def format_result(result: SyncResult) -> str:
         f"{format_count(result.records_synced, 'record')} of {format_count(result.files_processed, 'file')}"
         f" in {format_duration(result.duration)}:"
         f" {result.records_added:,} added, {result.records_updated:,} updated,"
-        f" {result.records_deleted:,} deleted, {result.records_skipped:,} skipped (not whitelisted),"
+        f" {result.records_deleted:,} deleted, {result.records_truncated:,} truncated,"
+        f" {result.records_skipped:,} skipped (not whitelisted),"
         f" {result.records_failed:,} failed"
     )
 

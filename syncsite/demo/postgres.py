@@ -71,6 +71,7 @@ class PostgresServer:
     port: int = field(default_factory=free_port)
     user: str = "postgres"
     password: str = field(default_factory=lambda: secrets.token_urlsafe(12), repr=False)
+    settings: dict[str, str] = field(default_factory=SETTINGS.copy)
     _home: Path | None = field(default=None, init=False, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
@@ -133,7 +134,7 @@ class PostgresServer:
         return self._data.parent / "log"
 
     def _launch(self) -> None:
-        options = [f"-c{name}={value}" for name, value in SETTINGS.items()]
+        options = [f"-c{name}={value}" for name, value in self.settings.items()]
         command = [str(self.binaries / "postgres"), "-D", str(self._data), f"-p{self.port}", *options]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import pwd
 import resource
 import socket
 import subprocess
@@ -118,7 +119,7 @@ def test_a_name_that_is_not_utf_8_is_an_error_and_not_a_crash(sshd: SshServer) -
 def test_a_relative_directory_starts_at_the_remote_home(
     sshd: SshServer, directory: str, tmp_path: Path
 ) -> None:
-    from_home = os.path.relpath(sshd.archive_dir, Path.home())
+    from_home = os.path.relpath(sshd.archive_dir, pwd.getpwuid(os.getuid()).pw_dir)
     file = put(sshd)
     with archive(sshd.settings(directory=directory.format(from_home))) as opened:
         assert opened.discover(None) == [file]

@@ -209,7 +209,8 @@ def test_one_cycle_counts_the_example_records_by_operation(site: Site) -> None:
     first, again = site.run("syncdata_start", "--once"), site.run("syncdata_start", "--once")
 
     assert re.fullmatch(
-        r"3 records of 1 file in [\d.]+ s: 1 added, 1 updated, 1 deleted, 0 skipped .*, 0 failed\n",
+        r"3 records of 1 file in [\d.]+ s: 1 added, 1 updated, 1 deleted, 0 truncated, 0 skipped .*,"
+        r" 0 failed\n",
         first.stdout,
     )
     assert first.stderr == ""

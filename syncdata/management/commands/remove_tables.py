@@ -10,8 +10,8 @@ class Command(SyncCommand):
     help = """\
 Remove tables from the whitelist: their changes are no longer applied.
 
-The local data stays. A table that is added again later has to be rebuilt with resync, since the
-changes in between were not applied. If one of the tables is not whitelisted, none is removed."""
+The local data and the checkpoint stay: a table that is added again goes on where it stopped. If
+one of the tables is not whitelisted, none is removed."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_table_names(parser, "A table to stop syncing: table or schema.table.")

@@ -10,7 +10,7 @@ from syncdata.management.base import SyncCommand, add_table_names, format_result
 
 class Command(SyncCommand):
     help = """\
-Rebuild synced tables from the archive: from the newest snapshot, else from the first change file.
+Rebuild synced tables from the archive, beginning with its first change file.
 
 Other sessions see the old rows until the new ones are complete, never an empty or half-built table;
 a failure leaves the old rows. Rows that exist only locally are lost. Unblocks a blocked table. The
