@@ -137,7 +137,7 @@ class _RawRecord(msgspec.Struct):
     lsn: str | None = None
     ts: str | None = None
     schema: Annotated[str, msgspec.Meta(min_length=1)] = DEFAULT_SCHEMA
-    xid: msgspec.Raw | None = None
+    xid: int | str | None = None
     commit_lsn: str | None = None
 
 

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncdata.engine.changes import Json, TableName, format_lsn, parse_lsn, parse_record
+from syncdata.engine.errors import ParseError, SchemaError
+
+
+@pytest.mark.parametrize(
+    ("text", "lsn"),
+    [
+        ("0/0", 0),
+        ("0/16B3D40", 0x16B3D40),
+        ("0/16b3d40", 0x16B3D40),
+        ("1/0", 1 << 32),
+        ("16/B374D848", 0x16_B374D848),
+        ("FFFFFFFF/FFFFFFFF", 2**64 - 1),
+    ],
+)
+def test_an_lsn_is_two_hexadecimal_halves(text: str, lsn: int) -> None:
+    assert parse_lsn(text) == lsn
+    assert format_lsn(lsn) == text.upper()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/",
+        "0",
+        "0/",
+        "/0",
+        "0/G",
+        "0/0/0",
+        "0/123456789",
+        "0/-1",
+        "+1/0",
+        "0/1_0",
+        " 0/0",
+        "0/0\n",
+        "0/٣",
+    ],
+)
+def test_what_is_no_lsn_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not an LSN"):
+        parse_lsn(text)
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_an_lsn_survives_its_text_form(lsn: int) -> None:
+    assert parse_lsn(format_lsn(lsn)) == lsn
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "name", "canonical"),
+    [
+        ("users", "public", "users", "users"),
+        (" users ", "public", "users", "users"),
+        ("public.users", "public", "users", "users"),
+        ("shop.users", "shop", "users", "shop.users"),
+        ("Shop.Users", "Shop", "Users", "Shop.Users"),
+        ('"odd.name"', "public", "odd.name", '"odd.name"'),
+        ('public."odd.name"', "public", "odd.name", '"odd.name"'),
+        ('"a.b"."c""d"', "a.b", 'c"d', '"a.b"."c""d"'),
+        ('"users"', "public", "users", "users"),
+        ('" users"', "public", " users", '" users"'),
+        ("größe.straße", "größe", "straße", "größe.straße"),
+        ("select", "public", "select", "select"),
+    ],
+)
+def test_a_table_name_is_read_as_it_is_written(text: str, schema: str, name: str, canonical: str) -> None:
+    table = TableName.parse(text)
+    assert table == TableName(schema, name)
+    assert str(table) == canonical
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", ".", "a.", ".a", "a.b.c", '"a', 'a"b', '"a"b', '""', '"".a', 'a.""', "a\0b", '"a\0"']
+)
+def test_what_names_no_table_is_refused(text: str) -> None:
+    with pytest.raises(SchemaError, match="is not a table name"):
+        TableName.parse(text)
+
+
+identifiers = st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1
+) | st.text(st.sampled_from('a. "'), min_size=1)
+
+
+@given(identifiers, identifiers)
+def test_a_table_name_survives_its_text_form(schema: str, name: str) -> None:
+    table = TableName(schema, name)
+    assert TableName.parse(str(table)) == table
+
+
+def record(value: str) -> bytes:
+    return f'{{"table":"t","op":"INSERT","data":{{"a":{value}}}}}'.encode()
+
+
+NUMBERS = [
+    "0",
+    "7",
+    "-7",
+    "-0",
+    "-0.0",
+    "0.10",
+    "1.00",
+    "19.99",
+    "0.1000000000000000055511151231257827",
+    "1e400",
+    "1E-7",
+    "-1.5e+300",
+    "9223372036854775808",
+    "18446744073709551616",
+    "-9223372036854775809",
+    "123456789012345678901234567890",
+    "1" + "0" * 400,
+    "9" * 5000,
+    "-" + "9" * 5000,
+    "9" * 400 + "." + "9" * 400,
+]
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+@pytest.mark.parametrize("spelling", ["{}", " {} ", "{}\t", '{},"b":[1]'])
+def test_a_number_is_kept_digit_for_digit(text: str, spelling: str) -> None:
+    data = parse_record(record(spelling.format(text))).data
+    assert data is not None
+    assert type(data["a"]) in (int, str)
+    assert str(data["a"]) == text
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False) | st.integers())
+def test_any_number_is_kept_digit_for_digit(number: Any) -> None:
+    data = parse_record(record(str(number))).data
+    assert data is not None
+    assert str(data["a"]) == str(number)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('"x"', "x"),
+        ('""', ""),
+        ('"7"', "7"),
+        ('"{}"', "{}"),
+        ('"\\u00e4\\n\\ud83d\\ude00"', "ä\n😀"),
+        ("true", True),
+        ("false", False),
+        ("null", None),
+    ],
+)
+def test_strings_booleans_and_nulls_are_themselves(text: str, value: object) -> None:
+    for line in (record(text), record(f'{text},"b":{{}}'), record(f'{text},"b":-0')):
+        data = parse_record(line).data
+        assert data is not None
+        assert data["a"] == value
+        assert type(data["a"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        "[1, 2.50 ]",
+        '{ "x" : 1e5, "x" : [ -0 ] }',
+        '["\\u00e4", "ä", null]',
+        "[" + "9" * 5000 + "]",
+    ],
+)
+def test_arrays_and_objects_are_kept_verbatim(text: str) -> None:
+    for line in (record(text), record(f" {text} "), record(f'{text},"b":{"9" * 5000}')):
+        data = parse_record(line).data
+        assert data is not None
+        assert type(data["a"]) is Json
+        assert data["a"] == text
+
+
+def test_old_keys_are_as_exact_as_data() -> None:
+    line = b'{"table":"t","op":"DELETE","old_keys":{"a":1.10,"b":-0,"c":[1.10],"d":1}}'
+    assert parse_record(line).old_keys == {"a": "1.10", "b": "-0", "c": "[1.10]", "d": "1"}
+
+
+def test_everything_a_record_says_is_read_on_both_ways() -> None:
+    line = (
+        b'{"schema":"shop","table":"t","op":"UPDATE","data":{"a":%s},"old_keys":{"a":"1"},"lsn":"0/1",'
+        b'"ts":"2026-02-05 10:30:00+00","xid":7,"commit_lsn":"0/2","from the future":{"x":[1]}}\n'
+    )
+    plain, exact = parse_record(line % b'"1"'), parse_record(line % b"[1]")
+    assert plain.table_name == TableName("shop", "t")
+    assert (plain.op, plain.data, plain.old_keys) == ("UPDATE", {"a": "1"}, {"a": "1"})
+    assert (plain.lsn, plain.ts, plain.xid, plain.commit_lsn) == ("0/1", "2026-02-05 10:30:00+00", 7, "0/2")
+    for name in ("table_name", "op", "old_keys", "lsn", "ts", "xid", "commit_lsn"):
+        assert getattr(exact, name) == getattr(plain, name)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"op": "INSERT", "data": {"a": 1}, "old_keys": None},
+        {"op": "UPDATE", "data": {"a": 1}, "old_keys": None},
+        {"op": "DELETE", "old_keys": {"a": 1}, "data": None},
+        {"op": "DELETE", "data": {"a": 1}},
+        {"op": "TRUNCATE"},
+        {"op": "TRUNCATE", "data": None, "old_keys": None, "lsn": None, "ts": None, "commit_lsn": None},
+        {"op": "TRUNCATE", "xid": "7"},
+    ],
+)
+def test_optional_parts_may_be_absent_or_null(line: dict[str, Any]) -> None:
+    assert parse_record(json.dumps({"table": "t", **line}).encode()).table_name == TableName("public", "t")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"", "not a line of JSON"),
+        (b"nonsense", "not a line of JSON"),
+        (b'{"table":"t","op":"INSERT","data":{"a":1}', "not a line of JSON"),
+        (b'{"table":"t","op":"INSERT","data":{"a":' + b"9" * 5000 + b"}", "not a line of JSON"),
+        (b'{"table":"t","op":"INSERT","data":{"a":1}} {}', "not a line of JSON"),
+        (record("01"), "not a line of JSON"),
+        (record("NaN"), "not a line of JSON"),
+        (record("[01]"), "not a line of JSON"),
+        (record('"\\ud800"'), "not a line of JSON"),
+        (record("[" * 100_000 + "]" * 100_000), "not a line of JSON"),
+        (record('"x"').replace(b"x", b"\xff"), "not a line of JSON"),
+        (record('["x"]').replace(b"x", b"\xff"), "not a line of JSON"),
+        (record('{"x":1}').replace(b"x", b"\xff"), "not a line of JSON"),
+        (b"[]", "not a change record"),
+        (b'{"op":"TRUNCATE"}', "not a change record"),
+        (b'{"table":"t"}', "not a change record"),
+        (b'{"table":"","op":"TRUNCATE"}', "not a change record"),
+        (b'{"table":"t","schema":"","op":"TRUNCATE"}', "not a change record"),
+        (b'{"table":"t","op":"truncate"}', "not a change record"),
+        (b'{"table":"t","op":"INSERT","data":[1]}', "not a change record"),
+        (b'{"table":"t","op":"TRUNCATE","lsn":1}', "not a change record"),
+        (b'{"table":"t","op":"TRUNCATE","xid":' + b"9" * 5000 + b"}", "not a change record"),
+        (b'{"table":"t","op":"INSERT"}', "INSERT without data"),
+        (b'{"table":"t","op":"UPDATE","data":{},"old_keys":{"a":1}}', "UPDATE without data"),
+        (b'{"table":"t","op":"DELETE"}', "DELETE without old_keys"),
+        (b'{"table":"t","op":"TRUNCATE","commit_lsn":"17"}', "commit_lsn is not an LSN"),
+    ],
+)
+def test_what_is_no_record_is_refused_and_says_what_to_do(line: bytes, message: str) -> None:
+    with pytest.raises(ParseError, match=message) as caught:
+        parse_record(line)
+    assert caught.value.hint
+
+
+@given(st.binary())
+def test_no_line_raises_anything_but_a_parse_error(line: bytes) -> None:
+    with pytest.raises(ParseError):
+        parse_record(line)
+
+
+@given(st.data())
+def test_no_cut_or_damaged_line_raises_anything_but_a_parse_error(data: st.DataObject) -> None:
+    line = bytearray(b'{"table":"t","op":"INSERT","data":{"a":[1,{"b":"\xc3\xa4"}],"c":%s}}' % (b"9" * 4400))
+    place = data.draw(st.integers(0, 49) | st.integers(0, len(line) - 1))
+    line[place] = data.draw(st.integers(0, 255))
+    try:
+        parse_record(bytes(line))
+        parse_record(bytes(line[:place]))
+    except ParseError:
+        pass
