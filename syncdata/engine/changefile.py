@@ -117,7 +117,7 @@ def read_records(stream: BinaryIO, name: str, *, skip: int = 0) -> Iterator[Loca
     for line_number, line in enumerate(_decompress(stream, name), start=1):
         if line_number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
-        if line[:1] == b"#" or line.isspace():
+        if not line or line[:1] == b"#" or line.isspace():
             continue
         number += 1
         if number <= skip:
