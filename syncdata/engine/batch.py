@@ -138,15 +138,14 @@ def cut_batches(
             draft.mark_border()
             if len(draft.records) >= limits.batch_records:
                 yield draft.take_all()
-            if record.commit_lsn is not None:
-                lsn = parse_lsn(record.commit_lsn)
-                is_repeat = applied_lsn is not None and lsn <= applied_lsn
-                draft.open_lsn = None if is_repeat else lsn
+            lsn = parse_lsn(record.commit_lsn) if record.commit_lsn else None
+            is_repeat = lsn is not None and applied_lsn is not None and lsn <= applied_lsn
+            draft.open_lsn = None if is_repeat else lsn
         if is_repeat:
             draft.repeated += 1
         elif (record.schema, record.table) in names:
             cost = located.size_bytes + RECORD_OVERHEAD_BYTES
-            if draft.records and draft.cost_bytes + cost > limits.batch_bytes:
+            while draft.records and draft.cost_bytes + cost > limits.batch_bytes:
                 yield draft.take_whole_transactions() if draft.border else draft.take_all()
             draft.records.append(located)
             draft.cost_bytes += cost
