@@ -12,8 +12,9 @@ Invariants that the plan keeps, and that the target relies on:
 
 The fold walks the records once. ``rows`` holds, by current key, each row that the batch leaves behind
 with the columns it is known by; ``origin`` is the key of the target's row it began as, or None when
-the batch made it. A row that lacks columns (unchanged TOAST values are absent from updates) can only
-be updated, never inserted; an INSERT may always be inserted, for the columns it lacks have defaults.
+the batch made it. Updates that lack columns (unchanged TOAST values are absent from them) can only
+update a row, however many of them come together; an INSERT may always be inserted, for the columns it
+lacks have defaults, and so may an UPDATE with every column.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ Values = dict[str, Any]
 
 @dataclass(slots=True)
 class Counts:
-    """Records by operation; ``missing``: updates and deletes that found no row."""
+    """Records by operation; ``missing``: rows that updates and deletes looked for and did not find, each
+    once a batch."""
 
     added: int = 0
     updated: int = 0
@@ -47,17 +49,6 @@ class Counts:
     @property
     def records(self) -> int:
         return self.added + self.updated + self.deleted + self.truncated
-
-    def count(self, record: ChangeRecord) -> None:
-        match record.op:
-            case "INSERT":
-                self.added += 1
-            case "UPDATE":
-                self.updated += 1
-            case "DELETE":
-                self.deleted += 1
-            case "TRUNCATE":
-                self.truncated += 1
 
     def __iadd__(self, other: Counts) -> Counts:
         self.added += other.added
@@ -82,8 +73,8 @@ class TablePlan:
 
     ``gone``: key -> whether its row is expected to be there. ``writes``: rows of values in the order of
     the shape's columns; those of a move begin with the key they leave. ``removals`` and ``writes`` serve
-    tables without a key, too: there ``removals`` maps (columns, values) to how many such rows to remove,
-    and ``replay_if_missing`` says that a removal without a row may have meant one that the batch inserts.
+    tables without a key, too: there ``removals`` maps (columns, values) to how many such rows to remove.
+    ``replay_if_missing`` says that a record that finds no row may have meant one that the fold does not know.
     """
 
     schema: TableSchema
@@ -109,7 +100,7 @@ def make_plan(
     reader = RecordReader(schema, is_plain_file=is_plain_file)
     fold = _KeyedFold(reader) if schema.key else _KeylessFold(reader)
     plan = fold.plan
-    counts = plan.counts
+    records_by_op = {"INSERT": 0, "UPDATE": 0, "DELETE": 0, "TRUNCATE": 0}
     record = None
     for located in records:
         record = located.record
@@ -119,7 +110,9 @@ def make_plan(
             raise type(error)(
                 error.message, hint=error.hint, table=str(schema.name), file=file, line=located.line
             ) from None
-        counts.count(record)
+        records_by_op[record.op] += 1
+    counts = plan.counts
+    counts.added, counts.updated, counts.deleted, counts.truncated = records_by_op.values()
     if record is not None:
         plan.last_ts = record.ts
     fold.finish()
@@ -131,8 +124,11 @@ def as_replacement(plan: TablePlan) -> TablePlan | None:
 
     Values that rows exchange (two customers swap their unique e-mail addresses) then never meet.
     Rows that lack columns become moves from their own key, which completes them first. An INSERT that
-    lacks columns may meet a row that has them, and only an upsert keeps those.
+    lacks columns may meet a row that has them, and only an upsert keeps those. What may have to be
+    replayed is not worth replacing.
     """
+    if plan.replay_if_missing:
+        return None
     width = len(plan.schema.writable)
     gone = dict(plan.gone)
     writes: dict[Shape, list[tuple[Any, ...]]] = {}
@@ -175,13 +171,13 @@ class RecordReader:
         self._getters: dict[tuple[str, ...], tuple[tuple[str, ...], Callable[[Values], tuple[Any, ...]]]] = {}
 
     def read(self, values: Values) -> Values:
-        """Return a copy of *values* for the writable columns. Raises SchemaError for an unknown column."""
+        """Return *values* for the writable columns. Raises SchemaError for an unknown column."""
         names = tuple(values)
         needs_work = self._checked.get(names)
         if needs_work is None:
             needs_work = self._checked[names] = self._check(names)
         if not needs_work:
-            return values.copy()
+            return values
         converters = self._converters
         return {
             name: converters[name](value) if name in converters else value
@@ -213,8 +209,12 @@ class RecordReader:
         )
 
     def _key_text(self, name: str, value: Any) -> str:
-        if type(value) is str and name not in self._converters:
-            return value
+        if name not in self._converters:
+            kind = type(value)
+            if kind is str:
+                return value
+            if kind is int:
+                return str(value)
         text = to_text(value, self._columns[name].type, is_plain_file=self.is_plain_file)
         if text is None:
             raise SchemaError(
@@ -242,12 +242,18 @@ def _tuple_getter(columns: tuple[str, ...]) -> Callable[[Values], tuple[Any, ...
 
 
 class _Row:
-    __slots__ = ("is_inserted", "origin", "values")
+    """A row that the batch leaves behind. ``values`` may be a record's own and are never changed."""
 
-    def __init__(self, values: Values, *, origin: Key | None, is_inserted: bool) -> None:
+    __slots__ = ("is_insertable", "origin", "values")
+
+    def __init__(self, values: Values, *, origin: Key | None, is_insertable: bool) -> None:
         self.values = values
         self.origin = origin
-        self.is_inserted = is_inserted
+        self.is_insertable = is_insertable
+
+    def merge(self, values: Values, *, is_insertable: bool) -> None:
+        self.values = {**self.values, **values}
+        self.is_insertable = self.is_insertable or is_insertable
 
 
 class _KeyedFold:
@@ -259,6 +265,7 @@ class _KeyedFold:
         self._rows: dict[Key, _Row] = {}
         self._vacated: set[Key] = set()
         self._width = len(reader.writable)
+        self._key_names = frozenset(reader.schema.key)
         self._saw_only_inserts = True
 
     def add(self, record: ChangeRecord) -> None:
@@ -279,43 +286,36 @@ class _KeyedFold:
         values = self._reader.read(data)
         row = self._rows.get(key)
         if row is None:
-            self._rows[key] = _Row(values, origin=None, is_inserted=True)
+            self._rows[key] = _Row(values, origin=None, is_insertable=True)
         else:
             self._saw_only_inserts = False
-            row.values.update(values)
-            row.is_inserted = True
+            row.merge(values, is_insertable=True)
 
     def _update(self, record: ChangeRecord) -> None:
-        reader, data = self._reader, record.data or {}
-        old_keys = record.old_keys
-        values = reader.read(data)
+        reader, data, old_keys = self._reader, record.data or {}, record.old_keys
         if not old_keys:
-            old_key = new_key = reader.key(data)
-        else:
-            old_key = reader.key(old_keys, data)
-            new_key = self._new_key(old_keys, data)
-            if len(old_keys) > len(reader.schema.key):
-                # Identity FULL: what the new row leaves out unchanged stands in the old one.
-                values = {**reader.read(old_keys), **values}
+            self._update_in_place(reader.key(data), reader.read(data))
+            return
+        old_key = reader.key(old_keys, data)
+        if len(old_keys) > len(self._key_names) or not self._key_names <= data.keys():
+            # What the new row leaves out is unchanged, so it is what the old one says.
+            data = {**old_keys, **data}
+        new_key = reader.key(data)
         if old_key == new_key:
-            self._update_in_place(old_key, values)
+            self._update_in_place(old_key, reader.read(data))
         else:
-            self._move(old_key, new_key, values)
-
-    def _new_key(self, old_keys: Values, data: Values) -> Key:
-        """A key column that is absent from the new row is unchanged."""
-        if all(name in data for name in self.plan.schema.key):
-            return self._reader.key(data)
-        return self._reader.key({**old_keys, **data})
+            self._move(old_key, new_key, reader.read(data))
 
     def _update_in_place(self, key: Key, values: Values) -> None:
         row = self._rows.get(key)
+        is_whole = len(values) == self._width
         if row is not None:
-            row.values.update(values)
+            self._note_second_touch(row, key)
+            row.merge(values, is_insertable=is_whole)
         elif not self._is_absent(key):
-            self._rows[key] = _Row(values, origin=key, is_inserted=False)
-        elif len(values) == self._width:
-            self._rows[key] = _Row(values, origin=None, is_inserted=True)
+            self._rows[key] = _Row(values, origin=key, is_insertable=is_whole)
+        elif is_whole:
+            self._rows[key] = _Row(values, origin=None, is_insertable=True)
         else:
             self.plan.counts.missing += 1
 
@@ -324,24 +324,32 @@ class _KeyedFold:
             # Only a deferrable key lets two rows share a key for a moment; whose is whose is lost here.
             self.plan.is_order_sensitive = True
             return
+        gone = self.plan.gone
+        is_whole = len(values) == self._width
         row = self._rows.pop(old_key, None)
         if row is not None:
-            row.values.update(values)
-            if row.origin is None:
-                self.plan.gone.setdefault(old_key, False)
+            self._note_second_touch(row, old_key)
+            row.merge(values, is_insertable=is_whole)
+            if row.origin != old_key:
+                gone.setdefault(old_key, False)
         elif not self._is_absent(old_key):
-            row = _Row(values, origin=old_key, is_inserted=False)
-        elif len(values) == self._width:
-            row = _Row(values, origin=None, is_inserted=True)
+            row = _Row(values, origin=old_key, is_insertable=is_whole)
+        elif is_whole:
+            row = _Row(values, origin=None, is_insertable=True)
         else:
             self.plan.counts.missing += 1
             return
         self._rows[new_key] = row
-        if row.origin is not None:
-            if new_key == row.origin:
-                self._vacated.discard(new_key)
-            else:
-                self._vacated.add(row.origin)
+        if new_key == row.origin:
+            self._vacated.discard(new_key)
+            gone.pop(new_key, None)  # of a row that stood here meanwhile
+        elif row.origin is not None:
+            self._vacated.add(row.origin)
+
+    def _note_second_touch(self, row: _Row, key: Key) -> None:
+        """Were a row not there to be moved, what follows would mean the one that it did not replace."""
+        if row.origin is not None and row.origin != key and not row.is_insertable:
+            self.plan.replay_if_missing = True
 
     def _delete(self, key: Key) -> None:
         row = self._rows.pop(key, None)
@@ -351,11 +359,10 @@ class _KeyedFold:
                 self.plan.counts.missing += 1
             else:
                 gone[key] = True
-        elif row.origin is not None:
-            gone[row.origin] = True
-            if row.origin != key:
-                gone.setdefault(key, False)
-        else:
+            return
+        if row.origin is not None:
+            gone[row.origin] = not row.is_insertable
+        if row.origin != key:
             gone.setdefault(key, False)
 
     def _truncate(self) -> None:
@@ -374,11 +381,12 @@ class _KeyedFold:
         for key, row in self._rows.items():
             columns, values = reader.row(row.values)
             is_moved = row.origin is not None and row.origin != key
-            if row.is_inserted or len(columns) == self._width:
+            if row.is_insertable:
                 if is_moved:
                     plan.gone[row.origin] = False  # type: ignore[index]
                 shapes.setdefault(columns, []).append(values)
             elif is_moved:
+                plan.gone.pop(row.origin, None)  # type: ignore[arg-type]  # it leaves by itself
                 plan.writes.setdefault(Shape("move", columns), []).append((*row.origin, *values))  # type: ignore[misc]
             else:
                 plan.writes.setdefault(Shape("update", columns), []).append(values)

@@ -4,6 +4,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -20,7 +21,10 @@ DEFAULT = "default"
 
 
 def schema_of(
-    *columns: str, key: tuple[str, ...] = ("id",), generated: tuple[str, ...] = (), bytea: tuple[str, ...] = ()
+    *columns: str,
+    key: tuple[str, ...] = ("id",),
+    generated: tuple[str, ...] = (),
+    bytea: tuple[str, ...] = (),
 ) -> TableSchema:
     return TableSchema(
         name=TableName("public", "t"),
@@ -111,37 +115,31 @@ def apply(table: Table, plan: TablePlan) -> int:
     schema, missing = plan.schema, plan.counts.missing
     if plan.truncate:
         table.clear()
-    moved: list[Row] = []
+    rows: dict[str, list[Row]] = {"upsert": [], "update": [], "move": []}
     leaving: list[tuple[str, ...]] = []
-    for shape, rows in plan.writes.items():
-        if shape.mode == "move":
-            for row in rows:
-                old_key, values = row[: len(schema.key)], row[len(schema.key) :]
-                leaving.append(old_key)
-                if old_key in table:
-                    moved.append({**table[old_key], **texts(dict(zip(shape.columns, values, strict=True)))})
-                else:
-                    missing += 1
+    for shape, written in plan.writes.items():
+        for values in written:
+            if shape.mode == "move":
+                leaving.append(values[: len(schema.key)])
+                values = values[len(schema.key) :]
+            rows[shape.mode].append(texts(dict(zip(shape.columns, values, strict=True))))
+    moved = [{**table[key], **row} for key, row in zip(leaving, rows["move"], strict=True) if key in table]
+    missing += len(leaving) - len(moved)
     for key in leaving:
         table.pop(key, None)
     for key, is_expected in plan.gone.items():
         was_there = table.pop(key, None) is not None
         missing += is_expected and not was_there
-    upserts = []
-    for shape, rows in plan.writes.items():
-        for row in rows:
-            values = texts(dict(zip(shape.columns, row, strict=False)))
-            if shape.mode == "update":
-                if key_of(values, schema) in table:
-                    write(table, schema, values)
-                else:
-                    missing += 1
-            elif shape.mode == "upsert":
-                upserts.append(values)
-    keys = [key_of(values, schema) for values in (*upserts, *moved)]
+    for row in rows["update"]:
+        if key_of(row, schema) in table:
+            write(table, schema, row)
+        else:
+            missing += 1
+    upserts = rows["upsert"]
+    keys = [key_of(row, schema) for row in (*upserts, *moved)]
     assert len(keys) == len(set(keys))
-    for values in (*upserts, *moved):
-        write(table, schema, values)
+    for row in (*upserts, *moved):
+        write(table, schema, row)
     return missing
 
 
@@ -177,13 +175,14 @@ class Source:
         self.identity = identity
         self.rows = rows
         self.records: list[dict[str, Any]] = []
+        self._fresh = (f"v{number}" for number in count())
 
     def key(self, number: int) -> tuple[str, ...]:
         return ("7", str(number)) if len(self.schema.key) == 2 else (str(number),)
 
     def do(self, kind: str, which: int, other: int, keeps_big: bool) -> None:
         old_key, new_key = self.key(which), self.key(other)
-        fresh = f"v{len(self.records)}"
+        fresh = next(self._fresh)
         match kind:
             case "truncate":
                 # Rarely, for it makes everything before it moot.
@@ -240,7 +239,9 @@ def streams(draw: st.DrawFn) -> tuple[TableSchema, Table, list[LocatedRecord]]:
 
 def locally(rows: Table, schema: TableSchema) -> Table:
     """The source's rows as the target has them, where a local column has local values."""
-    return {key: {"local": f"of {key}", **row} if "local" in names(schema) else row for key, row in rows.items()}
+    return {
+        key: {"local": f"of {key}", **row} if "local" in names(schema) else row for key, row in rows.items()
+    }
 
 
 def names(schema: TableSchema) -> list[str]:
@@ -249,11 +250,13 @@ def names(schema: TableSchema) -> list[str]:
 
 def stale_tables(schema: TableSchema) -> st.SearchStrategy[Table]:
     source = Source(schema, "key", {})
+    # An INSERT over a stale row keeps its local columns, but not where it then moves in the same batch.
+    local = {"local": DEFAULT} if "local" in names(schema) else {}
     row = st.sampled_from("pqr").map(lambda value: {name: f"stale {value}" for name in names(schema)})
     tables = st.dictionaries(st.integers(0, 3).map(source.key), row)
     return tables.map(
         lambda table: {
-            key: {**row, **dict(zip(schema.key, key, strict=True))} for key, row in table.items()
+            key: {**row, **dict(zip(schema.key, key, strict=True)), **local} for key, row in table.items()
         }
     )
 
@@ -268,7 +271,7 @@ def replayed(schema: TableSchema, table: Table, records: list[LocatedRecord]) ->
     return table, missing
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(stream=streams())
 def test_applying_a_plan_equals_replaying_its_records(
     stream: tuple[TableSchema, Table, list[LocatedRecord]],
@@ -282,7 +285,7 @@ def test_applying_a_plan_equals_replaying_its_records(
     assert table == expected
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(stream=streams(), data=st.data())
 def test_applying_a_plan_equals_replaying_its_records_whatever_the_target_holds(
     stream: tuple[TableSchema, Table, list[LocatedRecord]], data: st.DataObject
@@ -297,7 +300,7 @@ def test_applying_a_plan_equals_replaying_its_records_whatever_the_target_holds(
     assert missing <= expected_missing
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(stream=streams())
 def test_a_replacement_equals_its_plan_and_writes_only_where_nothing_is_left(
     stream: tuple[TableSchema, Table, list[LocatedRecord]],
@@ -319,7 +322,7 @@ def test_a_replacement_equals_its_plan_and_writes_only_where_nothing_is_left(
     assert table == expected
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(stream=streams(), data=st.data())
 def test_cutting_a_stream_into_batches_changes_nothing(
     stream: tuple[TableSchema, Table, list[LocatedRecord]], data: st.DataObject
@@ -337,18 +340,20 @@ def test_cutting_a_stream_into_batches_changes_nothing(
 
 KEYLESS = schema_of("a", "b", key=())
 Bag = Counter[tuple[str | None, ...]]
-pairs = st.tuples(st.sampled_from(["x", "y", None]), st.sampled_from([1, "1", 2.5, True]))
+pairs = st.tuples(st.sampled_from(["x", "y", None, True]), st.sampled_from([1, "1", 2.5]))
 bag_steps = st.lists(
-    st.tuples(st.sampled_from(["insert", "insert", "update", "delete", "truncate"]), pairs, pairs, st.booleans()),
+    st.tuples(
+        st.sampled_from(["insert", "insert", "update", "delete", "truncate"]), pairs, pairs, st.booleans()
+    ),
     max_size=10,
 )
 
 
 def bag_row(values: tuple[Any, ...]) -> tuple[str | None, ...]:
-    return tuple({True: "true"}.get(v, str(v)) if v is True or v is not None else None for v in values)
+    return tuple(None if v is None else "true" if v is True else str(v) for v in values)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(actions=bag_steps, held=st.lists(pairs, max_size=6))
 def test_applying_a_plan_without_a_key_equals_replaying_its_records(
     actions: list[tuple[str, tuple[Any, ...], tuple[Any, ...], bool]], held: list[tuple[Any, ...]]
@@ -376,9 +381,9 @@ def test_applying_a_plan_without_a_key_equals_replaying_its_records(
     plan = plan_of(KEYLESS, *records)
     if plan.truncate:
         table.clear()
-    for (columns, values), count in plan.removals.items():
+    for (columns, values), number in plan.removals.items():
         assert columns == ("a", "b")
-        table[bag_row(values)] -= min(count, table[bag_row(values)])
+        table[bag_row(values)] -= min(number, table[bag_row(values)])
     for shape, rows in plan.writes.items():
         assert shape == Shape("upsert", ("a", "b"))
         table.update(map(bag_row, rows))
@@ -415,7 +420,9 @@ def test_a_row_made_and_removed_in_one_batch_leaves_only_a_key_to_remove() -> No
 
 
 def test_rows_of_one_shape_go_together_in_the_tables_order() -> None:
-    plan = plan_of(PLAIN, update(big=1, id=1, a=1), update(id=2, a=2), update(a=3, id=3), insert(id=4, a=4, big=4))
+    plan = plan_of(
+        PLAIN, update(big=1, id=1, a=1), update(id=2, a=2), update(a=3, id=3), insert(id=4, a=4, big=4)
+    )
     assert plan.writes == {
         Shape("update", ("id", "a")): [(2, 2), (3, 3)],
         Shape("upsert", ("id", "a", "big")): [(1, 1, 1), (4, 4, 4)],
@@ -444,7 +451,11 @@ def test_a_changed_key_moves_the_row() -> None:
 
 def test_a_row_that_comes_back_to_its_key_survives_one_that_stood_there_meanwhile() -> None:
     plan = plan_of(
-        PLAIN, update({"id": 1}, id=2, a="x"), insert(id=1, a=1, big=1), delete(id=1), update({"id": 2}, id=1, a="y")
+        PLAIN,
+        update({"id": 1}, id=2, a="x"),
+        insert(id=1, a=1, big=1),
+        delete(id=1),
+        update({"id": 2}, id=1, a="y"),
     )
     assert ("1",) not in plan.gone
     assert plan.writes == {Shape("update", ("id", "a")): [(1, "y")]}
@@ -464,7 +475,9 @@ def test_a_moved_row_that_is_touched_again_must_be_there_or_the_records_are_repl
 
 
 def test_two_rows_at_one_key_make_the_order_matter() -> None:
-    plan = plan_of(PLAIN, insert(id=1, a=1, big=1), insert(id=2, a=2, big=2), update({"id": 1}, id=2, a=3, big=3))
+    plan = plan_of(
+        PLAIN, insert(id=1, a=1, big=1), insert(id=2, a=2, big=2), update({"id": 1}, id=2, a=3, big=3)
+    )
     assert plan.is_order_sensitive
 
 
