@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from syncdata.engine.changefile import Header
+from syncdata.engine.cycle import check_chain
+from syncdata.engine.errors import DiscoveryError
+from syncdata.engine.ledger import START, Position
+
+SOURCE = Header(syncdata=1, system_id="7", timeline=1, slot="s", epoch="e").source_id
+
+
+def header(prev: str | None, *, epoch: str = "e", timeline: int = 1) -> Header:
+    return Header(syncdata=1, system_id="7", timeline=timeline, slot="s", epoch=epoch, prev=prev)
+
+
+def after(file: str, *, source_id: str = SOURCE) -> Position:
+    return Position(file=file, is_finished=True, record_number=3, source_id=source_id)
+
+
+@pytest.mark.parametrize(
+    ("position", "next_header"),
+    [
+        (START, header(None)),
+        (after("changes_1.json"), header("changes_1.json")),
+        (after("changes_1.json"), header("changes_1.json.gz")),
+        (after("changes_1.json.zst"), header("changes_1.json")),
+        # Our own writer takes over from the predecessor's plain files.
+        (after("changes_1.json", source_id=""), header(None)),
+        (after("changes_1.json", source_id=""), header("changes_1.json")),
+    ],
+)
+def test_the_file_that_follows_is_accepted(position: Position, next_header: Header) -> None:
+    check_chain(position, next_header, "changes_2.json")
+
+
+@pytest.mark.parametrize(
+    ("position", "next_header", "words"),
+    [
+        (START, header("changes_1.json"), "it follows changes_1.json, but none was applied last"),
+        (
+            after("changes_1.json"),
+            header("changes_2.json"),
+            "it follows changes_2.json, but changes_1.json was applied last",
+        ),
+        (after("changes_1.json"), header(None), "it follows none, but changes_1.json was applied last"),
+        (
+            after("changes_1.json", source_id=""),
+            header("changes_0.json"),
+            "it follows changes_0.json, but changes_1.json was applied last",
+        ),
+    ],
+)
+def test_a_gap_stops_loudly(position: Position, next_header: Header, words: str) -> None:
+    with pytest.raises(DiscoveryError, match="^SHD_SYN_061: changes_3.json: a gap: ") as caught:
+        check_chain(position, next_header, "changes_3.json")
+    assert words in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "changed", [header("changes_1.json", epoch="f"), header("changes_1.json", timeline=2)]
+)
+def test_another_source_stops_loudly(changed: Header) -> None:
+    with pytest.raises(DiscoveryError, match="another source") as caught:
+        check_chain(after("changes_1.json"), changed, "changes_2.json")
+    assert caught.value.hint
