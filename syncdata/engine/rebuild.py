@@ -52,8 +52,8 @@ def rebuild(
     started = time.monotonic()
     try:
         prepare_session(connection)
-        shadow = _ShadowTarget(connection, table)
         until = _where_the_others_stand(connection, table)
+        shadow = _ShadowTarget(connection, table)
         files = archive.discover(since=None)
         cycle = Cycle(archive, shadow, limits=limits, progress=progress, stop=stop)
         group = Group({table}, START)
