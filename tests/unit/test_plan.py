@@ -340,7 +340,7 @@ def test_cutting_a_stream_into_batches_changes_nothing(
 
 KEYLESS = schema_of("a", "b", key=())
 Bag = Counter[tuple[str | None, ...]]
-pairs = st.tuples(st.sampled_from(["x", "y", None, True]), st.sampled_from([1, "1", 2.5]))
+pairs = st.tuples(st.sampled_from(["x", "y", None, True]), st.sampled_from([1, 2.5]))
 bag_steps = st.lists(
     st.tuples(
         st.sampled_from(["insert", "insert", "update", "delete", "truncate"]), pairs, pairs, st.booleans()
@@ -388,6 +388,15 @@ def test_applying_a_plan_without_a_key_equals_replaying_its_records(
         assert shape == Shape("upsert", ("a", "b"))
         table.update(map(bag_row, rows))
     assert +table == +expected
+
+
+def test_a_removal_that_may_mean_a_row_of_the_batch_in_another_spelling_is_replayed_if_it_finds_none() -> (
+    None
+):
+    plan = plan_of(KEYLESS, insert(a="x", b=1), delete(a="x", b="1"))
+    assert plan.replay_if_missing
+    assert plan.removals == {(("a", "b"), ("x", "1")): 1}
+    assert not plan_of(KEYLESS, delete(a="x", b="1"), insert(a="x", b=1)).replay_if_missing
 
 
 # Single facts.
