@@ -7,7 +7,8 @@ Invariants that the plan keeps, and that the target relies on:
    replays the records instead.
 2. Its steps run in this order: empty the table (``truncate``), complete the moved rows that lack
    columns from the rows they were, remove the keys in ``gone``, update, upsert.
-3. A key appears at most once in ``gone`` and at most once among the rows.
+3. A key appears at most once in ``gone`` and at most once among the rows. No key in ``gone`` is one that
+   a move leaves, so a target that moves rows in place may, and must, remove ``gone`` first.
 4. Counts are of records, by operation: they are facts of the file, not of the fold.
 
 The fold walks the records once. ``rows`` holds, by current key, each row that the batch leaves behind
