@@ -73,7 +73,9 @@ class TablePlan:
     """The net change of one table.
 
     ``gone``: key -> whether its row is expected to be there. ``writes``: rows of values in the order of
-    the shape's columns; those of a move begin with the key they leave. ``removals`` and ``writes`` serve
+    the shape's columns; those of a move begin with the key they leave. ``rekeyed``: the key that is in
+    ``gone`` -> the key that is upserted, where they are one row, so that a target whose deletes cascade can
+    update its key in place. ``removals`` and ``writes`` serve
     tables without a key, too: there ``removals`` maps (columns, values) to how many such rows to remove.
     ``replay_if_missing`` says that a record that finds no row may have meant one that the fold does not know.
     """
@@ -82,6 +84,7 @@ class TablePlan:
     counts: Counts = field(default_factory=Counts)
     truncate: bool = False
     gone: dict[Key, bool] = field(default_factory=dict)
+    rekeyed: dict[Key, Key] = field(default_factory=dict)
     removals: dict[tuple[tuple[str, ...], tuple[Any, ...]], int] = field(default_factory=dict)
     writes: dict[Shape, list[tuple[Any, ...]]] = field(default_factory=dict)
     is_order_sensitive: bool = False
@@ -385,6 +388,7 @@ class _KeyedFold:
             if row.is_insertable:
                 if is_moved:
                     plan.gone[row.origin] = False  # type: ignore[index]
+                    plan.rekeyed[row.origin] = key  # type: ignore[index]
                 shapes.setdefault(columns, []).append(values)
             elif is_moved:
                 plan.gone.pop(row.origin, None)  # type: ignore[arg-type]  # it leaves by itself

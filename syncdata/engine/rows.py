@@ -16,7 +16,7 @@ How, and why (each measured; see benchmarks/):
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, LiteralString
 
@@ -25,7 +25,7 @@ from psycopg import Connection, sql
 
 from syncdata.engine.changefile import LocatedRecord
 from syncdata.engine.errors import ApplyError
-from syncdata.engine.plan import Counts, Shape, TablePlan, as_replacement, make_plan
+from syncdata.engine.plan import Counts, Key, Shape, TablePlan, as_replacement, make_plan
 from syncdata.engine.schema import TableSchema
 
 # Connection, rollback, resources, lock, intervention, system: halving the batch would not help.
@@ -108,7 +108,7 @@ class RowWriter:
         try:
             with self._connection.transaction():
                 return self._apply_set(replacement)
-        except psycopg.Error as error:
+        except (psycopg.Error, _ReplayNeededError) as error:
             if is_servers_fault(error):
                 raise
             return None
@@ -148,11 +148,14 @@ class RowWriter:
     def _write_keyed(self, target: _Target, plan: TablePlan) -> int:
         shapes = self._stage_rows(target, plan.writes)
         missing = 0
+        if not self.is_silent:
+            missing += self._remove_keys(target, plan.gone.keys() - plan.rekeyed.keys(), plan.gone)
+            self._rekey(target, plan.rekeyed)
         for number, shape in shapes:
             if shape.mode == "move":
-                missing += self._move(target, number, shape)
-        if plan.gone:
-            missing += self._remove_keys(target, plan.gone)
+                missing += self._move(target, number, shape, len(plan.writes[shape]))
+        if self.is_silent:
+            missing += self._remove_keys(target, plan.gone.keys(), plan.gone)
         for number, shape in shapes:
             if shape.mode == "update":
                 updated = self._update(target, number, shape)
@@ -207,7 +210,7 @@ class RowWriter:
                 for row in rows:
                     copy.write_row(row)
 
-    def _move(self, target: _Target, number: int, shape: Shape) -> int:
+    def _move(self, target: _Target, number: int, shape: Shape, rows: int) -> int:
         """Give rows their new keys; return how many were not there.
 
         In silence a moved row is completed from the row it was, removed, and upserted later with the
@@ -215,7 +218,13 @@ class RowWriter:
         place, for a delete could cascade.
         """
         if not self.is_silent:
-            return self._move_in_place(target, number, shape)
+            return rows - self._execute(
+                "UPDATE {relation} t SET {assignments} FROM {staging} r"
+                " WHERE r.{shape} = {number} AND {moved}",
+                target,
+                number,
+                assignments=_assignments(shape.columns, "r"),
+            )
         absent = [name for name in target.columns if name not in shape.columns]
         not_there = self._execute(
             "DELETE FROM {staging} r WHERE r.{shape} = {number}"
@@ -238,30 +247,34 @@ class RowWriter:
         )
         return not_there
 
-    def _move_in_place(self, target: _Target, number: int, shape: Shape) -> int:
-        moved = self._execute(
-            "UPDATE {relation} t SET {assignments} FROM {staging} r WHERE r.{shape} = {number} AND {moved}",
-            target,
-            number,
-            assignments=_assignments(shape.columns, "r"),
+    def _rekey(self, target: _Target, rekeyed: dict[Key, Key]) -> None:
+        """Give rows their new keys in place, for a delete could cascade to the rows that refer to them."""
+        if not rekeyed:
+            return
+        self._create_staging(target.rekeyed, target.rekeyed_columns)
+        self._copy(
+            sql.Identifier(target.rekeyed),
+            [*target.old_key, *target.key],
+            (old + new for old, new in rekeyed.items()),
         )
-        (staged,) = self._cursor.execute(
-            sql.SQL("SELECT count(*) FROM {} WHERE {} = {}").format(
-                sql.Identifier(target.staging), _SHAPE, sql.Literal(number)
+        self._cursor.execute(
+            sql.SQL("UPDATE {} t SET {} FROM {} r WHERE {}").format(
+                target.relation,
+                _assignments(target.schema.key, "r"),
+                sql.Identifier(target.rekeyed),
+                _equalities(target.key, "t", target.old_key, "r"),
             )
-        ).fetchone() or (0,)
-        if moved < staged and set(shape.columns) == set(target.columns):
-            self._upsert(target, number, shape.columns)
-            return 0
-        return int(staged) - moved
+        )
 
-    def _remove_keys(self, target: _Target, gone: dict[tuple[str, ...], bool]) -> int:
-        """Remove the rows of *gone*; return how many of the expected ones were not there."""
+    def _remove_keys(self, target: _Target, keys: Collection[Key], is_expected: Mapping[Key, bool]) -> int:
+        """Remove the rows of *keys*; return how many of the expected ones were not there."""
+        if not keys:
+            return 0
         self._create_staging(target.gone, target.gone_columns)
         self._copy(
             sql.Identifier(target.gone),
             [_EXPECTED, *target.key],
-            ((is_expected, *key) for key, is_expected in gone.items()),
+            ((is_expected[key], *key) for key in keys),
         )
         statement = sql.SQL(
             "WITH removed AS (DELETE FROM {relation} t USING {gone} g WHERE {same} RETURNING g.{expected})"
@@ -273,7 +286,7 @@ class RowWriter:
             expected=_EXPECTED,
         )
         (removed,) = self._cursor.execute(statement).fetchone() or (0,)
-        return sum(gone.values()) - int(removed)
+        return sum(is_expected[key] for key in keys) - int(removed)
 
     def _update(self, target: _Target, number: int, shape: Shape) -> int:
         """Update the columns that rows carry; return how many rows were there."""
@@ -459,18 +472,16 @@ class _Target:
         shape = sql.SQL("{} integer").format(_SHAPE)
         old_key = [sql.SQL("{} {}").format(*pair) for pair in zip(self.old_key, key_types, strict=True)]
         columns = [sql.SQL("{} {}").format(sql.Identifier(name), types[name]) for name in self.columns]
+        new_key = [sql.SQL("{} {}").format(*pair) for pair in zip(self.key, key_types, strict=True)]
         self.staging_columns = sql.SQL(", ").join([shape, *old_key, *columns])
-        self.gone_columns = sql.SQL(", ").join(
-            [
-                sql.SQL("{} boolean").format(_EXPECTED),
-                *(sql.SQL("{} {}").format(*pair) for pair in zip(self.key, key_types, strict=True)),
-            ]
-        )
+        self.rekeyed_columns = sql.SQL(", ").join([*old_key, *new_key])
+        self.gone_columns = sql.SQL(", ").join([sql.SQL("{} boolean").format(_EXPECTED), *new_key])
         # Another definition of the table is another staging table: the old one may still exist.
         signature = repr([(column.name, column.sql_type, column.is_generated) for column in schema.columns])
         self.suffix = f"{schema.oid}_{zlib.crc32((signature + repr(schema.key)).encode()):08x}"
         self.staging = f"syncdata_rows_{self.suffix}"
         self.gone = f"syncdata_gone_{self.suffix}"
+        self.rekeyed = f"syncdata_keys_{self.suffix}"
 
     def settable(self, columns: Iterable[str]) -> list[str]:
         """Those of *columns* that an UPDATE may set and that can differ."""

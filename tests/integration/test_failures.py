@@ -338,6 +338,48 @@ def test_a_moved_key_and_a_swap_work_for_an_ordinary_role(plain_role: World) -> 
     assert plain_role.rows("SELECT * FROM parent ORDER BY id") == [(2, "a"), (7, "b")]
 
 
+def test_a_key_that_changes_does_not_cascade_to_children_for_an_ordinary_role(plain_role: World) -> None:
+    plain_role.execute(
+        "CREATE TABLE pet (id int PRIMARY KEY, parent_id int REFERENCES parent"
+        " ON DELETE CASCADE ON UPDATE CASCADE, toast text)",
+        "INSERT INTO parent VALUES (1, 'a'), (2, 'b')",
+        "INSERT INTO pet VALUES (1, 1, 'only here')",
+    )
+    plain_role.use_ordinary_role()
+    plain_role.whitelist("parent", "pet")
+    plain_role.write(
+        FIRST,
+        [
+            update("parent", {"id": 1}, id=7, v="a"),
+            update("pet", {"id": 1}, id=1, parent_id=7),
+            insert("parent", id=9, v="c"),
+            update("parent", {"id": 9}, id=10, v="c"),
+            update("parent", {"id": 2}, id=9, v="b"),
+        ],
+    )
+    assert plain_role.sync().errors == ()
+    assert plain_role.rows("SELECT * FROM pet") == [(1, 7, "only here")]
+    assert plain_role.rows("SELECT * FROM parent ORDER BY id") == [(7, "a"), (9, "b"), (10, "c")]
+
+
+def test_a_row_that_moves_to_a_key_its_batch_has_used_is_not_lost(plain_role: World) -> None:
+    plain_role.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, a int, toast text)", "INSERT INTO t VALUES (2, 2, 'x')"
+    )
+    plain_role.use_ordinary_role()
+    plain_role.whitelist("t")
+    plain_role.write(
+        FIRST,
+        [
+            insert("t", id=1, a=1, toast="y"),
+            update("t", {"id": 1}, id=9, a=1),
+            update("t", {"id": 2}, id=1, a=3),
+        ],
+    )
+    assert plain_role.sync().errors == ()
+    assert plain_role.rows("SELECT * FROM t ORDER BY id") == [(1, 3, "x"), (9, 1, "y")]
+
+
 def test_a_child_whose_parent_is_not_whitelisted_blocks_alone(plain_role: World) -> None:
     plain_role.whitelist("child", "other")
     plain_role.write(FIRST, [insert("child", id=1, parent_id=1), insert("other", id=1)])
