@@ -162,49 +162,61 @@ class RecordReader:
 
     def __init__(self, schema: TableSchema, *, is_plain_file: bool) -> None:
         self.schema = schema
-        self.is_plain_file = is_plain_file
         self.writable = tuple(column.name for column in schema.writable)
         self._columns = {column.name: column for column in schema.columns}
-        self._generated = frozenset(column.name for column in schema.columns if column.is_generated)
         self._converters = {
             column.name: convert
             for column in schema.writable
             if (convert := converter(column.type, is_plain_file=is_plain_file))
         }
-        self._checked: dict[tuple[str, ...], bool] = {}
+        self._is_plain_file = is_plain_file
+        self._read_key = self._choose_key_reader()
+        # By the names of a record's columns, for many records have the same: what its values need, and
+        # what makes its row.
+        self._works: dict[tuple[str, ...], Callable[[Values], Values] | None] = {}
         self._getters: dict[tuple[str, ...], tuple[tuple[str, ...], Callable[[Values], tuple[Any, ...]]]] = {}
 
     def read(self, values: Values) -> Values:
         """Return *values* for the writable columns. Raises SchemaError for an unknown column."""
         names = tuple(values)
-        needs_work = self._checked.get(names)
-        if needs_work is None:
-            needs_work = self._checked[names] = self._check(names)
-        if not needs_work:
-            return values
-        converters = self._converters
-        return {
-            name: converters[name](value) if name in converters else value
-            for name, value in values.items()
-            if name not in self._generated
-        }
+        try:
+            work = self._works[names]
+        except KeyError:
+            work = self._works[names] = self._choose_work(names)
+        return work(values) if work else values
 
-    def _check(self, names: tuple[str, ...]) -> bool:
-        """Tell whether values of these columns need work before they can go to the server."""
+    def _choose_work(self, names: tuple[str, ...]) -> Callable[[Values], Values] | None:
         for name in names:
             if name not in self._columns:
                 raise SchemaError(
                     f"the records have a column {name!r} that the table lacks",
                     hint="add the column (migrate the local database); the table goes on by itself",
                 )
-        return any(name in self._generated or name in self._converters for name in names)
+        if any(self._columns[name].is_generated for name in names):
+            return self._convert_all
+        if any(name in self._converters for name in names):
+            return self._convert_some
+        return None
+
+    def _convert_all(self, values: Values) -> Values:
+        written = {name: value for name, value in values.items() if not self._columns[name].is_generated}
+        return self._convert_some(written)
+
+    def _convert_some(self, values: Values) -> Values:
+        """Return *values* itself where none of them changes, which is the rule: most come as text."""
+        changed = None
+        for name, convert in self._converters.items():
+            if name in values and (text := convert(value := values[name])) is not value:
+                changed = changed or values.copy()
+                changed[name] = text
+        return changed or values
 
     def key(self, *sources: Values | None) -> Key:
         """Return the key that the first of *sources* holds whole. Raises SchemaError when none does."""
         for source in sources:
             if source:
                 try:
-                    return tuple([self._key_text(name, source[name]) for name in self.schema.key])
+                    return self._read_key(source)
                 except KeyError:
                     continue
         raise SchemaError(
@@ -212,14 +224,22 @@ class RecordReader:
             hint="give the source table the same primary key or replica identity as the local table",
         )
 
-    def _key_text(self, name: str, value: Any) -> str:
-        if name not in self._converters:
+    def _choose_key_reader(self) -> Callable[[Values], Key]:
+        """Return what reads a key out of values, or raises KeyError; the usual key is one column."""
+        names, key_text = self.schema.key, self._key_text
+        if len(names) != 1 or names[0] in self._converters:
+            return lambda values: tuple([key_text(name, values[name]) for name in names])
+        (name,) = names
+
+        def read_one(values: Values) -> Key:
+            value = values[name]
             kind = type(value)
-            if kind is str:
-                return value
-            if kind is int:
-                return str(value)
-        text = to_text(value, self._columns[name].type, is_plain_file=self.is_plain_file)
+            return (value if kind is str else str(value) if kind is int else key_text(name, value),)
+
+        return read_one
+
+    def _key_text(self, name: str, value: Any) -> str:
+        text = to_text(value, self._columns[name].type, is_plain_file=self._is_plain_file)
         if text is None:
             raise SchemaError(
                 f"the key column {name!r} is null in a record",

@@ -38,11 +38,19 @@ def to_text(value: Any, column_type: ColumnType, *, is_plain_file: bool = False)
     return str(value)
 
 
-def converter(column_type: ColumnType, *, is_plain_file: bool) -> Callable[[Any], str | None] | None:
-    """Return the conversion a column needs, or None where the values can go as they are."""
-    if column_type.kind == "plain":
+def converter(column_type: ColumnType, *, is_plain_file: bool) -> Callable[[Any], Any] | None:
+    """Return the conversion that a column's values need, or None where they can go as they are.
+
+    The conversion returns a value that needs none itself, not a copy.
+    """
+    if column_type.kind == "plain" or (column_type.kind == "bytea" and not is_plain_file):
         return None
-    return lambda value: to_text(value, column_type, is_plain_file=is_plain_file)
+    if column_type.kind == "bytea":
+        return lambda value: to_text(value, column_type, is_plain_file=True)
+    # Other text stands for itself, whatever the type.
+    return lambda value: (
+        value if type(value) is str else to_text(value, column_type, is_plain_file=is_plain_file)
+    )
 
 
 def _is_bare_hex(text: str) -> bool:
