@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import random
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -126,15 +126,20 @@ def manage(config: Path, *arguments: str) -> float:
     command = [sys.executable, str(MANAGE), *arguments]
     environment = {**os.environ, "DATA_SYNC_CONFIG": str(config)}
     process = subprocess.Popen(command, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = 0.0
+    # Not the exit's rusage: that counts this process's memory, too, which the child had until its exec.
+    while process.poll() is None:
+        peak = max(peak, _peak_mebibytes(process.pid))
+        time.sleep(0.02)
     if process.returncode:
         sys.exit(f"{' '.join(arguments)} failed")
-    return _mebibytes(usage)
+    return peak
 
 
-def _mebibytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / 1024
+def _peak_mebibytes(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def copy_time(server: PostgresServer, rows: int) -> float:

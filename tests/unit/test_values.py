@@ -98,17 +98,20 @@ def test_arrays_and_objects_become_json_array_and_row_literals(
     assert to_text(Json(value), column_type, is_plain_file=True) == text
 
 
-def test_plain_columns_need_no_conversion() -> None:
+def test_plain_columns_need_no_conversion_nor_does_bytea_outside_plain_files() -> None:
     assert converter(PLAIN, is_plain_file=True) is None
+    assert converter(BYTEA, is_plain_file=False) is None
 
 
-@pytest.mark.parametrize("column_type", [JSON, BYTEA, ARRAY, POINT])
-def test_a_converter_does_what_to_text_does(column_type: ColumnType) -> None:
-    for is_plain_file in (True, False):
-        convert = converter(column_type, is_plain_file=is_plain_file)
-        assert convert is not None
-        for value in (None, "c0ffee", 7, True, Json("[1]"), Json('{"x":1}')):
-            assert convert(value) == to_text(value, column_type, is_plain_file=is_plain_file)
+@pytest.mark.parametrize(
+    ("column_type", "is_plain_file"),
+    [(BYTEA, True), *((kind, is_plain) for kind in (JSON, ARRAY, POINT) for is_plain in (True, False))],
+)
+def test_a_converter_does_what_to_text_does(column_type: ColumnType, is_plain_file: bool) -> None:
+    convert = converter(column_type, is_plain_file=is_plain_file)
+    assert convert is not None
+    for value in (None, "c0ffee", 7, True, Json("[1]"), Json('{"x":1}')):
+        assert convert(value) == to_text(value, column_type, is_plain_file=is_plain_file)
 
 
 def parse_array(text: str) -> list[str | None]:
