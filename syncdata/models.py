@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 
 from syncdata.engine.changes import format_lsn, parse_lsn
 from syncdata.engine.errors import WhitelistAddError
-from syncdata.whitelist import parse_syncable
+from syncdata.engine.whitelist import parse_syncable
 
 
 class LsnField(models.Field):

@@ -37,6 +37,7 @@ from syncdata.engine.errors import (
     CycleError,
     ResyncError,
     RunError,
+    SchemaError,
     ServiceInitError,
     StateLoadError,
     StatusError,
@@ -49,6 +50,7 @@ from syncdata.engine.ledger import CheckpointMovedError, Position
 from syncdata.engine.rebuild import rebuild
 from syncdata.engine.rows import RowWriter
 from syncdata.engine.target import Target, prepare_session, translate
+from syncdata.engine.whitelist import parse_syncable
 from syncdata.statefile import (
     NEVER,
     STATE_FILE_NAME,
@@ -57,7 +59,6 @@ from syncdata.statefile import (
     load_state,
     save_state,
 )
-from syncdata.whitelist import parse_syncable
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ class SyncDataService:
 
         Raises WhitelistRemoveError, with nothing removed, when one is not whitelisted.
         """
-        wanted = [str(TableName.parse(name)) for name in names]
+        wanted = [_canonical(name) for name in names]
         connection = self._connect()
         try:
             with connection.transaction():
@@ -407,6 +408,7 @@ class SyncDataService:
         return sync_result
 
     def _end_cycle(self, result: CycleResult, sync_result: SyncResult) -> None:
+        self._open_target().rest()
         now = _utcnow()
         errors = [*sync_result.errors]
         try:
@@ -467,7 +469,11 @@ class SyncDataService:
         if self._wrapper is None:
             try:
                 wrapper = connections.create_connection(self._config.database)
+                settings = wrapper.settings_dict
+                options = {name: value for name, value in settings["OPTIONS"].items() if name != "pool"}
+                wrapper.settings_dict = {**settings, "OPTIONS": options}
                 wrapper.ensure_connection()
+                wrapper.set_autocommit(True)
                 # The loop may run in another thread than the one that closes the service.
                 wrapper.inc_thread_sharing()
                 prepare_session(wrapper.connection)
@@ -504,7 +510,6 @@ class SyncDataService:
 
     def _adopt_predecessors_state(self, connection: psycopg.Connection[Any]) -> None:
         """Where the database holds no checkpoint, go on where the predecessor's state file stopped."""
-        _make_names_canonical(connection)
         try:
             state = load_state(self._config.state_dir / STATE_FILE_NAME)
         except StateLoadError as error:
@@ -522,6 +527,8 @@ class SyncDataService:
 
     def _save_state(self, position: Position, now: dt.datetime) -> None:
         tables = self.list_tables()
+        if not tables:
+            return  # And above all, the predecessor's file is not adopted yet.
         state = SyncState(
             last_file=position.file,
             last_file_time=_file_time(position.file),
@@ -645,6 +652,14 @@ def _sync_result(result: CycleResult, started: float) -> SyncResult:
     )
 
 
+def _canonical(name: str) -> str:
+    """A name that is none may stand in the whitelist all the same, put there by other means."""
+    try:
+        return str(TableName.parse(name))
+    except SchemaError:
+        return name
+
+
 def _insert_into_whitelist(
     connection: psycopg.Connection[Any], table: TableName, creator: str | None
 ) -> bool:
@@ -663,18 +678,6 @@ def _empty_tables(connection: psycopg.Connection[Any], names: Sequence[TableName
     writer.begin()
     for schema in schemas.values():
         writer.empty(schema)
-
-
-def _make_names_canonical(connection: psycopg.Connection[Any]) -> None:
-    """The predecessor took any spelling; the books know one (``users``, not ``public.users``)."""
-    for (name,) in connection.execute("SELECT table_name FROM tables_to_sync").fetchall():
-        canonical = str(TableName.parse(name))
-        if canonical != name:
-            connection.execute(
-                "UPDATE tables_to_sync SET table_name = %(new)s WHERE table_name = %(old)s"
-                " AND NOT EXISTS (SELECT FROM tables_to_sync WHERE table_name = %(new)s)",
-                {"new": canonical, "old": name},
-            )
 
 
 def _init_error(error: Exception) -> ServiceInitError:

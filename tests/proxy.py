@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -54,7 +55,8 @@ class CommitLosingProxy:
                     upstream.sendall(data)  # The server commits, and then finds that nobody is there.
                     break
             upstream.sendall(data)
-        upstream.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # The other thread may have closed it.
+            upstream.shutdown(socket.SHUT_WR)
 
     def _to_client(self, upstream: socket.socket, client: socket.socket) -> None:
         while data := _receive(upstream):

@@ -78,6 +78,9 @@ def ahead(
             del item
     finally:
         is_closed.set()
-        thread.join()
+        while thread.is_alive():
+            if stop is not None and stop.is_set():
+                interrupt()
+            thread.join(_POLL_S)
         if not waiting.empty() and not isinstance(left := waiting.get(), _End):
             discard(left)

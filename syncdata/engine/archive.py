@@ -99,6 +99,11 @@ class LocalArchive:
             raise _cannot_list(self.describe(), error) from error
         found = []
         for entry in wanted:
+            if not entry.name.isprintable():
+                raise DiscoveryError(
+                    f"a file in {self.describe()} has a name that is no text: {entry.name!a}",
+                    hint="rename it: the order of the files is the order of their names",
+                )
             try:
                 status = entry.stat()
             except FileNotFoundError:

@@ -18,7 +18,9 @@ _TABLES = """
 SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid,
        coalesce(key.columns, '{}') AS key, coalesce(key.is_deferrable, false) AS is_key_deferrable,
        EXISTS (SELECT FROM pg_constraint f
-               WHERE f.contype = 'f' AND f.confrelid = c.oid AND f.conrelid <> c.oid) AS has_inbound_keys
+               WHERE f.contype = 'f' AND f.confrelid = c.oid AND f.conrelid <> c.oid) AS has_inbound_keys,
+       EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid
+               AND f.confdeltype IN ('c', 'n', 'd')) AS has_cascades
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) AS wanted (schema, name)
 JOIN pg_namespace n ON n.nspname = wanted.schema
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')
@@ -65,6 +67,7 @@ JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = ad.oid
 JOIN pg_class s ON d.refclassid = 'pg_class'::regclass AND s.oid = d.refobjid AND s.relkind = 'S'
 JOIN pg_attribute a ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum
 WHERE ad.adrelid = ANY(%(oids)s::oid[])
+  AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype)
 """
 
 _TYPE = """
@@ -114,6 +117,7 @@ class _Reader:
                 key=tuple(table["key"]),
                 is_key_deferrable=table["is_key_deferrable"],
                 has_inbound_keys=table["has_inbound_keys"],
+                has_cascades=table["has_cascades"],
                 parents=frozenset(parents[table["oid"]]),
                 sequences=tuple(sequences[table["oid"]]),
             )

@@ -114,7 +114,7 @@ def read_records(stream: BinaryIO, name: str, *, skip: int = 0) -> Iterator[Loca
     no record.
     """
     number = 0
-    for line_number, line in enumerate(_decompress(stream, name), start=1):
+    for line_number, line in _number_lines(stream, name):
         if line_number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         if not line or line[:1] == b"#" or line.isspace():
@@ -127,6 +127,20 @@ def read_records(stream: BinaryIO, name: str, *, skip: int = 0) -> Iterator[Loca
         except ParseError as error:
             raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
         yield LocatedRecord(record, line_number, len(line))
+    if number < skip:
+        raise ParseError(
+            f"the file holds {number} records, but {skip} of it were applied",
+            hint=_REFETCH_HINT,
+            file=name,
+        )
+
+
+def _number_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from enumerate(_decompress(stream, name), start=1)
+    except (EOFError, zlib.error, zstandard.ZstdError):
+        # It was whole when it was inspected, so it has changed since.
+        raise ParseError("the compressed data is corrupt", hint=_REFETCH_HINT, file=name) from None
 
 
 def _inspect(stream: BinaryIO, name: str) -> Inspection:

@@ -115,11 +115,6 @@ class ChangeRecord(msgspec.Struct, frozen=True, gc=False):
     def table_name(self) -> TableName:
         return TableName(self.schema, self.table)
 
-    @property
-    def commit_mark(self) -> str | None:
-        """What all records of one transaction share: the commit LSN, or in a plain file the time."""
-        return self.commit_lsn or self.ts
-
 
 class Json(str):
     """The text of a JSON array or object, exactly as it stood in the file."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
@@ -24,6 +24,7 @@ from syncdata.engine.changes import TableName
 from syncdata.engine.errors import DiscoveryError, ParseError, SyncError
 from syncdata.engine.ledger import Checkpoint, Position
 from syncdata.engine.plan import Counts
+from syncdata.engine.reading import ReadingStopped, up_to
 from syncdata.engine.schema import TableSchema
 from syncdata.engine.target import Outcome, PreparedBatch, prepare
 
@@ -35,7 +36,9 @@ class BatchTarget(Protocol):
 
     def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]: ...
 
-    def block(self, tables: Collection[TableName], error: SyncError) -> None: ...
+    def block(self, tables: Collection[TableName], error: SyncError, *, start: Position) -> None: ...
+
+    def unblock(self, tables: Collection[TableName]) -> None: ...
 
     def apply(
         self, prepared: PreparedBatch, tables: Collection[TableName], *, start: Position, end: Position
@@ -120,6 +123,7 @@ class Cycle:
         self._progress = progress or NoProgress()
         self._stop = stop or threading.Event()
         self._deadline = deadline
+        self._at_end: set[TableName] = set()
         self.result = CycleResult()
 
     def run(self, checkpoints: Sequence[Checkpoint]) -> CycleResult:
@@ -132,13 +136,28 @@ class Cycle:
         groups = _group_by_position(checkpoints)
         if not groups:
             return self.result
-        files = self._archive.discover(since=groups[0].position.file or None)
+        files = self._discover(since=groups[0].position.file or None)
         *behind, front = groups
         self.advance(front, files)
         self.result.position = front.position
         self._catch_up(behind, files)
+        # What blocked them has gone without a record to apply: the file was withdrawn, say.
+        healed = self._at_end & {checkpoint.table for checkpoint in checkpoints if checkpoint.error}
+        if healed:
+            self._target.unblock(healed)
         self._progress.files_found(0, 0)
         return self.result
+
+    def _discover(self, since: str | None) -> list[ChangeFile]:
+        """List the archive; nothing when a stop comes first, however long the host takes to answer."""
+        listing = ahead(
+            (self._archive.discover(name) for name in [since]),
+            name="syncdata-discover",
+            stop=self._stop,
+            interrupt=self._archive.close,
+        )
+        with closing(listing):
+            return next(listing, [])
 
     def _catch_up(self, behind: list[Group], files: list[ChangeFile]) -> None:
         group = Group(set(), Position())
@@ -157,6 +176,9 @@ class Cycle:
     ) -> None:
         """Advance *group* through *files* to their end or *until*; tables that block leave it."""
         todo = _files_after(group.position, files)
+        if (lost := _lost_part(group.position, files)) is not None:
+            self._block_all(group, lost)
+            return
         if until is not None:
             todo = [file for file in todo if (file.stem, False, 0) < until.order]
         self._progress.files_found(len(todo), sum(file.size_bytes for file in todo))
@@ -167,7 +189,7 @@ class Cycle:
             stop=self._stop,
             interrupt=self._archive.close,
         )
-        with closing(fetching) as fetched_files:
+        with closing(fetching) as fetched_files, suppress(ReadingStopped):
             for fetched in fetched_files:
                 with closing(fetched.stream):
                     is_newest = fetched.file is files[-1]
@@ -175,12 +197,14 @@ class Cycle:
                         return
                 if self._stop.is_set() or (deadline is not None and time.monotonic() > deadline):
                     return
+        if not self._stop.is_set():
+            self._at_end |= group.tables
 
     def _fetch_all(self, files: list[ChangeFile]) -> Iterator[Fetched]:
         for file in files:
             stream = self._archive.fetch(file)
             size_bytes = stream.seek(0, os.SEEK_END)
-            stream.seek(0)
+            stream = up_to(stream, size_bytes, stop=self._stop)
             inspection = inspect(stream, file.name)
             yield Fetched(file=file, stream=stream, size_bytes=size_bytes, inspection=inspection)
 
@@ -239,7 +263,7 @@ class Cycle:
     def _note(self, prepared: PreparedBatch, outcome: Outcome, fetched: Fetched) -> None:
         result, batch = self.result, prepared.batch
         for counts in outcome.counts.values():
-            result.counts += counts
+            result.counts.add(counts)
         result.skipped += batch.skipped
         for table, error in outcome.blocked.items():
             logger.error("%s", error, extra={"table": str(table), "code": error.code})
@@ -254,7 +278,7 @@ class Cycle:
 
     def _block_all(self, group: Group, error: SyncError) -> None:
         logger.error("%s", error, extra={"code": error.code})
-        self._target.block(group.tables, error)
+        self._target.block(group.tables, error, start=group.position)
         self.result.blocked.update(dict.fromkeys(group.tables, error))
         self.result.failed += 1
         group.tables.clear()
@@ -266,7 +290,8 @@ def check_chain(position: Position, header: Header, name: str) -> None:
         raise DiscoveryError(
             "the file comes from another source (system, timeline, slot or epoch) than those before it:"
             " changes between the two may be missing",
-            hint="resync the tables",
+            hint="move the older source's files out of the archive, load the tables anew from the new source"
+            " and clear or resync them",
             file=name,
         )
     expected = "" if header.prev is None else stem(header.prev)
@@ -274,7 +299,7 @@ def check_chain(position: Position, header: Header, name: str) -> None:
     if not is_first_of_chain and expected != stem(position.file):
         raise DiscoveryError(
             f"a gap: it follows {header.prev or 'none'}, but {position.file or 'none'} was applied last",
-            hint="bring the missing file into the archive and syncing goes on; or resync the tables",
+            hint="bring the missing file into the archive and syncing goes on by itself",
             file=name,
         )
 
@@ -308,12 +333,26 @@ def _files_after(position: Position, files: list[ChangeFile]) -> list[ChangeFile
     return [file for file in files if file.stem > own or (file.stem == own and _goes_on(position, file))]
 
 
+def _lost_part(position: Position, files: list[ChangeFile]) -> DiscoveryError | None:
+    """Return the error when the file that *position* lies in has gone and newer ones are there."""
+    own = stem(position.file)
+    if not own or position.is_finished or not files or any(file.stem == own for file in files):
+        return None
+    return DiscoveryError(
+        f"the file is gone from the archive, but only {position.record_number} of its records were applied",
+        hint="put it back and syncing goes on by itself",
+        file=position.file,
+    )
+
+
 def _goes_on(position: Position, file: ChangeFile) -> bool:
     """A file applied in part goes on; and so does a plain one that has grown since it was all applied."""
     if not position.is_finished:
         return True
-    is_same = file.name == position.file and position.file_size is not None
-    return is_same and file.size_bytes > (position.file_size or 0)
+    if position.file_size is None or position.source_id:
+        return False
+    # Compressed since, it may have grown before; only a look inside tells.
+    return file.name != position.file or file.size_bytes > position.file_size
 
 
 def _read_batches(

@@ -18,6 +18,7 @@ from syncdata.engine.changefile import stem
 from syncdata.engine.changes import TableName, format_lsn, parse_lsn
 from syncdata.engine.errors import SyncError
 from syncdata.engine.plan import Counts
+from syncdata.engine.whitelist import parse_syncable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,11 @@ class CheckpointMovedError(Exception):
 
 
 def open_checkpoints(connection: Connection[Any]) -> list[Checkpoint]:
-    """Give every whitelisted table a checkpoint, at the archive's beginning if it has none, and read all."""
+    """Give every whitelisted table a checkpoint, at the archive's beginning if it has none, and read all.
+
+    A whitelisted name that must not be synced is not among them: its checkpoint is blocked and says why.
+    """
+    refused = _make_names_canonical(connection)
     connection.execute(
         "INSERT INTO data_sync_checkpoints (table_name) SELECT table_name FROM tables_to_sync"
         " ON CONFLICT (table_name) DO NOTHING"
@@ -78,7 +83,38 @@ def open_checkpoints(connection: Connection[Any]) -> list[Checkpoint]:
         "SELECT c.* FROM data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)"
         " ORDER BY table_name",
     )
-    return [_checkpoint(row) for row in rows]
+    for name, error in refused.items():
+        connection.execute(
+            "UPDATE data_sync_checkpoints SET state = 'blocked', error = %s,"
+            " blocked_at = coalesce(blocked_at, now()) WHERE table_name = %s",
+            (str(error), name),
+        )
+    return [_checkpoint(row) for row in rows if row["table_name"] not in refused]
+
+
+def _make_names_canonical(connection: Connection[Any]) -> dict[str, SyncError]:
+    """The predecessor took any spelling; the books know one (``users``, not ``public.users``).
+
+    Returns the names that are refused, each with the reason.
+    """
+    refused: dict[str, SyncError] = {}
+    names = {name for (name,) in connection.execute("SELECT table_name FROM tables_to_sync").fetchall()}
+    for name in sorted(names):
+        try:
+            canonical = str(parse_syncable(name))
+        except SyncError as error:
+            refused[name] = error
+            continue
+        if canonical == name:
+            continue
+        if canonical in names:
+            connection.execute("DELETE FROM tables_to_sync WHERE table_name = %s", (name,))
+        else:
+            connection.execute(
+                "UPDATE tables_to_sync SET table_name = %s WHERE table_name = %s", (canonical, name)
+            )
+            names.add(canonical)
+    return refused
 
 
 def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName]) -> list[Checkpoint]:
@@ -187,6 +223,15 @@ def block(
         SELECT table_name, 'FAILED', 'sync', %(file)s, %(error)s, %(now)s FROM blocked WHERE is_new
         """,
         {"names": [str(table) for table in tables], "error": str(error), "file": file, "now": now},
+    )
+
+
+def unblock(connection: Connection[Any], tables: Collection[TableName]) -> None:
+    """Mark *tables* as not blocked any more: what blocked them has gone without a record to apply."""
+    connection.execute(
+        "UPDATE data_sync_checkpoints SET state = 'active', error = NULL, blocked_at = NULL"
+        " WHERE table_name = ANY(%s)",
+        ([str(table) for table in tables],),
     )
 
 

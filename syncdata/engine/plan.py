@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from syncdata.engine.changefile import LocatedRecord
 from syncdata.engine.changes import ChangeRecord
-from syncdata.engine.errors import SchemaError, SyncError
+from syncdata.engine.errors import ApplyError, SchemaError, SyncError
 from syncdata.engine.schema import ColumnType, TableSchema
 from syncdata.engine.values import converter, to_text
 
@@ -51,13 +51,12 @@ class Counts:
     def records(self) -> int:
         return self.added + self.updated + self.deleted + self.truncated
 
-    def __iadd__(self, other: Counts) -> Counts:
+    def add(self, other: Counts) -> None:
         self.added += other.added
         self.updated += other.updated
         self.deleted += other.deleted
         self.truncated += other.truncated
         self.missing += other.missing
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,10 @@ class TablePlan:
     replay_if_missing: bool = False
     last_ts: str | None = None
 
+    @property
+    def removes_rows(self) -> bool:
+        return self.truncate or bool(self.gone) or bool(self.removals)
+
 
 def make_plan(
     records: Iterable[LocatedRecord], schema: TableSchema, *, file: str, is_plain_file: bool
@@ -113,6 +116,14 @@ def make_plan(
         except SyncError as error:
             raise type(error)(
                 error.message, hint=error.hint, table=str(schema.name), file=file, line=located.line
+            ) from None
+        except RecursionError:
+            raise ApplyError(
+                "a value is nested too deeply",
+                hint="compare the record with the column's type",
+                table=str(schema.name),
+                file=file,
+                line=located.line,
             ) from None
         records_by_op[record.op] += 1
     counts = plan.counts

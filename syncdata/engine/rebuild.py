@@ -62,6 +62,11 @@ def rebuild(
         cycle.advance(group, files, until=until)
         if stop.is_set():
             raise ResyncError("interrupted")
+        if not files or (until is not None and group.position.order < until.order):
+            raise ResyncError(
+                "the archive ends before the position of the other tables",
+                hint="bring the missing change files back; check archive_dir",
+            )
         duration_ms = round((time.monotonic() - started) * 1000)
         shadow.exchange(group.position, now=clock(), duration_ms=duration_ms)
         cycle.result.position = group.position
@@ -128,8 +133,11 @@ class _ShadowTarget:
         self._writer.forget_failures()
         return {self._schema.name: self._schema}
 
-    def block(self, tables: Collection[TableName], error: SyncError) -> None:
+    def block(self, tables: Collection[TableName], error: SyncError, *, start: Position) -> None:
         raise error
+
+    def unblock(self, tables: Collection[TableName]) -> None:
+        """A rebuilt table is not blocked: its checkpoint is a new one."""
 
     def apply(
         self, prepared: PreparedBatch, tables: Collection[TableName], *, start: Position, end: Position
@@ -143,7 +151,7 @@ class _ShadowTarget:
                 outcome.counts[table] = self._writer.apply(
                     part.records, part.plan, file=prepared.file, is_plain_file=prepared.is_plain_file
                 )
-                self._counts += outcome.counts[table]
+                self._counts.add(outcome.counts[table])
         return outcome
 
     def exchange(self, position: Position, *, now: dt.datetime, duration_ms: int) -> None:

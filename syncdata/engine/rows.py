@@ -29,7 +29,7 @@ from syncdata.engine.plan import Counts, Key, Shape, TablePlan, as_replacement, 
 from syncdata.engine.schema import TableSchema
 
 # Connection, rollback, resources, lock, intervention, system: halving the batch would not help.
-_SERVER_FAULTS = ("08", "40", "53", "55", "57", "58")
+_SERVER_FAULTS = ("08", "40", "53", "55P03", "57", "58")
 
 
 class RowWriter:
@@ -42,6 +42,7 @@ class RowWriter:
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
         self._cursor = psycopg.Cursor(connection)
+        self._cursor.adapters.register_dumper(bool, _BooleanDumper)
         self.is_silent = self._may_silence()
         self._staged: set[str] = set()
         self._no_direct_copy: set[int] = set()
@@ -97,7 +98,7 @@ class RowWriter:
         counts = Counts()
         for half in (records[:middle], records[middle:]):
             half_plan = make_plan(half, plan.schema, file=file, is_plain_file=is_plain_file)
-            counts += self.apply(half, half_plan, file=file, is_plain_file=is_plain_file)
+            counts.add(self.apply(half, half_plan, file=file, is_plain_file=is_plain_file))
         return counts
 
     def _replace_set(self, plan: TablePlan) -> Counts | None:
@@ -134,7 +135,7 @@ class RowWriter:
     def _copy_straight(self, target: _Target, plan: TablePlan) -> bool:
         """COPY a batch of inserts into the target; False, with nothing done, when a key exists already."""
         schema = plan.schema
-        if schema.oid in self._no_direct_copy:
+        if schema.oid in self._no_direct_copy or schema.is_key_deferrable:
             return False
         ((shape, rows),) = plan.writes.items()
         try:
@@ -148,13 +149,14 @@ class RowWriter:
     def _write_keyed(self, target: _Target, plan: TablePlan) -> int:
         shapes = self._stage_rows(target, plan.writes)
         missing = 0
-        if not self.is_silent:
+        moves_in_place = self._moves_in_place(plan.schema)
+        if moves_in_place:
             missing += self._remove_keys(target, plan.gone.keys() - plan.rekeyed.keys(), plan.gone)
             self._rekey(target, plan.rekeyed)
         for number, shape in shapes:
             if shape.mode == "move":
                 missing += self._move(target, number, shape, len(plan.writes[shape]))
-        if self.is_silent:
+        if not moves_in_place:
             missing += self._remove_keys(target, plan.gone.keys(), plan.gone)
         for number, shape in shapes:
             if shape.mode == "update":
@@ -163,7 +165,7 @@ class RowWriter:
         for number, shape in shapes:
             if shape.mode == "upsert":
                 self._upsert(target, number, shape.columns)
-            elif shape.mode == "move" and self.is_silent:
+            elif shape.mode == "move" and not moves_in_place:
                 self._upsert(target, number, target.columns)
         return missing
 
@@ -217,13 +219,13 @@ class RowWriter:
         rest: so chains and swaps of keys need no order. Where constraints are awake it is updated in
         place, for a delete could cascade.
         """
-        if not self.is_silent:
+        if self._moves_in_place(target.schema):
             return rows - self._execute(
                 "UPDATE {relation} t SET {assignments} FROM {staging} r"
                 " WHERE r.{shape} = {number} AND {moved}",
                 target,
                 number,
-                assignments=_assignments(shape.columns, "r"),
+                assignments=_assignments([*target.schema.key, *target.settable(shape.columns)], "r"),
             )
         absent = [name for name in target.columns if name not in shape.columns]
         not_there = self._execute(
@@ -246,6 +248,11 @@ class RowWriter:
             number,
         )
         return not_there
+
+    def _moves_in_place(self, schema: TableSchema) -> bool:
+        """Whether a moved row is updated: not where nothing can cascade, nor where identity forbids it."""
+        always = {column.name for column in schema.columns if column.is_always_identity}
+        return not self.is_silent and always.isdisjoint(schema.key)
 
     def _rekey(self, target: _Target, rekeyed: dict[Key, Key]) -> None:
         """Give rows their new keys in place, for a delete could cascade to the rows that refer to them."""
@@ -291,11 +298,17 @@ class RowWriter:
     def _update(self, target: _Target, number: int, shape: Shape) -> int:
         """Update the columns that rows carry; return how many rows were there."""
         settable = target.settable(shape.columns)
+        if not settable:
+            return self._execute(
+                "SELECT FROM {relation} t JOIN {staging} r ON {same} WHERE r.{shape} = {number}",
+                target,
+                number,
+            )
         return self._execute(
             "UPDATE {relation} t SET {assignments} FROM {staging} r WHERE r.{shape} = {number} AND {same}",
             target,
             number,
-            assignments=_assignments(settable or target.settable_key, "r"),
+            assignments=_assignments(settable, "r"),
         )
 
     def _upsert(self, target: _Target, number: int, columns: Sequence[str]) -> None:
@@ -432,7 +445,7 @@ class RowWriter:
         for column, sequence in schema.sequences:
             self._cursor.execute(
                 sql.SQL(
-                    "SELECT setval({sequence}::oid::regclass, top) FROM (SELECT max({column})::bigint AS top"
+                    "SELECT setval({sequence}::oid::regclass, top::bigint) FROM (SELECT max({column}) AS top"
                     " FROM {relation}) t, pg_sequence s WHERE s.seqrelid = {sequence}::oid"
                     " AND s.seqincrement > 0 AND top BETWEEN s.seqmin AND s.seqmax"
                     " AND top > coalesce(pg_sequence_last_value(s.seqrelid), s.seqmin - 1)"
@@ -451,6 +464,15 @@ def is_servers_fault(error: Exception) -> bool:
     if error.sqlstate is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return error.sqlstate.startswith(_SERVER_FAULTS)
+
+
+class _BooleanDumper(psycopg.adapt.Dumper):
+    """``true``, as the file has it, which a text column keeps and a boolean one reads; not ``t``."""
+
+    oid = 0
+
+    def dump(self, obj: bool) -> bytes:
+        return b"true" if obj else b"false"
 
 
 class _ReplayNeededError(Exception):
@@ -488,10 +510,6 @@ class _Target:
         fixed = {column.name for column in self.schema.columns if column.is_always_identity}
         fixed.update(self.schema.key)
         return [name for name in columns if name not in fixed]
-
-    @property
-    def settable_key(self) -> Sequence[str]:
-        return self.schema.key[:1]
 
     def bag_columns(self, columns: Sequence[str]) -> sql.Composed:
         typed = [sql.SQL("{} {}").format(sql.Identifier(name), self._types[name]) for name in columns]

@@ -31,8 +31,9 @@ class Column:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSchema:
     """``key``: the columns of the primary key, else of the replica identity index, else empty.
-    ``sequences``: (column, oid) of the sequences that columns own or default to. ``shadow``: the table
-    that is written in this one's place while it is rebuilt."""
+    ``has_cascades``: a delete changes rows that refer to it, of this table or others. ``sequences``:
+    (column, oid) of the sequences that columns own or default to. ``shadow``: the table that is written in
+    this one's place while it is rebuilt."""
 
     name: TableName
     oid: int
@@ -40,6 +41,7 @@ class TableSchema:
     key: tuple[str, ...]
     is_key_deferrable: bool = False
     has_inbound_keys: bool = False
+    has_cascades: bool = False
     parents: frozenset[TableName] = frozenset()
     sequences: tuple[tuple[str, int], ...] = ()
     shadow: TableName | None = None

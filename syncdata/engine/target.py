@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -48,8 +48,10 @@ SESSION_SETTINGS = {
     "xmloption": "content",
     "lc_monetary": "C",
     "jit": "off",
+    "row_security": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
     # So that the server gives up a session whose client has vanished, and its locks, within two minutes.
     "tcp_keepalives_idle": "60",
     "tcp_keepalives_interval": "10",
@@ -139,6 +141,7 @@ class Target:
         self._run_id = run_id
         self._clock = clock
         self._sequences_due: dict[TableName, TableSchema] = {}
+        self._known: set[TableName] = set()
         with _translated():
             prepare_session(connection)
             self._writer = RowWriter(connection)
@@ -153,11 +156,29 @@ class Target:
         with _translated():
             schemas = read_schemas(self._connection, tables)
         self._writer.forget_failures()
+        # Rows that came before this process may be ahead of their sequences, too.
+        for table in schemas.keys() - self._known:
+            self._sequences_due[table] = schemas[table]
+        self._known |= schemas.keys()
         return schemas
 
-    def block(self, tables: Collection[TableName], error: SyncError) -> None:
-        """Mark *tables* blocked by *error*, where they stand."""
+    def rest(self) -> None:
+        """Drop what the session holds between cycles: staging tables would keep types from being dropped."""
+        with _translated():
+            self._connection.execute("DISCARD TEMP")
+
+    def unblock(self, tables: Collection[TableName]) -> None:
+        """Mark *tables* as not blocked any more."""
         with _translated(), self._connection.transaction():
+            ledger.unblock(self._connection, tables)
+
+    def block(self, tables: Collection[TableName], error: SyncError, *, start: Position) -> None:
+        """Mark *tables*, which stand at *start*, blocked by *error*.
+
+        Raises CheckpointMovedError when one does not stand there any more.
+        """
+        with _translated(), self._connection.transaction():
+            ledger.require_position(self._connection, tables, start)
             ledger.block(self._connection, tables, error, file=error.file or "", now=self._clock())
 
     def apply(
@@ -196,13 +217,15 @@ class Target:
         now = self._clock()
         entries: dict[TableName, Entry] = {}
         failed = dict(failed)
-        for table in _parents_first(prepared.parts):
-            if table not in tables or table in failed:
-                continue
-            try:
-                entries[table] = self._apply_part(prepared, prepared.parts[table])
-            except SyncError as reason:
-                failed[table] = reason
+        parts = {t: part for t, part in prepared.parts.items() if t in tables and t not in failed}
+        if self._may_cascade(parts):
+            entries = self._apply_in_order(prepared, parts)
+        else:
+            for table in _parents_first(parts):
+                try:
+                    entries[table] = self._apply_part(prepared, parts[table])
+                except SyncError as reason:
+                    failed[table] = reason
         self._check_constraints(prepared, entries)
         if end.is_finished:
             self._advance_sequences(entries)
@@ -215,6 +238,38 @@ class Target:
             records = sum(entry.counts.records for entry in entries.values())
             ledger.add_to_run(self._connection, self._run_id, records=records)
         return Outcome(counts={table: entry.counts for table, entry in entries.items()}, blocked=failed)
+
+    def _may_cascade(self, parts: Mapping[TableName, TablePart]) -> bool:
+        """Whether a delete of this batch can change rows that the batch has moved out of its way."""
+        return not self._writer.is_silent and any(
+            isinstance(part.plan, TablePlan) and part.plan.schema.has_cascades and part.plan.removes_rows
+            for part in parts.values()
+        )
+
+    def _apply_in_order(
+        self, prepared: PreparedBatch, parts: Mapping[TableName, TablePart]
+    ) -> dict[TableName, Entry]:
+        """Apply the batch in the order of its records, as runs of one table each: a cascade then finds
+        what it found at the source. Raises _TableFailedError."""
+        entries = {table: Entry() for table in parts}
+        for table, run in _runs(prepared.batch.records, parts):
+            plan = parts[table].plan
+            if isinstance(plan, TablePlan):
+                plan = _plan(
+                    table,
+                    run,
+                    {table: plan.schema},
+                    file=prepared.file,
+                    is_plain_file=prepared.is_plain_file,
+                )
+            try:
+                entry = self._apply_part(prepared, TablePart(records=run, plan=plan))
+            except SyncError as error:
+                raise _TableFailedError(table, error) from error
+            before = entries[table]
+            entry.counts.add(before.counts)
+            entries[table] = replace(entry, duration_ms=before.duration_ms + entry.duration_ms)
+        return entries
 
     def _apply_part(self, prepared: PreparedBatch, part: TablePart) -> Entry:
         if isinstance(part.plan, SyncError):
@@ -257,13 +312,14 @@ class Target:
 
     def _find_offender(self, error: psycopg.Error, entries: Mapping[TableName, Entry]) -> TableName | None:
         """The table of the batch that broke a foreign key: the one that refers, else the one referred to."""
-        referring = TableName(error.diag.schema_name or "", error.diag.table_name or "")
-        if referring in entries:
-            return referring
         rows = self._connection.execute(
-            "SELECT n.nspname, c.relname FROM pg_constraint f JOIN pg_class c ON c.oid = f.confrelid"
-            " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE f.conname = %s",
-            (error.diag.constraint_name,),
+            "SELECT n.nspname, c.relname FROM pg_constraint f"
+            " JOIN pg_class r ON r.oid = f.conrelid JOIN pg_namespace rn ON rn.oid = r.relnamespace"
+            " CROSS JOIN LATERAL (VALUES (1, r.oid), (2, pg_partition_root(r.oid)::oid), (3, f.confrelid),"
+            "  (4, pg_partition_root(f.confrelid)::oid)) AS candidate (rank, oid)"
+            " JOIN pg_class c ON c.oid = candidate.oid JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE f.conname = %s AND rn.nspname = %s AND r.relname = %s ORDER BY candidate.rank",
+            (error.diag.constraint_name, error.diag.schema_name, error.diag.table_name),
         ).fetchall()
         return next((name for row in rows if (name := TableName(*row)) in entries), None)
 
@@ -310,7 +366,12 @@ def parse_time(text: str | None) -> dt.datetime | None:
         moment = dt.datetime.fromisoformat(text) if text else None
     except ValueError:
         return None
-    return moment.replace(tzinfo=dt.UTC) if moment and moment.tzinfo is None else moment
+    if moment is None:
+        return None
+    try:
+        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+    except OverflowError:
+        return None
 
 
 def _valid_lsn(text: str | None) -> str | None:
@@ -319,6 +380,27 @@ def _valid_lsn(text: str | None) -> str | None:
         return format_lsn(parse_lsn(text)) if text else None
     except ValueError:
         return None
+
+
+def _runs(
+    records: Iterable[LocatedRecord], parts: Mapping[TableName, TablePart]
+) -> Iterator[tuple[TableName, list[LocatedRecord]]]:
+    """Cut *records* where the table changes, and around each DELETE and TRUNCATE."""
+    last: tuple[TableName, bool] | None = None
+    run: list[LocatedRecord] = []
+    for located in records:
+        record = located.record
+        table = TableName(record.schema, record.table)
+        if table not in parts:
+            continue
+        removes = record.op in ("DELETE", "TRUNCATE")
+        if last is not None and (last != (table, removes) or removes):
+            yield last[0], run
+            run = []
+        last = (table, removes)
+        run.append(located)
+    if last is not None:
+        yield last[0], run
 
 
 def _parents_first(parts: Mapping[TableName, TablePart]) -> Sequence[TableName]:
@@ -355,8 +437,8 @@ def translate(error: psycopg.Error) -> ApplyError:
             hint="nothing is lost; syncing goes on from the checkpoints when it is back",
         )
     detail = f"{type(error).__name__}" + (f", SQLSTATE {error.sqlstate}" if error.sqlstate else "")
-    relation = error.diag.table_name or error.diag.message_primary or ""
+    # Not its message, which may hold a value.
     return ApplyError(
-        f"the database refuses: {detail} {relation}".strip(),
+        f"the database refuses ({detail})",
         hint="run 'python manage.py migrate' and check the role's rights",
     )

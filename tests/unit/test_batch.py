@@ -157,6 +157,11 @@ def lsn_of(item: LocatedRecord) -> int | None:
     return int(item.record.commit_lsn[2:], 16) if item.record.commit_lsn else None
 
 
+def mark_of(item: LocatedRecord) -> str | None:
+    """What all records of a transaction share."""
+    return item.record.commit_lsn or item.record.ts
+
+
 @settings(max_examples=400, deadline=None)
 @given(records=records_of_files, limits=all_limits, applied_lsn=st.none() | st.integers(0, 8))
 def test_batches_together_are_the_records_and_each_keeps_its_promises(
@@ -177,13 +182,11 @@ def test_batches_together_are_the_records_and_each_keeps_its_promises(
         assert batch.ends_file is (batch is batches[-1])
         assert len(batch.records) <= 1 or cost(batch.records) <= limits.batch_bytes
         following = records[batch.end_record : batch.end_record + 1]
-        mark = following[0].record.commit_mark if following else None
-        if following and own and own[-1].record.commit_mark == mark:
-            transaction = [item for item in records if item.record.commit_mark == mark]
+        mark = mark_of(following[0]) if following else None
+        if following and own and mark_of(own[-1]) == mark:
+            transaction = [item for item in records if mark_of(item) == mark]
             assert cost(transaction) > limits.batch_bytes
-        whole = [
-            item for item in records[: batch.end_record] if item.record.commit_mark != mark or not following
-        ]
+        whole = [item for item in records[: batch.end_record] if mark_of(item) != mark or not following]
         lsns = [lsn for item in whole if (lsn := lsn_of(item)) is not None]
         assert batch.commit_lsn == max([*lsns, *([] if applied_lsn is None else [applied_lsn])], default=None)
         start = batch.end_record

@@ -442,7 +442,7 @@ def test_records_are_counted_by_operation_whatever_remains_of_them() -> None:
 
 def test_counts_add_up() -> None:
     counts = Counts(added=1, updated=2, deleted=3, truncated=4, missing=5)
-    counts += Counts(added=10, updated=20, deleted=30, truncated=40, missing=50)
+    counts.add(Counts(added=10, updated=20, deleted=30, truncated=40, missing=50))
     assert counts == Counts(added=11, updated=22, deleted=33, truncated=44, missing=55)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from syncdata.engine.changes import DEFAULT_SCHEMA, TableName
+from syncdata.engine.changes import TableName
 from syncdata.engine.errors import SchemaError, WhitelistAddError
 
 # Changes from production to these would rewrite the record of what was applied here.
@@ -25,7 +25,7 @@ def parse_syncable(text: str) -> TableName:
         table = TableName.parse(text)
     except SchemaError as error:
         raise WhitelistAddError(error.message, hint=error.hint) from None
-    if table.schema == DEFAULT_SCHEMA and table.name in RESERVED:
+    if table.name in RESERVED:
         raise WhitelistAddError(
             f"{table} belongs to this database's own bookkeeping and is never synced",
             hint="choose tables of your application",
