@@ -59,6 +59,9 @@ from syncdata.statefile import (
     load_state,
     save_state,
 )
+from syncdata.status import DaemonStatus, TableInfo, daemon_status, format_status, table_info
+
+__all__ = ["DaemonStatus", "SyncDataService", "SyncResult", "TableInfo", "format_status"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,6 @@ _LOCK_KEYS = (0x73796E63, 0x64617461)
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 # Resyncs and clears move checkpoints under a cycle; that many in a row are no coincidence any more.
 _MOST_RESTARTS = 10
-_OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,46 +94,6 @@ class SyncResult:
     @property
     def records_synced(self) -> int:
         return self.records_added + self.records_updated + self.records_deleted + self.records_truncated
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableInfo:
-    """A whitelisted table. ``state``: new, active or blocked. ``checkpoint``: ``file:records`` or empty."""
-
-    table_name: str
-    creator: str | None
-    created_at: dt.datetime | None
-    state: str
-    checkpoint: str = ""
-    rows_synced: int = 0
-    error: str | None = None
-    last_sync_at: dt.datetime | None = None
-    last_change_at: dt.datetime | None = None
-    last_lsn: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DaemonStatus:
-    """The daemon as its books show it. ``records_synced`` and ``errors`` count since its start;
-    ``problems`` says why it is not healthy, and is empty when it is."""
-
-    status: str
-    sync_frequency: int
-    start_time: dt.datetime | None
-    records_synced: int
-    errors: int
-    last_sync_time: dt.datetime | None
-    tables: tuple[TableInfo, ...]
-    last_error: str | None = None
-    problems: tuple[str, ...] = ()
-
-    @property
-    def is_active(self) -> bool:
-        return self.status == "active"
-
-    @property
-    def is_healthy(self) -> bool:
-        return not self.problems
 
 
 class SyncDataService:
@@ -308,7 +270,7 @@ class SyncDataService:
             raise WhitelistListError(
                 f"the whitelist cannot be read: {cause.message}", hint=cause.hint
             ) from error
-        return [_table_info(row) for row in rows]
+        return [table_info(row) for row in rows]
 
     # Status
 
@@ -323,7 +285,7 @@ class SyncDataService:
             cause = translate(error)
             raise StatusError(f"the status cannot be read: {cause.message}", hint=cause.hint) from error
         is_active = bool(row and row[0])
-        return _daemon_status(is_active, run, tables, frequency_s=self._config.data_sync_freq, now=_utcnow())
+        return daemon_status(is_active, run, tables, frequency_s=self._config.data_sync_freq, now=_utcnow())
 
     # Inside
 
@@ -547,27 +509,6 @@ class SyncDataService:
         save_state(self._config.state_dir / STATE_FILE_NAME, state)
 
 
-def format_status(status: DaemonStatus) -> str:
-    """Return *status* as the text that ``syncdata_status`` prints."""
-    lines = [
-        f"status: {status.status}",
-        f"sync frequency: {status.sync_frequency} seconds",
-        f"start time: {_format_time(status.start_time)}",
-        f"last sync: {_format_time(status.last_sync_time)}",
-        f"records synced: {status.records_synced}",
-        f"errors: {status.errors}",
-        "",
-        f"synced tables ({len(status.tables)}):",
-        *(f"  - {info.table_name}" for info in status.tables),
-    ]
-    changes = [info.last_change_at for info in status.tables if info.last_change_at]
-    if changes:
-        lines += ["", f"newest change applied: {_format_time(max(changes))}"]
-    if status.problems:
-        lines += ["", "problems:", *(f"  - {problem}" for problem in status.problems)]
-    return "\n".join(lines)
-
-
 _IS_LOCKED = """
 SELECT EXISTS (
     SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
@@ -583,55 +524,6 @@ SELECT r.*, coalesce((SELECT max(last_sync_at) FROM data_sync_checkpoints) > now
     false) AS is_busy
 FROM data_sync_runs r ORDER BY id DESC LIMIT 1
 """
-
-
-def _daemon_status(
-    is_active: bool,
-    run: dict[str, Any] | None,
-    tables: tuple[TableInfo, ...],
-    *,
-    frequency_s: int,
-    now: dt.datetime,
-) -> DaemonStatus:
-    last_error = run["last_error"] if run else None
-    last_sync = run["last_sync_at"] if run else None
-    frequency_s = run["sync_frequency"] if run and is_active else frequency_s
-    problems = [f"{info.table_name} is blocked: {info.error}" for info in tables if info.state == "blocked"]
-    if not is_active:
-        problems.append("no daemon runs on this database: start one with syncdata_start")
-    elif last_error and not problems:
-        problems.append(f"the last cycle failed: {last_error}")
-    if is_active and run and not run["is_busy"]:
-        idle_s = (now - (last_sync or run["started_at"])).total_seconds()
-        if idle_s > _OVERDUE_INTERVALS * frequency_s + _OVERDUE_GRACE_S:
-            problems.append(f"overdue: no cycle has ended for {idle_s:.0f} seconds; see the daemon's log")
-    return DaemonStatus(
-        status="active" if is_active else "not-started",
-        sync_frequency=frequency_s,
-        start_time=run["started_at"] if run and is_active else None,
-        records_synced=run["records_synced"] if run else 0,
-        errors=run["errors"] if run else 0,
-        last_sync_time=last_sync,
-        tables=tables,
-        last_error=last_error,
-        problems=tuple(problems),
-    )
-
-
-def _table_info(row: dict[str, Any]) -> TableInfo:
-    is_new = row["state"] is None or (not row["file"] and row["state"] == "active")
-    return TableInfo(
-        table_name=row["table_name"],
-        creator=row["creator"],
-        created_at=row["created_at"],
-        state="new" if is_new else row["state"],
-        checkpoint=f"{row['file']}:{row['record_number']}" if row["file"] else "",
-        rows_synced=row["rows_synced"] or 0,
-        error=row["error"],
-        last_sync_at=row["last_sync_at"],
-        last_change_at=row["last_change_at"],
-        last_lsn=row["last_lsn"] or "",
-    )
 
 
 def _sync_result(result: CycleResult, started: float) -> SyncResult:
@@ -705,10 +597,6 @@ def _file_time(name: str) -> dt.datetime:
         return dt.datetime.strptime(name[8:23], "%Y%m%d_%H%M%S").replace(tzinfo=dt.UTC)
     except ValueError:
         return NEVER
-
-
-def _format_time(moment: dt.datetime | None) -> str:
-    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else "-"
 
 
 def _utcnow() -> dt.datetime:

@@ -25,8 +25,19 @@ from psycopg import Connection, sql
 
 from syncdata.engine.changefile import LocatedRecord
 from syncdata.engine.errors import ApplyError
-from syncdata.engine.plan import Counts, Key, Shape, TablePlan, as_replacement, make_plan
+from syncdata.engine.plan import Counts, Shape, TablePlan, as_replacement, make_plan
+from syncdata.engine.reader import Key
 from syncdata.engine.schema import TableSchema
+from syncdata.engine.staging import (
+    COUNT,
+    EXPECTED,
+    SHAPE,
+    TargetNames,
+    assignments,
+    equalities,
+    names_of,
+    relation_of,
+)
 
 # Connection, rollback, resources, lock, intervention, system: halving the batch would not help.
 _SERVER_FAULTS = ("08", "40", "53", "55P03", "57", "58")
@@ -117,7 +128,7 @@ class RowWriter:
     def _apply_set(self, plan: TablePlan) -> Counts:
         if plan.is_order_sensitive:
             raise _ReplayNeededError
-        target = _Target(plan.schema)
+        target = TargetNames(plan.schema)
         if plan.truncate:
             self.empty(plan.schema)
         if plan.only_inserts and self._copy_straight(target, plan):
@@ -130,9 +141,9 @@ class RowWriter:
     def empty(self, schema: TableSchema) -> None:
         """Remove all rows. A table that others refer to cannot be truncated alone."""
         verb: LiteralString = "DELETE FROM {}" if schema.has_inbound_keys else "TRUNCATE {}"
-        self._cursor.execute(sql.SQL(verb).format(_relation(schema)))
+        self._cursor.execute(sql.SQL(verb).format(relation_of(schema)))
 
-    def _copy_straight(self, target: _Target, plan: TablePlan) -> bool:
+    def _copy_straight(self, target: TargetNames, plan: TablePlan) -> bool:
         """COPY a batch of inserts into the target; False, with nothing done, when a key exists already."""
         schema = plan.schema
         if schema.oid in self._no_direct_copy or schema.is_key_deferrable:
@@ -146,7 +157,7 @@ class RowWriter:
             return False
         return True
 
-    def _write_keyed(self, target: _Target, plan: TablePlan) -> int:
+    def _write_keyed(self, target: TargetNames, plan: TablePlan) -> int:
         shapes = self._stage_rows(target, plan.writes)
         missing = 0
         moves_in_place = self._moves_in_place(plan.schema)
@@ -170,7 +181,7 @@ class RowWriter:
         return missing
 
     def _stage_rows(
-        self, target: _Target, writes: dict[Shape, list[tuple[Any, ...]]]
+        self, target: TargetNames, writes: dict[Shape, list[tuple[Any, ...]]]
     ) -> list[tuple[int, Shape]]:
         """COPY all rows into the staging table, each marked with its shape's number."""
         if not writes:
@@ -178,7 +189,7 @@ class RowWriter:
         self._create_staging(target.staging, target.staging_columns)
         shapes = list(enumerate(writes))
         for number, shape in shapes:
-            names = [_SHAPE]
+            names = [SHAPE]
             if shape.mode == "move":
                 names += target.old_key
             names += [sql.Identifier(name) for name in shape.columns]
@@ -212,7 +223,7 @@ class RowWriter:
                 for row in rows:
                     copy.write_row(row)
 
-    def _move(self, target: _Target, number: int, shape: Shape, rows: int) -> int:
+    def _move(self, target: TargetNames, number: int, shape: Shape, rows: int) -> int:
         """Give rows their new keys; return how many were not there.
 
         In silence a moved row is completed from the row it was, removed, and upserted later with the
@@ -225,7 +236,7 @@ class RowWriter:
                 " WHERE r.{shape} = {number} AND {moved}",
                 target,
                 number,
-                assignments=_assignments([*target.schema.key, *target.settable(shape.columns)], "r"),
+                assignments=assignments([*target.schema.key, *target.settable(shape.columns)], "r"),
             )
         absent = [name for name in target.columns if name not in shape.columns]
         not_there = self._execute(
@@ -240,7 +251,7 @@ class RowWriter:
                 " WHERE r.{shape} = {number} AND {moved}",
                 target,
                 number,
-                assignments=_assignments(absent, "t"),
+                assignments=assignments(absent, "t"),
             )
         self._execute(
             "DELETE FROM {relation} t USING {staging} r WHERE r.{shape} = {number} AND {moved}",
@@ -254,7 +265,7 @@ class RowWriter:
         always = {column.name for column in schema.columns if column.is_always_identity}
         return not self.is_silent and always.isdisjoint(schema.key)
 
-    def _rekey(self, target: _Target, rekeyed: dict[Key, Key]) -> None:
+    def _rekey(self, target: TargetNames, rekeyed: dict[Key, Key]) -> None:
         """Give rows their new keys in place, for a delete could cascade to the rows that refer to them."""
         if not rekeyed:
             return
@@ -267,20 +278,22 @@ class RowWriter:
         self._cursor.execute(
             sql.SQL("UPDATE {} t SET {} FROM {} r WHERE {}").format(
                 target.relation,
-                _assignments(target.schema.key, "r"),
+                assignments(target.schema.key, "r"),
                 sql.Identifier(target.rekeyed),
-                _equalities(target.key, "t", target.old_key, "r"),
+                equalities(target.key, "t", target.old_key, "r"),
             )
         )
 
-    def _remove_keys(self, target: _Target, keys: Collection[Key], is_expected: Mapping[Key, bool]) -> int:
+    def _remove_keys(
+        self, target: TargetNames, keys: Collection[Key], is_expected: Mapping[Key, bool]
+    ) -> int:
         """Remove the rows of *keys*; return how many of the expected ones were not there."""
         if not keys:
             return 0
         self._create_staging(target.gone, target.gone_columns)
         self._copy(
             sql.Identifier(target.gone),
-            [_EXPECTED, *target.key],
+            [EXPECTED, *target.key],
             ((is_expected[key], *key) for key in keys),
         )
         statement = sql.SQL(
@@ -289,13 +302,13 @@ class RowWriter:
         ).format(
             relation=target.relation,
             gone=sql.Identifier(target.gone),
-            same=_equalities(target.key, "t", target.key, "g"),
-            expected=_EXPECTED,
+            same=equalities(target.key, "t", target.key, "g"),
+            expected=EXPECTED,
         )
         (removed,) = self._cursor.execute(statement).fetchone() or (0,)
         return sum(is_expected[key] for key in keys) - int(removed)
 
-    def _update(self, target: _Target, number: int, shape: Shape) -> int:
+    def _update(self, target: TargetNames, number: int, shape: Shape) -> int:
         """Update the columns that rows carry; return how many rows were there."""
         settable = target.settable(shape.columns)
         if not settable:
@@ -308,10 +321,10 @@ class RowWriter:
             "UPDATE {relation} t SET {assignments} FROM {staging} r WHERE r.{shape} = {number} AND {same}",
             target,
             number,
-            assignments=_assignments(settable, "r"),
+            assignments=assignments(settable, "r"),
         )
 
-    def _upsert(self, target: _Target, number: int, columns: Sequence[str]) -> None:
+    def _upsert(self, target: TargetNames, number: int, columns: Sequence[str]) -> None:
         settable = target.settable(columns)
         if not target.schema.key or target.schema.is_key_deferrable:
             self._upsert_without_arbiter(target, number, columns, settable)
@@ -322,14 +335,14 @@ class RowWriter:
             " ON CONFLICT ({key}) DO {action}",
             target,
             number,
-            columns=_names(columns),
-            action=sql.SQL("UPDATE SET {}").format(_assignments(settable, "excluded"))
+            columns=names_of(columns),
+            action=sql.SQL("UPDATE SET {}").format(assignments(settable, "excluded"))
             if settable
             else sql.SQL("NOTHING"),
         )
 
     def _upsert_without_arbiter(
-        self, target: _Target, number: int, columns: Sequence[str], settable: Sequence[str]
+        self, target: TargetNames, number: int, columns: Sequence[str], settable: Sequence[str]
     ) -> None:
         """ON CONFLICT cannot use a deferrable key, and a table without a key has nothing to conflict."""
         only_new: sql.Composable = sql.SQL("true")
@@ -340,21 +353,21 @@ class RowWriter:
                     " WHERE r.{shape} = {number} AND {same}",
                     target,
                     number,
-                    assignments=_assignments(settable, "r"),
+                    assignments=assignments(settable, "r"),
                 )
             only_new = sql.SQL("NOT EXISTS (SELECT FROM {} t WHERE {})").format(
-                target.relation, _equalities(target.key, "t", target.key, "r")
+                target.relation, equalities(target.key, "t", target.key, "r")
             )
         self._execute(
             "INSERT INTO {relation} ({columns}) OVERRIDING SYSTEM VALUE"
             " SELECT {columns} FROM {staging} r WHERE r.{shape} = {number} AND {only_new}",
             target,
             number,
-            columns=_names(columns),
+            columns=names_of(columns),
             only_new=only_new,
         )
 
-    def _write_keyless(self, target: _Target, plan: TablePlan) -> int:
+    def _write_keyless(self, target: TargetNames, plan: TablePlan) -> int:
         missing = 0
         by_columns: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
         for (columns, values), count in plan.removals.items():
@@ -365,7 +378,7 @@ class RowWriter:
             self._upsert(target, number, shape.columns)
         return missing
 
-    def _remove_bag(self, target: _Target, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> int:
+    def _remove_bag(self, target: TargetNames, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> int:
         """Remove, of each row that equals one of *rows* in *columns*, as many as its count; return how
         many were not there.
 
@@ -374,7 +387,7 @@ class RowWriter:
         """
         bag = f"syncdata_bag_{target.suffix}_{zlib.crc32(repr(columns).encode()):08x}"
         self._create_staging(bag, target.bag_columns(columns))
-        self._copy(sql.Identifier(bag), [_COUNT, *map(sql.Identifier, columns)], rows)
+        self._copy(sql.Identifier(bag), [COUNT, *map(sql.Identifier, columns)], rows)
         statement = sql.SQL(
             "DELETE FROM {relation} WHERE (tableoid, ctid) IN ("
             " SELECT t.tableoid, t.ctid FROM ("
@@ -383,24 +396,24 @@ class RowWriter:
             "  FROM {relation} WHERE ROW({columns})::text IN (SELECT ROW({columns})::text FROM {bag})"
             " ) t JOIN (SELECT ROW({columns})::text AS row, sum({count}) AS count FROM {bag} GROUP BY 1) b"
             " ON t.row = b.row AND t.number <= b.count)"
-        ).format(relation=target.relation, columns=_names(columns), bag=sql.Identifier(bag), count=_COUNT)
+        ).format(relation=target.relation, columns=names_of(columns), bag=sql.Identifier(bag), count=COUNT)
         self._allow_only_nested_loops(False)
         removed = self._cursor.execute(statement).rowcount
         self._allow_only_nested_loops(True)
         return sum(row[0] for row in rows) - removed
 
     def _execute(
-        self, statement: LiteralString, target: _Target, number: int, **parts: sql.Composable
+        self, statement: LiteralString, target: TargetNames, number: int, **parts: sql.Composable
     ) -> int:
         """Run *statement* for the staged rows of shape *number*; return the row count."""
         composed = sql.SQL(statement).format(
             relation=target.relation,
             staging=sql.Identifier(target.staging),
-            shape=_SHAPE,
+            shape=SHAPE,
             number=sql.Literal(number),
             key=sql.SQL(", ").join(target.key),
-            same=_equalities(target.key, "t", target.key, "r"),
-            moved=_equalities(target.key, "t", target.old_key, "r"),
+            same=equalities(target.key, "t", target.key, "r"),
+            moved=equalities(target.key, "t", target.old_key, "r"),
             **parts,
         )
         return self._cursor.execute(composed).rowcount
@@ -411,14 +424,14 @@ class RowWriter:
         Where constraints are awake, rows that others refer to must not vanish even for a moment: a
         delete could cascade. So only the keys that are gone are deleted, and the rest upserted.
         """
-        target = _Target(live)
+        target = TargetNames(live)
         may_delete_all = self.is_silent or not live.key
         keep = sql.SQL("EXISTS (SELECT FROM {} s WHERE {})").format(
-            _relation(shadow), _equalities(target.key, "t", target.key, "s")
+            relation_of(shadow), equalities(target.key, "t", target.key, "s")
         )
         on_conflict = sql.SQL("ON CONFLICT ({}) DO UPDATE SET {}").format(
             sql.SQL(", ").join(target.key),
-            _assignments(target.settable(target.columns) or live.key[:1], "excluded"),
+            assignments(target.settable(target.columns) or live.key[:1], "excluded"),
         )
         self._cursor.execute(
             sql.SQL("DELETE FROM {} t WHERE NOT {}").format(
@@ -431,8 +444,8 @@ class RowWriter:
                 " SELECT {columns} FROM {shadow} {on_conflict}"
             ).format(
                 live=target.relation,
-                columns=_names(target.columns),
-                shadow=_relation(shadow),
+                columns=names_of(target.columns),
+                shadow=relation_of(shadow),
                 on_conflict=sql.SQL("") if may_delete_all else on_conflict,
             )
         )
@@ -452,7 +465,7 @@ class RowWriter:
                 ).format(
                     sequence=sql.Literal(sequence),
                     column=sql.Identifier(column),
-                    relation=_relation(schema),
+                    relation=relation_of(schema),
                 )
             )
 
@@ -477,75 +490,6 @@ class _BooleanDumper(psycopg.adapt.Dumper):
 
 class _ReplayNeededError(Exception):
     """The fold of this batch does not tell its outcome; the records' own order does."""
-
-
-class _Target:
-    """The names that the statements of one table use."""
-
-    def __init__(self, schema: TableSchema) -> None:
-        self.schema = schema
-        self.relation = _relation(schema)
-        self.columns = tuple(column.name for column in schema.writable)
-        self.key = [sql.Identifier(name) for name in schema.key]
-        self.old_key = [sql.Identifier(f"syncdata_old_{number}") for number in range(len(schema.key))]
-        types = {column.name: sql.SQL(column.sql_type) for column in schema.columns}
-        self._types = types
-        key_types = [types[name] for name in schema.key]
-        shape = sql.SQL("{} integer").format(_SHAPE)
-        old_key = [sql.SQL("{} {}").format(*pair) for pair in zip(self.old_key, key_types, strict=True)]
-        columns = [sql.SQL("{} {}").format(sql.Identifier(name), types[name]) for name in self.columns]
-        new_key = [sql.SQL("{} {}").format(*pair) for pair in zip(self.key, key_types, strict=True)]
-        self.staging_columns = sql.SQL(", ").join([shape, *old_key, *columns])
-        self.rekeyed_columns = sql.SQL(", ").join([*old_key, *new_key])
-        self.gone_columns = sql.SQL(", ").join([sql.SQL("{} boolean").format(_EXPECTED), *new_key])
-        # Another definition of the table is another staging table: the old one may still exist.
-        signature = repr([(column.name, column.sql_type, column.is_generated) for column in schema.columns])
-        self.suffix = f"{schema.oid}_{zlib.crc32((signature + repr(schema.key)).encode()):08x}"
-        self.staging = f"syncdata_rows_{self.suffix}"
-        self.gone = f"syncdata_gone_{self.suffix}"
-        self.rekeyed = f"syncdata_keys_{self.suffix}"
-
-    def settable(self, columns: Iterable[str]) -> list[str]:
-        """Those of *columns* that an UPDATE may set and that can differ."""
-        fixed = {column.name for column in self.schema.columns if column.is_always_identity}
-        fixed.update(self.schema.key)
-        return [name for name in columns if name not in fixed]
-
-    def bag_columns(self, columns: Sequence[str]) -> sql.Composed:
-        typed = [sql.SQL("{} {}").format(sql.Identifier(name), self._types[name]) for name in columns]
-        return sql.SQL(", ").join([sql.SQL("{} bigint").format(_COUNT), *typed])
-
-
-_SHAPE = sql.Identifier("syncdata_shape")
-_EXPECTED = sql.Identifier("syncdata_expected")
-_COUNT = sql.Identifier("syncdata_count")
-
-
-def _relation(schema: TableSchema) -> sql.Identifier:
-    return sql.Identifier(schema.written_to.schema, schema.written_to.name)
-
-
-def _names(columns: Iterable[str]) -> sql.Composed:
-    return sql.SQL(", ").join(map(sql.Identifier, columns))
-
-
-def _assignments(columns: Iterable[str], source: str) -> sql.Composed:
-    return sql.SQL(", ").join(
-        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Identifier(source, name)) for name in columns
-    )
-
-
-def _equalities(
-    left: Sequence[sql.Identifier],
-    left_alias: LiteralString,
-    right: Sequence[sql.Identifier],
-    right_alias: LiteralString,
-) -> sql.Composed:
-    pairs = (
-        sql.SQL("{}.{} = {}.{}").format(sql.SQL(left_alias), a, sql.SQL(right_alias), b)
-        for a, b in zip(left, right, strict=True)
-    )
-    return sql.SQL(" AND ").join(pairs)
 
 
 def _record_error(
