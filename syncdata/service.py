@@ -1,6 +1,6 @@
 """The service: what commands and the admin call. Composes configuration, whitelist, archive and target.
 
-Knows Django's connections; leaves files to the archive and rows to the target.
+Leaves files to the archive, rows to the target, and the connection to the session.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg
-from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.rows import dict_row
 
 from syncdata.conf import SyncConfig
@@ -36,9 +33,7 @@ from syncdata.engine.errors import (
     CloseError,
     CycleError,
     ResyncError,
-    RunError,
     SchemaError,
-    ServiceInitError,
     StateLoadError,
     StatusError,
     SyncError,
@@ -49,8 +44,9 @@ from syncdata.engine.errors import (
 from syncdata.engine.ledger import CheckpointMovedError, Position
 from syncdata.engine.rebuild import rebuild
 from syncdata.engine.rows import RowWriter
-from syncdata.engine.target import Target, prepare_session, translate
+from syncdata.engine.target import Target, translate
 from syncdata.engine.whitelist import parse_syncable
+from syncdata.session import EngineSession, init_error
 from syncdata.statefile import (
     NEVER,
     STATE_FILE_NAME,
@@ -65,8 +61,6 @@ __all__ = ["DaemonStatus", "SyncDataService", "SyncResult", "TableInfo", "format
 
 logger = logging.getLogger(__name__)
 
-# "sync" and "data" as two 32-bit keys: one daemon a database, whatever host it runs on.
-_LOCK_KEYS = (0x73796E63, 0x64617461)
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 # Resyncs and clears move checkpoints under a cycle; that many in a row are no coincidence any more.
 _MOST_RESTARTS = 10
@@ -102,7 +96,7 @@ class SyncDataService:
     def __init__(self, config: SyncConfig, *, progress: Progress | None = None) -> None:
         self._config = config
         self._progress = progress
-        self._wrapper: BaseDatabaseWrapper | None = None
+        self._session = EngineSession(config.database)
         self._archive: Archive | None = None
         self._run_id: int | None = None
         self._target: Target | None = None
@@ -149,8 +143,6 @@ class SyncDataService:
                     failures += 1
                     logger.error("%s", error, extra={"code": error.code})
                     self._note_failure(error)
-                    if isinstance(error, RunError):
-                        raise
                 stop.wait(min(interval_s, _retry_delay_s(failures)) if failures else interval_s)
 
     def run_once(self, stop: threading.Event | None = None) -> SyncResult:
@@ -166,7 +158,7 @@ class SyncDataService:
         """Rebuild *table* from the archive. Raises ResyncError; the old rows remain then."""
         name = TableName.parse(table)
         started = time.monotonic()
-        connection = self._connect()
+        connection = self._session.connect()
         try:
             self._adopt_predecessors_state(connection)
             result = rebuild(
@@ -181,7 +173,7 @@ class SyncDataService:
             self._log_failed_resync(name, error)
             raise
         except psycopg.Error as error:
-            raise _init_error(error) from error
+            raise init_error(error) from error
         logger.info("%s is rebuilt from %d files", name, result.files_processed)
         return _sync_result(result, started)
 
@@ -190,7 +182,7 @@ class SyncDataService:
 
         Returns the tables' names. Raises ClearError; then nothing is changed.
         """
-        connection = self._connect()
+        connection = self._session.connect()
         now = _utcnow()
         try:
             with connection.transaction():
@@ -214,7 +206,7 @@ class SyncDataService:
         A table that does not exist locally is accepted with a warning. Raises WhitelistAddError.
         """
         tables = list(dict.fromkeys(parse_syncable(name) for name in names))
-        connection = self._connect()
+        connection = self._session.connect()
         try:
             with connection.transaction():
                 added = [table for table in tables if _insert_into_whitelist(connection, table, creator)]
@@ -235,7 +227,7 @@ class SyncDataService:
         Raises WhitelistRemoveError, with nothing removed, when one is not whitelisted.
         """
         wanted = [_canonical(name) for name in names]
-        connection = self._connect()
+        connection = self._session.connect()
         try:
             with connection.transaction():
                 rows = connection.execute(
@@ -255,7 +247,7 @@ class SyncDataService:
 
     def list_tables(self) -> list[TableInfo]:
         """Return the whitelist with each table's checkpoint. Raises WhitelistListError."""
-        connection = self._connect()
+        connection = self._session.connect()
         try:
             rows = (
                 connection.cursor(row_factory=dict_row)
@@ -277,14 +269,13 @@ class SyncDataService:
     def get_status(self) -> DaemonStatus:
         """Return how the daemon does, wherever it runs. Raises StatusError."""
         tables = tuple(self.list_tables())
-        connection = self._connect()
+        connection = self._session.connect()
         try:
-            row = connection.execute(_IS_LOCKED, _LOCK_KEYS).fetchone()
+            is_active = self._session.is_locked_by_anyone()
             run = connection.cursor(row_factory=dict_row).execute(_LATEST_RUN).fetchone()
         except psycopg.Error as error:
             cause = translate(error)
             raise StatusError(f"the status cannot be read: {cause.message}", hint=cause.hint) from error
-        is_active = bool(row and row[0])
         return daemon_status(is_active, run, tables, frequency_s=self._config.data_sync_freq, now=_utcnow())
 
     # Inside
@@ -296,48 +287,28 @@ class SyncDataService:
     @contextmanager
     def _run(self, interval_s: int) -> Iterator[None]:
         """Be the one daemon of this database, and keep a run's books."""
-        connection = self._connect()
+        connection = self._session.connect()
         try:
-            self._lock(connection)
+            self._session.lock()
             self._adopt_predecessors_state(connection)
             self._run_id = ledger.start_run(
                 connection, host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
             )
         except psycopg.Error as error:
-            raise _init_error(error) from error
+            raise init_error(error) from error
         logger.info("process %d syncs from %s", os.getpid(), self._open_archive().describe())
         try:
             yield
         finally:
             self._end_run()
 
-    def _lock(self, connection: psycopg.Connection[Any]) -> None:
-        row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", _LOCK_KEYS).fetchone()
-        if not row or not row[0]:
-            raise RunError(
-                "another syncdata daemon runs on this database",
-                hint="stop it first (syncdata_stop, on the host where it runs); syncdata_status shows it",
-            )
-
-    def _lock_again(self, connection: psycopg.Connection[Any]) -> None:
-        """After a lost connection the server may not know yet that the old session is gone."""
-        try:
-            self._lock(connection)
-        except RunError as error:
-            connection.close()
-            raise CycleError(
-                "the lock on the database is still held, by our lost session or by another daemon",
-                hint="it is tried again; the server drops a lost session within two minutes",
-            ) from error
-
     def _end_run(self) -> None:
         run_id, self._run_id = self._run_id, None
-        if self._wrapper is None or run_id is None:
+        if not self._session.is_open or run_id is None:
             return
-        connection = self._wrapper.connection
         try:
-            ledger.end_run(connection, run_id, now=_utcnow())
-            connection.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK_KEYS)
+            ledger.end_run(self._session.connect(), run_id, now=_utcnow())
+            self._session.unlock()
         except psycopg.Error as error:
             logger.warning("the end of the run is not in the books: %s", type(error).__name__)
 
@@ -378,11 +349,11 @@ class SyncDataService:
         except SyncError as error:
             logger.error("%s", error, extra={"code": error.code})
             errors.append(error)
-        if self._wrapper is not None and self._run_id is not None:
+        if self._run_id is not None:
             last_error = str(errors[-1]) if errors else None
             try:
                 ledger.end_cycle(
-                    self._wrapper.connection, self._run_id, now=now, errors=len(errors), last_error=last_error
+                    self._session.connect(), self._run_id, now=now, errors=len(errors), last_error=last_error
                 )
             except psycopg.Error as error:
                 raise translate(error) from error
@@ -400,18 +371,18 @@ class SyncDataService:
     def _note_failure(self, error: SyncError) -> None:
         """Put a failed cycle into the run's books, or drop the connection if that fails, too."""
         try:
-            if self._wrapper is not None and self._run_id is not None:
+            if self._session.is_open and self._run_id is not None:
                 ledger.end_cycle(
-                    self._wrapper.connection, self._run_id, now=_utcnow(), errors=1, last_error=str(error)
+                    self._session.connect(), self._run_id, now=_utcnow(), errors=1, last_error=str(error)
                 )
-        except psycopg.Error:
+        except (psycopg.Error, SyncError):
             # The cycle's own error has been reported; this one has the same cause.
             self._disconnect()
 
     def _log_failed_resync(self, table: TableName, error: ResyncError) -> None:
         try:
             ledger.log_action(
-                self._connect(),
+                self._session.connect(),
                 table,
                 action="resync",
                 reference=error.file or "",
@@ -421,40 +392,14 @@ class SyncDataService:
         except (psycopg.Error, SyncError) as log_error:
             logger.warning("the failed resync is not in the audit log: %s", type(log_error).__name__)
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        """Return the service's own connection to the configured alias, a new one if the last has broken.
-
-        Raises ServiceInitError.
-        """
-        if self._wrapper is not None and self._wrapper.connection.closed:
-            self._disconnect()
-        if self._wrapper is None:
-            try:
-                wrapper = connections.create_connection(self._config.database)
-                settings = wrapper.settings_dict
-                options = {name: value for name, value in settings["OPTIONS"].items() if name != "pool"}
-                wrapper.settings_dict = {**settings, "OPTIONS": options}
-                wrapper.ensure_connection()
-                wrapper.set_autocommit(True)
-                # The loop may run in another thread than the one that closes the service.
-                wrapper.inc_thread_sharing()
-                prepare_session(wrapper.connection)
-                if self._run_id is not None:
-                    self._lock_again(wrapper.connection)
-            except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
-                raise _init_error(error) from error
-            self._wrapper = wrapper
-        connection: psycopg.Connection[Any] = self._wrapper.connection
-        return connection
-
     def _disconnect(self) -> None:
         self._target = None
-        if self._wrapper is not None:
-            wrapper, self._wrapper = self._wrapper, None
-            wrapper.close()
+        self._session.close()
 
     def _open_target(self) -> Target:
-        connection = self._connect()
+        if not self._session.is_open:
+            self._target = None
+        connection = self._session.connect()
         if self._target is None:
             self._target = Target(connection, metric_freq_hours=self._config.metric_freq, run_id=self._run_id)
         return self._target
@@ -509,15 +454,6 @@ class SyncDataService:
         save_state(self._config.state_dir / STATE_FILE_NAME, state)
 
 
-_IS_LOCKED = """
-SELECT EXISTS (
-    SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
-    AND classid = %s AND objid = %s
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-)
-"""
-
-
 # Busy: a batch has committed lately, so a cycle that takes long is at work, not stuck.
 _LATEST_RUN = """
 SELECT r.*, coalesce((SELECT max(last_sync_at) FROM data_sync_checkpoints) > now() - interval '5 minutes',
@@ -570,19 +506,6 @@ def _empty_tables(connection: psycopg.Connection[Any], names: Sequence[TableName
     writer.begin()
     for schema in schemas.values():
         writer.empty(schema)
-
-
-def _init_error(error: Exception) -> ServiceInitError:
-    # Django wraps the driver's error; the driver's own first line names host and database, no password.
-    cause = error.__cause__ if isinstance(error.__cause__, psycopg.Error) else error
-    first_line = str(cause).strip().partition("\n")[0]
-    is_schema = isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn)
-    return ServiceInitError(
-        f"the database cannot be used: {first_line or type(cause).__name__}",
-        hint="run 'python manage.py migrate'"
-        if is_schema
-        else "check the database's address, role and password",
-    )
 
 
 def _retry_delay_s(failures: int) -> float:

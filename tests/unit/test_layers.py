@@ -21,7 +21,7 @@ LAYERS = [
     {"engine.target"},
     {"engine.cycle"},
     {"engine.rebuild"},
-    {"conf", "statefile", "status", "daemon", "adoption"},
+    {"conf", "session", "statefile", "status", "daemon", "adoption"},
     {"models", "routers"},
     {"migrations", "checks"},
     {"apps", "service"},
