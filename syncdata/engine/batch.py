@@ -8,7 +8,10 @@ the local database only shows states that the source showed; only a transaction 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass
+
+import msgspec
 
 from syncdata.engine.changefile import LocatedRecord
 from syncdata.engine.changes import TableName, parse_lsn
@@ -42,61 +45,66 @@ class Batch:
     ends_file: bool
 
 
+class _Tally(msgspec.Struct):
+    """What has been read of the file so far; only ever grows."""
+
+    end_record: int
+    kept: int = 0
+    skipped: int = 0
+    repeated: int = 0
+    size_bytes: int = 0
+    cost_bytes: int = 0
+
+
 class _Draft:
-    """The batch being gathered, and how much of it is whole transactions."""
+    """The batch being gathered. ``border``: up to where it is whole transactions; ``taken``: up to where
+    batches have been made of it."""
 
     def __init__(self, end_record: int, commit_lsn: int | None) -> None:
         self.records: list[LocatedRecord] = []
-        self.end_record = self.taken_record = end_record
-        self.cost_bytes = self.size_bytes = self.skipped = self.repeated = 0
+        self.read = _Tally(end_record)
         self.commit_lsn = commit_lsn
         self.open_lsn: int | None = None
-        self.mark_border()
+        self.border = self.taken = copy(self.read)
+
+    @property
+    def cost_bytes(self) -> int:
+        return self.read.cost_bytes - self.taken.cost_bytes
+
+    @property
+    def holds_whole_transactions(self) -> bool:
+        return self.border.end_record > self.taken.end_record
 
     def mark_border(self) -> None:
         """All gathered so far is whole transactions."""
         if self.open_lsn is not None:
             self.commit_lsn, self.open_lsn = self.open_lsn, None
-        self.border = len(self.records)
-        self.border_record = self.end_record
-        self.border_cost, self.border_size = self.cost_bytes, self.size_bytes
-        self.border_skipped, self.border_repeated = self.skipped, self.repeated
+        self.border = copy(self.read)
+
+    def keep(self, located: LocatedRecord, cost_bytes: int) -> None:
+        self.records.append(located)
+        self.read.kept += 1
+        self.read.cost_bytes += cost_bytes
 
     def take_all(self, *, ends_file: bool = False) -> Batch:
-        batch = Batch(
-            records=self.records,
-            end_record=self.end_record,
-            commit_lsn=self.commit_lsn,
-            skipped=self.skipped,
-            repeated=self.repeated,
-            size_bytes=self.size_bytes,
-            ends_file=ends_file,
-        )
-        self.records = []
-        self.taken_record = self.end_record
-        self.cost_bytes = self.size_bytes = self.skipped = self.repeated = 0
-        self.border, self.border_record = 0, self.end_record
-        self.border_cost = self.border_size = self.border_skipped = self.border_repeated = 0
-        return batch
+        return self._take(copy(self.read), ends_file=ends_file)
 
     def take_whole_transactions(self) -> Batch:
-        batch = Batch(
-            records=self.records[: self.border],
-            end_record=self.border_record,
+        return self._take(self.border, ends_file=False)
+
+    def _take(self, end: _Tally, *, ends_file: bool) -> Batch:
+        start, self.taken = self.taken, end
+        kept = end.kept - start.kept
+        records, self.records = self.records[:kept], self.records[kept:]
+        return Batch(
+            records=records,
+            end_record=end.end_record,
             commit_lsn=self.commit_lsn,
-            skipped=self.border_skipped,
-            repeated=self.border_repeated,
-            size_bytes=self.border_size,
-            ends_file=False,
+            skipped=end.skipped - start.skipped,
+            repeated=end.repeated - start.repeated,
+            size_bytes=end.size_bytes - start.size_bytes,
+            ends_file=ends_file,
         )
-        self.records = self.records[self.border :]
-        self.taken_record = self.border_record
-        self.cost_bytes -= self.border_cost
-        self.size_bytes -= self.border_size
-        self.skipped -= self.border_skipped
-        self.repeated -= self.border_repeated
-        self.border = self.border_cost = self.border_size = self.border_skipped = self.border_repeated = 0
-        return batch
 
 
 def cut_batches(
@@ -116,15 +124,16 @@ def cut_batches(
     transactions before it.
     """
     draft = _Draft(start_record, applied_lsn)
+    read = draft.read
     names = {(name.schema, name.name) for name in wanted}
     mark: str | None = None
     is_repeat = False
     source = iter(records)
-    while until_record is None or draft.end_record < until_record:
+    while until_record is None or read.end_record < until_record:
         try:
             located = next(source, None)
         except ParseError:
-            if draft.border_record > draft.taken_record:
+            if draft.holds_whole_transactions:
                 yield draft.take_whole_transactions()
             raise
         if located is None:
@@ -142,17 +151,17 @@ def cut_batches(
             is_repeat = lsn is not None and applied_lsn is not None and lsn <= applied_lsn
             draft.open_lsn = None if is_repeat else lsn
         if is_repeat:
-            draft.repeated += 1
+            read.repeated += 1
         elif (record.schema, record.table) in names:
-            cost = located.size_bytes + RECORD_OVERHEAD_BYTES
-            while draft.records and draft.cost_bytes + cost > limits.batch_bytes:
-                yield draft.take_whole_transactions() if draft.border else draft.take_all()
-            draft.records.append(located)
-            draft.cost_bytes += cost
+            cost_bytes = located.size_bytes + RECORD_OVERHEAD_BYTES
+            while draft.records and draft.cost_bytes + cost_bytes > limits.batch_bytes:
+                is_whole = draft.border.kept > draft.taken.kept
+                yield draft.take_whole_transactions() if is_whole else draft.take_all()
+            draft.keep(located, cost_bytes)
         else:
-            draft.skipped += 1
-        draft.end_record += 1
-        draft.size_bytes += located.size_bytes
+            read.skipped += 1
+        read.end_record += 1
+        read.size_bytes += located.size_bytes
     # Another table's checkpoint may lie inside a transaction, so this end is no commit.
-    if draft.end_record > draft.taken_record:
+    if read.end_record > draft.taken.end_record:
         yield draft.take_all()
