@@ -44,7 +44,7 @@ from syncdata.engine.errors import (
 from syncdata.engine.ledger import CheckpointMovedError, Position
 from syncdata.engine.rebuild import rebuild
 from syncdata.engine.rows import RowWriter
-from syncdata.engine.target import Target, translate
+from syncdata.engine.target import Target, parents_first, translate
 from syncdata.engine.whitelist import parse_syncable
 from syncdata.session import EngineSession, init_error
 from syncdata.statefile import (
@@ -504,8 +504,8 @@ def _empty_tables(connection: psycopg.Connection[Any], names: Sequence[TableName
     schemas = read_schemas(connection, names)
     writer = RowWriter(connection)
     writer.begin()
-    for schema in schemas.values():
-        writer.empty(schema)
+    order = parents_first({name: schema.parents for name, schema in schemas.items()})
+    writer.empty_all([schemas[name] for name in order])
 
 
 def _retry_delay_s(failures: int) -> float:

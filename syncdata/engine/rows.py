@@ -138,6 +138,18 @@ class RowWriter:
             raise _ReplayNeededError
         return replace(plan.counts, missing=plan.counts.missing + missing)
 
+    def empty_all(self, schemas: Sequence[TableSchema]) -> None:
+        """Remove all rows of tables given parents first; together where no other table refers to them."""
+        if not schemas:
+            return
+        relations = sql.SQL(", ").join(relation_of(schema) for schema in schemas)
+        try:
+            with self._connection.transaction():
+                self._cursor.execute(sql.SQL("TRUNCATE {}").format(relations))
+        except psycopg.errors.FeatureNotSupported:
+            for schema in reversed(schemas):
+                self.empty(schema)
+
     def empty(self, schema: TableSchema) -> None:
         """Remove all rows. A table that others refer to cannot be truncated alone."""
         verb: LiteralString = "DELETE FROM {}" if schema.has_inbound_keys else "TRUNCATE {}"

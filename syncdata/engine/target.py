@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
@@ -403,15 +403,19 @@ def _runs(
         yield last[0], run
 
 
-def _parents_first(parts: Mapping[TableName, TablePart]) -> Sequence[TableName]:
-    """Order tables so that foreign keys point backwards; tables that refer to each other by name."""
+def _parents_first(parts: Mapping[TableName, TablePart]) -> list[TableName]:
+    return parents_first(
+        {
+            table: part.plan.schema.parents if isinstance(part.plan, TablePlan) else frozenset()
+            for table, part in parts.items()
+        }
+    )
+
+
+def parents_first(parents: Mapping[TableName, Collection[TableName]]) -> list[TableName]:
+    """Order tables so that foreign keys point backwards; where they form a ring, by name."""
     graph = {
-        table: [
-            parent
-            for parent in sorted(part.plan.schema.parents if isinstance(part.plan, TablePlan) else ())
-            if parent in parts
-        ]
-        for table, part in sorted(parts.items())
+        table: [parent for parent in sorted(parents[table]) if parent in parents] for table in sorted(parents)
     }
     try:
         return list(TopologicalSorter(graph).static_order())
