@@ -16,7 +16,6 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from syncsite.demo.postgres import PostgresServer, embedded_binaries, system_binaries
 
@@ -34,10 +33,6 @@ class Database:
     def params(self) -> dict[str, Any]:
         """Keyword arguments for `psycopg.connect`."""
         return self.server.params(self.name)
-
-    @property
-    def dsn(self) -> str:
-        return make_conninfo(**self.params)
 
     @property
     def pg_keys(self) -> dict[str, Any]:

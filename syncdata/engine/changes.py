@@ -111,10 +111,6 @@ class ChangeRecord(msgspec.Struct, frozen=True, gc=False):
     xid: int | str | None = None
     commit_lsn: str | None = None
 
-    @property
-    def table_name(self) -> TableName:
-        return TableName(self.schema, self.table)
-
 
 class Json(str):
     """The text of a JSON array or object, exactly as it stood in the file."""

@@ -205,7 +205,11 @@ class Cycle:
             stream = self._archive.fetch(file)
             size_bytes = stream.seek(0, os.SEEK_END)
             stream = up_to(stream, size_bytes, stop=self._stop)
-            inspection = inspect(stream, file.name)
+            try:
+                inspection = inspect(stream, file.name)
+            except BaseException:  # a stop, too
+                stream.close()
+                raise
             yield Fetched(file=file, stream=stream, size_bytes=size_bytes, inspection=inspection)
 
     def _apply_file(self, group: Group, fetched: Fetched, *, is_newest: bool, until: Position | None) -> bool:

@@ -228,7 +228,7 @@ class Target:
                     failed[table] = reason
         self._check_constraints(prepared, entries)
         if end.is_finished:
-            self._advance_sequences(entries)
+            self._advance_sequences()
         healthy = set(tables) - failed.keys()
         ledger.advance(self._connection, healthy, end, entries, now=now)
         for table, error in failed.items():
@@ -323,13 +323,15 @@ class Target:
         ).fetchall()
         return next((name for row in rows if (name := TableName(*row)) in entries), None)
 
-    def _advance_sequences(self, entries: Mapping[TableName, Entry]) -> None:
+    def _advance_sequences(self) -> None:
         for table, schema in list(self._sequences_due.items()):
             try:
                 with self._connection.transaction():
                     self._writer.advance_sequences(schema)
-            except psycopg.errors.InsufficientPrivilege:
-                pass  # A role that may not move a sequence may not draw from it, either.
+            except psycopg.ProgrammingError:
+                # A role that may not move a sequence may not draw from it, either; or the table has been
+                # changed or dropped since its catalog was read.
+                pass
             del self._sequences_due[table]
 
     def _add_metrics(self, entries: Mapping[TableName, Entry], now: dt.datetime) -> None:

@@ -193,10 +193,10 @@ def test_everything_a_record_says_is_read_on_both_ways() -> None:
         b'"ts":"2026-02-05 10:30:00+00","xid":7,"commit_lsn":"0/2","from the future":{"x":[1]}}\n'
     )
     plain, exact = parse_record(line % b'"1"'), parse_record(line % b"[1]")
-    assert plain.table_name == TableName("shop", "t")
+    assert (plain.schema, plain.table) == ("shop", "t")
     assert (plain.op, plain.data, plain.old_keys) == ("UPDATE", {"a": "1"}, {"a": "1"})
     assert (plain.lsn, plain.ts, plain.xid, plain.commit_lsn) == ("0/1", "2026-02-05 10:30:00+00", 7, "0/2")
-    for name in ("table_name", "op", "old_keys", "lsn", "ts", "xid", "commit_lsn"):
+    for name in ("schema", "table", "op", "old_keys", "lsn", "ts", "xid", "commit_lsn"):
         assert getattr(exact, name) == getattr(plain, name)
 
 
@@ -213,7 +213,8 @@ def test_everything_a_record_says_is_read_on_both_ways() -> None:
     ],
 )
 def test_optional_parts_may_be_absent_or_null(line: dict[str, Any]) -> None:
-    assert parse_record(json.dumps({"table": "t", **line}).encode()).table_name == TableName("public", "t")
+    record = parse_record(json.dumps({"table": "t", **line}).encode())
+    assert (record.schema, record.table, record.op) == ("public", "t", line["op"])
 
 
 @pytest.mark.parametrize(
