@@ -11,13 +11,13 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syncsite.settings")
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
-    from django.db import OperationalError
+    from django.db import OperationalError, ProgrammingError
 
     from syncdata.engine.errors import SyncError
 
     try:
         execute_from_command_line(sys.argv)
-    except (ImproperlyConfigured, OperationalError, SyncError) as error:
+    except (ImproperlyConfigured, OperationalError, ProgrammingError, SyncError) as error:
         if "--traceback" in sys.argv:
             raise
         sys.exit(explain(error))
@@ -25,7 +25,7 @@ def main() -> None:
 
 def explain(error: Exception) -> str:
     """Return what an operator should read in place of a traceback."""
-    from django.db import OperationalError
+    from django.db import OperationalError, ProgrammingError
 
     from syncdata.conf import load_config_file
     from syncdata.engine.errors import ServiceInitError, SyncError
@@ -35,11 +35,16 @@ def explain(error: Exception) -> str:
         load_config_file()
     except SyncError as cause:
         return str(cause)
+    first_line = str(error).partition("\n")[0]
     if isinstance(error, OperationalError):
-        first_line = str(error).partition("\n")[0]
-        return str(
-            ServiceInitError(first_line, hint="check that PostgreSQL runs and the pg_* keys are right")
+        hint = "check that PostgreSQL runs and the pg_* keys are right"
+        return str(ServiceInitError(first_line, hint=hint))
+    if isinstance(error, ProgrammingError):
+        hint = (
+            "run 'python manage.py migrate'; if the database is that of a Django project with users of its"
+            " own, install syncdata into that project instead (README)"
         )
+        return str(ServiceInitError(first_line, hint=hint))
     return str(error)
 
 

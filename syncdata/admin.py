@@ -6,7 +6,6 @@ Log and metrics grow to millions of rows, so no page counts or scans a whole tab
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Any, cast
 
 from django.contrib import admin, messages
@@ -16,7 +15,9 @@ from django.db import connections, models, router
 from django.forms import ModelForm
 from django.http import HttpRequest
 from django.template.defaultfilters import truncatechars
+from django.utils.formats import date_format
 from django.utils.functional import cached_property
+from django.utils.timezone import localtime
 from rangefilter.filters import DateTimeRangeFilterBuilder
 
 from syncdata.engine.catalog import read_schemas
@@ -146,12 +147,13 @@ class TableToSyncAdmin(admin.ModelAdmin):
         return table.checkpoint_rows_synced
 
     @admin.display(ordering="checkpoint_last_sync_at")
-    def last_sync(self, table: Any) -> datetime | None:
-        return table.checkpoint_last_sync_at
+    def last_sync(self, table: Any) -> str:
+        moment = table.checkpoint_last_sync_at
+        return date_format(localtime(moment), "DATETIME_FORMAT") if moment else "-"
 
     @admin.display()
-    def error(self, table: Any) -> str | None:
-        return table.checkpoint_error
+    def error(self, table: Any) -> str:
+        return table.checkpoint_error or "-"
 
     @admin.display(description="error")
     def error_summary(self, table: Any) -> str:
@@ -182,11 +184,11 @@ class SyncLogAdmin(ReadOnlyAdmin):
         "table_name",
         "action",
         "status",
-        "error_summary",
         "rows_synced",
         "changes",
         "archive_ref",
         "duration_ms",
+        "error_summary",
     )
     list_display_links = ("sync_time", "table_name")
     list_filter = (("sync_time", DateTimeRangeFilterBuilder(title="time")), "status", "action", TableFilter)

@@ -118,7 +118,7 @@ def config_from_settings(values: object, environ: Mapping[str, str]) -> SyncConf
     reading.require("state_dir")
     state_dir = reading.values.get("state_dir")
     if state_dir is not None and not state_dir.is_dir():
-        reading.problems.append(f"state_dir: {state_dir} is not a directory")
+        reading.problems.append(f"state_dir: {state_dir} is not a directory; make it: mkdir -p {state_dir}")
     return reading.finish(where)
 
 

@@ -68,8 +68,8 @@ _MOST_RESTARTS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncResult:
-    """What a cycle or a resync did. ``records_skipped``: of tables not whitelisted; ``records_failed``: of
-    tables that are blocked now; ``duration`` in seconds; ``last_lsn`` as ``X/Y`` or empty.
+    """What a cycle or a resync did. ``records_skipped``: of tables that did not take part;
+    ``records_failed``: of tables that are blocked now; ``duration`` in seconds; ``last_lsn`` as ``X/Y``.
     ``waiting_for``: the newest change file, while it is still being written."""
 
     files_processed: int = 0
@@ -157,6 +157,12 @@ class SyncDataService:
     def resync(self, table: str, *, stop: threading.Event | None = None) -> SyncResult:
         """Rebuild *table* from the archive. Raises ResyncError; the old rows remain then."""
         name = TableName.parse(table)
+        if str(name) not in {info.table_name for info in self.list_tables()}:
+            raise ResyncError(
+                "the table is not whitelisted",
+                hint=f"run 'python manage.py add_tables {name}'",
+                table=str(name),
+            )
         started = time.monotonic()
         connection = self._session.connect()
         try:
@@ -357,8 +363,9 @@ class SyncDataService:
                 )
             except psycopg.Error as error:
                 raise translate(error) from error
-        logger.info(
-            "cycle done: %d files, %d added, %d updated, %d deleted, %d skipped, %d failed in %.1f s",
+        logger.log(
+            logging.INFO if result.files_processed or errors else logging.DEBUG,
+            "cycle done: %d file(s), %d added, %d updated, %d deleted, %d skipped, %d failed in %.1f s",
             sync_result.files_processed,
             sync_result.records_added,
             sync_result.records_updated,

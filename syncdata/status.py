@@ -85,7 +85,7 @@ def daemon_status(
     problems = [f"{info.table_name} is blocked: {info.error}" for info in tables if info.state == "blocked"]
     if not is_active:
         problems.append("no daemon runs on this database: start one with syncdata_start")
-    elif last_error and not problems:
+    if last_error and last_error not in {info.error for info in tables}:
         problems.append(f"the last cycle failed: {last_error}")
     if is_active and run and not run["is_busy"]:
         idle_s = (now - (last_sync or run["started_at"])).total_seconds()

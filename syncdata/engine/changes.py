@@ -48,7 +48,8 @@ class TableName(msgspec.Struct, frozen=True, order=True):
         Raises SchemaError when *text* names no table.
         """
         parts = _split_identifiers(text.strip())
-        if parts is None or len(parts) > 2 or not all(parts) or "\0" in text:
+        is_name = parts is not None and len(parts) <= 2 and all(map(_is_identifier, parts))
+        if parts is None or not is_name:
             raise SchemaError(
                 f"{text!r} is not a table name",
                 hint='write table, schema.table, or "quoted.name" for a name with a dot',
@@ -58,6 +59,11 @@ class TableName(msgspec.Struct, frozen=True, order=True):
     def __str__(self) -> str:
         name = _quote_if_needed(self.name)
         return name if self.schema == DEFAULT_SCHEMA else f"{_quote_if_needed(self.schema)}.{name}"
+
+
+def _is_identifier(part: str) -> bool:
+    """PostgreSQL cuts longer names off, so a longer one names no table."""
+    return 0 < len(part.encode(errors="replace")) <= 63 and "\0" not in part
 
 
 def _split_identifiers(text: str) -> list[str] | None:

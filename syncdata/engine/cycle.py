@@ -217,6 +217,7 @@ class Cycle:
         name = fetched.file.name
         try:
             if not self._is_readable(group.position, fetched, is_newest=is_newest):
+                self._at_end |= group.tables
                 return False
             self._progress.file_started(name, fetched.size_bytes)
             self._apply_batches(group, fetched, until=until)

@@ -93,8 +93,6 @@ def _where_the_others_stand(connection: Connection[Any], table: TableName) -> Po
     """Return the farthest checkpoint of the other tables, so that this one joins them; None without any."""
     with connection.transaction():
         checkpoints = ledger.open_checkpoints(connection)
-    if table not in {checkpoint.table for checkpoint in checkpoints}:
-        raise ResyncError("the table is not whitelisted", hint=f"run 'python manage.py add_tables {table}'")
     positions = [c.position for c in checkpoints if c.table != table and c.position.file]
     return max(positions, key=lambda position: position.order, default=None)
 

@@ -437,7 +437,7 @@ class RowWriter:
         delete could cascade. So only the keys that are gone are deleted, and the rest upserted.
         """
         target = TargetNames(live)
-        may_delete_all = self.is_silent or not live.key
+        may_delete_all = self.is_silent or not live.key or not live.has_inbound_keys
         keep = sql.SQL("EXISTS (SELECT FROM {} s WHERE {})").format(
             relation_of(shadow), equalities(target.key, "t", target.key, "s")
         )

@@ -55,15 +55,21 @@ class SyncCommand(BaseCommand):
     def execute(self, *args: Any, **options: Any) -> str | None:
         verbosity = 2 if options.get("verbose") else options["verbosity"]
         levels = {0: logging.ERROR, 1: self.log_level(options)}
-        with _logging_to_stderr(levels.get(verbosity, logging.DEBUG)):
+        is_reported = not self.is_daemon(options)
+        with _logging_to_stderr(levels.get(verbosity, logging.DEBUG), without_errors=is_reported):
             try:
                 return super().execute(*args, **options)
             except (DatabaseError, psycopg.Error) as error:
                 raise _database_error(error) from error
 
+    def is_daemon(self, options: Mapping[str, Any]) -> bool:
+        """Whether the command goes on after errors, so that the log must tell of them. Others end with
+        them, and report each once, as the last thing they say."""
+        return False
+
     def log_level(self, options: Mapping[str, Any]) -> int:
         """Return what is logged when neither more nor less was asked for."""
-        return logging.WARNING
+        return logging.INFO if self.is_daemon(options) else logging.WARNING
 
     @contextlib.contextmanager
     def open_service(self, **kwargs: Any) -> Iterator[SyncDataService]:
@@ -105,13 +111,18 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 @contextlib.contextmanager
-def _logging_to_stderr(level: int) -> Iterator[None]:
-    """Show the app's log on stderr, unless the project has configured where it goes."""
+def _logging_to_stderr(level: int, *, without_errors: bool) -> Iterator[None]:
+    """Show the app's log on stderr, unless the project has configured where it goes.
+
+    *without_errors*: leave out the records of a SyncError, which the command itself will report.
+    """
     app_logger = logging.getLogger("syncdata")
     previous_level = app_logger.level
     handler = None if app_logger.hasHandlers() else _StderrHandler()
     if handler is not None:
         handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+        if without_errors:
+            handler.addFilter(lambda record: not hasattr(record, "code"))
         app_logger.addHandler(handler)
     if handler is not None or level == logging.DEBUG:  # DEBUG was asked for on the command line
         app_logger.setLevel(level)
@@ -145,7 +156,7 @@ def format_result(result: SyncResult) -> str:
         f" in {format_duration(result.duration)}:"
         f" {result.records_added:,} added, {result.records_updated:,} updated,"
         f" {result.records_deleted:,} deleted, {result.records_truncated:,} truncated,"
-        f" {result.records_skipped:,} skipped (not whitelisted),"
+        f" {result.records_skipped:,} skipped (other tables),"
         f" {result.records_failed:,} failed"
     )
 

@@ -18,14 +18,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
 
-from syncsite.demo.backup_host import ArchiveWriter, SftpAccess, serve_sftp
 from syncsite.demo.postgres import PostgresServer, dies_with_parent, embedded_binaries
 from syncsite.demo.shop import PRIVATE, SCHEMA, WHITELIST, Shop, expected_text
+
+if TYPE_CHECKING:
+    from syncsite.demo.backup_host import ArchiveWriter, SftpAccess
 
 MANAGE = Path(__file__).resolve().parents[2] / "manage.py"
 MARKER = ".syncdata-demo"
@@ -164,9 +166,16 @@ class Stage:
 @contextmanager
 def set_stage(folder: Path) -> Iterator[Stage]:
     """Start the servers and write the configuration; stop them all at the end."""
+    try:
+        # Not above: the rest of the site, and this command's --help, work without the demo's packages.
+        from syncsite.demo.backup_host import ArchiveWriter, serve_sftp
+
+        binaries = embedded_binaries()
+    except ModuleNotFoundError as error:
+        raise DemoError(f"the demo needs {error.name or 'more packages'}: pip install '.[demo]'") from error
     _make_empty(folder)
     with ExitStack() as stack:
-        postgres = PostgresServer(binaries=embedded_binaries())
+        postgres = PostgresServer(binaries=binaries)
         stack.callback(postgres.stop)
         postgres.start()
         with postgres.connect(autocommit=True) as connection:

@@ -142,3 +142,14 @@ def test_rows_that_row_security_hides_are_an_error_not_missing(world: World) -> 
     world.execute("ALTER TABLE t DISABLE ROW LEVEL SECURITY")
     assert blocked(world) == []
     assert world.rows("SELECT * FROM t") == []
+
+
+def test_a_resync_exchanges_unique_values_under_a_deferrable_key(world: World) -> None:
+    table = "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, email text UNIQUE)"
+    begin(world, table, tables=("t",))
+    world.write(FIRST, [insert("t", id=1, email="a"), insert("t", id=2, email="b")])
+    world.sync()
+    world.execute("DELETE FROM t", "INSERT INTO t VALUES (1, 'b'), (2, 'a')")
+    with world.service() as service:
+        service.resync("t")
+    assert world.rows("SELECT * FROM t ORDER BY id") == [(1, "a"), (2, "b")]

@@ -271,7 +271,7 @@ def test_one_cycle_says_what_it_did(service: Service, capsys: pytest.CaptureFixt
     assert run("syncdata_start", "--once") == 0
     assert capsys.readouterr().out == (
         "1,234 records of 2 files in 0.0 s: 1,200 added, 30 updated, 4 deleted,"
-        " 0 truncated, 5 skipped (not whitelisted), 0 failed\n"
+        " 0 truncated, 5 skipped (other tables), 0 failed\n"
     )
 
 

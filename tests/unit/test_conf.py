@@ -353,7 +353,7 @@ def test_the_settings_need_a_directory_for_the_state(tmp_path: Path) -> None:
     del values["state_dir"]
     assert problems(lambda: config_from_settings(values, {})) == ["state_dir: is required"]
     [problem] = problems(lambda: config_from_settings(in_settings(tmp_path, state_dir="/none"), {}))
-    assert problem == "state_dir: /none is not a directory"
+    assert problem == "state_dir: /none is not a directory; make it: mkdir -p /none"
 
 
 def test_the_settings_take_an_alias_and_no_connection(tmp_path: Path) -> None:

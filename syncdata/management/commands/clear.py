@@ -12,7 +12,8 @@ class Command(SyncCommand):
 Empty all synced tables and forget how far they were: the next cycle syncs them again from the start
 of the archive.
 
-Rows that exist only locally are lost as well. The whitelist, the audit log and the metrics stay. To
+Rows that exist only locally are lost, and so are those that are older than the archive's first
+change file: load them anew before the next cycle. The whitelist, the audit log and the metrics stay. To
 rebuild single tables without an empty moment, use resync."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -30,7 +31,8 @@ rebuild single tables without an empty moment, use resync."""
     def _confirm(self, tables: list[str]) -> None:
         """Ask the operator; raise ClearError unless the answer is yes."""
         self.stdout.write(
-            f"This deletes ALL rows of {format_count(len(tables), 'table')}: {', '.join(tables) or '-'}"
+            f"This deletes ALL rows of {format_count(len(tables), 'table')}: {', '.join(tables) or '-'}."
+            " The next cycle brings back what the archive holds, from its first change file on."
         )
         try:
             answer = input("Continue? [y/N] ")

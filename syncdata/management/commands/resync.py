@@ -13,7 +13,8 @@ class Command(SyncCommand):
 Rebuild synced tables from the archive, beginning with its first change file.
 
 Other sessions see the old rows until the new ones are complete, never an empty or half-built table;
-a failure leaves the old rows. Rows that exist only locally are lost. Unblocks a blocked table. The
+a failure leaves the old rows. Rows that exist only locally are lost, and so are those that are older
+than the archive's first change file. Unblocks a blocked table. The
 tables are rebuilt one after the other; if one fails the others are still rebuilt, and the exit
 status is 1."""
 

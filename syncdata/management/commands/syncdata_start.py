@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping
@@ -54,9 +53,9 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
             else:
                 service.run_loop(interval_s=interval, stop=stop)
 
-    def log_level(self, options: Mapping[str, Any]) -> int:
+    def is_daemon(self, options: Mapping[str, Any]) -> bool:
         # One cycle prints what it did; a daemon has only its log to tell.
-        return super().log_level(options) if options["once"] else logging.INFO
+        return not options["once"]
 
     def _run_once(self, service: SyncDataService, stop: Event, verbosity: int) -> None:
         result = service.run_once(stop=stop)

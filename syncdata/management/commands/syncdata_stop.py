@@ -1,11 +1,19 @@
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import contextlib
+from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
 from syncdata.conf import load_config
 from syncdata.daemon import PID_FILE_NAME, stop_daemon
 from syncdata.management.base import SyncCommand
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) < float("inf"):
+            return seconds
+    raise ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
 
 
 class Command(SyncCommand):
@@ -19,7 +27,7 @@ after the timeout."""
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--timeout",
-            type=float,
+            type=_seconds,
             default=60.0,
             metavar="S",
             help="Seconds to wait for the running batch (default: %(default)g).",

@@ -40,6 +40,7 @@ class Command(BaseCommand):
 
     def handle(self, *, once: bool, folder: Path, port: int, **options: Any) -> None:
         signal.signal(signal.SIGTERM, _exit_in_order)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it
         stays_up = not once and sys.stdin.isatty() and sys.stdout.isatty()
         try:
             with set_stage(folder.absolute()) as stage:
@@ -49,8 +50,10 @@ class Command(BaseCommand):
                     self._keep_up(stage, free_port(port))
                     is_equal = self._report(stage)
                 else:
-                    self._show_login(f"http://127.0.0.1:{port}/admin/", stage)
-                    self.stdout.write("(on a terminal `make demo` keeps it up)")
+                    self.stdout.write(
+                        f"\nOn a terminal `make demo` keeps the daemon and the admin running:"
+                        f" http://127.0.0.1:{port}/admin/, user {ADMIN_USER}, with a password it then shows."
+                    )
         except DemoError as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
