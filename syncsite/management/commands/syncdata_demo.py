@@ -50,10 +50,8 @@ class Command(BaseCommand):
                     self._keep_up(stage, free_port(port))
                     is_equal = self._report(stage)
                 else:
-                    self.stdout.write(
-                        f"\nOn a terminal `make demo` keeps the daemon and the admin running:"
-                        f" http://127.0.0.1:{port}/admin/, user {ADMIN_USER}, with a password it then shows."
-                    )
+                    self._show_login(f"http://127.0.0.1:{port}/admin/", stage)
+                    self.stdout.write("It is up while `make demo` runs on a terminal; this run ends here.")
         except DemoError as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
