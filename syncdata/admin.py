@@ -13,10 +13,11 @@ from django.contrib.admin.widgets import AdminTextInputWidget
 from django.core.paginator import Paginator
 from django.db import connections, models, router
 from django.forms import ModelForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import truncatechars
 from django.utils.formats import date_format
 from django.utils.functional import cached_property
+from django.utils.text import capfirst
 from django.utils.timezone import localtime
 from rangefilter.filters import DateTimeRangeFilterBuilder
 
@@ -55,7 +56,17 @@ class TableFilter(admin.SimpleListFilter):
         return queryset if self.value() is None else queryset.filter(table_name=self.value())
 
 
-class ReadOnlyAdmin(admin.ModelAdmin):
+class PlainlyTitledAdmin(admin.ModelAdmin):
+    """Lists titled by what they hold, since there is nothing to "select to view"."""
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        title = capfirst(self.opts.verbose_name_plural)
+        return super().changelist_view(request, {"title": title, **(extra_context or {})})
+
+
+class ReadOnlyAdmin(PlainlyTitledAdmin):
     """Rows that only the engine writes: nobody, a superuser included, adds, changes or deletes them."""
 
     paginator = EstimatingPaginator
@@ -78,7 +89,7 @@ def _of_checkpoint(field: str) -> models.Subquery:
 
 
 @admin.register(TableToSync)
-class TableToSyncAdmin(admin.ModelAdmin):
+class TableToSyncAdmin(PlainlyTitledAdmin):
     """The whitelist. To remove a row leaves the table's data, and its checkpoint, where they are."""
 
     list_display = (
