@@ -295,28 +295,30 @@ class SyncDataService:
         """Be the one daemon of this database, and keep a run's books."""
         connection = self._session.connect()
         try:
-            self._session.lock()
-            self._adopt_predecessors_state(connection)
-            self._run_id = ledger.start_run(
-                connection, host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
-            )
-        except psycopg.Error as error:
-            raise init_error(error) from error
-        logger.info("process %d syncs from %s", os.getpid(), self._open_archive().describe())
-        try:
+            try:
+                self._session.lock()
+                self._adopt_predecessors_state(connection)
+                self._run_id = ledger.start_run(
+                    connection, host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
+                )
+            except psycopg.Error as error:
+                raise init_error(error) from error
+            logger.info("process %d syncs from %s", os.getpid(), self._open_archive().describe())
             yield
         finally:
             self._end_run()
 
     def _end_run(self) -> None:
-        run_id, self._run_id = self._run_id, None
-        if not self._session.is_open or run_id is None:
-            return
+        run_id, self._run_id, self._target = self._run_id, None, None  # the target writes the run's books
         try:
-            ledger.end_run(self._session.connect(), run_id, now=_utcnow())
-            self._session.unlock()
+            if self._session.is_open and run_id is not None:
+                ledger.end_run(self._session.connect(), run_id, now=_utcnow())
         except psycopg.Error as error:
             logger.warning("the end of the run is not in the books: %s", type(error).__name__)
+        try:
+            self._session.unlock()
+        except psycopg.Error as error:
+            logger.warning("the lock goes with the lost session: %s", type(error).__name__)
 
     def _run_cycle(self, stop: threading.Event, *, deadline: float | None = None) -> SyncResult:
         started = time.monotonic()
@@ -378,7 +380,7 @@ class SyncDataService:
     def _note_failure(self, error: SyncError) -> None:
         """Put a failed cycle into the run's books, or drop the connection if that fails, too."""
         try:
-            if self._session.is_open and self._run_id is not None:
+            if self._run_id is not None:
                 ledger.end_cycle(
                     self._session.connect(), self._run_id, now=_utcnow(), errors=1, last_error=str(error)
                 )
@@ -404,10 +406,8 @@ class SyncDataService:
         self._session.close()
 
     def _open_target(self) -> Target:
-        if not self._session.is_open:
-            self._target = None
         connection = self._session.connect()
-        if self._target is None:
+        if self._target is None or not self._target.is_on(connection):
             self._target = Target(connection, metric_freq_hours=self._config.metric_freq, run_id=self._run_id)
         return self._target
 

@@ -60,7 +60,7 @@ class EngineSession:
 
     def lock(self) -> None:
         """Become the one daemon of this database. Raises RunError when there is another."""
-        if not _try_lock(self.connect()):
+        if not self._holds_lock and not _try_lock(self.connect()):
             raise RunError(
                 "another syncdata daemon runs on this database",
                 hint="stop it first (syncdata_stop, on the host where it runs); syncdata_status shows it",
@@ -69,8 +69,8 @@ class EngineSession:
 
     def unlock(self) -> None:
         """Make room for another daemon. Raises psycopg.Error when the connection has broken."""
-        self._holds_lock = False
-        if self._wrapper is not None:
+        held, self._holds_lock = self._holds_lock, False
+        if held and self._wrapper is not None and self.is_open:
             self._wrapper.connection.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK_KEYS)
 
     def is_locked_by_anyone(self) -> bool:

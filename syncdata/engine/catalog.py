@@ -20,7 +20,7 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid,
        EXISTS (SELECT FROM pg_constraint f
                WHERE f.contype = 'f' AND f.confrelid = c.oid AND f.conrelid <> c.oid) AS has_inbound_keys,
        EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid
-               AND f.confdeltype IN ('c', 'n', 'd')) AS has_cascades
+               AND (f.confdeltype IN ('c', 'n', 'd') OR NOT f.condeferrable)) AS has_cascades
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) AS wanted (schema, name)
 JOIN pg_namespace n ON n.nspname = wanted.schema
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')

@@ -136,19 +136,20 @@ class Cycle:
         groups = _group_by_position(checkpoints)
         if not groups:
             return self.result
-        files = self._discover(since=groups[0].position.file or None)
+        files = self.discover(since=groups[0].position.file or None)
         *behind, front = groups
         self.advance(front, files)
         self.result.position = front.position
         self._catch_up(behind, files)
         # What blocked them has gone without a record to apply: the file was withdrawn, say.
         healed = self._at_end & {checkpoint.table for checkpoint in checkpoints if checkpoint.error}
+        healed -= self.result.blocked.keys()  # those that have met another error since they were noted
         if healed:
             self._target.unblock(healed)
         self._progress.files_found(0, 0)
         return self.result
 
-    def _discover(self, since: str | None) -> list[ChangeFile]:
+    def discover(self, since: str | None) -> list[ChangeFile]:
         """List the archive; nothing when a stop comes first, however long the host takes to answer."""
         listing = ahead(
             (self._archive.discover(name) for name in [since]),

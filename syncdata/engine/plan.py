@@ -149,7 +149,7 @@ def as_replacement(plan: TablePlan) -> TablePlan | None:
         if shape.mode == "move":
             writes.setdefault(shape, []).extend(rows)
             continue
-        key_of = _key_getter(shape.columns, plan.schema.key)
+        key_of = key_getter(shape.columns, plan.schema.key)
         if shape.mode == "update":
             writes.setdefault(Shape("move", shape.columns), []).extend((*key_of(row), *row) for row in rows)
         elif len(shape.columns) == width:
@@ -161,7 +161,7 @@ def as_replacement(plan: TablePlan) -> TablePlan | None:
     return replace(plan, gone=gone, writes=writes)
 
 
-def _key_getter(columns: tuple[str, ...], key: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Key]:
+def key_getter(columns: tuple[str, ...], key: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Key]:
     positions = [columns.index(name) for name in key]
     return lambda row: tuple([to_text(row[position], ColumnType()) or "" for position in positions])
 

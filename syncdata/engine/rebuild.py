@@ -54,8 +54,8 @@ def rebuild(
         prepare_session(connection)
         until = _where_the_others_stand(connection, table)
         shadow = _ShadowTarget(connection, table)
-        files = archive.discover(since=None)
         cycle = Cycle(archive, shadow, limits=limits, progress=progress, stop=stop)
+        files = cycle.discover(since=None)
         group = Group({table}, START)
         if until is not None:
             files = [file for file in files if (file.stem, False, 0) < until.order]

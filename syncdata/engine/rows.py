@@ -25,7 +25,7 @@ from psycopg import Connection, sql
 
 from syncdata.engine.changefile import LocatedRecord
 from syncdata.engine.errors import ApplyError
-from syncdata.engine.plan import Counts, Shape, TablePlan, as_replacement, make_plan
+from syncdata.engine.plan import Counts, Shape, TablePlan, as_replacement, key_getter, make_plan
 from syncdata.engine.reader import Key
 from syncdata.engine.schema import TableSchema
 from syncdata.engine.staging import (
@@ -174,6 +174,7 @@ class RowWriter:
         missing = 0
         moves_in_place = self._moves_in_place(plan.schema)
         if moves_in_place:
+            _refuse_chains(plan)
             missing += self._remove_keys(target, plan.gone.keys() - plan.rekeyed.keys(), plan.gone)
             self._rekey(target, plan.rekeyed)
         for number, shape in shapes:
@@ -441,19 +442,33 @@ class RowWriter:
         keep = sql.SQL("EXISTS (SELECT FROM {} s WHERE {})").format(
             relation_of(shadow), equalities(target.key, "t", target.key, "s")
         )
-        on_conflict = sql.SQL("ON CONFLICT ({}) DO UPDATE SET {}").format(
+        settable = target.settable(target.columns)
+        on_conflict = sql.SQL("ON CONFLICT ({}) DO {}").format(
             sql.SQL(", ").join(target.key),
-            assignments(target.settable(target.columns) or live.key[:1], "excluded"),
+            sql.SQL("UPDATE SET {}").format(assignments(settable, "excluded"))
+            if settable
+            else sql.SQL("NOTHING"),
         )
         self._cursor.execute(
             sql.SQL("DELETE FROM {} t WHERE NOT {}").format(
                 target.relation, sql.SQL("false") if may_delete_all else keep
             )
         )
+        if not may_delete_all and live.is_key_deferrable:  # which ON CONFLICT cannot use
+            same = equalities(target.key, "t", target.key, "s")
+            if settable:
+                self._cursor.execute(
+                    sql.SQL("UPDATE {} t SET {} FROM {} s WHERE {}").format(
+                        target.relation, assignments(settable, "s"), relation_of(shadow), same
+                    )
+                )
+            on_conflict = sql.SQL("WHERE NOT EXISTS (SELECT FROM {} t WHERE {})").format(
+                target.relation, same
+            )
         self._cursor.execute(
             sql.SQL(
                 "INSERT INTO {live} ({columns}) OVERRIDING SYSTEM VALUE"
-                " SELECT {columns} FROM {shadow} {on_conflict}"
+                " SELECT {columns} FROM {shadow} s {on_conflict}"
             ).format(
                 live=target.relation,
                 columns=names_of(target.columns),
@@ -480,6 +495,23 @@ class RowWriter:
                     relation=relation_of(schema),
                 )
             )
+
+
+def _refuse_chains(plan: TablePlan) -> None:
+    """A row moved in place to a key that another row leaves would be moved again, were that one missing.
+
+    Raises _ReplayNeededError.
+    """
+    width = len(plan.schema.key)
+    left: set[Key] = set()
+    taken = set(plan.rekeyed.values())
+    for shape, rows in plan.writes.items():
+        if shape.mode == "move":
+            key_of = key_getter(shape.columns, plan.schema.key)
+            left.update(row[:width] for row in rows)
+            taken.update(key_of(row[width:]) for row in rows)
+    if not left.isdisjoint(taken):
+        raise _ReplayNeededError
 
 
 def is_servers_fault(error: Exception) -> bool:

@@ -31,7 +31,7 @@ class Column:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSchema:
     """``key``: the columns of the primary key, else of the replica identity index, else empty.
-    ``has_cascades``: a delete changes rows that refer to it, of this table or others. ``sequences``:
+    ``has_cascades``: a delete changes, or is refused at once for, rows that refer to it. ``sequences``:
     (column, oid) of the sequences that columns own or default to. ``shadow``: the table that is written in
     this one's place while it is rebuilt."""
 

@@ -146,6 +146,9 @@ class Target:
             prepare_session(connection)
             self._writer = RowWriter(connection)
 
+    def is_on(self, connection: Connection[Any]) -> bool:
+        return self._connection is connection
+
     def checkpoints(self) -> list[Checkpoint]:
         """Return the checkpoint of every whitelisted table, new tables at the archive's beginning."""
         with _translated(), self._connection.transaction():
@@ -387,7 +390,7 @@ def _valid_lsn(text: str | None) -> str | None:
 def _runs(
     records: Iterable[LocatedRecord], parts: Mapping[TableName, TablePart]
 ) -> Iterator[tuple[TableName, list[LocatedRecord]]]:
-    """Cut *records* where the table changes, and around each DELETE and TRUNCATE."""
+    """Cut *records* where the table changes, and between those that remove rows and the others."""
     last: tuple[TableName, bool] | None = None
     run: list[LocatedRecord] = []
     for located in records:
@@ -396,7 +399,7 @@ def _runs(
         if table not in parts:
             continue
         removes = record.op in ("DELETE", "TRUNCATE")
-        if last is not None and (last != (table, removes) or removes):
+        if last is not None and last != (table, removes):
             yield last[0], run
             run = []
         last = (table, removes)
