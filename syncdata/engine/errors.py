@@ -141,3 +141,50 @@ class CycleError(SyncError, code="SHD_SYN_092"):
 
 class CloseError(SyncError, code="SHD_SYN_093"):
     """The service could not be closed cleanly."""
+
+
+# The production side.
+
+
+class SourceConnectionError(SyncError, code="SHD_SYN_101"):
+    """The source cannot be reached, or refuses the login."""
+
+
+class SourceSetupError(SyncError, code="SHD_SYN_102"):
+    """Something that logical replication needs is missing at the source."""
+
+
+class SlotError(SyncError, code="SHD_SYN_103"):
+    """The replication slot is missing, in use, invalidated, recreated or moved by somebody else."""
+
+
+class SourceChangedError(SyncError, code="SHD_SYN_104"):
+    """The source is another system or timeline, or the archive is not the one that was written before."""
+
+
+class CaptureError(SyncError, code="SHD_SYN_105"):
+    """A replication message cannot be decoded."""
+
+
+class SpoolError(SyncError, code="SHD_SYN_106"):
+    """The spool directory cannot be read or written."""
+
+
+class DeliveryError(SyncError, code="SHD_SYN_107"):
+    """A file cannot be put into the archive, or a different one has its name there."""
+
+
+class SnapshotError(SyncError, code="SHD_SYN_108"):
+    """A snapshot cannot be taken."""
+
+
+class RetentionError(SyncError, code="SHD_SYN_109"):
+    """Files that nobody needs any more cannot be removed from the archive."""
+
+
+class ArchiverStatusError(SyncError, code="SHD_SYN_110"):
+    """The archiver is not healthy, or its status cannot be read."""
+
+
+class ArchiverRunError(SyncError, code="SHD_SYN_111"):
+    """The archiver cannot run: another one does."""

@@ -29,7 +29,7 @@ LAYERS = [
     {"management.base"},
     {"management.commands"},
 ]
-PACKAGES = {"", "engine", "management"}  # they hold a version or a docstring, and import nothing
+PACKAGES = {"", "engine", "capture", "management"}  # they hold a version or a docstring, and import nothing
 
 
 def module_name(path: Path) -> str:
@@ -80,7 +80,7 @@ def test_packages_import_nothing(module: str) -> None:
     assert not imports_of(module) - {"__future__.annotations"}
 
 
-@pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("engine")))
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith(("engine", "capture"))))
 def test_the_engine_knows_nothing_of_django(module: str) -> None:
     assert not [name for name in imports_of(module) if name.partition(".")[0] == "django"]
 
@@ -94,6 +94,8 @@ def test_what_decides_is_pure(module: str) -> None:
     assert not {name.partition(".")[0] for name in imports_of(f"engine.{module}")} & impure
 
 
-@pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("engine.")))
+@pytest.mark.parametrize(
+    "module", sorted(name for name in MODULES if name.startswith(("engine.", "capture.")))
+)
 def test_every_module_of_the_engine_says_what_it_knows(module: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[module].read_text()))

@@ -1,0 +1,1 @@
+"""The production side: from a replication slot to change files and snapshots. No Django in here."""
