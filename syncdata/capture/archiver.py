@@ -57,10 +57,8 @@ from syncdata.engine.errors import (
     CaptureError,
     SlotError,
     SlotInUseError,
-    SourceChangedError,
     SourceConnectionError,
     SpoolError,
-    SyncError,
 )
 
 logger = logging.getLogger(__name__)
@@ -453,5 +451,3 @@ def _newest_file(archive: WritableArchive, since: str | None) -> str | None:
 def _remove_from_spool(file: SpooledFile) -> None:
     with translated(file.path):
         file.path.unlink(missing_ok=True)
-
-

@@ -41,7 +41,6 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     last_commit_lsn: str | None = None
     confirmed_lsn: str
     confirmed_at: str = ""
-    last_file_at: str = ""
 
     @property
     def floor(self) -> int:
@@ -116,9 +115,7 @@ def save_chain(directory: Path, chain: Chain) -> None:
     write_durably(directory / CHAIN_FILE_NAME, msgspec.json.format(msgspec.json.encode(chain)) + b"\n")
 
 
-def new_epoch(
-    identity: Identity, slot: Slot, newest_file: str | None, now: dt.datetime
-) -> Chain:
+def new_epoch(identity: Identity, slot: Slot, newest_file: str | None, now: dt.datetime) -> Chain:
     """Return a chain that begins where *slot* stands; its first file follows *newest_file*."""
     return Chain(
         system_id=identity.system_id,
@@ -132,9 +129,7 @@ def new_epoch(
     )
 
 
-def from_archive(
-    header: Header, footer: Footer, name: str, slot: Slot, now: dt.datetime
-) -> Chain:
+def from_archive(header: Header, footer: Footer, name: str, slot: Slot, now: dt.datetime) -> Chain:
     """Return the chain whose state was lost, from the archive's newest file.
 
     Raises SourceChangedError when the slot has moved beyond that file: then only the lost state could
@@ -171,8 +166,8 @@ def require_same_source(chain: Chain, identity: Identity, slot: Slot) -> None:
         )
     if chain.timeline != identity.timeline:
         raise SourceChangedError(
-            f"the source is on timeline {identity.timeline}, the chain on {chain.timeline}: it was restored or"
-            " failed over",
+            f"the source is on timeline {identity.timeline}, the chain on {chain.timeline}: it was restored"
+            " or failed over",
             hint=NEW_EPOCH_HINT,
         )
     if chain.slot != slot.name:

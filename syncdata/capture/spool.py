@@ -174,9 +174,7 @@ def finished_files(directory: Path) -> list[SpooledFile]:
                 if inspection.header is None or inspection.footer is None:
                     path.unlink()
                     continue
-                found.append(
-                    SpooledFile(path=path, header=inspection.header, footer=inspection.footer)
-                )
+                found.append(SpooledFile(path=path, header=inspection.header, footer=inspection.footer))
     return found
 
 
@@ -220,7 +218,7 @@ def _compress(raw: BinaryIO, compression: Compression) -> BinaryIO:
         case "gzip":
             return gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0)  # type: ignore[return-value]
         case "zstd":
-            return zstandard.ZstdCompressor(level=1, write_checksum=True).stream_writer(raw, closefd=False)  # type: ignore[return-value]
+            return zstandard.ZstdCompressor(level=1, write_checksum=True).stream_writer(raw, closefd=False)
     return raw
 
 
