@@ -21,6 +21,7 @@ LAYERS = [
     {"engine.target"},
     {"engine.cycle"},
     {"engine.rebuild"},
+    {"confkeys"},
     {"conf", "session", "statefile", "status", "daemon", "adoption"},
     {"models", "routers"},
     {"migrations", "checks"},
