@@ -34,6 +34,7 @@ from syncdata.engine.sftp import SftpSettings
 logger = logging.getLogger(__name__)
 
 CONFIG_VARIABLE = "DATA_SYNC_CONFIG"
+NEW_PASSWORD_VARIABLE = "SOURCE_PG_NEW_PASSWORD"
 _SETTINGS = "settings.SYNCDATA"
 
 
@@ -152,6 +153,11 @@ def load_config_file() -> SyncConfig:
     """
     path, values = _read_named_file()
     return config_from_toml(values, os.environ, path)
+
+
+def new_source_password() -> str | None:
+    """Return the password that the environment has for a role that is made at the source."""
+    return os.environ.get(NEW_PASSWORD_VARIABLE) or None
 
 
 def is_production_host() -> bool:
