@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from syncdata.engine import sftp
@@ -427,16 +428,16 @@ def test_an_upload_that_is_cut_again_and_again_is_given_up_and_readers_see_nothi
 def test_a_rename_whose_answer_is_lost_is_recognised(
     sshd: SshServer, remote: WritableArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename = sftp.paramiko.SFTPClient.rename
+    rename = paramiko.SFTPClient.rename
     renames: list[str] = []
 
-    def rename_and_lose_the_answer(self: sftp.paramiko.SFTPClient, old: str, new: str) -> None:
+    def rename_and_lose_the_answer(self: paramiko.SFTPClient, old: str, new: str) -> None:
         rename(self, old, new)
         renames.append(new)
         sshd.cut()
         raise EOFError
 
-    monkeypatch.setattr(sftp.paramiko.SFTPClient, "rename", rename_and_lose_the_answer)
+    monkeypatch.setattr(paramiko.SFTPClient, "rename", rename_and_lose_the_answer)
     put(remote, NAME, b"content")
     assert len(renames) == 1 and tree(sshd.archive_dir) == {NAME: b"content"}
 
