@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from django.db import connections
 
-from syncdata.engine.archive import ChangeFile, LocalArchive, LocalSettings
+from syncdata.engine.archive import ArchivedFile, LocalArchive, LocalSettings
 from syncdata.engine.cycle import NoProgress
 from syncdata.engine.errors import ParseError, WhitelistAddError
 from syncdata.engine.ledger import CheckpointMovedError
@@ -159,7 +159,7 @@ class SlowArchive(LocalArchive):
         self._is_closed = threading.Event()
         self.is_waiting = threading.Event()
 
-    def fetch(self, file: ChangeFile) -> BinaryIO:
+    def fetch(self, file: ArchivedFile) -> BinaryIO:
         if file.name != FIRST:
             self.is_waiting.set()
             self._is_closed.wait(30)
