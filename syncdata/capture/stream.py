@@ -41,6 +41,10 @@ TEXT_SETTINGS = {
     "lc_monetary": "C",
     "search_path": "pg_catalog",
 }
+# A server that hears of us within half of it asks for an answer only when it shuts down.
+_SENDER_TIMEOUT = {"wal_sender_timeout": "60s"}
+# A host that vanishes without a word is noticed by the kernel, but only if it is told to hurry.
+_NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
 
 _POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _XLOG_DATA, _KEEPALIVE = b"wk"
@@ -190,8 +194,9 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
 
     On such a connection statements must have no parameters: it knows the simple query protocol only.
     """
-    options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in TEXT_SETTINGS.items())
-    given = {name: value for name, value in params.items() if value is not None}
+    settings = TEXT_SETTINGS | _SENDER_TIMEOUT
+    options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in settings.items())
+    given = _NETWORK | {name: value for name, value in params.items() if value is not None}
     if mine := given.pop("options", ""):
         options = f"{mine} {options}"
     return psycopg.connect(**given, replication="database", options=options, autocommit=True)
