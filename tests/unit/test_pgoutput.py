@@ -21,7 +21,9 @@ def row(*values: bytes) -> bytes:
     return struct.pack(">H", len(values)) + b"".join(values)
 
 
-def relation(*columns: str, key: int = 1, schema: str = "public", name: str = "users", oid: int = OID) -> bytes:
+def relation(
+    *columns: str, key: int = 1, schema: str = "public", name: str = "users", oid: int = OID
+) -> bytes:
     """The first *key* columns are the replica identity's."""
     described = b"".join(
         bytes([number < key]) + column.encode() + b"\0" + struct.pack(">Ii", 25, -1)
@@ -141,7 +143,9 @@ WHOLE = [
 
 
 @given(message=st.sampled_from(WHOLE), data=st.data())
-def test_a_message_cut_anywhere_is_an_error_and_never_a_wrong_value(message: bytes, data: st.DataObject) -> None:
+def test_a_message_cut_anywhere_is_an_error_and_never_a_wrong_value(
+    message: bytes, data: st.DataObject
+) -> None:
     decoder = Decoder()
     decoder.decode(relation("id", "name", "bio"))
     cut = data.draw(st.integers(0, len(message) - 1))

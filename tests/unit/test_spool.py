@@ -22,7 +22,9 @@ from syncdata.capture.spool import (
 from syncdata.engine.changefile import Header, inspect, read_records
 from syncdata.engine.errors import SpoolError
 
-HEADER = Header(syncdata=1, system_id="7", timeline=1, slot="s", epoch="e", seq=1, created="2026-02-05T10:30:00Z")
+HEADER = Header(
+    syncdata=1, system_id="7", timeline=1, slot="s", epoch="e", seq=1, created="2026-02-05T10:30:00Z"
+)
 NOW = dt.datetime(2026, 2, 5, 10, 30, tzinfo=dt.UTC)
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 
