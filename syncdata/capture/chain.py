@@ -122,7 +122,7 @@ def new_epoch(identity: Identity, slot: Slot, newest_file: str | None, now: dt.d
         timeline=identity.timeline,
         slot=slot.name,
         # A time, so that no two epochs share a name, even where an older one was forgotten.
-        epoch=f"{now.astimezone(dt.UTC):%Y%m%dT%H%M%SZ}",
+        epoch=f"{now.astimezone(dt.UTC):%Y%m%dT%H%M%S.%fZ}",
         last_file=newest_file,
         confirmed_lsn=format_lsn(slot.confirmed_lsn or 0),
         confirmed_at=format_moment(now),

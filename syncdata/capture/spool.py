@@ -54,17 +54,21 @@ class FileWriter:
 
     def __init__(self, directory: Path, part_name: str, header: Header, compression: Compression) -> None:
         self.header = header
-        self.text_bytes = 0
         self._directory = directory
         self._part = directory / part_name
         self._compression = compression
         self._lines: list[bytes] = []
-        self._buffered_bytes = 0
+        self._buffered_bytes = self._flushed_bytes = 0
         self._digest = hashlib.sha256()
         with translated(self._part):
             self._raw = self._part.open("wb")
             self._out = _compress(self._raw, compression)
         self.write(comment(header))
+
+    @property
+    def text_bytes(self) -> int:
+        """How much was written so far, before compression."""
+        return self._flushed_bytes + self._buffered_bytes
 
     @property
     def suffix(self) -> str:
@@ -122,7 +126,7 @@ class FileWriter:
         block = b"".join(self._lines)
         self._lines.clear()
         self._buffered_bytes = 0
-        self.text_bytes += len(block)
+        self._flushed_bytes += len(block)
         self._digest.update(block)
         with translated(self._part):
             self._out.write(block)

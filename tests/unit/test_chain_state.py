@@ -94,7 +94,7 @@ def test_the_header_that_follows_counts_on_and_names_the_last_file() -> None:
 
 def test_a_new_epoch_counts_from_one_and_follows_the_archive() -> None:
     chain = new_epoch(HERE, slot(), "changes_x.json", NOW)
-    assert chain.epoch == "20260205T103000Z"
+    assert chain.epoch == "20260205T103000.000000Z"
     assert (chain.header(NOW).seq, chain.header(NOW).prev, chain.floor) == (1, "changes_x.json", -1)
 
 
