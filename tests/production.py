@@ -1,4 +1,4 @@
-"""A whole production side for a test: a database with a publication and a slot, and the archiver that reads it."""
+"""A whole production side for a test: database, publication, slot, and the archiver that reads it."""
 
 from __future__ import annotations
 

@@ -368,10 +368,10 @@ class _Session:
 
     def _read_burst(self) -> bool:
         """Read what has arrived, up to some limit; tell whether there may be more."""
-        if self._delivery.waiting >= MOST_WAITING:
-            return False
         read, handle = self._stream.read, self._handle
         for _ in range(_BURST_MESSAGES):
+            if self._delivery.waiting >= MOST_WAITING:
+                return False
             message = read()
             if message is None:
                 self._stream.wait(0)

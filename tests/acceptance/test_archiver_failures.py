@@ -212,8 +212,8 @@ def test_uploads_that_are_cut_are_done_once(far_site: Site, sshd: SshServer) -> 
         for _ in range(6):
             # Random, so that it is as long when it is compressed.
             far_site.production.execute(
-                f"INSERT INTO journal SELECT {next(far_site.numbers)}, string_agg(gen_random_uuid()::text, '')"
-                " FROM generate_series(1, 100000)"
+                f"INSERT INTO journal SELECT {next(far_site.numbers)},"
+                " string_agg(gen_random_uuid()::text, '') FROM generate_series(1, 100000)"
             )
         until(lambda: far_site.archived() == far_site.journal())
         assert daemon.error is None
@@ -576,7 +576,7 @@ def test_two_archivers_on_one_slot_never_archive_the_same(
     with site.daemon() as daemon:
         until(lambda: site.slot.active_pid is not None)
         with Daemon(Archiver(settings, site.open_archive)) as other:
-            until(lambda: "is active for PID" in caplog.text)
+            until(lambda: other.error or "is active for PID" in caplog.text)
             site.write()
             until(lambda: site.archived() == site.journal())
             until(lambda: other.error is not None)
