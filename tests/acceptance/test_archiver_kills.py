@@ -220,8 +220,9 @@ def _what_happened(source: PostgresServer) -> list[tuple[Any, ...]]:
         f" 'proto_version', '1', 'publication_names', '{PUBLICATION}')"
     )
     with source.connect(autocommit=True) as connection:
-        messages = connection.execute(query).fetchall()  # type: ignore[arg-type]
-    decoder, happened, commit = Decoder(), [], ""
+        messages = connection.execute(query).fetchall()
+    happened: list[tuple[Any, ...]] = []
+    decoder, commit = Decoder(), ""
     for lsn, content in messages:
         match decoder.decode(bytes(content)):
             case Begin(commit_lsn=commit_lsn):
@@ -244,7 +245,7 @@ def _told(record: ChangeRecord) -> tuple[Any, ...]:
     )
 
 
-def _replayed(records: list[ChangeRecord]) -> dict[str, list[tuple[str | None, ...]]]:
+def _replayed(records: list[ChangeRecord]) -> dict[str, list[tuple[Any, ...]]]:
     """Play the records on empty tables; return their rows in the key's order."""
     tables: dict[str, dict[Any, tuple[Any, ...]]] = {"journal": {}, "account": {}, "scratch": {}}
     for record in records:
@@ -261,9 +262,9 @@ def _replayed(records: list[ChangeRecord]) -> dict[str, list[tuple[str | None, .
     return {name: sorted(rows.values(), key=lambda row: int(row[0])) for name, rows in tables.items()}
 
 
-def _rows(source: PostgresServer, query: str) -> list[tuple[str | None, ...]]:
+def _rows(source: PostgresServer, query: str) -> list[tuple[Any, ...]]:
     with source.connect(autocommit=True) as connection:
-        rows = connection.execute(query).fetchall()  # type: ignore[arg-type]
+        rows = connection.execute(query).fetchall()
     return sorted(
         (tuple(None if value is None else str(value) for value in row) for row in rows),
         key=lambda row: int(row[0] or 0),
