@@ -19,7 +19,7 @@ import pytest
 from syncdata.capture import archiver as archiver_module
 from syncdata.capture import delivery as delivery_module
 from syncdata.capture.archiver import Archiver, CaptureSettings
-from syncdata.capture.chain import CHAIN_FILE_NAME, Chain, load_chain
+from syncdata.capture.chain import CHAIN_FILE_NAME, Chain, load_chain, save_chain
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.capture.stream import ReplicationStream, SlotInUseError
 from syncdata.engine.archive import (
@@ -30,7 +30,14 @@ from syncdata.engine.archive import (
     WritableArchive,
 )
 from syncdata.engine.changefile import inspect
-from syncdata.engine.errors import SlotError, SourceChangedError, SourceSetupError, SpoolError, SyncError
+from syncdata.engine.errors import (
+    DeliveryError,
+    SlotError,
+    SourceChangedError,
+    SourceSetupError,
+    SpoolError,
+    SyncError,
+)
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 from tests.chains import archived_records
 from tests.production import Production
@@ -688,7 +695,7 @@ def test_another_system_in_the_sources_place_is_refused(own_site: Site, own_serv
     try:
         name = own_site.production.database.name
         with other.connect(autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            connection.execute(f"CREATE DATABASE {name}")
         with pytest.raises(SourceChangedError, match="SHD_SYN_104: the source is another system"):
             own_site.run_once()
     finally:
@@ -737,19 +744,18 @@ def test_a_new_epoch_that_is_cut_short_can_be_begun_again(
 ) -> None:
     site.run_once()
     _leave_a_file_in_the_spool(site)
-    save = archiver_module.save_chain
     for failing in (1, 2):
         calls = count(1)
 
         def save_or_fail(directory: Path, chain: Chain, calls: Any = calls, failing: int = failing) -> None:
             if next(calls) == failing:
                 raise SpoolError("cut short")
-            save(directory, chain)
+            save_chain(directory, chain)
 
         monkeypatch.setattr(archiver_module, "save_chain", save_or_fail)
         with pytest.raises(SpoolError, match="cut short"):
             site.archiver().begin_epoch()
-    monkeypatch.setattr(archiver_module, "save_chain", save)
+    monkeypatch.setattr(archiver_module, "save_chain", save_chain)
     site.archiver().begin_epoch()
     site.write()
     site.run_once()
@@ -767,7 +773,7 @@ def _leave_a_file_in_the_spool(site: Site) -> None:
 
     class Refusing(LocalArchive):
         def put(self, name: str, content: BinaryIO) -> None:
-            raise archiver_module.DeliveryError("not now")
+            raise DeliveryError("not now")
 
     site.write()
     refusing = Archiver(site.settings, lambda: Refusing(LocalSettings(directory=site.directory)))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import psycopg
 import pytest
@@ -143,7 +143,7 @@ class Runner:
         self._process.stdout.close()
 
     @property
-    def _to(self) -> TextIO:
+    def _to(self) -> IO[str]:
         assert self._process.stdin is not None
         return self._process.stdin
 
