@@ -91,7 +91,7 @@ class ArchivingService:
             )
 
     def get_status(self) -> ArchiverStatus:
-        """Return how the archiver does, from the slot and the spool; a source that is away is a problem of it."""
+        """Return how the archiver does, from slot and spool; a source that is away is one of its problems."""
         slot, problems = None, []
         try:
             slot = self.read_slot()
