@@ -18,7 +18,7 @@ from syncdata.capture.archiver import Archived, Archiver, CaptureSettings
 from syncdata.capture.chain import Chain, load_chain
 from syncdata.capture.retention import Removals, prune
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.capture.snapshot import SnapshotProgress, TakenSnapshot, take_snapshots
+from syncdata.capture.snapshot import NO_PROGRESS, SnapshotProgress, TakenSnapshot, take_snapshots
 from syncdata.capture.spool import Compression, list_finished, translated
 from syncdata.capture.stream import source_error
 from syncdata.conf import SourceConfig
@@ -64,7 +64,7 @@ class ArchivingService:
         tables: Sequence[str] = (),
         *,
         stop: threading.Event,
-        progress: SnapshotProgress | None = None,
+        progress: SnapshotProgress = NO_PROGRESS,
     ) -> list[TakenSnapshot]:
         """Put a snapshot of each of *tables*, without any of all configured ones, into the archive.
 

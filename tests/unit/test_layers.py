@@ -35,7 +35,8 @@ LAYERS = [
     {"migrations", "checks"},
     {"apps", "service", "production", "archiving"},
     {"admin", "management.progress", "management.interpreter"},
-    {"management.base"},
+    {"management.base", "management.snapshotprogress"},
+    {"management.archiving"},
     {"management.commands"},
 ]
 PACKAGES = {"", "engine", "capture", "management"}  # they hold a version or a docstring, and import nothing

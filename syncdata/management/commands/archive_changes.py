@@ -10,13 +10,14 @@ from syncdata.archiving import ArchivingService
 from syncdata.conf import load_source_config
 from syncdata.daemon import stop_daemon, stop_on_signals
 from syncdata.engine.errors import ArchiverRunError, ArchiverStatusError
-from syncdata.management.base import SyncCommand, format_count, format_json
+from syncdata.management.archiving import ArchivingCommand
+from syncdata.management.base import format_count, format_json
 from syncdata.management.interpreter import tune_interpreter
 
 _ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop")
 
 
-class Command(SyncCommand):
+class Command(ArchivingCommand):
     help = """\
 Write the committed changes of the [source] database as change files into the archive.
 
@@ -80,7 +81,7 @@ Both may run beside the daemon."""
         elif options["prune"]:
             self._prune(service, is_dry_run=options["dry_run"])
         elif options["snapshot"] is not None:
-            self.take_snapshots(service, options["snapshot"], options["verbosity"])
+            self.take_snapshots(service, options["snapshot"], verbosity=options["verbosity"])
         elif options["new_epoch"]:
             self._begin_epoch(service, options["interactive"], options["verbosity"])
         else:
@@ -102,12 +103,6 @@ Both may run beside the daemon."""
                 f" {format_count(archived.files, 'file')}"
             )
 
-    def take_snapshots(self, service: ArchivingService, tables: list[str], verbosity: int) -> None:
-        with stop_on_signals() as stop, self.show_snapshot_progress(verbosity) as progress:
-            taken = service.take_snapshots(tables, stop=stop, progress=progress)
-        for snapshot in taken:
-            self.stdout.write(f"{snapshot.name}: {format_count(snapshot.rows, 'row')}")
-
     def _begin_epoch(self, service: ArchivingService, interactive: bool, verbosity: int) -> None:
         if interactive:
             self.confirm(
@@ -117,7 +112,7 @@ Both may run beside the daemon."""
             )
         chain = service.begin_epoch()
         self.stdout.write(f"epoch {chain.epoch} begins at {chain.confirmed_lsn}")
-        self.take_snapshots(service, [], verbosity)
+        self.take_snapshots(service, [], verbosity=verbosity)
         self.stdout.write("Start archive_changes again, and resync the tables on every local machine.")
 
     def _prune(self, service: ArchivingService, *, is_dry_run: bool) -> None:
