@@ -1,4 +1,4 @@
-"""A whole production side for a test: a database with a publication and a slot, and the archiver that reads it."""
+"""A whole production side for a test: a database with publication and slot, and the archiver that reads it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from psycopg import sql
 
 from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
 from syncdata.engine.archive import LocalArchive, LocalSettings
 from syncdata.engine.changes import TableName
 from syncsite.demo.postgres import PostgresServer
@@ -76,6 +77,11 @@ class Production:
     def archive(self) -> None:
         """Put all that was committed before now into the archive."""
         self.archiver().run_once(threading.Event())
+
+    def snapshot(self, *tables: str, stop: threading.Event | None = None) -> list[TakenSnapshot]:
+        chain = self.archiver().open_chain()
+        names = [TableName.parse(table) for table in tables]
+        return take_snapshots(self.settings, self.open_archive, chain, names, stop=stop or threading.Event())
 
     def create_slot(self) -> None:
         self.execute(f"SELECT pg_create_logical_replication_slot('{self.slot_name}', 'pgoutput')")
