@@ -100,11 +100,9 @@ class ReplicationStream:
 
     def identify(self) -> Identity:
         try:
-            row = self._connection.execute("IDENTIFY_SYSTEM").fetchone()
+            return read_identity(self._connection)
         except psycopg.Error as error:
             raise source_error(error) from error
-        assert row is not None
-        return Identity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
 
     def slot(self, name: str) -> Slot | None:
         try:
@@ -195,6 +193,13 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
     if mine := given.pop("options", ""):
         options = f"{mine} {options}"
     return psycopg.connect(**given, replication="database", options=options, autocommit=True)
+
+
+def read_identity(connection: psycopg.Connection[Any]) -> Identity:
+    """Return what a replication connection is connected to."""
+    row = connection.execute("IDENTIFY_SYSTEM").fetchone()
+    assert row is not None
+    return Identity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
 
 
 def source_error(error: psycopg.Error) -> SyncError:

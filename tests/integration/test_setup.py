@@ -210,7 +210,7 @@ def test_running_it_again_changes_nothing(production: Production) -> None:
     production.setup()
     before = production.catalog()
     result = production.service.setup()
-    assert (result.changes, result.creates_slot) == ((), False)
+    assert (result.changes, result.new_tables) == ((), ())
     assert production.catalog() == before
 
 
@@ -610,7 +610,7 @@ def test_a_lost_slot_is_missed(production: Production) -> None:
     finally:
         production.execute("ALTER SYSTEM RESET max_slot_wal_keep_size", "SELECT pg_reload_conf()")
     production.service.drop()
-    assert production.service.setup().creates_slot
+    assert production.service.setup().new_tables
 
 
 # Roles
