@@ -27,7 +27,7 @@ LAYERS = [
     {"engine.rebuild"},
     {"capture.pgoutput", "capture.slot", "capture.spool", "capture.prerequisites"},
     {"capture.records", "capture.stream", "capture.delivery", "capture.setup"},
-    {"capture.chain", "capture.source"},
+    {"capture.chain", "capture.source", "capture.consistent"},
     {"capture.archiver", "confkeys"},
     {"capture.snapshot", "capture.retention", "archiverstatus"},
     {"conf", "session", "statefile", "status", "daemon", "adoption"},
