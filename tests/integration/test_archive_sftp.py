@@ -24,6 +24,7 @@ from syncdata.engine import sftp
 from syncdata.engine.archive import ChangeFile, SftpArchive, open_archive
 from syncdata.engine.errors import ArchiveConnectionError, DiscoveryError, FetchError
 from syncdata.engine.sftp import SftpSettings
+from syncdata.engine.sftp_files import ReadAhead
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
 
 NAME = "changes_20260205_103000.json"
@@ -151,7 +152,7 @@ def test_a_server_that_sends_less_than_it_was_asked_for_is_asked_again(
     sshd: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # OpenSSH caps an answer at 256 KiB, so asking for more makes every answer a short one.
-    monkeypatch.setattr(sftp._ReadAhead, "BLOCK_BYTES", 300_000)
+    monkeypatch.setattr(ReadAhead, "BLOCK_BYTES", 300_000)
     content = os.urandom(2_000_000)
     with archive(sshd.settings()) as opened, opened.fetch(put(sshd, content=content)) as fetched:
         assert fetched.read() == content
@@ -167,13 +168,13 @@ def test_a_file_that_shrinks_while_it_is_fetched_is_an_error(
     sshd: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = put(sshd, content=bytes(1_000_000))
-    blocks = sftp._ReadAhead.blocks
+    blocks = ReadAhead.blocks
 
-    def shrink_then_read(self: sftp._ReadAhead, start: int, end: int) -> Iterator[bytes]:
+    def shrink_then_read(self: ReadAhead, start: int, end: int) -> Iterator[bytes]:
         os.truncate(sshd.archive_dir / NAME, 100)
         return blocks(self, start, end)
 
-    monkeypatch.setattr(sftp._ReadAhead, "blocks", shrink_then_read)
+    monkeypatch.setattr(ReadAhead, "blocks", shrink_then_read)
     with archive(sshd.settings()) as opened, pytest.raises(FetchError, match="became shorter"):
         opened.fetch(file)
 
@@ -214,16 +215,16 @@ def cut_once_after(
 ) -> list[int]:
     """Cut the connection after *block_count* blocks, *times* times; return the offsets reads began at."""
     began: list[int] = []
-    blocks = sftp._ReadAhead.blocks
+    blocks = ReadAhead.blocks
 
-    def cutting(self: sftp._ReadAhead, start: int, end: int) -> Iterator[bytes]:
+    def cutting(self: ReadAhead, start: int, end: int) -> Iterator[bytes]:
         began.append(start)
         for number, block in enumerate(blocks(self, start, end)):
             if number == block_count and len(began) <= times:
                 assert server.cut() > 0
             yield block
 
-    monkeypatch.setattr(sftp._ReadAhead, "blocks", cutting)
+    monkeypatch.setattr(ReadAhead, "blocks", cutting)
     return began
 
 
@@ -292,16 +293,16 @@ def test_closing_from_another_thread_ends_a_fetch_soon(
     sshd: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = put(sshd, content=bytes(10_000_000))
-    blocks = sftp._ReadAhead.blocks
+    blocks = ReadAhead.blocks
     half_way = threading.Event()
 
-    def slowly(self: sftp._ReadAhead, start: int, end: int) -> Iterator[bytes]:
+    def slowly(self: ReadAhead, start: int, end: int) -> Iterator[bytes]:
         for block in blocks(self, start, end):
             half_way.set()
             time.sleep(0.05)
             yield block
 
-    monkeypatch.setattr(sftp._ReadAhead, "blocks", slowly)
+    monkeypatch.setattr(ReadAhead, "blocks", slowly)
     with archive(sshd.settings()) as opened:
 
         def close_half_way() -> None:

@@ -14,7 +14,11 @@ LAYERS = [
     {"engine.errors", "engine.ahead"},
     {"engine.changes"},
     {"engine.schema", "engine.changefile", "engine.reading", "engine.sftp", "engine.whitelist"},
-    {"engine.values", "engine.batch", "engine.archive", "engine.catalog"},
+    {"engine.values", "engine.batch", "engine.catalog"},
+    {"engine.archive_names", "engine.archive_errors", "engine.sftp_files"},
+    {"engine.delivery"},
+    {"engine.archive_local", "engine.archive_sftp"},
+    {"engine.archive"},
     {"engine.reader", "engine.staging"},
     {"engine.plan"},
     {"engine.ledger", "engine.rows"},
@@ -85,7 +89,7 @@ def test_the_engine_knows_nothing_of_django(module: str) -> None:
     assert not [name for name in imports_of(module) if name.partition(".")[0] == "django"]
 
 
-PURE = ["errors", "changes", "changefile", "schema", "values", "batch", "plan"]
+PURE = ["errors", "changes", "changefile", "schema", "values", "batch", "plan", "archive_names", "delivery"]
 
 
 @pytest.mark.parametrize("module", PURE)
