@@ -149,8 +149,7 @@ def cut_batches(
                 yield draft.take_all()
             lsn = parse_lsn(record.commit_lsn) if record.commit_lsn else None
             draft.open_lsn = lsn
-            is_beyond_all = lsn is None or lsn > highest
-            due = wanted if is_beyond_all else {n for n, floor in wanted.items() if floor is None or lsn > floor}
+            due = wanted if lsn is None or lsn > highest else _due(wanted, lsn)
         name = (record.schema, record.table)
         if name in due:
             cost_bytes = located.size_bytes + RECORD_OVERHEAD_BYTES
@@ -167,3 +166,8 @@ def cut_batches(
     # Another table's checkpoint may lie inside a transaction, so this end is no commit.
     if read.end_record > draft.taken.end_record:
         yield draft.take_all()
+
+
+def _due(wanted: Mapping[tuple[str, str], int | None], lsn: int) -> Collection[tuple[str, str]]:
+    """The tables that a transaction with the commit LSN *lsn* is no repeat for."""
+    return {name for name, floor in wanted.items() if floor is None or lsn > floor}

@@ -44,7 +44,11 @@ def check_chain(position: Position, header: Header, name: str) -> None:
 def lost_beginning(table: TableName, name: str, broken: ParseError | None) -> DiscoveryError:
     """Return the error for a *table* at the archive's beginning where the first file, *name*, is not the
     first of its chain. *broken* says why its newest snapshot is none, if it has one."""
-    why = f"no snapshot of it is good ({broken.place}: {broken.message})" if broken else "there is no snapshot of it"
+    why = (
+        f"no snapshot of it is good ({broken.place}: {broken.message})"
+        if broken
+        else "there is no snapshot of it"
+    )
     return DiscoveryError(
         f"the archive no longer holds the history of this table from its beginning, and {why}",
         hint=f"run 'archive_changes --snapshot {table}' at production; the table goes on by itself when the"

@@ -162,9 +162,7 @@ class Cycle:
         """Let each group go up to those before it, one after the other, until it meets one and joins it."""
         for number, group in enumerate(behind):
             for next_group in behind[number + 1 :]:
-                goes_on = self.advance(
-                    group, files, until=next_group.position, deadline=self._deadline
-                )
+                goes_on = self.advance(group, files, until=next_group.position, deadline=self._deadline)
                 if group.is_with(next_group):
                     next_group.floors |= group.floors
                     break
@@ -209,7 +207,8 @@ class Cycle:
                     return False
         if self._stop.is_set():
             return False
-        self._at_end.update(group.tables)
+        if until is None:
+            self._at_end.update(group.tables)
         return True
 
     def _fetch_all(self, files: list[ChangeFile]) -> Iterator[Fetched]:
@@ -303,9 +302,10 @@ def _warn_of_older_rows(group: Group, name: str) -> None:
     tables = " ".join(map(str, sorted(group.tables)))
     if tables:
         logger.warning(
-            "%s: what is older than this first file of the archive is not in its rows, for there is no snapshot"
-            " of it; if there is any, run 'archive_changes --snapshot %s' at production and resync",
+            "%s: rows that are older than the archive's first file, %s, are not there, for there is no"
+            " snapshot: if there are any, run 'archive_changes --snapshot %s' at production, and resync",
             tables,
+            name,
             tables,
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
 from syncdata.engine.ahead import ahead
-from syncdata.engine.archive import Archive, ChangeFile, SnapshotFile
+from syncdata.engine.archive import Archive, ArchivedFile
 from syncdata.engine.batch import Batch
 from syncdata.engine.changefile import Inspection, inspect
 from syncdata.engine.changes import TableName
@@ -39,7 +39,7 @@ class Fetched:
         return round(text_bytes / max(self.inspection.text_bytes, 1) * self.size_bytes)
 
 
-def fetch(archive: Archive, file: ChangeFile | SnapshotFile, *, stop: threading.Event) -> Fetched:
+def fetch(archive: Archive, file: ArchivedFile, *, stop: threading.Event) -> Fetched:
     """Fetch *file* and look over all of it.
 
     Raises FetchError or ArchiveConnectionError, and ReadingStopped once *stop* is set. What is wrong with
