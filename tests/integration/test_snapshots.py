@@ -436,16 +436,18 @@ def test_an_ordinary_role_loads_tables_that_refer_to_each_other(make_world: Call
     assert world.checkpoint("c") == world.checkpoint("p")
 
 
-def test_snapshots_come_over_sftp(bags: World, source: Writer, sshd: SshServer) -> None:
-    settings = sshd.settings
+def test_snapshots_come_over_sftp(bags: World, sshd: SshServer) -> None:
+    settings = sshd.settings()
     bags.options |= {
         "archive_backend": "sftp",
+        "archive_dir": settings.directory,
         "archive_host": settings.host,
         "archive_port": settings.port,
         "archive_user": settings.user,
         "archive_key_file": settings.key_file,
         "archive_known_hosts": settings.known_hosts,
     }
+    source = Writer(sshd.archive_dir)
     source.changes(1, [both(10), both(20)])
     source.snapshot(1, "a", 10, rows(1, 10), prev=None)
     assert bags.sync().errors == ()
