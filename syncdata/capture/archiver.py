@@ -49,7 +49,14 @@ from syncdata.capture.spool import (
     take_over,
     translated,
 )
-from syncdata.capture.stream import NEW_EPOCH_HINT, Identity, Keepalive, ReplicationStream, XLogData
+from syncdata.capture.stream import (
+    NEW_EPOCH_HINT,
+    Identity,
+    Keepalive,
+    ReplicationStream,
+    SlotInUseError,
+    XLogData,
+)
 from syncdata.engine.archive import WritableArchive
 from syncdata.engine.changefile import inspect
 from syncdata.engine.changes import format_lsn, parse_lsn
@@ -57,7 +64,6 @@ from syncdata.engine.errors import (
     ArchiveConnectionError,
     CaptureError,
     SlotError,
-    SlotInUseError,
     SourceConnectionError,
     SpoolError,
 )
