@@ -96,7 +96,7 @@ def test_the_engine_knows_nothing_of_django(module: str) -> None:
 PURE = [
     *("engine.errors", "engine.changes", "engine.changefile", "engine.schema", "engine.values"),
     *("engine.batch", "engine.plan", "engine.archive_names", "engine.delivery"),
-    *("capture.pgoutput", "capture.records"),
+    *("capture.pgoutput", "capture.records", "capture.prerequisites"),
 ]
 
 
