@@ -30,8 +30,8 @@ Rows = list[tuple[Any, ...]]
 class Plan:
     """What the source did, how it lies in files, and what the local side does meanwhile.
 
-    ``cuts``: transactions in each file. ``snapshots``: (table, after which transaction, files behind it, whether
-    its LSN is that transaction's own, or one between it and the next).
+    ``cuts``: transactions in each file. ``snapshots``: (table, after which transaction, files behind it,
+    whether its LSN is that transaction's own, or one between it and the next).
     ``actions``: what happens after each file.
     """
 
