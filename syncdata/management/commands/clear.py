@@ -13,8 +13,8 @@ Empty all synced tables and forget how far they were: the next cycle syncs them 
 snapshots, else from the start of the archive.
 
 Rows that exist only locally are lost, and so are, without a snapshot, those that are older than the
-archive's first change file: load them anew before the next cycle. The whitelist, the audit log and the metrics
-stay. To rebuild single tables without an empty moment, use resync."""
+archive's first change file: load them anew before the next cycle. The whitelist, the audit log and the
+metrics stay. To rebuild single tables without an empty moment, use resync."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
