@@ -34,7 +34,7 @@ from syncdata.engine.sftp import SftpSettings
 logger = logging.getLogger(__name__)
 
 CONFIG_VARIABLE = "DATA_SYNC_CONFIG"
-NEW_PASSWORD_VARIABLE = "SOURCE_PG_NEW_PASSWORD"
+NEW_PASSWORD_VARIABLE = "SOURCE_PG_NEW_PASSWORD"  # noqa: S105 - a name
 _SETTINGS = "settings.SYNCDATA"
 
 

@@ -33,7 +33,8 @@ from syncdata.capture.chain import (
     load_chain,
     new_epoch,
     require_same_archive,
-    require_same_source,
+    require_same_slot,
+    require_same_system,
     save_chain,
 )
 from syncdata.capture.delivery import Delivery
@@ -44,11 +45,18 @@ from syncdata.capture.spool import (
     Compression,
     FileWriter,
     SpooledFile,
-    finished_files,
     next_name,
+    take_over,
     translated,
 )
-from syncdata.capture.stream import NEW_EPOCH_HINT, Identity, Keepalive, ReplicationStream, XLogData
+from syncdata.capture.stream import (
+    NEW_EPOCH_HINT,
+    Identity,
+    Keepalive,
+    ReplicationStream,
+    SlotInUseError,
+    XLogData,
+)
 from syncdata.engine.archive import WritableArchive
 from syncdata.engine.changefile import inspect
 from syncdata.engine.changes import format_lsn, parse_lsn
@@ -56,7 +64,6 @@ from syncdata.engine.errors import (
     ArchiveConnectionError,
     CaptureError,
     SlotError,
-    SlotInUseError,
     SourceConnectionError,
     SpoolError,
 )
@@ -89,8 +96,17 @@ class CaptureSettings:
     compression: Compression = "zstd"
 
 
+@dataclass(slots=True, kw_only=True)
+class Archived:
+    """What was put into the archive."""
+
+    files: int = 0
+    transactions: int = 0
+    records: int = 0
+
+
 class Archiver:
-    """The daemon's work, without its process."""
+    """The daemon's work, without its process. Only one may run on a spool directory at a time."""
 
     def __init__(
         self,
@@ -122,13 +138,15 @@ class Archiver:
                 logger.error("%s", error, extra={"code": error.code})
                 stop.wait(min(_FIRST_RETRY_S * 2**failures, _LAST_RETRY_S) * random.uniform(0.5, 1.0))  # noqa: S311
 
-    def run_once(self, stop: threading.Event) -> None:
+    def run_once(self, stop: threading.Event) -> Archived:
         """Archive what was committed before now. Raises SyncError when not all of it is in the archive."""
-        for attempt in range(5):
+        patience = 5
+        while True:
             try:
                 return self._run(stop, once=True)
             except SlotInUseError:
-                if attempt == 4 or stop.wait(1.0):
+                patience -= 1
+                if not patience or stop.wait(1.0):
                     raise
 
     def begin_epoch(self) -> Chain:
@@ -142,7 +160,7 @@ class Archiver:
         archive = self._open_archive()
         try:
             chain = load_chain(self._settings.spool_dir)
-            spooled = finished_files(self._settings.spool_dir)
+            spooled = take_over(self._settings.spool_dir)
             for file in continue_chain(chain, spooled)[1] if chain else []:
                 with translated(file.path), file.path.open("rb") as content:
                     archive.put(file.name, content)
@@ -163,7 +181,7 @@ class Archiver:
         finally:
             archive.close()
 
-    def _run(self, stop: threading.Event, *, once: bool) -> None:
+    def _run(self, stop: threading.Event, *, once: bool) -> Archived:
         archive = self._open_archive()
         try:
             with ReplicationStream(self._settings.params) as stream:
@@ -173,6 +191,7 @@ class Archiver:
                     session = _Session(self._settings, stream, chain, delivery, self._clock)
                     session.take_up(spooled)
                     session.run(stop, until_lsn=identity.wal_lsn if once else None)
+                    return session.archived
         finally:
             archive.close()
 
@@ -184,11 +203,12 @@ class Archiver:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         chain = load_chain(directory)
         slot = self._slot(stream, chain)
-        spooled = finished_files(directory)
+        spooled = take_over(directory)
         newest_file = _newest_file(archive, chain.last_file if chain else None)
         if chain is None:
             chain = self._begin_chain(archive, identity, slot, newest_file)
-        require_same_source(chain, identity, slot)
+        require_same_system(chain, identity)
+        require_same_slot(chain, slot)
         require_same_archive(chain, newest_file, spooled)
         save_chain(directory, chain)
         return chain, spooled
@@ -242,6 +262,7 @@ class _Session:
         self._received_lsn = 0
         self._feedback_due_s = 0.0
         self._must_rotate = False
+        self.archived = Archived()
 
     def take_up(self, spooled: list[SpooledFile]) -> None:
         """Deliver what the process before this one has left in the spool."""
@@ -409,6 +430,9 @@ class _Session:
             chain = self._chain.followed_by(file)
             self._advance(chain.confirm(parse_lsn(file.footer.end_lsn or "0/0"), self._clock()))
             _remove_from_spool(file)
+            self.archived.files += 1
+            self.archived.transactions += file.footer.transactions or 0
+            self.archived.records += file.footer.records
 
     def _confirm_idle(self) -> None:
         """Where nothing waits, what was read and concerns us not is confirmed, too: it pins no WAL."""

@@ -156,8 +156,8 @@ def from_archive(header: Header, footer: Footer, name: str, slot: Slot, now: dt.
     )
 
 
-def require_same_source(chain: Chain, identity: Identity, slot: Slot) -> None:
-    """Raise SourceChangedError or SlotError unless what *slot* sends continues *chain* without a hole."""
+def require_same_system(chain: Chain, identity: Identity) -> None:
+    """Raise SourceChangedError unless *identity* is the system and timeline that *chain* was written from."""
     if chain.system_id != identity.system_id:
         raise SourceChangedError(
             f"the source is another system ({identity.system_id}) than the one archived so far"
@@ -170,6 +170,13 @@ def require_same_source(chain: Chain, identity: Identity, slot: Slot) -> None:
             " or failed over",
             hint=NEW_EPOCH_HINT,
         )
+
+
+def require_same_slot(chain: Chain, slot: Slot) -> None:
+    """Raise SourceChangedError or SlotError unless what *slot* sends continues *chain* without a hole.
+
+    Only for whoever may move the slot: while another process does, its state is newer than *chain*.
+    """
     if chain.slot != slot.name:
         raise SourceChangedError(
             f"slot_name is {slot.name}, but the chain was written from {chain.slot}",

@@ -188,9 +188,7 @@ def examine(source: Source, *, identity_full: bool = False) -> list[Finding]:
 
 def _server(server: Server) -> Iterator[Finding]:
     if server.version_num // 10_000 < OLDEST_VERSION:
-        yield _missing(
-            f"PostgreSQL {server.version} is too old", f"version {OLDEST_VERSION} or later is needed"
-        )
+        yield _missing(f"PostgreSQL {server.version} is too old", f"{OLDEST_VERSION} or later is needed")
     else:
         yield _ok(f"PostgreSQL {server.version}")
     if server.is_in_recovery:
@@ -215,8 +213,7 @@ def _wal_limits(server: Server) -> Iterator[Finding]:
     )
     if server.keep_mib == -1:
         yield _note(
-            "max_slot_wal_keep_size is unlimited, so an archiver that is stopped for long fills the disk",
-            advice,
+            "max_slot_wal_keep_size is unlimited: an archiver that is stopped for long fills the disk", advice
         )
     elif server.keep_mib < server.max_wal_mib:
         yield _note(
@@ -236,15 +233,10 @@ def _wal_limits(server: Server) -> Iterator[Finding]:
 def _capacity(source: Source) -> Iterator[Finding]:
     """The archiver needs a slot and a sender for good, each snapshot one more while it is taken."""
     server, slot = source.server, source.slot
+    slots, senders = 1 if slot else 2, 1 if slot and slot.user else 2
     rows = [
-        ("max_replication_slots", "slots", server.max_slots, server.used_slots, 1 if slot else 2),
-        (
-            "max_wal_senders",
-            "senders",
-            server.max_senders,
-            server.used_senders,
-            1 if slot and slot.user else 2,
-        ),
+        ("max_replication_slots", "slots", server.max_slots, server.used_slots, slots),
+        ("max_wal_senders", "senders", server.max_senders, server.used_senders, senders),
     ]
     for setting, noun, limit, used, needed in rows:
         free = limit - used
@@ -287,11 +279,12 @@ def _table(table: SourceTable, role: Role, identity_full: bool) -> Iterator[Find
             f"{label} has child tables by inheritance, whose rows are their own",
             "name them in source.tables, too",
         )
-    if table.kind == "p" and table.relations[0].identity in "fn":
+    if table.kind == "p" and not table.relations[0].has_key:
+        # A new partition inherits the primary key of its root, but not the replica identity.
         yield _note(
-            f"{label} is partitioned and has no key: updates of a partition that is added later fail"
-            " until it has the identity, too",
-            "ALTER TABLE the new partition REPLICA IDENTITY FULL;",
+            f"{label} is partitioned and has no usable primary key: updates of a partition that is added"
+            " later fail until it has the identity, too",
+            "ALTER TABLE … REPLICA IDENTITY FULL for each new partition",
         )
 
 
@@ -330,7 +323,7 @@ def _identities(table: SourceTable, identity_full: bool) -> Iterator[Finding]:
             label += f", partition {relation.name}"
         if (reason := _unfit(relation.kind, relation.persistence)) is not None:
             yield _missing(
-                f"{label} {reason}", "its changes are not in the WAL; detach it or take out the table"
+                f"{label} {reason}", "its changes are not in the WAL; detach it, or take the table out"
             )
         elif not relation.is_locatable:
             yield _identity_missing(label, relation, identity_full)

@@ -1,4 +1,4 @@
-"""The statements that set up a source, made of what is there and what is wanted. Pure; source.py runs them."""
+"""The statements that set up a source, from what is there and what is wanted. Pure; source.py runs them."""
 
 from __future__ import annotations
 

@@ -164,8 +164,18 @@ def next_stamp(now: dt.datetime, last_stamp: str | None) -> str:
     return f"{dt.datetime.strptime(last_stamp, _TIME_IN_NAME) + dt.timedelta(seconds=1):{_TIME_IN_NAME}}"
 
 
-def finished_files(directory: Path) -> list[SpooledFile]:
+def list_finished(directory: Path) -> list[tuple[str, int]]:
+    """Return name and size in bytes of the change files that wait in the spool, in order. Read-only."""
+    with translated(directory):
+        if not directory.exists():
+            return []
+        return sorted((path.name, path.stat().st_size) for path in directory.iterdir() if _is_finished(path))
+
+
+def take_over(directory: Path) -> list[SpooledFile]:
     """Return the finished change files in the spool, in order, and remove what was left unfinished.
+
+    Only for the one who writes there.
 
     A file that is not what its footer says is removed, too: nothing of it was confirmed, so the source
     sends it again.
@@ -175,7 +185,7 @@ def finished_files(directory: Path) -> list[SpooledFile]:
         for path in sorted(directory.iterdir()):
             if path.name.startswith(".changes") and path.name.endswith(".part"):
                 path.unlink()
-            elif _NAME.match(path.name) and path.name.endswith(tuple(SUFFIXES.values())):
+            elif _is_finished(path):
                 with path.open("rb") as stream:
                     inspection = inspect(stream, path.name)
                 if inspection.header is None or inspection.footer is None:
@@ -218,6 +228,10 @@ def translated(path: Path) -> Iterator[None]:
             " for the source keeps what was not confirmed",
             file=str(path),
         ) from error
+
+
+def _is_finished(path: Path) -> bool:
+    return _NAME.match(path.name) is not None and path.name.endswith(tuple(SUFFIXES.values()))
 
 
 def _compress(raw: BinaryIO, compression: Compression) -> BinaryIO:

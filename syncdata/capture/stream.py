@@ -24,7 +24,6 @@ from syncdata.capture.slot import Slot, read_slot
 from syncdata.engine.changes import parse_lsn
 from syncdata.engine.errors import (
     SlotError,
-    SlotInUseError,
     SourceConnectionError,
     SourceSetupError,
     SyncError,
@@ -71,6 +70,10 @@ class XLogData(msgspec.Struct, frozen=True, gc=False):
 
     lsn: int
     message: bytes
+
+
+class SlotInUseError(SlotError):
+    """Somebody else reads the slot: perhaps our own lost session, until the server notices."""
 
 
 class ReplicationStream:

@@ -158,10 +158,6 @@ class SlotError(SyncError, code="SHD_SYN_103"):
     """The replication slot is missing, in use, invalidated, recreated or moved by somebody else."""
 
 
-class SlotInUseError(SlotError):
-    """Somebody else reads the slot: perhaps our own lost session, until the server notices."""
-
-
 class SourceChangedError(SyncError, code="SHD_SYN_104"):
     """The source is another system or timeline, or the archive is not the one that was written before."""
 

@@ -188,6 +188,9 @@ class ReadAhead(_Requests):
 class WriteBehind(_Requests):
     """Writes an open remote file with REQUESTS requests under way, which bound the memory."""
 
+    # A request of 32 KiB would just not fit into one SSH packet: a quarter of the rate.
+    BLOCK_BYTES = 32 * 1024 - 128
+
     def write(self, blocks: Iterable[bytes]) -> None:
         """Write *blocks*, none longer than BLOCK_BYTES, one behind the other from the file's beginning."""
         waiting: deque[int] = deque()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import pwd
 import resource
@@ -22,7 +23,7 @@ import pytest
 
 from syncdata.engine import sftp
 from syncdata.engine.archive import ChangeFile, SftpArchive, open_archive
-from syncdata.engine.errors import ArchiveConnectionError, DiscoveryError, FetchError
+from syncdata.engine.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
 from syncdata.engine.sftp import SftpSettings
 from syncdata.engine.sftp_files import ReadAhead
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
@@ -453,6 +454,11 @@ def test_a_login_without_any_credentials_is_refused_at_once(
 # A password, against a server in this process: a real sshd would need an account with one.
 
 
+class ServerWithoutFsync(asyncssh.SFTPServer):
+    def fsync(self, file_obj: object) -> None:
+        raise asyncssh.SFTPOpUnsupported("no such extension")
+
+
 class PasswordServer(asyncssh.SSHServer):
     def __init__(self, connections: list[asyncssh.SSHServerConnection]) -> None:
         self._connections = connections
@@ -479,7 +485,7 @@ def password_server(tmp_path: Path) -> Iterator[SftpSettings]:
             "127.0.0.1",
             0,
             server_host_keys=[host_key],
-            sftp_factory=asyncssh.SFTPServer,
+            sftp_factory=ServerWithoutFsync,
         )
     )
     thread = threading.Thread(target=loop.run_forever)
@@ -515,6 +521,25 @@ def test_a_password_logs_in_and_files_come_from_another_kind_of_server(password_
     with archive(with_password(password_server, "correct horse")) as opened:
         [file] = opened.discover(None)
         assert content_of(opened, file) == b"{}\n" * 100_000
+
+
+def test_another_kind_of_server_without_fsync_takes_files_and_overwrites_none(
+    password_server: SftpSettings,
+) -> None:
+    content = b"{}\n" * 100_000
+    with archive(with_password(password_server, "correct horse")) as opened:
+        for name in ("changes_2.json", "snapshot_20260205_103000/public.users.json.gz"):
+            opened.put(name, io.BytesIO(content))
+            opened.put(name, io.BytesIO(content))
+            with pytest.raises(DeliveryError, match="two archivers"):
+                opened.put(name, io.BytesIO(content[:-1]))
+        [file] = opened.discover_snapshots()
+        with opened.fetch(file) as fetched:
+            assert fetched.read() == content
+        opened.remove(file.name)
+        opened.remove(file.name)
+        assert opened.discover_snapshots() == []
+    assert sorted(os.listdir(password_server.directory)) == ["changes_2.json", NAME]
 
 
 def test_a_wrong_password_is_refused_without_showing_it(password_server: SftpSettings) -> None:
