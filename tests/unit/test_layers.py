@@ -31,7 +31,7 @@ LAYERS = [
     {"capture.records", "capture.stream", "capture.delivery", "capture.setup"},
     {"capture.chain", "capture.source"},
     {"capture.archiver", "capture.consistent", "confkeys"},
-    {"capture.snapshot"},
+    {"capture.snapshot", "capture.retention"},
     {"conf", "session", "statefile", "status", "daemon", "adoption"},
     {"models", "routers"},
     {"migrations", "checks"},
