@@ -15,6 +15,7 @@ import pytest
 from psycopg import sql
 
 from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.capture.chain import load_chain
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
 from syncdata.engine.archive import LocalArchive, LocalSettings
 from syncdata.engine.changes import TableName
@@ -34,11 +35,13 @@ class Production:
     spool_dir: Path
     slot_name: str
     options: dict[str, Any] = field(default_factory=dict)
+    login: dict[str, Any] = field(default_factory=dict)
+    """What the archiver connects with otherwise than `connect`."""
 
     @property
     def settings(self) -> CaptureSettings:
         return CaptureSettings(
-            params=self.database.params,
+            params=self.database.params | self.login,
             slot_name=self.slot_name,
             publication=PUBLICATION,
             spool_dir=self.spool_dir,
@@ -48,8 +51,8 @@ class Production:
     def open_archive(self) -> LocalArchive:
         return LocalArchive(LocalSettings(directory=self.archive_dir))
 
-    def archiver(self) -> Archiver:
-        return Archiver(self.settings, self.open_archive)
+    def archiver(self, **options: Any) -> Archiver:
+        return Archiver(self.settings, self.open_archive, **options)
 
     def connect(self, **kwargs: Any) -> psycopg.Connection[Any]:
         return self.database.connect(autocommit=True, **kwargs)
@@ -74,14 +77,23 @@ class Production:
                 .as_string(None)
             )
 
-    def archive(self) -> None:
-        """Put all that was committed before now into the archive."""
-        self.archiver().run_once(threading.Event())
+    def archive(self, **options: Any) -> None:
+        """Put all that was committed before now into the archive. The options are Archiver's."""
+        self.archiver(**options).run_once(threading.Event())
 
-    def snapshot(self, *tables: str, stop: threading.Event | None = None) -> list[TakenSnapshot]:
-        chain = self.archiver().open_chain()
-        names = [TableName.parse(table) for table in tables]
-        return take_snapshots(self.settings, self.open_archive, chain, names, stop=stop or threading.Event())
+    def snapshot(
+        self, *tables: str, stop: threading.Event | None = None, **options: Any
+    ) -> list[TakenSnapshot]:
+        """Take one of each table, all at one point. The options are those of `take_snapshots`."""
+        chain = load_chain(self.spool_dir) or self.archiver().open_chain()
+        return take_snapshots(
+            self.settings,
+            self.open_archive,
+            chain,
+            [TableName.parse(table) for table in tables],
+            stop=stop or threading.Event(),
+            **options,
+        )
 
     def create_slot(self) -> None:
         self.execute(f"SELECT pg_create_logical_replication_slot('{self.slot_name}', 'pgoutput')")
