@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,6 +17,7 @@ from psycopg import sql
 from syncdata.capture.archiver import Archiver, CaptureSettings
 from syncdata.capture.chain import load_chain
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
+from syncdata.capture.stream import TEXT_SETTINGS
 from syncdata.engine.archive import LocalArchive, LocalSettings
 from syncdata.engine.changes import TableName
 from syncsite.demo.postgres import PostgresServer
@@ -104,6 +105,32 @@ class Production:
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
             f" WHERE slot_name = '{self.slot_name}'"
         )
+
+
+def rows_as_text(database: Database, table: TableName) -> list[bytes]:
+    """Return the table's rows in PostgreSQL's text form, sorted; columns by name, generated ones, too."""
+    options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in TEXT_SETTINGS.items())
+    with database.connect(options=options) as connection:
+        names = connection.execute(
+            "SELECT attname::text FROM pg_attribute"
+            " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attname",
+            (sql.Identifier(table.schema, table.name).as_string(None),),
+        ).fetchall()
+        query = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(
+            sql.SQL(", ").join(sql.Identifier(name) for (name,) in names),
+            sql.Identifier(table.schema, table.name),
+        )
+        with connection.cursor().copy(query) as copy:
+            return sorted(b"".join(map(bytes, copy)).splitlines(keepends=True))
+
+
+def differing_tables(source: Database, target: Database, tables: Iterable[str]) -> list[str]:
+    """Return those of *tables* whose rows are not byte for byte the same in both."""
+    return [
+        table
+        for table in tables
+        if rows_as_text(source, TableName.parse(table)) != rows_as_text(target, TableName.parse(table))
+    ]
 
 
 @pytest.fixture
