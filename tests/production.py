@@ -107,30 +107,40 @@ class Production:
         )
 
 
-def rows_as_text(database: Database, table: TableName) -> list[bytes]:
-    """Return the table's rows in PostgreSQL's text form, sorted; columns by name, generated ones, too."""
+def rows_as_text(database: Database, table: TableName) -> list[dict[str, str | None]]:
+    """Return the table's rows in PostgreSQL's text form, in an order of their own; generated columns, too."""
     options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in TEXT_SETTINGS.items())
+    relation = sql.Identifier(table.schema, table.name)
     with database.connect(options=options) as connection:
-        names = connection.execute(
-            "SELECT attname::text FROM pg_attribute"
-            " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attname",
-            (sql.Identifier(table.schema, table.name).as_string(None),),
-        ).fetchall()
-        query = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(
-            sql.SQL(", ").join(sql.Identifier(name) for (name,) in names),
-            sql.Identifier(table.schema, table.name),
-        )
+        columns = [
+            name
+            for (name,) in connection.execute(
+                "SELECT attname::text FROM pg_attribute"
+                " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attname",
+                (relation.as_string(None),),
+            )
+        ]
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        query = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(names, relation)
         with connection.cursor().copy(query) as copy:
-            return sorted(b"".join(map(bytes, copy)).splitlines(keepends=True))
+            rows = sorted(copy.rows(), key=lambda row: [(value is not None, value) for value in row])
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def differing_tables(source: Database, target: Database, tables: Iterable[str]) -> list[str]:
-    """Return those of *tables* whose rows are not byte for byte the same in both."""
-    return [
-        table
-        for table in tables
-        if rows_as_text(source, TableName.parse(table)) != rows_as_text(target, TableName.parse(table))
-    ]
+def differences(source: Database, target: Database, tables: Iterable[str]) -> list[str]:
+    """Return where the rows are not byte for byte the same in both: `table`, or `table.column`."""
+    found = []
+    for table in tables:
+        ours, theirs = (rows_as_text(side, TableName.parse(table)) for side in (source, target))
+        if ours != theirs:
+            columns = {
+                name
+                for one, other in zip(ours, theirs, strict=False)
+                for name in one
+                if one[name] != other.get(name)
+            }
+            found += [f"{table}.{name}" for name in sorted(columns)] or [table]
+    return found
 
 
 @pytest.fixture
