@@ -137,7 +137,7 @@ def receive(server: PostgresServer, database: str, folder: Path, slot: str) -> f
         end = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
     assert end is not None
     target = folder / slot
-    connection_string = f"host={server.host} port={server.port} user={server.user} password={server.password} dbname={database}"
+    connection_string = make_conninfo(**server.params(database))
     command = [
         str(server.binaries / "pg_recvlogical"),
         *("--start", "--no-loop", f"--slot={slot}", f"--endpos={end[0]}", f"--file={target}"),

@@ -16,7 +16,7 @@ import psycopg
 from syncdata.archiverstatus import ArchiverStatus, archiver_status, retention_warning
 from syncdata.capture.archiver import Archived, Archiver, CaptureSettings
 from syncdata.capture.chain import Chain, load_chain
-from syncdata.capture.retention import Removals, prune
+from syncdata.capture.retention import Removals, find_removals, prune
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.capture.snapshot import NO_PROGRESS, SnapshotProgress, TakenSnapshot, take_snapshots
 from syncdata.capture.spool import Compression, list_finished, translated
@@ -79,16 +79,21 @@ class ArchivingService:
             progress=progress,
         )
 
-    def prune(self, *, is_dry_run: bool = False) -> Removals:
-        """Remove from the archive what no resync can need any more; *is_dry_run*: only say what."""
+    def prune(self, *, stop: threading.Event, is_dry_run: bool = False) -> Removals:
+        """Remove from the archive what no resync can need any more; return what was removed.
+
+        *is_dry_run*: only say what could be. Raises RetentionError, and what the archive raises.
+        """
+        chain = self._chain()
         with closing(self._open_archive()) as archive:
-            return prune(
+            removals = find_removals(
                 archive,
-                tables=self._config.tables,
-                keep_days=self._config.keep_days,
+                self._config.tables,
+                source_id=chain.source_id,
                 now=_utcnow(),
-                is_dry_run=is_dry_run,
+                keep_days=self._config.keep_days,
             )
+            return removals if is_dry_run else prune(archive, removals, stop=stop)
 
     def get_status(self) -> ArchiverStatus:
         """Return how the archiver does, from slot and spool; a source that is away is one of its problems."""
@@ -186,7 +191,7 @@ class _Housekeeper:
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name="syncdata-housekeeper", daemon=True)
         self._ended = threading.Event()
-        self._warning = ""
+        self._warning = self._reason = ""
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -202,10 +207,16 @@ class _Housekeeper:
                 self._watch_slot()
                 if self._prune_every_s and time.monotonic() >= prune_due_s and not self._stop.is_set():
                     prune_due_s = time.monotonic() + self._prune_every_s
-                    self._service.prune()
+                    self._prune()
             except SyncError as error:
                 # The archiver itself meets a source or an archive that is away; this tries again.
                 logger.warning("%s", error, extra={"code": error.code})
+
+    def _prune(self) -> None:
+        removals = self._service.prune(stop=self._stop)
+        if removals.reason and removals.reason != self._reason:
+            logger.warning("%s", removals.reason)
+        self._reason = removals.reason
 
     def _watch_slot(self) -> None:
         slot = self._service.read_slot()

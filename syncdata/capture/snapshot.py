@@ -28,7 +28,7 @@ from typing import Protocol
 import msgspec
 
 from syncdata.capture.archiver import CaptureSettings
-from syncdata.capture.chain import Chain, format_moment
+from syncdata.capture.chain import Chain, format_moment, require_same_system
 from syncdata.capture.consistent import ConsistentSource, Point, SourceTable, interruptible, open_consistent
 from syncdata.capture.pgoutput import Relation
 from syncdata.capture.records import line_start
@@ -267,12 +267,7 @@ def _require_stream(chain: Chain, identity: Identity, slot: Slot | None, slot_na
 
     How far it is confirmed tells nothing here: an archiver that runs moves it all the time.
     """
-    if (identity.system_id, identity.timeline) != (chain.system_id, chain.timeline):
-        raise SourceChangedError(
-            f"the source is {identity.system_id} on timeline {identity.timeline}, but the change files are"
-            f" of {chain.system_id} on timeline {chain.timeline}",
-            hint="check [source]; if it was replaced on purpose: " + NEW_EPOCH_HINT,
-        )
+    require_same_system(chain, identity)
     if slot_name != chain.slot:
         raise SourceChangedError(
             f"slot_name is {slot_name}, but the chain was written from {chain.slot}",

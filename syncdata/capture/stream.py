@@ -39,6 +39,7 @@ TEXT_SETTINGS = {
     "extra_float_digits": "3",
     "bytea_output": "hex",
     "lc_monetary": "C",
+    "quote_all_identifiers": "off",
     "search_path": "pg_catalog",
 }
 # A server that hears of us within half of it asks for an answer only when it shuts down.

@@ -2,119 +2,153 @@ from __future__ import annotations
 
 import datetime as dt
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.capture.retention import Kept, Removals, plan_removals
-from syncdata.engine.archive import ChangeFile, SnapshotFile
-from syncdata.engine.archive_names import snapshot_name
+from syncdata.capture.retention import ProvedSnapshot, Removals, plan_removals
+from syncdata.engine.archive import ChangeFile, SnapshotFile, snapshot_name
 from syncdata.engine.changes import TableName
 
+NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
 USERS, ORDERS = TableName("public", "users"), TableName("public", "orders")
-DAY_ZERO = dt.datetime(2026, 2, 1, 12, tzinfo=dt.UTC)
 
 
-def stamp(day: int) -> str:
-    return f"{DAY_ZERO + dt.timedelta(days=day):%Y%m%d_%H%M%S}"
+def stamp(days_ago: float) -> str:
+    return f"{NOW - dt.timedelta(days=days_ago):%Y%m%d_%H%M%S}"
 
 
-def change_file(day: int) -> ChangeFile:
-    return ChangeFile(name=f"changes_{stamp(day)}.json.zst", size_bytes=10)
+def changes(days_ago: float) -> ChangeFile:
+    return ChangeFile(name=f"changes_{stamp(days_ago)}.json.zst", size_bytes=10)
 
 
-def snapshot(table: TableName, day: int) -> SnapshotFile:
-    return SnapshotFile(table=table, name=snapshot_name(stamp(day), table), size_bytes=100)
+def snapshot(table: TableName, days_ago: float) -> SnapshotFile:
+    return SnapshotFile(table=table, name=snapshot_name(stamp(days_ago), table), size_bytes=100)
 
 
-def kept(day: int, prev_day: int) -> Kept:
-    return Kept(stamp=stamp(day), prev=change_file(prev_day).name)
+def proved(table: TableName, days_ago: float, prev: ChangeFile | None) -> ProvedSnapshot:
+    return ProvedSnapshot(file=snapshot(table, days_ago), prev=prev.name if prev else None)
 
 
 def plan(
-    days: int,
-    snapshots: list[SnapshotFile],
-    kept_of: dict[TableName, Kept],
-    *,
-    keep_from_day: int,
+    files: list[ChangeFile],
+    *newest: ProvedSnapshot,
+    older: tuple[SnapshotFile, ...] = (),
     tables: tuple[TableName, ...] = (USERS, ORDERS),
+    keep_days: int = 14,
 ) -> Removals:
     return plan_removals(
-        [change_file(day) for day in range(days)],
-        snapshots,
-        kept_of,
+        files,
+        [*(one.file for one in newest), *older],
+        {one.file.table: one for one in newest},
         tables=tables,
-        keep_from=DAY_ZERO + dt.timedelta(days=keep_from_day),
+        now=NOW,
+        keep_days=keep_days,
     )
 
 
-def test_change_files_go_up_to_the_oldest_of_the_newest_snapshots() -> None:
-    removals = plan(10, [], {USERS: kept(5, 4), ORDERS: kept(7, 6)}, keep_from_day=100)
-    assert removals.files == tuple(change_file(day) for day in range(5))
-    assert removals.reasons == ()
-    assert removals.size_bytes == 50
+def test_change_files_up_to_the_oldest_snapshot_that_is_needed_go() -> None:
+    files = [changes(days) for days in (30, 25, 20, 18, 1)]
+    removals = plan(files, proved(USERS, 24, files[1]), proved(ORDERS, 17, files[3]))
+    assert removals.change_files == tuple(files[:2])
+    assert removals.size_bytes == 20
+    assert not removals.reason
 
 
-def test_what_is_young_stays_although_nobody_needs_it() -> None:
-    removals = plan(10, [], {USERS: kept(8, 8), ORDERS: kept(8, 8)}, keep_from_day=3)
-    assert removals.files == tuple(change_file(day) for day in range(3))
+def test_what_is_younger_than_keep_days_stays() -> None:
+    files = [changes(days) for days in (30, 15, 13, 1)]
+    removals = plan(files, proved(USERS, 0, files[3]), proved(ORDERS, 0, files[3]))
+    assert removals.change_files == tuple(files[:2])
 
 
-def test_the_newest_change_file_always_stays() -> None:
-    removals = plan(3, [], {USERS: kept(9, 2), ORDERS: kept(9, 2)}, keep_from_day=100)
-    assert removals.files == (change_file(0), change_file(1))
+def test_the_newest_change_file_stays_however_old_it_is() -> None:
+    files = [changes(30), changes(29)]
+    removals = plan(files, proved(USERS, 20, files[1]), proved(ORDERS, 20, files[1]))
+    assert removals.change_files == (files[0],)
 
 
 def test_a_table_without_a_snapshot_keeps_all_change_files_and_is_named() -> None:
-    removals = plan(10, [snapshot(USERS, 1)], {USERS: kept(5, 4)}, keep_from_day=100)
-    assert removals.files == (snapshot(USERS, 1),)
-    assert removals.reasons == (
-        "change files are kept: there is no whole snapshot of orders"
-        " (python manage.py archive_changes --snapshot orders)",
-    )
+    files = [changes(days) for days in (30, 25, 1)]
+    removals = plan(files, proved(USERS, 20, files[1]))
+    assert removals.change_files == ()
+    assert removals.without_snapshot == (ORDERS,)
+    assert "archive_changes --snapshot orders'" in removals.reason
 
 
-def test_older_snapshots_go_but_not_the_newest_whole_one_nor_any_after_it() -> None:
-    snapshots = [snapshot(USERS, day) for day in (1, 3, 5, 7)]
-    removals = plan(0, snapshots, {USERS: kept(5, 4)}, keep_from_day=100, tables=(USERS,))
-    assert removals.files == (snapshot(USERS, 1), snapshot(USERS, 3))
+def test_a_snapshot_that_needs_all_change_files_keeps_them() -> None:
+    files = [changes(days) for days in (30, 25, 1)]
+    assert not plan(files, proved(USERS, 31, None), proved(ORDERS, 20, files[1])).files
 
 
-def test_a_snapshot_taken_before_the_first_change_file_needs_all_of_them() -> None:
-    removals = plan(10, [], {USERS: Kept(stamp=stamp(0), prev="")}, keep_from_day=100, tables=(USERS,))
-    assert removals.files == ()
+def test_of_each_table_the_newest_snapshot_and_the_young_ones_stay() -> None:
+    files = [changes(1)]
+    older = (snapshot(USERS, 40), snapshot(USERS, 10), snapshot(ORDERS, 40), snapshot(ORDERS, 50))
+    removals = plan(files, proved(USERS, 5, None), proved(ORDERS, 40, None), older=older)
+    assert removals.snapshots == (snapshot(ORDERS, 50), snapshot(USERS, 40))
 
 
-def test_a_name_that_tells_no_time_stays_and_so_does_all_after_it() -> None:
-    odd = ChangeFile(name="changes_0.json", size_bytes=1)
-    removals = plan_removals(
-        [odd, *(change_file(day) for day in range(9))],
-        [],
-        {USERS: kept(5, 4)},
-        tables=[USERS],
-        keep_from=DAY_ZERO + dt.timedelta(days=100),
-    )
-    assert removals.files == ()
+def test_a_snapshot_newer_than_the_proved_one_stays_for_it_may_not_be_finished() -> None:
+    removals = plan([], proved(USERS, 40, None), older=(snapshot(USERS, 30),), tables=(USERS,))
+    assert not removals.files
+
+
+def test_of_a_table_without_a_proved_snapshot_no_snapshot_goes() -> None:
+    assert not plan([], older=(snapshot(USERS, 40), snapshot(USERS, 50))).files
+
+
+@pytest.mark.parametrize("name", ["changes_x.json", "changes_99999999_000000.json"])
+def test_a_file_whose_name_tells_no_time_stays_and_so_do_those_after_it(name: str) -> None:
+    files = [changes(30), ChangeFile(name=name, size_bytes=1), changes(20), changes(1)]
+    last = files[3]
+    removals = plan(files, proved(USERS, 0, last), proved(ORDERS, 0, last))
+    assert removals.change_files == (files[0],)
+
+
+DAYS = st.integers(0, 60)
 
 
 @given(
-    days=st.integers(1, 12),
-    snapshot_days=st.dictionaries(
-        st.sampled_from([USERS, ORDERS]), st.lists(st.integers(0, 12), min_size=1, max_size=4), max_size=2
+    days=st.lists(DAYS, unique=True),
+    # Of each table: how old its snapshots are, the newest first, and which of them is the newest proved one.
+    snapshots=st.fixed_dictionaries(
+        {table: st.lists(DAYS, unique=True, max_size=4) for table in (USERS, ORDERS)}
     ),
-    keep_from_day=st.integers(0, 14),
+    broken=st.fixed_dictionaries({table: st.integers(0, 2) for table in (USERS, ORDERS)}),
+    keep_days=st.integers(1, 40),
 )
-def test_every_table_can_still_begin_with_its_newest_snapshot_and_go_on_without_a_gap(
-    days: int, snapshot_days: dict[TableName, list[int]], keep_from_day: int
+def test_after_pruning_every_table_can_still_be_rebuilt(
+    days: list[int], snapshots: dict[TableName, list[int]], broken: dict[TableName, int], keep_days: int
 ) -> None:
-    newest = {table: max(taken) for table, taken in snapshot_days.items()}
-    snapshots = [snapshot(table, day) for table, taken in snapshot_days.items() for day in {*taken}]
-    kept_of = {table: kept(day, min(day, days - 1)) for table, day in newest.items()}
-    gone = set(plan(days, snapshots, kept_of, keep_from_day=keep_from_day).files)
-    left = [day for day in range(days) if change_file(day) not in gone]
-    assert left == list(range(left[0], days))
+    files = [changes(day + 0.5) for day in sorted(days, reverse=True)]
+    found, newest = [], {}
+    for table, ages in snapshots.items():
+        ages = sorted(ages)
+        found += [snapshot(table, age) for age in ages]
+        for age in ages[broken[table] :][:1]:
+            before = [file for file in files if file.stem < f"changes_{stamp(age)}"]
+            newest[table] = proved(table, age, before[-1] if before else None)
+    removals = plan_removals(files, found, newest, tables=(USERS, ORDERS), now=NOW, keep_days=keep_days)
+
+    left = [file for file in files if file not in removals.change_files]
+    assert not files or left[-1] == files[-1]
+    assert left == files[len(files) - len(left) :], "an unbroken end of the chain"
     for table in (USERS, ORDERS):
         if table not in newest:
-            assert left == list(range(days))
+            assert left == files
             continue
-        assert snapshot(table, newest[table]) not in gone
-        assert left[0] <= min(newest[table], days - 1) + 1
+        assert newest[table].file not in removals.snapshots
+        prev = newest[table].prev
+        needed = files if prev is None else [file for file in files if file.name > prev]
+        assert set(needed) <= set(left)
+    limit = stamp(keep_days)
+    assert all(file.stem < f"changes_{limit}" for file in removals.change_files)
+    assert all(file.stamp < limit for file in removals.snapshots)
+    again = plan_removals(
+        left,
+        [file for file in found if file not in removals.snapshots],
+        newest,
+        tables=(USERS, ORDERS),
+        now=NOW,
+        keep_days=keep_days,
+    )
+    assert not again.files, "once is enough"

@@ -116,15 +116,16 @@ Both may run beside the daemon."""
         self.stdout.write("Start archive_changes again, and resync the tables on every local machine.")
 
     def _prune(self, service: ArchivingService, *, is_dry_run: bool) -> None:
-        removals = service.prune(is_dry_run=is_dry_run)
-        for reason in removals.reasons:
-            self.stdout.write(reason)
+        with stop_on_signals() as stop:
+            removals = service.prune(stop=stop, is_dry_run=is_dry_run)
         for file in removals.files:
             self.stdout.write(file.name)
         verb = "would remove" if is_dry_run else "removed"
         self.stdout.write(
             f"{verb} {format_count(len(removals.files), 'file')}, {format_bytes(removals.size_bytes)}"
         )
+        if removals.reason:
+            self.stdout.write(removals.reason)
 
     def _show_status(self, service: ArchivingService, *, as_json: bool) -> None:
         status = service.get_status()
