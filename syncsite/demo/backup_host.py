@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import asyncssh
 from asyncssh.sftp import SFTPAttrs
@@ -105,7 +105,7 @@ class _ReadOnlySFTPServer(asyncssh.SFTPServer):
     def open(self, path: bytes, pflags: int, attrs: SFTPAttrs) -> object:
         return self._refuse() if pflags & _WRITING else super().open(path, pflags, attrs)
 
-    def _refuse(self, *arguments: Any) -> NoReturn:
+    def _refuse(self, *arguments: Any, **named: Any) -> Any:
         raise asyncssh.SFTPPermissionDenied("this account may only read")
 
     open56 = _refuse

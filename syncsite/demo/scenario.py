@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 from psycopg import sql
 
 from syncsite.demo.comparison import Comparison, compare
 from syncsite.demo.machine import DemoError, Machine
-from syncsite.demo.postgres import PostgresServer, embedded_binaries
+from syncsite.demo.postgres import SETTINGS, PostgresServer, embedded_binaries
 from syncsite.demo.traffic import PRIVATE, PUBLISHED, SCHEMA, UNWANTED, WHITELIST, open_shop
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Place:
     def address(self) -> str:
         return f"{self.postgres.host}:{self.postgres.port}"
 
-    def connect(self) -> psycopg.Connection[tuple[object, ...]]:
+    def connect(self) -> psycopg.Connection[Any]:
         return self.postgres.connect(DATABASE, options="-c timezone=UTC")
 
 
@@ -61,7 +61,10 @@ class Stage:
         """Let production have been there before us; return how many rows each of its tables has."""
         open_shop(self.production.connect)
         with self.production.connect() as connection:
-            return {table: _count(connection, table) for table in (*PUBLISHED, PRIVATE)}
+            return {
+                table: _value(connection, sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
+                for table in (*PUBLISHED, PRIVATE)
+            }
 
     def make_local_tables(self) -> None:
         """What the migrations of the local application would do."""
@@ -72,11 +75,11 @@ class Stage:
         login = ("--username", ADMIN_USER, "--email", f"{ADMIN_USER}@example.com")
         self.local.machine.manage("createsuperuser", "--noinput", "--verbosity", "0", *login)
 
-    def set_up_replication(self, *arguments: str) -> None:
-        """Run the set-up as production's administrator; the archiver itself is no superuser."""
+    def manage_as_administrator(self, *arguments: str) -> None:
+        """Run a command of production as who may do all there; the archiver's own role is no superuser."""
         postgres = self.production.postgres
         administrator = {"SOURCE_PG_USER_NAME": postgres.user, "SOURCE_PG_PASSWORD": postgres.password}
-        self.production.machine.manage("setup_logical_replication", *arguments, variables=administrator)
+        self.production.machine.manage(*arguments, variables=administrator)
 
     def first_change_file(self, check: Callable[[], None], *, timeout_s: float = 60) -> str:
         """Wait for the first file in the archive, and return its name; *check* as below."""
@@ -95,9 +98,9 @@ class Stage:
         """How much older the newest local order is than production's; None when there is none here."""
         newest = "SELECT extract(epoch FROM max(placed))::float8 FROM orders"
         with self.local.connect() as local, self.production.connect() as production:
-            # Local first: what production adds meanwhile may not make it look ahead.
-            (here,), (there,) = local.execute(newest).fetchone(), production.execute(newest).fetchone()  # type: ignore[misc]
-        return None if here is None else max(0.0, there - here)
+            # Local first: what production adds meanwhile would make it look ahead.
+            here = _value(local, newest)
+            return None if here is None else max(0.0, _value(production, newest) - here)
 
     def compare(self) -> list[Comparison]:
         """Hold the local rows against production's, table by table."""
@@ -135,7 +138,8 @@ def set_stage(folder: Path) -> Iterator[Stage]:
         raise DemoError(f"the demo needs {error.name or 'more packages'}: pip install '.[demo]'") from error
     _make_empty(folder)
     with ExitStack() as stack:
-        production, local = (_start_postgres(stack, binaries) for _ in range(2))
+        production = _start_postgres(stack, binaries, max_slot_wal_keep_size="1GB")
+        local = _start_postgres(stack, binaries)
         archive = folder / "backup-host"
         archive.mkdir()
         host = stack.enter_context(serve_sftp(archive, folder / "ssh"))
@@ -176,8 +180,8 @@ def _make_empty(folder: Path) -> None:
     (folder / MARKER).touch()
 
 
-def _start_postgres(stack: ExitStack, binaries: Path) -> PostgresServer:
-    postgres = PostgresServer(binaries=binaries)
+def _start_postgres(stack: ExitStack, binaries: Path, **settings: str) -> PostgresServer:
+    postgres = PostgresServer(binaries=binaries, settings={**SETTINGS, **settings})
     stack.callback(postgres.stop)
     postgres.start()
     with postgres.connect(autocommit=True) as connection:
@@ -229,7 +233,7 @@ archive_known_hosts = "{sftp.known_hosts}"
 """
 
 
-def _count(connection: psycopg.Connection[tuple[object, ...]], table: str) -> int:
-    row = connection.execute(sql.SQL("SELECT count(*)::int FROM {}").format(sql.Identifier(table))).fetchone()
+def _value(connection: psycopg.Connection[Any], query: sql.Composed | LiteralString) -> Any:
+    row = connection.execute(query).fetchone()
     assert row is not None
-    return row[0]  # type: ignore[return-value]
+    return row[0]

@@ -112,6 +112,7 @@ def open_shop(connect: Connect) -> None:
         for _ in range(ORDERS):
             _place_order(cursor, dice)
             _visit(cursor, dice)
+            _fill_cart(cursor, dice)
 
 
 # What goes on, each in a transaction of its own
@@ -356,7 +357,7 @@ def _price(dice: random.Random) -> Decimal:
 
 def _description(dice: random.Random) -> str:
     sentences = (
-        f'A {dice.choice(COLOURS)} {dice.choice(THINGS).lower()}.\tDurable, light \\ "timeless" — 100 % wool-free.'
+        f'A {dice.choice(COLOURS)} {dice.choice(THINGS).lower()}.\tDurable \\ "timeless" — 100 % wool-free.'
         for _ in range(50)
     )
     return "\n".join(sentences)

@@ -27,10 +27,10 @@ TRAVEL_TIMEOUT_S = 60
 
 class Command(BaseCommand):
     help = (
-        "Shows syncdata at work: starts two PostgreSQL servers, production and local, and an SFTP server between "
-        "them; lets a small shop trade in production, archives its changes, syncs them, and compares every row. "
-        "Then, on a terminal, keeps all of it and the admin running until Ctrl-C. Needs no configuration and "
-        "touches nothing of yours. Exit status 1 when any row differs."
+        "Shows syncdata at work: starts two PostgreSQL servers, production and local, and an SFTP server "
+        "between them; lets a small shop trade in production, archives its changes, syncs them, and compares "
+        "every row. Then, on a terminal, keeps all of it and the admin running until Ctrl-C. Needs no "
+        "configuration and touches nothing of yours. Exit status 1 when any row differs."
     )
     requires_system_checks = ()
 
@@ -78,9 +78,9 @@ class Command(BaseCommand):
         self._title("Production has rows that are older than any change file")
         for table, rows in stage.open_shop().items():
             self.stdout.write(f"  {table:<15}{rows:>8,} rows")
-        arguments = ("--create-user", ARCHIVER_ROLE, "--no-snapshot", "--noinput")
-        self._title_of(stage.production, "setup_logical_replication", *arguments)
-        stage.set_up_replication(*arguments)
+        arguments = ("setup_logical_replication", "--create-user", ARCHIVER_ROLE)
+        self._title_of(stage.production, *arguments)
+        stage.manage_as_administrator(*arguments)
 
     def _begin(self, stage: Stage, running: ExitStack) -> tuple[Daemon, Daemon]:
         """Archive and sync production while it trades; return the two daemons, which go on."""
@@ -100,9 +100,9 @@ class Command(BaseCommand):
             self._title_of(local, "syncdata_start")
             syncer = running.enter_context(local.machine.background("syncdata_start"))
             self.stdout.write("in the background; meanwhile, every two seconds:")
-            self._watch(stage, traffic, archiver, syncer, every_s=2, until_s=BUSY_S)
-            traffic_now = f"{traffic.committed:,} transactions, and {traffic.rolled_back:,} rolled back"
-        self._title(f"Production pauses, after {traffic_now}")
+            self._watch(stage, traffic, archiver, syncer, every_s=2, for_s=BUSY_S)
+        done, undone = traffic.committed, traffic.rolled_back
+        self._title(f"Production pauses, after {done:,} transactions (and {undone:,} rolled back)")
         return archiver, syncer
 
     def _arrive(self, stage: Stage, daemons: tuple[Daemon, Daemon]) -> bool:
@@ -136,7 +136,7 @@ class Command(BaseCommand):
             trading(stage.production.connect, writers=WRITERS, pause_s=CALM_PAUSE_S) as traffic,
         ):
             try:
-                self._watch(stage, traffic, site, *daemons, every_s=1, until_s=None)
+                self._watch(stage, traffic, site, *daemons, every_s=1, for_s=None)
             except KeyboardInterrupt:
                 self.stdout.write("\nproduction stops, and so do the daemons")
         _leave_in_order_on_signals()
@@ -150,19 +150,20 @@ class Command(BaseCommand):
     # What is said
 
     def _watch(
-        self, stage: Stage, traffic: Traffic, *daemons: Daemon, every_s: float, until_s: float | None
+        self, stage: Stage, traffic: Traffic, *daemons: Daemon, every_s: float, for_s: float | None
     ) -> None:
-        """Tell how far production, the archive and the local rows are; without *until_s* on one line for ever."""
+        """Tell now and then how far all are; without *for_s* always on the same line, and without end."""
         start_s = time.monotonic()
-        while until_s is None or time.monotonic() - start_s < until_s:
+        while for_s is None or time.monotonic() - start_s < for_s:
             time.sleep(every_s)
             traffic.check()
             for daemon in daemons:
                 daemon.check()
-            lag_s = stage.lag_s()
-            lag = "no local rows yet" if lag_s is None else f"local {lag_s:.1f} s behind"
-            line = f"{traffic.committed:>8,} transactions   {stage.count_change_files():>4,} change files   {lag}"
-            self.stdout.write(f"{line:<70}", ending="\n" if until_s is not None else "\r")
+            line = _describe(traffic, files=stage.count_change_files(), lag_s=stage.lag_s())
+            if for_s is None:
+                self.stdout.write(f"{line:<76}", ending="\r")
+            else:
+                self.stdout.write(line)
             self.stdout.flush()
 
     def _report(self, stage: Stage) -> bool:
@@ -198,6 +199,11 @@ class Command(BaseCommand):
         self.stdout.write(
             f"\nThe admin: {self.style.SUCCESS(address)}  user {ADMIN_USER}  password {stage.admin_password}"
         )
+
+
+def _describe(traffic: Traffic, *, files: int, lag_s: float | None) -> str:
+    lag = "has no orders yet" if lag_s is None else f"is {lag_s:.1f} s behind"
+    return f"{traffic.committed:>8,} transactions {files:>5,} change files   local {lag}"
 
 
 def _leave_in_order_on_signals() -> None:
