@@ -57,7 +57,6 @@ class Header(msgspec.Struct, frozen=True):
     prev: str | None = None
     start_lsn: str | None = None
     created: str | None = None
-    # Of a snapshot only: whose rows these are, and up to which commit.
     snapshot: str | None = None
     commit_lsn: str | None = None
 

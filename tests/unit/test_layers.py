@@ -27,8 +27,8 @@ LAYERS = [
     {"engine.cycle", "engine.snapshots"},
     {"engine.shadow"},
     {"engine.rebuild"},
-    {"capture.pgoutput", "capture.slot", "capture.spool", "capture.prerequisites"},
-    {"capture.records", "capture.stream", "capture.delivery", "capture.setup"},
+    {"capture.pgoutput", "capture.slot", "capture.spool", "capture.facts"},
+    {"capture.records", "capture.stream", "capture.delivery", "capture.prerequisites", "capture.setup"},
     {"capture.chain", "capture.source"},
     {"capture.archiver", "confkeys"},
     {"capture.snapshot", "capture.retention", "archiverstatus"},
@@ -100,7 +100,7 @@ def test_the_engine_knows_nothing_of_django(module: str) -> None:
 PURE = [
     *("engine.errors", "engine.changes", "engine.changefile", "engine.schema", "engine.values"),
     *("engine.batch", "engine.plan", "engine.archive_names", "engine.delivery"),
-    *("capture.pgoutput", "capture.records"),
+    *("capture.pgoutput", "capture.records", "capture.prerequisites"),
 ]
 
 
