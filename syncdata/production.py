@@ -74,7 +74,7 @@ class ProductionService:
             new_tables=self._new_tables(source),
         )
 
-    def _new_tables(self, source: Source) -> tuple[TableName, ...]:
+    def _new_tables(self, source: SourceFacts) -> tuple[TableName, ...]:
         if source.slot is None:
             return self._config.tables
         return plan_publication(source.publication, self._config.tables).added

@@ -1,4 +1,4 @@
-"""A whole production side for a test: a database with publication and slot, and the archiver that reads it."""
+"""A production side for a test: a database with publication and slot, and the archiver that reads it."""
 
 from __future__ import annotations
 

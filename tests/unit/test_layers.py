@@ -29,7 +29,7 @@ LAYERS = [
     {"engine.rebuild"},
     {"capture.pgoutput", "capture.slot", "capture.spool", "capture.facts"},
     {"capture.records", "capture.stream", "capture.delivery", "capture.prerequisites", "capture.setup"},
-    {"capture.chain", "capture.source"},
+    {"capture.chain", "capture.source", "capture.consistent"},
     {"capture.archiver", "confkeys"},
     {"capture.snapshot", "capture.retention", "archiverstatus"},
     {"conf", "session", "statefile", "status", "daemon", "adoption"},

@@ -119,9 +119,11 @@ Both may run beside the daemon."""
         removals = service.prune(is_dry_run=is_dry_run)
         for reason in removals.reasons:
             self.stdout.write(reason)
+        for file in removals.files:
+            self.stdout.write(file.name)
         verb = "would remove" if is_dry_run else "removed"
         self.stdout.write(
-            f"{verb} {format_count(len(removals.names), 'file')}, {format_bytes(removals.size_bytes)}"
+            f"{verb} {format_count(len(removals.files), 'file')}, {format_bytes(removals.size_bytes)}"
         )
 
     def _show_status(self, service: ArchivingService, *, as_json: bool) -> None:
