@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -95,12 +96,14 @@ class Stage:
         return sum(1 for _ in self.archive.glob("changes_*"))
 
     def lag_s(self) -> float | None:
-        """How much older the newest local order is than production's; None when there is none here."""
-        newest = "SELECT extract(epoch FROM max(placed))::float8 FROM orders"
+        """For how long production has had an order that is not here yet; None when no order is here."""
         with self.local.connect() as local, self.production.connect() as production:
-            # Local first: what production adds meanwhile would make it look ahead.
-            here = _value(local, newest)
-            return None if here is None else max(0.0, _value(production, newest) - here)
+            newest = _value(local, "SELECT max(placed) FROM orders")
+            if newest is None:
+                return None
+            missing = "SELECT clock_timestamp() - min(placed) FROM orders WHERE placed > %s"
+            age: timedelta | None = _value(production, missing, newest)
+        return age.total_seconds() if age else 0.0
 
     def compare(self) -> list[Comparison]:
         """Hold the local rows against production's, table by table."""
@@ -233,7 +236,9 @@ archive_known_hosts = "{sftp.known_hosts}"
 """
 
 
-def _value(connection: psycopg.Connection[Any], query: sql.Composed | LiteralString) -> Any:
-    row = connection.execute(query).fetchone()
+def _value(
+    connection: psycopg.Connection[Any], query: sql.Composed | LiteralString, *parameters: object
+) -> Any:
+    row = connection.execute(query, parameters).fetchone()
     assert row is not None
     return row[0]

@@ -249,18 +249,18 @@ def _renumber_product(cursor: Cursor, dice: random.Random) -> None:
 
 
 EVENTS: dict[Event, int] = {
-    _place_order: 30,
-    _advance_order: 30,
-    _visit: 15,
-    _fill_cart: 10,
-    _cancel_order: 6,
-    _change_customer: 6,
-    _sign_up: 5,
-    _change_price: 4,
-    _change_mind: 3,
-    _rewrite_description: 2,
-    _renumber_product: 2,
-    _swap_emails: 2,
+    _place_order: 120,
+    _advance_order: 120,
+    _visit: 60,
+    _fill_cart: 60,
+    _cancel_order: 24,
+    _change_customer: 24,
+    _sign_up: 20,
+    _change_price: 16,
+    _change_mind: 12,
+    _rewrite_description: 8,
+    _renumber_product: 8,
+    _swap_emails: 8,
     _empty_carts: 1,
 }
 
@@ -293,8 +293,8 @@ class Traffic:
             if writer.done():
                 writer.result()
 
-    def _trade(self, connect: Connect, seed: int) -> None:
-        dice = random.Random(seed)
+    def _trade(self, connect: Connect) -> None:
+        dice = random.Random()
         with connect() as connection:
             for event in _deal(dice):
                 if self._ended.wait(self.pause_s * dice.uniform(0.5, 1.5)):
@@ -313,7 +313,7 @@ def trading(connect: Connect, *, writers: int, pause_s: float) -> Iterator[Traff
     traffic = Traffic(pause_s=pause_s)
     with ThreadPoolExecutor(writers, thread_name_prefix="shop") as pool:
         try:
-            traffic._writers += [pool.submit(traffic._trade, connect, seed) for seed in range(writers)]
+            traffic._writers += [pool.submit(traffic._trade, connect) for _ in range(writers)]
             yield traffic
         finally:
             traffic._ended.set()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,28 +68,75 @@ def read_until(text: str, output: int, *, timeout_s: float = 120) -> str:
     return read.decode()
 
 
+def assert_nothing_stays(place: Path) -> None:
+    assert_no_process_stays(place)
+    assert [path.name for path in place.iterdir()] == ["demo"]
+
+
+def assert_rows_are_equal(output: str) -> None:
+    """Every whitelisted table was compared, and has rows; the others have none here."""
+    report = output.rpartition("Are the local rows those of production?")[2]
+    for table in ("customers", "products", "orders", "order_lines", "carts"):
+        compared = re.search(rf"{table} +([\d,]+) rows in production = ([\d,]+) rows in local", report)
+        assert compared, output
+        assert compared[1] == compared[2] != "0"
+    assert re.search(r"page_views +[1-9][\d,]* rows in production, 0 rows in local: not whitelisted", report)
+    assert re.search(
+        r"payment_tokens +[1-9][\d,]* rows in production, 0 rows in local: not published", report
+    )
+
+
 def test_the_demo_ends_by_itself_with_equal_rows(place: Path) -> None:
     demo = start_demo(place)
-    output = demo.communicate(timeout=120)[0].decode()
+    output = demo.communicate(timeout=180)[0].decode()
     assert demo.returncode == 0, output
-    for table in ("customers", "products", "orders", "order_lines", "carts"):
-        assert re.search(rf"{table} +[\d,]+ rows +equal", output), output
-    assert re.search(r"payment_tokens +0 rows +not whitelisted", output)
-    assert "status: not-started" in output
+    assert_rows_are_equal(output)
+    assert re.search(r"snapshot_\d+_\d+/public.customers.json.gz: 2,\d+ rows", output)
+    assert len(re.findall(r"transactions +\d+ change files   local is [\d.]+ s behind\n", output)) >= 3
+    assert output.count("status: active") == 2, "of the archiver, and of the local daemon"
     assert "http://127.0.0.1:8000/admin/  user demo  password" in output
-    assert_no_process_stays(place)
+    assert_nothing_stays(place)
 
 
-def test_on_a_terminal_the_demo_follows_production_until_ctrl_c(place: Path) -> None:
+def test_the_demo_archives_no_table_that_was_not_published(place: Path) -> None:
+    demo = start_demo(place)
+    assert demo.communicate(timeout=180)[0] and demo.returncode == 0
+    archive = place / "demo" / "backup-host"
+    changes = [zstandard.decompress(path.read_bytes()) for path in archive.glob("changes_*.json.zst")]
+    assert any(b'"page_views"' in content for content in changes)
+    assert not any(b"tok_" in content for content in changes)
+    assert sorted(path.name for path in archive.glob("snapshot_*/*"))[-1] == "public.products.json.gz"
+
+
+def test_on_a_terminal_the_demo_goes_on_until_ctrl_c(place: Path) -> None:
     ours, theirs = pty.openpty()
     demo = start_demo(place, terminal=theirs)
     os.close(theirs)
-    read_until("local rows in step after", ours)
+    read_until("Ctrl-C ends it", ours)
+    read_until(" s behind", ours)
     demo.send_signal(signal.SIGINT)
-    read_until("payment_tokens", ours)
+    output = read_until("not published", ours)
+    assert_rows_are_equal(output)
     assert demo.wait(60) == 0
     os.close(ours)
-    assert_no_process_stays(place)
+    assert_nothing_stays(place)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["older than any change file", "archive_changes --snapshot", "syncdata_start --once", " s behind"],
+)
+def test_ctrl_c_ends_the_demo_in_order_at_any_moment(place: Path, moment: str) -> None:
+    demo = start_demo(place)
+    assert demo.stdout is not None
+    with demo, demo.stdout:
+        read_until(moment, demo.stdout.fileno())
+        demo.send_signal(signal.SIGINT)
+        demo.send_signal(signal.SIGINT)
+        rest = demo.stdout.read().decode()
+    assert demo.returncode == 130
+    assert "Traceback" not in rest
+    assert_nothing_stays(place)
 
 
 @pytest.mark.parametrize("killer", [signal.SIGTERM, signal.SIGKILL])
@@ -96,7 +144,7 @@ def test_a_killed_demo_leaves_no_process(place: Path, killer: signal.Signals) ->
     demo = start_demo(place)
     assert demo.stdout is not None
     with demo, demo.stdout:
-        read_until("backup host that serves", demo.stdout.fileno())
+        read_until("older than any change file", demo.stdout.fileno())
         demo.send_signal(killer)
     assert_no_process_stays(place)
 

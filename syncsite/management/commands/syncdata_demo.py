@@ -23,6 +23,7 @@ WRITERS = 4
 BUSY_PAUSE_S, CALM_PAUSE_S = 0.015, 1.0
 BUSY_S = 10
 TRAVEL_TIMEOUT_S = 60
+REASONS = {UNWANTED: "not whitelisted", PRIVATE: "not published"}  # why a table stays empty
 
 
 class Command(BaseCommand):
@@ -114,9 +115,9 @@ class Command(BaseCommand):
 
         delay_s = stage.wait_until_equal(check, timeout_s=TRAVEL_TIMEOUT_S)
         if delay_s is None:
-            self.stdout.write(f"The local rows are NOT production's after {TRAVEL_TIMEOUT_S} s")
+            self.stdout.write(f"{TRAVEL_TIMEOUT_S} s later the local rows are still NOT production's")
         else:
-            self.stdout.write(f"The local rows are production's {delay_s:.1f} s later")
+            self.stdout.write(f"{delay_s:.1f} s later the local rows are those of production")
         self._run(stage.production, "archive_changes", "--status")
         self._run(stage.local, "syncdata_status")
         self._run(stage.local, "list_tables")
@@ -171,19 +172,18 @@ class Command(BaseCommand):
         self._title("Are the local rows those of production?")
         compared = stage.compare()
         for table in compared:
-            self.stdout.write(
-                f"  {table.table:<15}{table.production:>7,} rows in production {self._verdict(table)}"
-            )
+            rows = f"{table.production:>7,} rows in production"
+            self.stdout.write(f"  {table.table:<14}{rows}{self._verdict(table)}")
         return all(map(is_as_expected, compared))
 
     def _verdict(self, table: Comparison) -> str:
+        local = f"{table.local:,} rows in local"
         if not is_as_expected(table):
-            remark = f"DIFFERS: {table.missing:,} missing, {table.unexpected:,} unexpected"
-            return self.style.ERROR(f"≠ {table.local:>7,} rows in local   {remark}")
+            difference = f"{table.missing:,} missing, {table.unexpected:,} unexpected"
+            return self.style.ERROR(f" ≠ {local}: {difference}")
         if table.table in WHITELIST:
-            return self.style.SUCCESS(f"= {table.local:>7,} rows in local")
-        why = {UNWANTED: "not whitelisted", PRIVATE: "not published"}[table.table]
-        return f"  {table.local:>7,} rows in local   ({why})"
+            return self.style.SUCCESS(f" = {local}")
+        return f", {local}: {REASONS[table.table]}"
 
     def _run(self, place: Place, *arguments: str) -> None:
         self._title_of(place, *arguments)
