@@ -10,13 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import zstandard
 
 ROOT = Path(__file__).resolve().parents[2]
+StartDemo = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
@@ -27,16 +29,27 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
-def start_demo(place: Path, *arguments: str, terminal: int | None = None) -> subprocess.Popen[bytes]:
+@pytest.fixture
+def start_demo(place: Path) -> Iterator[StartDemo]:
+    """`start_demo()` runs it into a pipe, `start_demo(terminal)` on that end of a pseudo terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "DATA_SYNC_CONFIG"}
-    return subprocess.Popen(
-        [sys.executable, "manage.py", "syncdata_demo", "--folder", str(place / "demo"), *arguments],
-        cwd=ROOT,
-        env={**environment, "TMPDIR": str(place), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
-        stdin=terminal or subprocess.DEVNULL,
-        stdout=terminal or subprocess.PIPE,
-        stderr=terminal or subprocess.STDOUT,
-    )
+    settings = {"TMPDIR": str(place), "PYTHONUNBUFFERED": "1", "DJANGO_COLORS": "nocolor"}
+    with ExitStack() as started:
+
+        def start(terminal: int | None = None) -> subprocess.Popen[bytes]:
+            demo = subprocess.Popen(
+                [sys.executable, "manage.py", "syncdata_demo", "--folder", str(place / "demo")],
+                cwd=ROOT,
+                env={**environment, **settings},
+                stdin=terminal or subprocess.DEVNULL,
+                stdout=terminal or subprocess.PIPE,
+                stderr=terminal or subprocess.STDOUT,
+            )
+            started.enter_context(demo)
+            started.callback(demo.kill)
+            return demo
+
+        yield start
 
 
 def processes_in(place: Path) -> list[str]:
@@ -97,8 +110,8 @@ def assert_archive_has_what_was_published(archive: Path) -> None:
     assert len(list(archive.glob("snapshot_*/public.*.json.gz"))) == 6
 
 
-def test_the_demo_ends_by_itself_with_equal_rows(place: Path) -> None:
-    demo = start_demo(place)
+def test_the_demo_ends_by_itself_with_equal_rows(place: Path, start_demo: StartDemo) -> None:
+    demo = start_demo()
     output = demo.communicate(timeout=180)[0].decode()
     assert demo.returncode == 0, output
     assert_rows_are_equal(output)
@@ -110,9 +123,9 @@ def test_the_demo_ends_by_itself_with_equal_rows(place: Path) -> None:
     assert_archive_has_what_was_published(place / "demo" / "backup-host")
 
 
-def test_on_a_terminal_the_demo_goes_on_until_ctrl_c(place: Path) -> None:
+def test_on_a_terminal_the_demo_goes_on_until_ctrl_c(place: Path, start_demo: StartDemo) -> None:
     ours, theirs = pty.openpty()
-    demo = start_demo(place, terminal=theirs)
+    demo = start_demo(theirs)
     os.close(theirs)
     read_until("Ctrl-C ends it", ours)
     read_until(" s behind", ours)
@@ -125,33 +138,31 @@ def test_on_a_terminal_the_demo_goes_on_until_ctrl_c(place: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["older than any change file", "archive_changes --snapshot", " s behind"])
-def test_ctrl_c_ends_the_demo_in_order_at_any_moment(place: Path, moment: str) -> None:
-    demo = start_demo(place)
+def test_ctrl_c_ends_the_demo_in_order_at_any_moment(place: Path, start_demo: StartDemo, moment: str) -> None:
+    demo = start_demo()
     assert demo.stdout is not None
-    with demo, demo.stdout:
-        read_until(moment, demo.stdout.fileno())
-        demo.send_signal(signal.SIGINT)
-        demo.send_signal(signal.SIGINT)
-        rest = demo.stdout.read().decode()
+    read_until(moment, demo.stdout.fileno())
+    demo.send_signal(signal.SIGINT)
+    demo.send_signal(signal.SIGINT)
+    rest = demo.communicate(timeout=60)[0].decode()
     assert demo.returncode == 130
     assert "Traceback" not in rest
     assert_nothing_stays(place)
 
 
 @pytest.mark.parametrize("killer", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_demo_leaves_no_process(place: Path, killer: signal.Signals) -> None:
-    demo = start_demo(place)
+def test_a_killed_demo_leaves_no_process(place: Path, start_demo: StartDemo, killer: signal.Signals) -> None:
+    demo = start_demo()
     assert demo.stdout is not None
-    with demo, demo.stdout:
-        read_until("older than any change file", demo.stdout.fileno())
-        demo.send_signal(killer)
+    read_until("older than any change file", demo.stdout.fileno())
+    demo.send_signal(killer)
     assert_no_process_stays(place)
 
 
-def test_the_demo_deletes_no_folder_that_it_did_not_make(place: Path) -> None:
+def test_the_demo_deletes_no_folder_that_it_did_not_make(place: Path, start_demo: StartDemo) -> None:
     (place / "demo").mkdir()
     (place / "demo" / "thesis.tex").touch()
-    demo = start_demo(place)
+    demo = start_demo()
     output = demo.communicate(timeout=60)[0].decode()
     assert demo.returncode == 1
     assert "is not empty, and not of an earlier demo" in output
