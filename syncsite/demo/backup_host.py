@@ -48,14 +48,13 @@ def serve_sftp(folder: Path, keys: Path) -> Iterator[BackupHost]:
     keys.mkdir(mode=0o700)
     authorized = {user: _make_key(keys / user) for user in (WRITER, READER)}
     host_key = asyncssh.generate_private_key("ssh-ed25519")
-    connections: list[asyncssh.SSHServerConnection] = []
+    connections: set[asyncssh.SSHServerConnection] = set()
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(
         asyncssh.listen(
             "127.0.0.1",
             0,
-            acceptor=connections.append,
-            server_factory=lambda: _Door(authorized),
+            server_factory=lambda: _Door(authorized, connections),
             server_host_keys=[host_key],
             sftp_factory=lambda channel: _shelf(channel, folder),
         )
@@ -85,13 +84,18 @@ def serve_sftp(folder: Path, keys: Path) -> Iterator[BackupHost]:
 
 
 class _Door(asyncssh.SSHServer):
-    """Lets each account in with its own key only."""
+    """Lets each account in with its own key only, and keeps track of who is there."""
 
-    def __init__(self, authorized: dict[str, str]) -> None:
+    def __init__(self, authorized: dict[str, str], connections: set[asyncssh.SSHServerConnection]) -> None:
         self._authorized = authorized
+        self._connections = connections
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
+        self._connections.add(conn)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self._connection)
 
     def begin_auth(self, username: str) -> bool:
         keys = asyncssh.import_authorized_keys(self._authorized.get(username, ""))
@@ -127,12 +131,13 @@ def _make_key(key_file: Path) -> str:
     return _public(key)
 
 
-async def _close(server: asyncssh.SSHAcceptor, connections: list[asyncssh.SSHServerConnection]) -> None:
+async def _close(server: asyncssh.SSHAcceptor, connections: set[asyncssh.SSHServerConnection]) -> None:
     server.close()
     await server.wait_closed()
-    for connection in connections:
+    for connection in list(connections):
         connection.abort()
         await connection.wait_closed()
+    await asyncio.sleep(0)  # in its next turn the loop closes their sockets
 
 
 def _public(key: asyncssh.SSHKey) -> str:
