@@ -822,7 +822,8 @@ def on_a_terminal(production: Production, role: str, answers: list[str]) -> str:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        arguments = [sys.executable, "manage.py", "setup_logical_replication", "--create-user", role]
+        options = ["--create-user", role, "--no-snapshot"]
+        arguments = [sys.executable, "manage.py", "setup_logical_replication", *options]
         os.execve(sys.executable, arguments, environment)
     shown = ""
     with open(terminal, "rb+", buffering=0) as file:
