@@ -53,14 +53,12 @@ class Command(BaseCommand):
                 daemons = self._begin(stage, running)
                 is_equal = self._arrive(stage, daemons)
                 if stays_up and is_equal:
-                    self._keep_up(stage, daemons, free_port(port))
+                    is_equal = self._keep_up(stage, daemons, free_port(port))
                 else:
                     self._show_login(f"http://127.0.0.1:{port}/admin/", stage)
                     self.stdout.write("It is up while `make demo` runs on a terminal; this run ends here.")
                 for daemon in daemons:
                     daemon.stop()
-                if stays_up and is_equal:
-                    is_equal = self._end(stage)
         except DemoError as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
@@ -123,8 +121,8 @@ class Command(BaseCommand):
         self._run(stage.local, "list_tables")
         return self._report(stage)
 
-    def _keep_up(self, stage: Stage, daemons: tuple[Daemon, Daemon], port: int) -> None:
-        """Keep the admin and both daemons running on a calmer production, until Ctrl-C."""
+    def _keep_up(self, stage: Stage, daemons: tuple[Daemon, Daemon], port: int) -> bool:
+        """Keep the admin and both daemons running on a calmer production until Ctrl-C; then compare again."""
         self._title("It goes on: production trades, the daemons run, and the admin is there")
         self._show_login(f"http://127.0.0.1:{port}/admin/", stage)
         self.stdout.write("For commands of your own:")
@@ -141,9 +139,8 @@ class Command(BaseCommand):
             except KeyboardInterrupt:
                 self.stdout.write("\nproduction stops, and so do the daemons")
         _leave_in_order_on_signals()
-
-    def _end(self, stage: Stage) -> bool:
-        """Take what the daemons, which are stopped, have left behind."""
+        for daemon in daemons:
+            daemon.stop()
         self._run(stage.production, "archive_changes", "--once")
         self._run(stage.local, "syncdata_start", "--once")
         return self._report(stage)
@@ -180,7 +177,7 @@ class Command(BaseCommand):
         local = f"{table.local:,} rows in local"
         if not is_as_expected(table):
             difference = f"{table.missing:,} missing, {table.unexpected:,} unexpected"
-            return self.style.ERROR(f" ≠ {local}: {difference}")
+            return self.style.ERROR(f" <> {local}: {difference}")
         if table.table in WHITELIST:
             return self.style.SUCCESS(f" = {local}")
         return f", {local}: {REASONS[table.table]}"
