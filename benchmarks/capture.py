@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from psycopg.conninfo import make_conninfo
 
 from benchmarks.apply import DURABLE, TABLE
 from syncdata.capture.archiver import Archiver, CaptureSettings
@@ -52,8 +55,9 @@ WORKLOADS = {
     " ELSIF c < 0.75 THEN DELETE FROM account WHERE id = k;"
     " ELSE INSERT INTO account SELECT " + ROW.format(id="({n} + i * 10 + j)") + "; END IF;"
     " END LOOP; COMMIT; END LOOP;",
-    "W3": "FOR i IN 1 .. {n} / 10 LOOP UPDATE account SET amount = amount + 1, status = 'changed'"
-    " WHERE id IN (SELECT 1 + floor(random() * {n}) FROM generate_series(1, 10)); COMMIT; END LOOP;",
+    "W3": "FOR i IN 1 .. {n} / 10 LOOP FOR j IN 1 .. 10 LOOP k := 1 + floor(random() * {n});"
+    " UPDATE account SET amount = amount + 1, status = 'changed' WHERE id = k;"
+    " END LOOP; COMMIT; END LOOP;",
 }
 ROWS_BEFORE = {"W1": 0.0, "W2": 0.4, "W3": 1.0}
 
@@ -137,14 +141,21 @@ def receive(server: PostgresServer, database: str, folder: Path, slot: str) -> f
         end = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
     assert end is not None
     target = folder / slot
-    connection_string = make_conninfo(**server.params(database))
+    params = server.params(database)
+    password = params.pop("password")
     command = [
         str(server.binaries / "pg_recvlogical"),
         *("--start", "--no-loop", f"--slot={slot}", f"--endpos={end[0]}", f"--file={target}"),
-        *("-o", "proto_version=1", "-o", f"publication_names={PUBLICATION}", f"--dbname={connection_string}"),
+        *(
+            "-o",
+            "proto_version=1",
+            "-o",
+            f"publication_names={PUBLICATION}",
+            f"--dbname={make_conninfo(**params)}",
+        ),
     ]
     started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PGPASSWORD": password})
     seconds = time.monotonic() - started
     target.unlink()
     return seconds
