@@ -1,9 +1,9 @@
-"""A whole production side for a test: database, publication, slot, and the archiver that reads it."""
+"""A production side for a test: a database with publication and slot, and the archiver that reads it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,6 +15,9 @@ import pytest
 from psycopg import sql
 
 from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.capture.chain import load_chain
+from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
+from syncdata.capture.stream import TEXT_SETTINGS
 from syncdata.engine.archive import LocalArchive, LocalSettings
 from syncdata.engine.changes import TableName
 from syncsite.demo.postgres import PostgresServer
@@ -33,11 +36,13 @@ class Production:
     spool_dir: Path
     slot_name: str
     options: dict[str, Any] = field(default_factory=dict)
+    login: dict[str, Any] = field(default_factory=dict)
+    """What the archiver connects with otherwise than `connect`."""
 
     @property
     def settings(self) -> CaptureSettings:
         return CaptureSettings(
-            params=self.database.params,
+            params=self.database.params | self.login,
             slot_name=self.slot_name,
             publication=PUBLICATION,
             spool_dir=self.spool_dir,
@@ -47,8 +52,8 @@ class Production:
     def open_archive(self) -> LocalArchive:
         return LocalArchive(LocalSettings(directory=self.archive_dir))
 
-    def archiver(self) -> Archiver:
-        return Archiver(self.settings, self.open_archive)
+    def archiver(self, **options: Any) -> Archiver:
+        return Archiver(self.settings, self.open_archive, **options)
 
     def connect(self, **kwargs: Any) -> psycopg.Connection[Any]:
         return self.database.connect(autocommit=True, **kwargs)
@@ -73,9 +78,23 @@ class Production:
                 .as_string(None)
             )
 
-    def archive(self) -> None:
-        """Put all that was committed before now into the archive."""
-        self.archiver().run_once(threading.Event())
+    def archive(self, **options: Any) -> None:
+        """Put all that was committed before now into the archive. The options are Archiver's."""
+        self.archiver(**options).run_once(threading.Event())
+
+    def snapshot(
+        self, *tables: str, stop: threading.Event | None = None, **options: Any
+    ) -> list[TakenSnapshot]:
+        """Take one of each table, all at one point. The options are those of `take_snapshots`."""
+        chain = load_chain(self.spool_dir) or self.archiver().open_chain()
+        return take_snapshots(
+            self.settings,
+            self.open_archive,
+            chain,
+            [TableName.parse(table) for table in tables],
+            stop=stop or threading.Event(),
+            **options,
+        )
 
     def create_slot(self) -> None:
         self.execute(f"SELECT pg_create_logical_replication_slot('{self.slot_name}', 'pgoutput')")
@@ -86,6 +105,42 @@ class Production:
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
             f" WHERE slot_name = '{self.slot_name}'"
         )
+
+
+def rows_as_text(database: Database, table: TableName) -> list[dict[str, str | None]]:
+    """Return the table's rows in PostgreSQL's text form, in an order of their own; generated columns, too."""
+    options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in TEXT_SETTINGS.items())
+    relation = sql.Identifier(table.schema, table.name)
+    with database.connect(options=options) as connection:
+        columns = [
+            name
+            for (name,) in connection.execute(
+                "SELECT attname::text FROM pg_attribute"
+                " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attname",
+                (relation.as_string(None),),
+            )
+        ]
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        query = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(names, relation)
+        with connection.cursor().copy(query) as copy:
+            rows = sorted(copy.rows(), key=lambda row: [(value is not None, value) for value in row])
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def differences(source: Database, target: Database, tables: Iterable[str]) -> list[str]:
+    """Return where the rows are not byte for byte the same in both: `table`, or `table.column`."""
+    found = []
+    for table in tables:
+        ours, theirs = (rows_as_text(side, TableName.parse(table)) for side in (source, target))
+        if ours != theirs:
+            columns = {
+                name
+                for one, other in zip(ours, theirs, strict=False)
+                for name in one
+                if one[name] != other.get(name)
+            }
+            found += [f"{table}.{name}" for name in sorted(columns)] or [table]
+    return found
 
 
 @pytest.fixture

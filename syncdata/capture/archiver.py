@@ -166,11 +166,11 @@ class Archiver:
         What waits in the spool is delivered first. Readers stop at the new epoch's first file and begin
         again from its snapshots.
         """
+        chain = load_chain(self._settings.spool_dir)
         with ReplicationStream(self._settings.params) as stream:
-            identity, slot = stream.identify(), self._slot(stream, load_chain(self._settings.spool_dir))
+            identity, slot = stream.identify(), self._slot(stream, chain)
         archive = self._open_archive()
         try:
-            chain = load_chain(self._settings.spool_dir)
             spooled = take_over(self._settings.spool_dir)
             if chain is not None:
                 for file in continue_chain(chain, spooled)[1]:

@@ -146,13 +146,11 @@ def next_name(now: dt.datetime, last_name: str | None) -> str:
     So names never repeat and never go back, however fast the files come and whatever the clock does.
     Raises SpoolError when *last_name* is none that can be followed.
     """
-    name = f"changes_{now.astimezone(dt.UTC):{_TIME_IN_NAME}}"
-    if last_name is None or name > stem(last_name):
-        return name
+    if last_name is None:
+        return f"changes_{next_stamp(now, None)}"
     match = _NAME.match(last_name)
     try:
-        last = dt.datetime.strptime(match[1] if match else "", _TIME_IN_NAME)
-        name = f"changes_{last + dt.timedelta(seconds=1):{_TIME_IN_NAME}}"
+        name = f"changes_{next_stamp(now, match[1] if match else None)}"
     except (ValueError, OverflowError):
         name = ""
     if name <= stem(last_name):
@@ -161,6 +159,15 @@ def next_name(now: dt.datetime, last_name: str | None) -> str:
             hint="rename that file in the archive to changes_YYYYMMDD_HHMMSS",
         )
     return name
+
+
+def next_stamp(now: dt.datetime, last_stamp: str | None) -> str:
+    """Return *now* as it stands in names, ``YYYYMMDD_HHMMSS``, or the second after *last_stamp* if that is
+    not before it. Raises ValueError or OverflowError when *last_stamp* is no time, or the last one."""
+    stamp = f"{now.astimezone(dt.UTC):{_TIME_IN_NAME}}"
+    if last_stamp is None or stamp > last_stamp:
+        return stamp
+    return f"{dt.datetime.strptime(last_stamp, _TIME_IN_NAME) + dt.timedelta(seconds=1):{_TIME_IN_NAME}}"
 
 
 def list_finished(directory: Path) -> list[tuple[str, int]]:

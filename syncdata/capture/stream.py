@@ -39,6 +39,7 @@ TEXT_SETTINGS = {
     "extra_float_digits": "3",
     "bytea_output": "hex",
     "lc_monetary": "C",
+    "quote_all_identifiers": "off",
     "search_path": "pg_catalog",
 }
 # A server that hears of us within half of it asks for an answer only when it shuts down.
@@ -106,11 +107,9 @@ class ReplicationStream:
 
     def identify(self) -> Identity:
         try:
-            row = self._connection.execute("IDENTIFY_SYSTEM").fetchone()
+            return read_identity(self._connection)
         except psycopg.Error as error:
             raise source_error(error) from error
-        assert row is not None
-        return Identity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
 
     def slot(self, name: str) -> Slot | None:
         try:
@@ -210,6 +209,13 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
     if mine := given.pop("options", ""):
         options = f"{mine} {options}"
     return psycopg.connect(**given, replication="database", options=options, autocommit=True)
+
+
+def read_identity(connection: psycopg.Connection[Any]) -> Identity:
+    """Return what a replication connection is connected to."""
+    row = connection.execute("IDENTIFY_SYSTEM").fetchone()
+    assert row is not None
+    return Identity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
 
 
 def source_error(error: psycopg.Error) -> SyncError:

@@ -126,7 +126,7 @@ def test_a_late_verdict_does_not_block_tables_that_were_cleared_meanwhile(pair: 
         service.clear()
         with pytest.raises(CheckpointMovedError):
             target.block(
-                {checkpoint.table for checkpoint in before},
+                {checkpoint.table: checkpoint.position.commit_lsn for checkpoint in before},
                 ParseError("broken", file=FIRST),
                 start=before[0].position,
             )
