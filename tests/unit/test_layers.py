@@ -37,7 +37,7 @@ LAYERS = [
     {"migrations", "checks"},
     {"apps", "service", "production"},
     {"admin", "management.progress"},
-    {"management.base"},
+    {"management.base", "management.snapshot_progress"},
     {"management.commands"},
 ]
 PACKAGES = {"", "engine", "capture", "management"}  # they hold a version or a docstring, and import nothing
