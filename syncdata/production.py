@@ -6,18 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from syncdata.capture.prerequisites import (
-    Finding,
-    Source,
-    examine,
-    foreign_slot,
-    plan_publication,
-    quote,
-    without_identity,
-)
+from syncdata.capture.facts import SourceFacts, foreign_slot, plan_publication, quote, without_identity
+from syncdata.capture.prerequisites import Finding, examine
 from syncdata.capture.setup import lacks_rights, make_account, make_identities_full, make_publication
 from syncdata.capture.source import SourceDatabase, open_source
 from syncdata.conf import SourceConfig
+from syncdata.engine.changes import TableName
 from syncdata.engine.errors import SlotError, SourceSetupError
 
 Report = Callable[[str], object]
@@ -35,11 +29,12 @@ class NewUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupResult:
-    """``notes``: what stops nothing but should be known."""
+    """``notes``: what stops nothing but should be known. ``new_tables``: those whose changes are published
+    only now, so that a snapshot must supply what they hold already."""
 
     changes: tuple[str, ...]
     notes: tuple[Finding, ...]
-    creates_slot: bool
+    new_tables: tuple[TableName, ...]
 
 
 class ProductionService:
@@ -76,8 +71,13 @@ class ProductionService:
         return SetupResult(
             changes=tuple(done),
             notes=tuple(finding for finding in findings if finding.level == "note"),
-            creates_slot=source.slot is None,
+            new_tables=self._new_tables(source),
         )
+
+    def _new_tables(self, source: SourceFacts) -> tuple[TableName, ...]:
+        if source.slot is None:
+            return self._config.tables
+        return plan_publication(source.publication, self._config.tables).added
 
     def drop(self, *, report: Report = lambda line: None) -> bool:
         """Drop slot and publication, where they are there; return whether any was.
@@ -101,11 +101,11 @@ class ProductionService:
         with open_source(self._config.connection_params) as database:
             yield database
 
-    def _read(self, database: SourceDatabase) -> Source:
+    def _read(self, database: SourceDatabase) -> SourceFacts:
         config = self._config
         return database.read(tables=config.tables, publication=config.publication, slot=config.slot_name)
 
-    def _make(self, database: SourceDatabase, source: Source, user: NewUser | None) -> list[str]:
+    def _make(self, database: SourceDatabase, source: SourceFacts, user: NewUser | None) -> list[str]:
         """Make all changes but the slot, which PostgreSQL creates only outside of such a transaction."""
         name, tables = source.publication_name, self._config.tables
         password = self._new_password(database, user)
@@ -128,7 +128,7 @@ class ProductionService:
         return database.hash_password(user.name, user.ask_password())
 
     def _make_account(
-        self, database: SourceDatabase, source: Source, name: str, password: str | None
+        self, database: SourceDatabase, source: SourceFacts, name: str, password: str | None
     ) -> list[str]:
         tables, database_name = self._config.tables, source.server.database
         account = database.read_account(name, tables)
@@ -157,7 +157,7 @@ def setup_error(problems: Sequence[str], remark: str = "") -> SourceSetupError:
     return SourceSetupError("\n  - ".join([f"{title}{remark and '; ' + remark}", *problems]))
 
 
-def _refuse_to_drop(source: Source) -> None:
+def _refuse_to_drop(source: SourceFacts) -> None:
     slot, name, publication = source.slot, source.slot_name, source.publication
     if slot is not None and (reason := foreign_slot(slot, source.server.database)) is not None:
         raise SlotError(f"slot {name} {reason}", hint="choose another source.slot_name; nothing was changed")

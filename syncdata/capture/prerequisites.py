@@ -1,4 +1,4 @@
-"""What logical replication needs at the source: facts, and what they amount to. Pure; source.py reads them.
+"""What logical replication needs at the source, and whether it is there. Pure; works on facts.py's values.
 
 A `Finding` is one line of the report: ``ok``; a ``note``, which stops nothing; or ``missing``. What is
 missing is either mended by the setup itself (a publication, a slot) or says what to do first.
@@ -6,117 +6,24 @@ missing is either mended by the setup itself (a publication, a slot) or says wha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from psycopg import sql
-
-from syncdata.engine.changes import TableName
+from syncdata.capture.facts import (
+    PublicationPlan,
+    Relation,
+    Role,
+    Server,
+    SourceFacts,
+    SourceTable,
+    foreign_slot,
+    plan_publication,
+    quote,
+    quote_table,
+)
 
 OLDEST_VERSION = 14
-PLUGIN = "pgoutput"
-_MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """``keep_mib``: max_slot_wal_keep_size, -1 without limit; ``idle_timeout``: in force unless 0."""
-
-    version: str
-    version_num: int
-    database: str
-    encoding: str
-    is_in_recovery: bool
-    wal_level: str
-    max_slots: int
-    used_slots: int
-    max_senders: int
-    used_senders: int
-    keep_mib: int
-    max_wal_mib: int
-    idle_timeout: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Role:
-    """Who is logged in. A superuser may do everything."""
-
-    name: str
-    is_superuser: bool
-    may_replicate: bool
-    may_create: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Relation:
-    """What holds rows: a table itself, or a leaf partition. ``identity`` as in pg_class.relreplident."""
-
-    name: TableName
-    kind: str
-    persistence: str
-    identity: str
-    is_owned: bool
-    has_key: bool
-    has_deferrable_key: bool
-    has_identity_index: bool
-
-    @property
-    def is_locatable(self) -> bool:
-        """Whether the source can tell which row an UPDATE or DELETE was about."""
-        usable = {"d": self.has_key, "i": self.has_identity_index, "f": True}
-        return usable.get(self.identity, False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceTable:
-    """A table that is to be published. ``relations``: the table, then its leaf partitions."""
-
-    name: TableName
-    kind: str | None
-    persistence: str | None
-    is_owned: bool
-    has_usage: bool
-    may_select: bool
-    hides_rows: bool
-    has_children: bool
-    relations: tuple[Relation, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Publication:
-    """``partial``: the published tables with a row filter or a column list."""
-
-    is_owned: bool
-    is_for_all_tables: bool
-    has_our_options: bool
-    tables: frozenset[TableName]
-    partial: frozenset[TableName]
-    schemas: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """``user``: who reads it now, as ``role, application, address, pid``; None when nobody does."""
-
-    plugin: str | None
-    database: str | None
-    is_temporary: bool
-    wal_status: str | None
-    user: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """All that the source says, and the names that are configured."""
-
-    server: Server
-    role: Role
-    tables: tuple[SourceTable, ...]
-    publication_name: str
-    publication: Publication | None
-    slot_name: str
-    slot: Slot | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,46 +39,7 @@ class Finding:
         return f"{self.text}: {self.remedy}" if self.remedy else self.text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublicationPlan:
-    """What has to change so that the publication is as configured."""
-
-    is_new: bool = False
-    added: tuple[TableName, ...] = ()
-    dropped: tuple[TableName, ...] = ()
-    made_whole: tuple[TableName, ...] = ()
-    dropped_schemas: tuple[str, ...] = ()
-    corrects_options: bool = False
-
-    @property
-    def changes_tables(self) -> bool:
-        return bool(self.added or self.dropped or self.made_whole or self.dropped_schemas)
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.is_new or self.changes_tables or self.corrects_options)
-
-
-def plan_publication(publication: Publication | None, wanted: Collection[TableName]) -> PublicationPlan:
-    """Compare the publication that is there with the tables that are *wanted* in it."""
-    if publication is None:
-        return PublicationPlan(is_new=True, added=tuple(wanted))
-    return PublicationPlan(
-        added=tuple(table for table in wanted if table not in publication.tables),
-        dropped=tuple(sorted(publication.tables - set(wanted))),
-        made_whole=tuple(sorted(publication.partial & set(wanted))),
-        dropped_schemas=tuple(sorted(publication.schemas)),
-        corrects_options=not publication.has_our_options,
-    )
-
-
-def without_identity(source: Source) -> tuple[Relation, ...]:
-    """Return the tables and partitions whose updates and deletes cannot be followed as they are."""
-    relations = (relation for table in source.tables for relation in table.relations)
-    return tuple(dict.fromkeys(relation for relation in relations if not relation.is_locatable))
-
-
-def examine(source: Source, *, identity_full: bool = False) -> list[Finding]:
+def examine(source: SourceFacts, *, identity_full: bool = False) -> list[Finding]:
     """Return everything that can be said of the source, in the order in which one would mend it.
 
     *identity_full*: tables without a usable key are mended by the setup, with REPLICA IDENTITY FULL.
@@ -230,7 +98,7 @@ def _wal_limits(server: Server) -> Iterator[Finding]:
         )
 
 
-def _capacity(source: Source) -> Iterator[Finding]:
+def _capacity(source: SourceFacts) -> Iterator[Finding]:
     """The archiver needs a slot and a sender for good, each snapshot one more while it is taken."""
     server, slot = source.server, source.slot
     slots, senders = 1 if slot else 2, 1 if slot and slot.user else 2
@@ -358,7 +226,7 @@ def _describe_identity(relation: Relation) -> str:
     return "has only a deferrable primary key" if relation.has_deferrable_key else "has no primary key"
 
 
-def _publication(source: Source) -> Iterator[Finding]:
+def _publication(source: SourceFacts) -> Iterator[Finding]:
     name, publication = quote(source.publication_name), source.publication
     plan = plan_publication(publication, [table.name for table in source.tables])
     if plan.is_empty:
@@ -373,7 +241,7 @@ def _publication(source: Source) -> Iterator[Finding]:
         yield _by_setup(f"publication {name} {_describe_plan(plan)}")
 
 
-def _publication_rights(source: Source, plan: PublicationPlan) -> Iterator[Finding]:
+def _publication_rights(source: SourceFacts, plan: PublicationPlan) -> Iterator[Finding]:
     role, name = source.role, quote(source.publication_name)
     if plan.is_new and not role.may_create:
         database = quote(source.server.database)
@@ -406,7 +274,7 @@ def _describe_plan(plan: PublicationPlan) -> str:
     return ", ".join(parts)
 
 
-def _slot(source: Source) -> Iterator[Finding]:
+def _slot(source: SourceFacts) -> Iterator[Finding]:
     name, slot = source.slot_name, source.slot
     if slot is None:
         yield _by_setup(f"slot {name} does not exist")
@@ -421,26 +289,6 @@ def _slot(source: Source) -> Iterator[Finding]:
         yield _note(f"slot {name} is about to be lost", "start the archiver now")
     else:
         yield _ok(f"slot {name} exists" + (f", in use by {slot.user}" if slot.user else ""))
-
-
-def foreign_slot(slot: Slot, database: str) -> str | None:
-    """Return why the slot cannot be ours, or None."""
-    if slot.plugin is None:
-        return "is a physical slot of something else"
-    if slot.plugin != PLUGIN:
-        return f"belongs to something else: its plugin is {slot.plugin}"
-    if slot.database != database:
-        return f"belongs to the database {slot.database}"
-    return "is a temporary slot of something else" if slot.is_temporary else None
-
-
-def quote(name: str) -> str:
-    """Return *name* as SQL spells it, quoted."""
-    return sql.Identifier(name).as_string(None)
-
-
-def quote_table(table: TableName) -> str:
-    return sql.Identifier(table.schema, table.name).as_string(None)
 
 
 def _ok(text: str) -> Finding:

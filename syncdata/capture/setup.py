@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from syncdata.capture.prerequisites import PublicationPlan, Relation, quote
+from syncdata.capture.facts import PublicationPlan, Relation, quote
 from syncdata.engine.changes import TableName
 
 # What is left out of a publication is lost, silently. Partitions are published under their root's name:

@@ -13,14 +13,14 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from syncdata.capture.prerequisites import (
+from syncdata.capture.facts import (
     PLUGIN,
+    ExistingSlot,
     Publication,
     Relation,
     Role,
     Server,
-    Slot,
-    Source,
+    SourceFacts,
     SourceTable,
 )
 from syncdata.capture.setup import Account, Change
@@ -185,10 +185,10 @@ class SourceDatabase:
         connection.execute("SET search_path = pg_catalog")
         connection.execute("SET statement_timeout = 0")
 
-    def read(self, *, tables: Sequence[TableName], publication: str, slot: str) -> Source:
+    def read(self, *, tables: Sequence[TableName], publication: str, slot: str) -> SourceFacts:
         """Return all that decides whether the source is ready. Read-only."""
         server = Server(**self._one(_SERVER))
-        return Source(
+        return SourceFacts(
             server=server,
             role=Role(**self._one(_ROLE)),
             tables=self._read_tables(tables),
@@ -198,9 +198,9 @@ class SourceDatabase:
             slot=self.read_slot(slot),
         )
 
-    def read_slot(self, name: str) -> Slot | None:
+    def read_slot(self, name: str) -> ExistingSlot | None:
         rows = self._rows(_SLOT, name=name)
-        return Slot(**rows[0]) if rows else None
+        return ExistingSlot(**rows[0]) if rows else None
 
     def read_account(self, name: str, tables: Sequence[TableName]) -> Account:
         """Return what the role *name*, which need not exist, may do."""

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from syncdata.capture.prerequisites import (
+from syncdata.capture.facts import (
+    ExistingSlot,
     Publication,
     PublicationPlan,
     Role,
     Server,
-    Slot,
-    Source,
-    examine,
+    SourceFacts,
     plan_publication,
 )
+from syncdata.capture.prerequisites import examine
 from syncdata.engine.changes import TableName
 
 SERVER = Server(
@@ -33,7 +33,7 @@ SERVER = Server(
     max_wal_mib=1024,
     idle_timeout=0,
 )
-SOURCE = Source(
+SOURCE = SourceFacts(
     server=SERVER,
     role=Role(name="archiver", is_superuser=False, may_replicate=True, may_create=True),
     tables=(),
@@ -42,15 +42,15 @@ SOURCE = Source(
     slot_name="syncdata_slot",
     slot=None,
 )
-SLOT = Slot(plugin="pgoutput", database="shop", is_temporary=False, wal_status="reserved", user=None)
+SLOT = ExistingSlot(plugin="pgoutput", database="shop", is_temporary=False, wal_status="reserved", user=None)
 A, B, C = (TableName("public", name) for name in "abc")
 
 
-def told(source: Source, level: str) -> list[str]:
+def told(source: SourceFacts, level: str) -> list[str]:
     return [str(found) for found in examine(source) if found.level == level and not found.is_mended_by_setup]
 
 
-def on(server: Server) -> Source:
+def on(server: Server) -> SourceFacts:
     return replace(SOURCE, server=server)
 
 
@@ -86,7 +86,7 @@ def test_an_encoding_that_is_none_is_noted() -> None:
     ],
 )
 def test_there_must_be_room_for_the_archiver_and_one_snapshot(
-    slot: Slot | None, used_slots: int, used_senders: int, missing: int
+    slot: ExistingSlot | None, used_slots: int, used_senders: int, missing: int
 ) -> None:
     server = replace(SERVER, used_slots=used_slots, used_senders=used_senders)
     assert len(told(replace(on(server), slot=slot), "missing")) == missing
@@ -106,7 +106,7 @@ def test_a_slot_that_is_about_to_be_lost_is_noted() -> None:
         (replace(SLOT, is_temporary=True), "is a temporary slot of something else"),
     ],
 )
-def test_a_slot_that_is_not_ours_is_missed(slot: Slot, reason: str) -> None:
+def test_a_slot_that_is_not_ours_is_missed(slot: ExistingSlot, reason: str) -> None:
     [missing] = told(replace(SOURCE, slot=slot), "missing")
     assert reason in missing
 
