@@ -296,7 +296,8 @@ def make_tables(columns: dict[str, str], production: Production, *worlds: World)
     # What a domain refuses to be absent has a default.
     defaults = {"code": " DEFAULT 'A'"}
     defined = [f"{column} {sql_type}{defaults.get(sql_type, '')}" for sql_type, column in columns.items()]
-    for side in (production, *worlds):
+    sides: list[Production | World] = [production, *worlds]
+    for side in sides:
         side.execute(f"CREATE TABLE keyed (id integer PRIMARY KEY, {', '.join(defined)})")
         for number in range(BAGS):
             side.execute(f"CREATE TABLE bag_{number} ({', '.join(defined[number::BAGS])})")
