@@ -12,8 +12,8 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -21,13 +21,14 @@ from typing import Any, Self
 import psycopg
 from psycopg.rows import dict_row
 
+from syncdata import signals
 from syncdata.conf import SyncConfig
 from syncdata.engine import ledger
 from syncdata.engine.archive import Archive, open_archive
 from syncdata.engine.batch import Limits
 from syncdata.engine.catalog import read_schemas
 from syncdata.engine.changes import TableName, parse_lsn
-from syncdata.engine.cycle import Cycle, CycleResult, Progress
+from syncdata.engine.cycle import Activity, Cycle, CycleResult, Progress
 from syncdata.engine.errors import (
     ClearError,
     CloseError,
@@ -45,7 +46,8 @@ from syncdata.engine.ledger import CheckpointMovedError, Position
 from syncdata.engine.rebuild import rebuild
 from syncdata.engine.rows import RowWriter
 from syncdata.engine.target import Target, parents_first, translate
-from syncdata.engine.whitelist import parse_syncable
+from syncdata.engine.whitelist import require_syncable
+from syncdata.modelnames import resolve, tables_of_app
 from syncdata.session import EngineSession, init_error
 from syncdata.statefile import (
     NEVER,
@@ -141,23 +143,22 @@ class SyncDataService:
                     failures = 0
                 except SyncError as error:
                     failures += 1
-                    logger.error("%s", error, extra={"code": error.code})
-                    self._note_failure(error)
+                    logger.error("%s", error, extra=error.fields)
                 stop.wait(min(interval_s, _retry_delay_s(failures)) if failures else interval_s)
 
     def run_once(self, stop: threading.Event | None = None) -> SyncResult:
         """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""
         with self._run(self._config.data_sync_freq):
-            try:
-                return self._run_cycle(stop or threading.Event())
-            except SyncError as error:
-                self._note_failure(error)
-                raise
+            return self._run_cycle(stop or threading.Event())
 
     def resync(self, table: str, *, stop: threading.Event | None = None) -> SyncResult:
-        """Rebuild *table* from the archive. Raises ResyncError; the old rows remain then."""
-        name = TableName.parse(table)
-        if str(name) not in {info.table_name for info in self.list_tables()}:
+        """Rebuild *table* (or ``app_label.Model``) from the archive.
+
+        Raises ResyncError; the old rows remain then.
+        """
+        whitelist = _parse_all(info.table_name for info in self.list_tables())
+        name = resolve(table, whitelist)
+        if name not in whitelist:
             raise ResyncError(
                 "the table is not whitelisted",
                 hint=f"run 'python manage.py add_tables {name}'",
@@ -180,8 +181,15 @@ class SyncDataService:
             raise
         except psycopg.Error as error:
             raise init_error(error) from error
-        logger.info("%s is rebuilt from %d files", name, result.files_processed)
-        return _sync_result(result, started)
+        sync_result = _sync_result(result, started)
+        logger.info(
+            "%s is rebuilt from %d files",
+            name,
+            result.files_processed,
+            extra={"table": str(name), "records": sync_result.records_synced},
+        )
+        self._announce_action("resync", {name: Activity()} | result.activity)
+        return sync_result
 
     def clear(self) -> list[str]:
         """Empty all synced tables and set their checkpoints back, so that the next cycle begins anew.
@@ -202,16 +210,28 @@ class SyncDataService:
             cause = translate(error)
             raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
         self._save_state(Position(), now)
+        self._announce_action("clear", {name: Activity() for name in names})
         return [str(name) for name in names]
 
     # The whitelist
 
-    def add_tables(self, names: Sequence[str], *, creator: str | None = None) -> list[str]:
+    def find_tables(self, names: Sequence[str], *, apps: Sequence[str] = ()) -> list[str]:
+        """Return the tables, as the whitelist calls them, that *names* and app labels stand for.
+
+        A name is a table's, or ``app_label.Model``; of both, a table that exists. Raises WhitelistAddError
+        for what must not be synced.
+        """
+        return [str(table) for table in self._find_tables(names, apps)]
+
+    def add_tables(
+        self, names: Sequence[str], *, apps: Sequence[str] = (), creator: str | None = None
+    ) -> list[str]:
         """Whitelist tables; return those that were not before. All are added or, on an error, none.
 
-        A table that does not exist locally is accepted with a warning. Raises WhitelistAddError.
+        *names* and *apps* are as for `find_tables`. A table that does not exist locally is accepted with
+        a warning. Raises WhitelistAddError.
         """
-        tables = list(dict.fromkeys(parse_syncable(name) for name in names))
+        tables = self._find_tables(names, apps)
         connection = self._session.connect()
         try:
             with connection.transaction():
@@ -222,17 +242,19 @@ class SyncDataService:
             raise WhitelistAddError(f"nothing is added: {cause.message}", hint=cause.hint) from error
         for table in tables:
             if table not in existing:
-                logger.warning("table %s does not exist locally yet: create it before it is synced", table)
+                _warn(table, "table %s does not exist locally yet: create it before it is synced")
             elif not existing[table].key:
-                logger.warning("table %s has no key: its rows are matched on all their old values", table)
+                _warn(table, "table %s has no key: its rows are matched on all their old values")
         return [str(table) for table in added]
 
     def remove_tables(self, names: Sequence[str]) -> list[str]:
         """Take tables off the whitelist; return their names. Their rows and checkpoints stay.
 
-        Raises WhitelistRemoveError, with nothing removed, when one is not whitelisted.
+        A name is a table's, or ``app_label.Model``. Raises WhitelistRemoveError, with nothing removed,
+        when one is not whitelisted.
         """
-        wanted = [_canonical(name) for name in names]
+        whitelist = _parse_all(info.table_name for info in self.list_tables())
+        wanted = [_canonical(name, whitelist) for name in names]
         connection = self._session.connect()
         try:
             with connection.transaction():
@@ -286,6 +308,22 @@ class SyncDataService:
 
     # Inside
 
+    def _find_tables(self, names: Sequence[str], apps: Sequence[str]) -> list[TableName]:
+        connection = self._session.connect()
+        try:
+            existing = read_schemas(connection, _parse_all(names))
+        except psycopg.Error as error:
+            cause = translate(error)
+            raise WhitelistAddError(
+                f"the tables cannot be looked up: {cause.message}", hint=cause.hint
+            ) from error
+        try:
+            tables = [resolve(name, existing) for name in names]
+            tables += [table for label in apps for table in tables_of_app(label)]
+        except SchemaError as error:
+            raise WhitelistAddError(error.message, hint=error.hint) from None
+        return list(dict.fromkeys(require_syncable(table) for table in tables))
+
     @property
     def _limits(self) -> Limits:
         return Limits(batch_records=self._config.batch_records, batch_bytes=self._config.batch_bytes)
@@ -321,7 +359,24 @@ class SyncDataService:
             logger.warning("the lock goes with the lost session: %s", type(error).__name__)
 
     def _run_cycle(self, stop: threading.Event, *, deadline: float | None = None) -> SyncResult:
+        """Run one cycle, and tell the books and the project how it went. Raises SyncError when it fails."""
         started = time.monotonic()
+        result = CycleResult()
+        failure: SyncError | None = None
+        try:
+            self._advance_tables(result, stop, deadline=deadline)
+            sync_result = _sync_result(result, started)
+            self._end_cycle(result, sync_result)
+        except SyncError as error:
+            failure, sync_result = error, _sync_result(result, started)
+            self._note_failure(error)
+        self._announce_cycle(result, sync_result, failure)
+        if failure is not None:
+            raise failure
+        return sync_result
+
+    def _advance_tables(self, result: CycleResult, stop: threading.Event, *, deadline: float | None) -> None:
+        """Apply what is new, and add it to *result* as it commits."""
         target = self._open_target()
         for _ in range(_MOST_RESTARTS):
             cycle = Cycle(
@@ -331,9 +386,10 @@ class SyncDataService:
                 progress=self._progress,
                 stop=stop,
                 deadline=deadline,
+                result=result,
             )
             try:
-                result = cycle.run(target.checkpoints())
+                cycle.run(target.checkpoints())
                 break
             except CheckpointMovedError:
                 logger.info("a checkpoint was moved by another process; the cycle begins again")
@@ -344,9 +400,6 @@ class SyncDataService:
             )
         if stop.is_set():
             self._close_archive()  # It may have been closed in the middle of a fetch.
-        sync_result = _sync_result(result, started)
-        self._end_cycle(result, sync_result)
-        return sync_result
 
     def _end_cycle(self, result: CycleResult, sync_result: SyncResult) -> None:
         self._open_target().rest()
@@ -355,7 +408,7 @@ class SyncDataService:
         try:
             self._save_state(result.position, now)
         except SyncError as error:
-            logger.error("%s", error, extra={"code": error.code})
+            logger.error("%s", error, extra=error.fields)
             errors.append(error)
         if self._run_id is not None:
             last_error = str(errors[-1]) if errors else None
@@ -375,7 +428,25 @@ class SyncDataService:
             sync_result.records_skipped,
             sync_result.records_failed,
             sync_result.duration,
+            extra={"records": sync_result.records_synced},
         )
+
+    def _announce_cycle(self, result: CycleResult, sync_result: SyncResult, error: SyncError | None) -> None:
+        database = self._config.database
+        with signals.fresh_connections():
+            for table in sorted(result.activity):
+                if result.activity[table].counts.records:
+                    signals.announce_table(SyncDataService, database, table, "sync", result.activity[table])
+            for table in sorted(result.newly_blocked):
+                signals.announce_block(SyncDataService, database, table, result.newly_blocked[table])
+            signals.sync_cycle_finished.send_robust(
+                SyncDataService, database=database, result=sync_result, error=error
+            )
+
+    def _announce_action(self, action: str, activity: Mapping[TableName, Activity]) -> None:
+        with signals.fresh_connections():
+            for table in sorted(activity):
+                signals.announce_table(SyncDataService, self._config.database, table, action, activity[table])
 
     def _note_failure(self, error: SyncError) -> None:
         """Put a failed cycle into the run's books, or drop the connection if that fails, too."""
@@ -427,7 +498,7 @@ class SyncDataService:
         try:
             state = load_state(self._config.state_dir / STATE_FILE_NAME)
         except StateLoadError as error:
-            logger.warning("%s", error)
+            logger.warning("%s", error, extra=error.fields)
             return
         if state is None or not state.is_predecessors or not state.last_file:
             return
@@ -437,7 +508,11 @@ class SyncDataService:
                 return
             names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
             ledger.reset_checkpoints(connection, names, Position(file=state.last_file, is_finished=True))
-        logger.info("the predecessor's state is adopted: syncing goes on after %s", state.last_file)
+        logger.info(
+            "the predecessor's state is adopted: syncing goes on after %s",
+            state.last_file,
+            extra={"file": state.last_file},
+        )
 
     def _save_state(self, position: Position, now: dt.datetime) -> None:
         tables = self.list_tables()
@@ -487,12 +562,25 @@ def _sync_result(result: CycleResult, started: float) -> SyncResult:
     )
 
 
-def _canonical(name: str) -> str:
+def _warn(table: TableName, message: str) -> None:
+    logger.warning(message, table, extra={"table": str(table)})
+
+
+def _canonical(name: str, whitelist: Collection[TableName]) -> str:
     """A name that is none may stand in the whitelist all the same, put there by other means."""
     try:
-        return str(TableName.parse(name))
+        return str(resolve(name, whitelist))
     except SchemaError:
         return name
+
+
+def _parse_all(names: Iterable[str]) -> set[TableName]:
+    """Return the tables that *names* name; those that name none are left out."""
+    tables = set()
+    for name in names:
+        with suppress(SchemaError):
+            tables.add(TableName.parse(name))
+    return tables
 
 
 def _insert_into_whitelist(

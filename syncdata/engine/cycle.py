@@ -71,17 +71,34 @@ class NoProgress:
 
 
 @dataclass(slots=True, kw_only=True)
+class Activity:
+    """What was applied to one table. ``files``: how many change files held records of it."""
+
+    counts: Counts = field(default_factory=Counts)
+    files: int = 0
+    last_file: str = ""
+
+    def add(self, counts: Counts, *, file: str) -> None:
+        self.counts.add(counts)
+        self.files += file != self.last_file
+        self.last_file = file
+
+
+@dataclass(slots=True, kw_only=True)
 class CycleResult:
     """What a cycle did. ``skipped``: records of tables that are not whitelisted. ``waiting_for``: the
-    newest file, while it is being written."""
+    newest file, while it is being written. ``activity``: by table, what has been committed.
+    ``newly_blocked``: those that were not blocked before, or for another reason."""
 
     files_processed: int = 0
     counts: Counts = field(default_factory=Counts)
+    activity: dict[TableName, Activity] = field(default_factory=dict)
     skipped: int = 0
     failed: int = 0
     last_lsn: str = ""
     position: Position = field(default_factory=Position)
     blocked: dict[TableName, SyncError] = field(default_factory=dict)
+    newly_blocked: dict[TableName, SyncError] = field(default_factory=dict)
     waiting_for: str = ""
 
 
@@ -105,7 +122,7 @@ class Group:
 
 class Cycle:
     """One pass over the archive. *deadline*: monotonic seconds after which tables behind wait for the
-    next cycle."""
+    next cycle. *result*: that of a pass which this one goes on from, to be added to."""
 
     def __init__(
         self,
@@ -116,6 +133,7 @@ class Cycle:
         progress: Progress | None = None,
         stop: threading.Event | None = None,
         deadline: float | None = None,
+        result: CycleResult | None = None,
     ) -> None:
         self._archive = archive
         self._target = target
@@ -124,7 +142,8 @@ class Cycle:
         self._stop = stop or threading.Event()
         self._deadline = deadline
         self._at_end: set[TableName] = set()
-        self.result = CycleResult()
+        self._reasons: dict[TableName, str | None] = {}
+        self.result = result or CycleResult()
 
     def run(self, checkpoints: Sequence[Checkpoint]) -> CycleResult:
         """Apply what the archive holds beyond *checkpoints*, those of all whitelisted tables.
@@ -133,6 +152,9 @@ class Cycle:
         DiscoveryError, FetchError, ArchiveConnectionError or ApplyError when it cannot go on, and
         CheckpointMovedError when another process moved a checkpoint; what was applied stays applied.
         """
+        self._reasons = {checkpoint.table: checkpoint.error for checkpoint in checkpoints}
+        self.result.blocked.clear()
+        self.result.failed = 0
         groups = _group_by_position(checkpoints)
         if not groups:
             return self.result
@@ -243,7 +265,7 @@ class Cycle:
                     hint="replace it in the archive by a good copy; syncing goes on by itself",
                     file=name,
                 )
-            logger.info("%s is still being written: %s", name, inspection.unfinished)
+            logger.info("%s is still being written: %s", name, inspection.unfinished, extra={"file": name})
             self.result.waiting_for = name
             return False
         if inspection.header and stem(position.file) != fetched.file.stem:
@@ -268,26 +290,40 @@ class Cycle:
 
     def _note(self, prepared: PreparedBatch, outcome: Outcome, fetched: Fetched) -> None:
         result, batch = self.result, prepared.batch
-        for counts in outcome.counts.values():
+        for table, counts in outcome.counts.items():
             result.counts.add(counts)
+            result.activity.setdefault(table, Activity()).add(counts, file=prepared.file)
         result.skipped += batch.skipped
         for table, error in outcome.blocked.items():
-            logger.error("%s", error, extra={"table": str(table), "code": error.code})
-            result.failed += len(prepared.parts[table].records)
-            result.blocked[table] = error
+            records = len(prepared.parts[table].records)
+            logger.error("%s", error, extra=error.fields | {"table": str(table), "records": records})
+            result.failed += records
+            self._note_blocked(table, error)
         if batch.records:
             result.last_lsn = batch.records[-1].record.commit_lsn or batch.records[-1].record.lsn or ""
         records = len(batch.records) + batch.skipped + batch.repeated
-        logger.debug("%s: %d records applied up to record %d", prepared.file, records, batch.end_record)
+        logger.debug(
+            "%s: %d records applied up to record %d",
+            prepared.file,
+            records,
+            batch.end_record,
+            extra={"file": prepared.file, "records": records},
+        )
         share = batch.size_bytes / max(fetched.inspection.text_bytes, 1)
         self._progress.batch_applied(records, round(share * fetched.size_bytes))
 
     def _block_all(self, group: Group, error: SyncError) -> None:
-        logger.error("%s", error, extra={"code": error.code})
+        logger.error("%s", error, extra=error.fields)
         self._target.block(group.tables, error, start=group.position)
-        self.result.blocked.update(dict.fromkeys(group.tables, error))
+        for table in group.tables:
+            self._note_blocked(table, error)
         self.result.failed += 1
         group.tables.clear()
+
+    def _note_blocked(self, table: TableName, error: SyncError) -> None:
+        self.result.blocked[table] = error
+        if str(error) != self._reasons.get(table):
+            self.result.newly_blocked[table] = error
 
 
 def check_chain(position: Position, header: Header, name: str) -> None:
