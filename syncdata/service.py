@@ -93,12 +93,17 @@ class SyncResult:
 
 
 class SyncDataService:
-    """One configuration at work; a context manager. Not for use from several threads at once."""
+    """One configuration at work; a context manager. Not for use from several threads at once.
 
-    def __init__(self, config: SyncConfig, *, progress: Progress | None = None) -> None:
+    *timeout_s*: for those who only look, the most that connecting to the database and any statement take.
+    """
+
+    def __init__(
+        self, config: SyncConfig, *, progress: Progress | None = None, timeout_s: int | None = None
+    ) -> None:
         self._config = config
         self._progress = progress
-        self._session = EngineSession(config.database)
+        self._session = EngineSession(config.database, timeout_s=timeout_s)
         self._archive: Archive | None = None
         self._run_id: int | None = None
         self._target: Target | None = None

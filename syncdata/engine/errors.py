@@ -125,6 +125,10 @@ class MetricsError(SyncError, code="SHD_SYN_070"):
     """The metrics cannot be written."""
 
 
+class MonitoringError(SyncError, code="SHD_SYN_071"):
+    """Metrics cannot be offered to a monitoring system."""
+
+
 class StatusError(SyncError, code="SHD_SYN_080"):
     """The status cannot be read."""
 

@@ -25,7 +25,8 @@ LAYERS = [
     {"models", "routers", "signals"},
     {"migrations", "checks"},
     {"apps", "service"},
-    {"admin", "management.progress"},
+    {"admin", "management.progress", "monitoring"},
+    {"health_check"},
     {"management.base"},
     {"management.commands"},
 ]
