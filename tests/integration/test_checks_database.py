@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.core import checks
 from django.core.management import call_command
-from django.db import connections
+from django.db import OperationalError, connections
 from django.test import override_settings
 
 from syncdata.checks import TAG
@@ -79,8 +79,14 @@ def test_the_roles_rights_are_looked_at(any_world: World) -> None:
 def test_without_database_nothing_connects(world: World) -> None:
     connections.databases[world.alias] |= {"HOST": "127.0.0.1", "PORT": 1}
     assert found(world.alias, world.state_dir, databases=[]) == {}
-    messages = found(world.alias, world.state_dir)
-    assert messages["syncdata.E006"].startswith("SHD_SYN_090: ")
+    with pytest.raises(OperationalError):
+        found(world.alias, world.state_dir)
+
+
+def test_books_that_cannot_be_read_are_a_warning(world: World) -> None:
+    world.use_ordinary_role()
+    world.execute("REVOKE SELECT ON tables_to_sync FROM ordinary")
+    assert "syncdata.W013" in found(world.alias, world.state_dir)
 
 
 def test_a_first_migrate_is_not_disturbed(
