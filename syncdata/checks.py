@@ -19,7 +19,14 @@ from django.core import checks
 from django.db import connections, router
 from django.db.models import Model
 
-from syncdata.conf import CONFIG_VARIABLE, SyncConfig, exposes_secrets, load_config
+from syncdata.conf import (
+    CONFIG_VARIABLE,
+    SyncConfig,
+    exposes_secrets,
+    is_production_host,
+    load_config,
+    load_source_config,
+)
 from syncdata.engine.catalog import read_schemas
 from syncdata.engine.changes import TableName
 from syncdata.engine.errors import SyncError
@@ -36,8 +43,14 @@ Messages = Sequence[checks.CheckMessage]
 
 @checks.register(TAG)
 def check_configuration(**kwargs: Any) -> Messages:
-    """The configuration loads, and its database is a PostgreSQL that syncdata's models are routed to."""
+    """The configuration loads, and its database is a PostgreSQL that syncdata's models are routed to.
+
+    A production host has no local database; there it is the configuration of the source that must load.
+    """
     try:
+        if _is_production_host():
+            load_source_config()
+            return []
         config = load_config()
     except SyncError as error:
         hint = "README, 'Configuration'."
@@ -45,6 +58,10 @@ def check_configuration(**kwargs: Any) -> Messages:
             return [checks.Warning(str(error), hint=hint, id="syncdata.W001")]
         return [checks.Error(str(error), hint=hint, id="syncdata.E001")]
     return _check_alias(config)
+
+
+def _is_production_host() -> bool:
+    return getattr(settings, "SYNCDATA", None) is None and is_production_host()
 
 
 def _check_alias(config: SyncConfig) -> Messages:

@@ -28,11 +28,12 @@ from syncdata.engine.archive import Archive, open_archive
 from syncdata.engine.batch import Limits
 from syncdata.engine.catalog import read_schemas
 from syncdata.engine.changes import TableName, parse_lsn
-from syncdata.engine.cycle import Activity, Cycle, CycleResult, Progress
+from syncdata.engine.cycle import Activity, Cycle, CycleResult, NoProgress, Progress
 from syncdata.engine.errors import (
     ClearError,
     CloseError,
     CycleError,
+    ParseError,
     ResyncError,
     SchemaError,
     StateLoadError,
@@ -42,9 +43,11 @@ from syncdata.engine.errors import (
     WhitelistListError,
     WhitelistRemoveError,
 )
-from syncdata.engine.ledger import CheckpointMovedError, Position
-from syncdata.engine.rebuild import rebuild
+from syncdata.engine.ledger import START, Checkpoint, CheckpointMovedError, Position
+from syncdata.engine.reading import ReadingStopped
+from syncdata.engine.rebuild import Tools, begin, rebuild
 from syncdata.engine.rows import RowWriter
+from syncdata.engine.snapshots import find_snapshots
 from syncdata.engine.target import Target, parents_first, translate
 from syncdata.engine.whitelist import require_syncable
 from syncdata.modelnames import resolve, tables_of_app
@@ -157,7 +160,7 @@ class SyncDataService:
             return self._run_cycle(stop or threading.Event())
 
     def resync(self, table: str, *, stop: threading.Event | None = None) -> SyncResult:
-        """Rebuild *table* (or ``app_label.Model``) from the archive.
+        """Rebuild *table* (or ``app_label.Model``) from its newest snapshot, else from the first change file.
 
         Raises ResyncError; the old rows remain then.
         """
@@ -173,14 +176,7 @@ class SyncDataService:
         connection = self._session.connect()
         try:
             self._adopt_predecessors_state(connection)
-            result = rebuild(
-                self._open_archive(),
-                connection,
-                name,
-                limits=self._limits,
-                progress=self._progress,
-                stop=stop,
-            )
+            result = rebuild(self._tools(connection, stop or threading.Event()), name)
         except ResyncError as error:
             self._log_failed_resync(name, error)
             raise
@@ -384,17 +380,11 @@ class SyncDataService:
         """Apply what is new, and add it to *result* as it commits."""
         target = self._open_target()
         for _ in range(_MOST_RESTARTS):
-            cycle = Cycle(
-                self._open_archive(),
-                target,
-                limits=self._limits,
-                progress=self._progress,
-                stop=stop,
-                deadline=deadline,
-                result=result,
-            )
+            # Those that a pass found blocked are tried again by the next.
+            result.blocked.clear()
+            result.failed = 0
             try:
-                cycle.run(target.checkpoints())
+                self._sync(result, target, stop, deadline)
                 break
             except CheckpointMovedError:
                 logger.info("a checkpoint was moved by another process; the cycle begins again")
@@ -405,6 +395,85 @@ class SyncDataService:
             )
         if stop.is_set():
             self._close_archive()  # It may have been closed in the middle of a fetch.
+
+    def _sync(
+        self, result: CycleResult, target: Target, stop: threading.Event, deadline: float | None
+    ) -> None:
+        """Bring all tables on, and add what was done to *result*.
+
+        Those at work go first, for their freshness must not wait for a new table to be loaded from its
+        snapshot; then these are, and go on with the others.
+        """
+        archive = self._open_archive()
+        checkpoints = target.checkpoints()
+        reasons = {checkpoint.table: checkpoint.error for checkpoint in checkpoints}
+        new = [checkpoint.table for checkpoint in checkpoints if checkpoint.position == START]
+        try:
+            snapshots = find_snapshots(archive, new, stop=stop)
+        except ReadingStopped:
+            return
+        self._cycle(result, target, [c for c in checkpoints if c.table not in snapshots], stop, deadline)
+        if not snapshots:
+            return
+        broken: dict[TableName, ParseError] = {}
+        schemas = target.schemas(snapshots.keys())
+        parents = {name: schemas[name].parents if name in schemas else frozenset() for name in snapshots}
+        waiting = parents_first(parents)
+        while waiting and not stop.is_set():
+            table = waiting[0]
+            try:
+                beginning = begin(self._tools(self._session.connect(), stop), table, snapshots[table])
+            except ReadingStopped:
+                break
+            waiting.pop(0)
+            if beginning.broken is not None:
+                broken[table] = beginning.broken
+            if beginning.error is not None:
+                logger.error("%s", beginning.error, extra=beginning.error.fields | {"table": str(table)})
+                target.block({table: None}, beginning.error, start=START)
+                result.note_blocked(table, beginning.error, reason_before=reasons.get(table))
+                result.failed += 1
+            elif beginning.result is not None:
+                logger.info("%s begins with its newest snapshot", table)
+                result.add(beginning.result)
+            if deadline is not None and time.monotonic() > deadline:
+                break
+        held = {*waiting, *result.blocked}
+        going_on = [c for c in target.checkpoints() if c.table not in held]
+        self._cycle(result, target, going_on, stop, deadline, broken)
+
+    def _cycle(
+        self,
+        result: CycleResult,
+        target: Target,
+        checkpoints: Sequence[Checkpoint],
+        stop: threading.Event,
+        deadline: float | None,
+        broken: Mapping[TableName, ParseError] | None = None,
+    ) -> None:
+        cycle = Cycle(
+            self._open_archive(),
+            target,
+            limits=self._limits,
+            progress=self._progress,
+            stop=stop,
+            deadline=deadline,
+            broken=broken,
+        )
+        try:
+            cycle.run(checkpoints)
+        finally:
+            result.add(cycle.result)  # what was applied before it failed, too
+
+    def _tools(self, connection: psycopg.Connection[Any], stop: threading.Event) -> Tools:
+        return Tools(
+            archive=self._open_archive(),
+            connection=connection,
+            limits=self._limits,
+            progress=self._progress or NoProgress(),
+            stop=stop,
+            run_id=self._run_id,
+        )
 
     def _end_cycle(self, result: CycleResult, sync_result: SyncResult) -> None:
         self._open_target().rest()
