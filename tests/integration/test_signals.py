@@ -14,6 +14,7 @@ from django.dispatch import Signal
 from syncdata.engine.errors import SyncError
 from syncdata.service import SyncDataService
 from syncdata.signals import sync_cycle_finished, table_blocked, table_synced
+from tests.framed import Writer
 from tests.world import World, delete, insert, truncate, update
 
 FIRST, SECOND, THIRD = (f"changes_20260205_10300{n}.json" for n in range(3))
@@ -221,3 +222,14 @@ def test_log_records_carry_their_fields(users: World, caplog: pytest.LogCaptureF
     assert done["records"] == 1
     batches = [r.__dict__ for r in caplog.records if "applied up to" in r.getMessage()]
     assert [(batch["file"], batch["records"]) for batch in batches] == [(FIRST, 1), (SECOND, 1)]
+
+
+def test_a_table_that_begins_with_a_snapshot_is_announced_with_its_rows(
+    users: World, listener: Listener
+) -> None:
+    writer = Writer(users.archive)
+    writer.changes(1, [(10, [insert("users", id=2)])])
+    writer.snapshot(1, "users", 5, [{"id": 1}], prev=None)
+    assert users.sync().errors == ()
+    (synced,) = listener.take("synced")
+    assert (synced["action"], synced["records_added"], synced["files"]) == ("sync", 2, 2)
