@@ -18,7 +18,7 @@ from django.template.defaultfilters import truncatechars
 from django.utils.formats import date_format
 from django.utils.functional import cached_property
 from django.utils.text import capfirst
-from django.utils.timezone import localtime
+from django.utils.timezone import is_aware, localtime
 from rangefilter.filters import DateTimeRangeFilterBuilder
 
 from syncdata.engine.catalog import read_schemas
@@ -160,7 +160,10 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
     @admin.display(ordering="checkpoint_last_sync_at")
     def last_sync(self, table: Any) -> str:
         moment = table.checkpoint_last_sync_at
-        return date_format(localtime(moment), "DATETIME_FORMAT") if moment else "-"
+        if moment is None:
+            return "-"
+        # With USE_TZ = False it is local already.
+        return date_format(localtime(moment) if is_aware(moment) else moment, "DATETIME_FORMAT")
 
     @admin.display()
     def error(self, table: Any) -> str:

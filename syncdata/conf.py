@@ -295,9 +295,18 @@ def _warn_once(path: Path) -> None:
 
 
 def _warn_if_readable_by_others(path: Path, values: Mapping[str, Any]) -> None:
+    if _exposes_secrets(path, values):
+        _warn_once(path)
+
+
+def exposes_secrets(path: Path) -> bool:
+    """Whether the configuration file at *path* holds a secret and every user can read it."""
+    return _exposes_secrets(path, _read_toml(path))
+
+
+def _exposes_secrets(path: Path, values: Mapping[str, Any]) -> bool:
     source = values.get("source")
     holds_secret = not SECRET_KEYS.isdisjoint(values) or (
         isinstance(source, Mapping) and any("password" in key for key in source)
     )
-    if holds_secret and path.stat().st_mode & stat.S_IROTH:
-        _warn_once(path)
+    return holds_secret and bool(path.stat().st_mode & stat.S_IROTH)
