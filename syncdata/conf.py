@@ -231,7 +231,12 @@ def _read_source(reading: Reading, table: object) -> None:
 def _source_config(found: dict[str, Any], state_dir: Path) -> SourceConfig:
     # Beside the configuration, wherever the daemon was started.
     spool_dir = state_dir / found.pop("spool_dir", "spool")
-    return SourceConfig(**found, spool_dir=spool_dir, state_dir=state_dir)
+    config = SourceConfig(**found, spool_dir=spool_dir, state_dir=state_dir)
+    archive = config.archive_settings
+    if isinstance(archive, LocalSettings) and archive.directory.resolve() == spool_dir.resolve():
+        # What is in the archive leaves the spool.
+        raise ConfigError("source.spool_dir: must not be archive_dir", hint="choose another directory")
+    return config
 
 
 def _settings_values() -> object:
