@@ -19,10 +19,10 @@ from typing import BinaryIO, Protocol
 from syncdata.engine.ahead import ahead
 from syncdata.engine.archive import Archive, ChangeFile
 from syncdata.engine.batch import Batch, Limits, cut_batches
-from syncdata.engine.changefile import Header, Inspection, inspect, read_records, stem
+from syncdata.engine.changefile import NO_TABLE, Header, Inspection, inspect, read_records, stem
 from syncdata.engine.changes import TableName
 from syncdata.engine.errors import DiscoveryError, ParseError, SyncError
-from syncdata.engine.ledger import Checkpoint, Position
+from syncdata.engine.ledger import Checkpoint, Position, Skip
 from syncdata.engine.plan import Counts
 from syncdata.engine.reading import ReadingStopped, up_to
 from syncdata.engine.schema import TableSchema
@@ -124,6 +124,7 @@ class Cycle:
         self._stop = stop or threading.Event()
         self._deadline = deadline
         self._at_end: set[TableName] = set()
+        self._skips: dict[TableName, tuple[Skip, ...]] = {}
         self.result = CycleResult()
 
     def run(self, checkpoints: Sequence[Checkpoint]) -> CycleResult:
@@ -133,6 +134,7 @@ class Cycle:
         DiscoveryError, FetchError, ArchiveConnectionError or ApplyError when it cannot go on, and
         CheckpointMovedError when another process moved a checkpoint; what was applied stays applied.
         """
+        self._skips = {checkpoint.table: checkpoint.skips for checkpoint in checkpoints}
         groups = _group_by_position(checkpoints)
         if not groups:
             return self.result
@@ -253,7 +255,8 @@ class Cycle:
     def _apply_batches(self, group: Group, fetched: Fetched, *, until: Position | None) -> None:
         is_plain = fetched.inspection.header is None
         schemas = self._target.schemas(group.tables)
-        batches = _read_batches(group, fetched, limits=self._limits, until=until)
+        ignored = self._ignored_lines(group, fetched.file)
+        batches = _read_batches(group, fetched, limits=self._limits, until=until, ignored=ignored)
         prepared_batches = _prepare_all(batches, schemas, file=fetched.file.name, is_plain_file=is_plain)
         with closing(ahead(prepared_batches, name="syncdata-prepare")) as ready:
             for prepared in ready:
@@ -265,6 +268,14 @@ class Cycle:
                 group.position = end
                 if not group.tables or self._stop.is_set():
                     return
+
+    def _ignored_lines(self, group: Group, file: ChangeFile) -> frozenset[int]:
+        """Return the lines of *file* that an operator has said to skip, for all tables of *group*."""
+        lines = (
+            frozenset(skip.line for skip in self._skips.get(table, ()) if stem(skip.file) == file.stem)
+            for table in group.tables
+        )
+        return frozenset.intersection(*lines)
 
     def _note(self, prepared: PreparedBatch, outcome: Outcome, fetched: Fetched) -> None:
         result, batch = self.result, prepared.batch
@@ -362,7 +373,7 @@ def _goes_on(position: Position, file: ChangeFile) -> bool:
 
 
 def _read_batches(
-    group: Group, fetched: Fetched, *, limits: Limits, until: Position | None
+    group: Group, fetched: Fetched, *, limits: Limits, until: Position | None, ignored: frozenset[int]
 ) -> Iterator[Batch]:
     position, file = group.position, fetched.file
     start_record = position.record_number if stem(position.file) == file.stem else 0
@@ -370,8 +381,8 @@ def _read_batches(
     header = fetched.inspection.header
     is_same_source = header is not None and header.source_id == position.source_id
     return cut_batches(
-        read_records(fetched.stream, file.name, skip=start_record),
-        wanted=frozenset(group.tables),
+        read_records(fetched.stream, file.name, skip=start_record, ignored=ignored),
+        wanted=frozenset(group.tables) | {NO_TABLE},
         limits=limits,
         start_record=start_record,
         until_record=until.record_number if until is not None and is_last else None,

@@ -13,6 +13,8 @@ RESERVED = frozenset(
         "data_sync_metrics",
         "data_sync_checkpoints",
         "data_sync_runs",
+        "data_sync_minutes",
+        "data_sync_requests",
         "django_migrations",
     }
 )

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import getpass
 from argparse import ArgumentParser
 from typing import Any
 
 from syncdata.engine.changes import TableName
-from syncdata.management.base import SyncCommand, add_table_names
+from syncdata.management.base import SyncCommand, add_table_names, login_name
 
 
 class Command(SyncCommand):
@@ -24,13 +23,6 @@ before its changes arrive, or it is blocked until you do. Adding a table twice c
 
     def handle(self, *, tables: list[str], creator: str | None, **options: Any) -> None:
         with self.open_service() as service:
-            added = service.add_tables(tables, creator=creator or _login_name())
+            added = service.add_tables(tables, creator=creator or login_name())
         for name in dict.fromkeys(str(TableName.parse(table)) for table in tables):
             self.stdout.write(f"added: {name}" if name in added else f"already in the whitelist: {name}")
-
-
-def _login_name() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
-        return None
