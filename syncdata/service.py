@@ -59,7 +59,7 @@ from syncdata.statefile import (
     load_state,
     save_state,
 )
-from syncdata.status import DaemonStatus, TableInfo, blocking_place, daemon_status, format_status
+from syncdata.status import DaemonStatus, TableInfo, blocking_place, daemon_status, file_time, format_status
 
 __all__ = ["DaemonStatus", "SyncDataService", "SyncResult", "TableInfo", "format_status"]
 
@@ -645,7 +645,7 @@ class SyncDataService:
             return  # And above all, the predecessor's file is not adopted yet.
         state = SyncState(
             last_file=position.file,
-            last_file_time=_file_time(position.file),
+            last_file_time=file_time(position.file) or NEVER,
             global_lsn=max((info.last_lsn for info in tables if info.last_lsn), key=parse_lsn, default=""),
             tables={
                 info.table_name: TableState(
@@ -752,14 +752,6 @@ def _retry_delay_s(failures: int) -> float:
     """Exponential, with jitter, so that many machines do not return to a backup host at one moment."""
     delay_s = min(_FIRST_RETRY_S * 2 ** (failures - 1), _LAST_RETRY_S)
     return delay_s * random.uniform(0.5, 1.0)  # noqa: S311
-
-
-def _file_time(name: str) -> dt.datetime:
-    """Return the time in a change file's name, ``changes_YYYYMMDD_HHMMSS…``, or NEVER."""
-    try:
-        return dt.datetime.strptime(name[8:23], "%Y%m%d_%H%M%S").replace(tzinfo=dt.UTC)
-    except ValueError:
-        return NEVER
 
 
 def _utcnow() -> dt.datetime:

@@ -74,6 +74,23 @@ def explain(error: str) -> tuple[str, str, str]:
     return code, message, ""
 
 
+def lag_s(checkpoint: str, farthest: str) -> float | None:
+    """Return how many seconds of files the place *checkpoint* is behind *farthest*, by the files' names.
+
+    Zero when both lie in one file; None where one is no place in a file.
+    """
+    own, front = file_time(checkpoint), file_time(farthest)
+    return None if own is None or front is None else (front - own).total_seconds()
+
+
+def file_time(name: str) -> dt.datetime | None:
+    """Return the time in a change file's name, ``changes_YYYYMMDD_HHMMSS…``; None when there is none."""
+    try:
+        return dt.datetime.strptime(name[8:23], "%Y%m%d_%H%M%S").replace(tzinfo=dt.UTC)
+    except ValueError:
+        return None
+
+
 def format_status(status: DaemonStatus) -> str:
     """Return *status* as the text that ``syncdata_status`` prints."""
     lines = [

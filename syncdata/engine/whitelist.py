@@ -21,6 +21,11 @@ RESERVED = frozenset(
 _SYSTEM_SCHEMAS = frozenset({"pg_catalog", "information_schema", "pg_toast"})
 
 
+def is_syncable(table: TableName) -> bool:
+    """Whether *table* may be synced at all."""
+    return table.name not in RESERVED and table.schema not in _SYSTEM_SCHEMAS
+
+
 def parse_syncable(text: str) -> TableName:
     """Return the table that *text* names. Raises WhitelistAddError when it must not be synced."""
     try:

@@ -25,11 +25,20 @@ LAYERS = [
     {"models", "routers", "reports"},
     {"migrations", "checks"},
     {"apps", "service"},
-    {"admin", "management.progress"},
+    {"pages.books", "pages.texts", "pages.zones", "pages.export"},
+    {"pages.lists", "pages.asking", "pages.picker"},
+    {"pages.dashboard"},
+    {"admin", "templatetags", "management.progress"},
     {"management.base"},
     {"management.commands"},
 ]
-PACKAGES = {"", "engine", "capture", "management"}  # they hold a version or a docstring, and import nothing
+PACKAGES = {
+    "",
+    "engine",
+    "capture",
+    "management",
+    "pages",
+}  # they hold a version or a docstring, and import nothing
 
 
 def module_name(path: Path) -> str:
