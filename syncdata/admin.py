@@ -124,7 +124,7 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
     @in_users_time_zone
     def ask_view(self, request: HttpRequest, action: str) -> HttpResponse:
         request.current_app = self.admin_site.name
-        return ask_view(self, request, action)
+        return ask_view(request, self, action)
 
     @in_users_time_zone
     def changeform_view(
@@ -157,7 +157,6 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
 
     def get_fields(self, request: HttpRequest, obj: TableToSync | None = None) -> tuple[str, ...]:
         return (
-            "table_name",
             "state",
             "lag",
             "checkpoint",
@@ -291,7 +290,7 @@ class SyncLogAdmin(ReadOnlyAdmin):
         TableFilter,
     )
     search_fields = ("table_name", "archive_ref", "error_detail")
-    search_help_text = gettext_lazy("A table, the beginning of a file's name, or any part of an error")
+    search_hint = gettext_lazy("A table, the beginning of a file's name, or any part of an error")
     ordering = ("-sync_time", "-id")
     totals = ("rows_synced", "records_added", "records_updated", "records_deleted", "records_truncated")
     empty_hint = gettext_lazy("Each file that changes a table makes an entry here.")

@@ -149,7 +149,7 @@ def ask_url(request: HttpRequest, ask: Ask, names: Sequence[str]) -> str:
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
-def ask_view(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest, action: str) -> HttpResponse:
+def ask_view(request: HttpRequest, model_admin: admin.ModelAdmin[TableToSync], action: str) -> HttpResponse:
     """Ask back (GET), or put the request into the queue (POST)."""
     ask = ASKS.get(action)
     if ask is None:
@@ -234,13 +234,14 @@ def _context(ask: Ask, tables: Sequence[TableInfo]) -> dict[str, Any]:
         }
         for table in tables
     ]
-    known = [local[table.table_name].row_estimate or 0 for table in tables if table.table_name in local]
+    counts = (local[table.table_name].row_estimate for table in tables if table.table_name in local)
+    known = [count for count in counts if count is not None]
     arguments = " ".join(shlex.quote(table.table_name) for table in tables)
     command = ask.command.format(tables=arguments, place=shlex.quote(place or ""))
     return {
         "ask": ask,
         "rows": rows,
-        "total": texts.estimate(sum(known)),
+        "total": texts.estimate(sum(known) if known else None),
         "place": place,
         "command": f"python manage.py {command}",
     }

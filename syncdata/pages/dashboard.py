@@ -18,12 +18,14 @@ from syncdata.engine.errors import SyncError
 from syncdata.pages import texts
 from syncdata.pages.asking import ask_url, fitting_asks
 from syncdata.pages.books import books_connection, estimates
+from syncdata.pages.zones import zone_of
 from syncdata.reports import read_latest_run, read_minutes, read_periods, read_requests, read_tables
 from syncdata.session import is_locked
 from syncdata.status import DaemonStatus, TableInfo, daemon_status, explain, lag_s
 
 _RATE_MINUTES = 5
-SECTIONS = ("tiles", "problems", "tables", "requests")
+_SUMMARY = ("tiles", "problems")
+_TEMPLATES = {"others": "problems"}
 
 
 def read_dashboard(request: HttpRequest, *, now: dt.datetime) -> dict[str, Any]:
@@ -41,8 +43,9 @@ def read_dashboard(request: HttpRequest, *, now: dt.datetime) -> dict[str, Any]:
 
 def read_summary(request: HttpRequest, *, now: dt.datetime) -> dict[str, Any]:
     """Return the first two sections alone: for other pages to show."""
-    shown = read_dashboard(request, now=now)
-    return {name: html for name, html in shown["sections"].items() if name in SECTIONS[:2]}
+    with zone_of(request):
+        shown = read_dashboard(request, now=now)
+    return {name: html for name, html in shown["sections"].items() if name in _SUMMARY}
 
 
 def _read(request: HttpRequest, connection: psycopg.Connection[Any], now: dt.datetime) -> dict[str, Any]:
@@ -54,6 +57,8 @@ def _read(request: HttpRequest, connection: psycopg.Connection[Any], now: dt.dat
     contexts: dict[str, dict[str, Any]] = {
         "tiles": _tiles(status, run or {}, minutes, now=now),
         "problems": {"problems": [explain_problem(problem) for problem in status.problems]},
+        # Those that the list of tables does not tell.
+        "others": {"problems": [explain_problem(p) for p in status.problems if " is blocked: " not in p]},
         "tables": {
             "tables": [_table(request, table, tables, local) for table in tables],
             "add_url": _url(request, "tabletosync_add"),
@@ -66,7 +71,7 @@ def _read(request: HttpRequest, connection: psycopg.Connection[Any], now: dt.dat
     blocked = sum(table.state == "blocked" for table in tables)
     return {
         "sections": {
-            name: render_to_string(f"syncdata/dashboard/{name}.html", context, request)
+            name: render_to_string(f"syncdata/dashboard/{_TEMPLATES.get(name, name)}.html", context, request)
             for name, context in contexts.items()
         },
         "charts": _charts(minutes, read_periods(connection)),

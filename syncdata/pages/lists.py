@@ -119,6 +119,8 @@ class ReadOnlyAdmin(PlainlyTitledAdmin):
     change_list_template = "admin/syncdata/change_list.html"
     # Columns that are added up for the rows that are filtered.
     totals: ClassVar[tuple[str, ...]] = ()
+    # What a search looks for.
+    search_hint: ClassVar[Any] = ""
     # What to do where there is nothing to see.
     empty_hint: ClassVar[Any] = ""
 
@@ -153,6 +155,7 @@ class ReadOnlyAdmin(PlainlyTitledAdmin):
             {
                 "title": capfirst(self.opts.verbose_name_plural),
                 "empty_hint": self.empty_hint,
+                "search_hint": self.search_hint,
                 **(extra_context or {}),
             },
         )

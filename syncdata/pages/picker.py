@@ -64,7 +64,7 @@ def _offered(search: str) -> list[dict[str, Any]]:
     """Return the local tables that may be synced, are not yet, and have *search* in their name."""
     whitelist = set(TableToSync.objects.values_list("table_name", flat=True))
     logins = _tables_of_logins()
-    return [
+    offered = [
         {
             "full_name": full_name,
             "schema": table.name.schema,
@@ -78,6 +78,7 @@ def _offered(search: str) -> list[dict[str, Any]]:
         and (full_name := str(table.name)) not in whitelist
         and search.casefold() in f"{table.name.schema}.{table.name.name}".casefold()
     ]
+    return sorted(offered, key=lambda table: bool(table["holds_logins"]))  # what few will want comes last
 
 
 def _tables_of_logins() -> set[str]:

@@ -23,14 +23,15 @@ def in_users_time_zone(view: View) -> View:
 
     @wraps(view)
     def wrapped(self: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        with _zone_of(request):
+        with zone_of(request):
             response = view(self, request, *args, **kwargs)
             return response.render() if isinstance(response, SimpleTemplateResponse) else response
 
     return wrapped
 
 
-def _zone_of(request: HttpRequest) -> AbstractContextManager[Any]:
+def zone_of(request: HttpRequest) -> AbstractContextManager[Any]:
+    """Return a context in which times are the user's; the site's own, where their zone is not known."""
     name = request.COOKIES.get(COOKIE, "")
     if not settings.USE_TZ or not name:
         return nullcontext()

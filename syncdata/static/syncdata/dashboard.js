@@ -2,7 +2,7 @@
 "use strict";
 (() => {
     const POLL_MS = 3000;
-    const page = document.getElementById("syncdata-dashboard");
+    const page = document.getElementById("syncdata-live");
     const data = document.getElementById("syncdata-charts-data");
     if (!data) {
         return;

@@ -15,4 +15,5 @@
         none.hidden = shown > 0 || rows.length === 0;
     };
     search.addEventListener("input", filter);
+    filter();  // what was typed before this was loaded
 })();
