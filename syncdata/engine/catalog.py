@@ -37,13 +37,15 @@ LEFT JOIN LATERAL (
 ) AS key ON true
 """
 
-# What a person may choose from. reltuples is -1 before the first ANALYZE.
+# What a person may choose from. Before the first ANALYZE, reltuples is -1; the statistics of what was
+# written may know more then.
 _CHOICE = """
 SELECT n.nspname AS schema, c.relname AS name,
        CASE WHEN c.relkind = 'p' THEN
            (SELECT sum(greatest(leaf.reltuples, 0))::bigint FROM pg_partition_tree(c.oid) t
             JOIN pg_class leaf ON leaf.oid = t.relid WHERE t.isleaf)
-       ELSE nullif(c.reltuples, -1)::bigint END AS row_estimate,
+       ELSE coalesce(nullif(c.reltuples, -1)::bigint, nullif(pg_stat_get_live_tuples(c.oid), 0))
+       END AS row_estimate,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
                AND (i.indisprimary OR i.indisreplident)) AS has_key
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -62,7 +62,7 @@ def duration(seconds: float | None) -> str:
 
 def lag(seconds: float | None) -> str:
     """Return how far a table is behind the farthest one."""
-    return _("in step") if seconds == 0 else duration(seconds)
+    return _("in\u00a0step") if seconds == 0 else duration(seconds)
 
 
 def describe(value: Any) -> str:
