@@ -64,9 +64,7 @@ class DashboardAdmin(ReadOnlyAdmin):
     @in_users_time_zone
     def data_view(self, request: HttpRequest) -> HttpResponse:
         self._require_view_permission(request)
-        response = JsonResponse(read_dashboard(request, now=dt.datetime.now(dt.UTC)))
-        response["Cache-Control"] = "no-store"
-        return response
+        return JsonResponse(read_dashboard(request, now=dt.datetime.now(dt.UTC)))
 
     def _require_view_permission(self, request: HttpRequest) -> None:
         if not self.has_view_permission(request):

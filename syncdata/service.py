@@ -643,9 +643,11 @@ class SyncDataService:
         tables = self.list_tables()
         if not tables:
             return  # And above all, the predecessor's file is not adopted yet.
+        # A cycle with all tables paused went nowhere; they stand where they stood.
+        last_file = position.file or max(info.checkpoint.rpartition(":")[0] for info in tables)
         state = SyncState(
-            last_file=position.file,
-            last_file_time=file_time(position.file) or NEVER,
+            last_file=last_file,
+            last_file_time=file_time(last_file) or NEVER,
             global_lsn=max((info.last_lsn for info in tables if info.last_lsn), key=parse_lsn, default=""),
             tables={
                 info.table_name: TableState(

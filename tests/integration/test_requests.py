@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from syncdata.engine import requests
 from syncdata.engine.errors import ClearError, RequestError
+from syncdata.statefile import STATE_FILE_NAME
 from tests.world import World, insert, update, with_header
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"
@@ -138,6 +140,15 @@ def test_a_clear_of_one_table_leaves_the_others(users: World) -> None:
     users.sync()
     assert users.rows("SELECT id FROM users") == [(1,)]
     assert audit(users) == [("users", "clear", "SUCCESS", "", "ada")]
+
+
+def test_the_state_file_stays_where_it_was_while_all_tables_are_paused(users: World) -> None:
+    users.write(FIRST, [insert("users", id=1), insert("orders", id=1)])
+    users.sync()
+    with users.service() as service:
+        service.pause_tables(["users", "orders"])
+    users.sync()
+    assert json.loads((users.state_dir / STATE_FILE_NAME).read_text())["last_file"] == FIRST
 
 
 # Skips
