@@ -11,7 +11,7 @@ from django.conf import settings
 from django.core import checks
 from django.db import connections, router
 
-from syncdata.conf import CONFIG_VARIABLE, SyncConfig, load_config
+from syncdata.conf import CONFIG_VARIABLE, SyncConfig, is_production_host, load_config, load_source_config
 from syncdata.engine.errors import SyncError
 from syncdata.models import SyncLog
 
@@ -20,14 +20,24 @@ TAG = "syncdata"
 
 @checks.register(TAG)
 def check_configuration(**kwargs: Any) -> Sequence[checks.CheckMessage]:
-    """The configuration loads, and its database is a PostgreSQL that syncdata's models are routed to."""
+    """The configuration loads, and its database is a PostgreSQL that syncdata's models are routed to.
+
+    A production host has no local database; there it is the configuration of the source that must load.
+    """
     try:
+        if _is_production_host():
+            load_source_config()
+            return []
         config = load_config()
     except SyncError as error:
         if getattr(settings, "SYNCDATA", None) is None and not os.environ.get(CONFIG_VARIABLE):
             return [checks.Warning(str(error), id="syncdata.W001")]
         return [checks.Error(str(error), id="syncdata.E001")]
     return _check_database(config)
+
+
+def _is_production_host() -> bool:
+    return getattr(settings, "SYNCDATA", None) is None and is_production_host()
 
 
 def _check_database(config: SyncConfig) -> Sequence[checks.CheckMessage]:

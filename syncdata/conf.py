@@ -1,34 +1,46 @@
 """The only reader of the TOML file, the environment and ``settings.SYNCDATA``.
 
-Knows keys, defaults, environment names and limits; connects to nothing and imports no model.
+Knows where the configuration is and what becomes of it; connects to nothing and imports no model. The
+local side reads a `SyncConfig`, the production side a `SourceConfig`; one file may hold both.
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from syncdata.confkeys import (
+    ARCHIVE_KEYS,
+    DATABASE_KEYS,
+    FILE_KEYS,
+    SECRET_KEYS,
+    SETTINGS_KEYS,
+    SOURCE_KEYS,
+    Reading,
+)
 from syncdata.engine.archive import LocalSettings
+from syncdata.engine.changes import TableName
 from syncdata.engine.errors import ConfigError, ConfigLoadError
 from syncdata.engine.sftp import SftpSettings
 
 logger = logging.getLogger(__name__)
 
 CONFIG_VARIABLE = "DATA_SYNC_CONFIG"
+NEW_PASSWORD_VARIABLE = "SOURCE_PG_NEW_PASSWORD"  # noqa: S105 - a name
+_SETTINGS = "settings.SYNCDATA"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SyncConfig:
-    """One valid configuration. Secrets stay out of ``repr``."""
+class ArchiveConfig:
+    """Where the archive is: what both sides have in common. Secrets stay out of ``repr``."""
 
     archive_backend: str = "sftp"
     archive_host: str = ""
@@ -39,18 +51,6 @@ class SyncConfig:
     archive_key_passphrase: str | None = field(default=None, repr=False)
     archive_password: str | None = field(default=None, repr=False)
     archive_known_hosts: Path = field(default_factory=lambda: Path("~/.ssh/known_hosts").expanduser())
-    pg_host: str = "127.0.0.1"
-    pg_port: int = 5432
-    pg_user: str = "admin"
-    pg_password: str | None = field(default=None, repr=False)
-    pg_database: str = ""
-    database: str = "default"
-    data_sync_freq: int = 600
-    metric_freq: int = 24
-    batch_records: int = 20_000
-    batch_bytes: int = 32 * 1024 * 1024
-    state_dir: Path
-    config_file: Path | None = None
 
     @property
     def archive_settings(self) -> SftpSettings | LocalSettings:
@@ -69,18 +69,81 @@ class SyncConfig:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncConfig(ArchiveConfig):
+    """One valid configuration of the local side. Secrets stay out of ``repr``."""
+
+    pg_host: str = "127.0.0.1"
+    pg_port: int = 5432
+    pg_user: str = "admin"
+    pg_password: str | None = field(default=None, repr=False)
+    pg_database: str = ""
+    database: str = "default"
+    data_sync_freq: int = 600
+    metric_freq: int = 24
+    batch_records: int = 20_000
+    batch_bytes: int = 32 * 1024 * 1024
+    state_dir: Path
+    config_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig(ArchiveConfig):
+    """One valid configuration of the production side, where ``pg_*`` is the source. No secrets in ``repr``.
+
+    *prune_hours* 0: never by itself. *spool_dir* is absolute.
+    """
+
+    pg_host: str = "127.0.0.1"
+    pg_port: int = 5432
+    pg_user: str
+    pg_password: str | None = field(default=None, repr=False)
+    pg_database: str
+    slot_name: str = "syncdata_slot"
+    publication: str = "syncdata"
+    tables: tuple[TableName, ...]
+    spool_dir: Path
+    rotate_seconds: int = 60
+    rotate_bytes: int = 64 * 1024 * 1024
+    compression: str = "zstd"
+    keep_days: int = 14
+    prune_hours: int = 0
+    state_dir: Path
+
+    @property
+    def connection_params(self) -> dict[str, Any]:
+        """The keyword arguments of ``psycopg.connect``. libpq's own variables supply what is not here."""
+        params = {
+            "host": self.pg_host,
+            "port": self.pg_port,
+            "user": self.pg_user,
+            "dbname": self.pg_database,
+            "application_name": "syncdata",
+            "connect_timeout": 10,
+        }
+        # Left out where there is none, so that PGPASSFILE can supply it.
+        return params | ({"password": self.pg_password} if self.pg_password else {})
+
+
 def load_config() -> SyncConfig:
-    """Return the configuration: ``settings.SYNCDATA`` where there is one, else the file of DATA_SYNC_CONFIG.
+    """Return the local side's configuration: ``settings.SYNCDATA`` where there is one, else the file's.
 
     Raises ConfigLoadError when the file cannot be read, ConfigError with all problems at once.
     """
-    from django.conf import settings
+    values = _settings_values()
+    return load_config_file() if values is None else config_from_settings(values, os.environ)
 
-    if settings.configured or "DJANGO_SETTINGS_MODULE" in os.environ:
-        values = getattr(settings, "SYNCDATA", None)
-        if values is not None:
-            return config_from_settings(values, os.environ)
-    return load_config_file()
+
+def load_source_config() -> SourceConfig:
+    """Return the production side's configuration, from where `load_config` finds its own.
+
+    Raises as `load_config` does; a local database need not be configured.
+    """
+    values = _settings_values()
+    if values is not None:
+        return source_from_settings(values, os.environ)
+    path, file_values = _read_named_file()
+    return source_from_toml(file_values, os.environ, path)
 
 
 def load_config_file() -> SyncConfig:
@@ -88,177 +151,118 @@ def load_config_file() -> SyncConfig:
 
     Never touches Django's settings, which are built from it. Raises as `load_config` does.
     """
+    path, values = _read_named_file()
+    return config_from_toml(values, os.environ, path)
+
+
+def new_source_password() -> str | None:
+    """Return the password that the environment has for a role that is made at the source."""
+    return os.environ.get(NEW_PASSWORD_VARIABLE) or None
+
+
+def is_production_host() -> bool:
+    """Whether the file that DATA_SYNC_CONFIG names has a ``[source]`` and nothing of a local database.
+
+    Raises ConfigLoadError when the file cannot be read.
+    """
+    path = _named_file()
+    return is_production_only(_read_toml(path), os.environ)
+
+
+def is_production_only(values: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Whether a parsed TOML file and the environment describe a source, and no local database."""
+    has_local = any(values.get(name) or environ.get(key.variable) for name, key in DATABASE_KEYS.items())
+    return "source" in values and not has_local
+
+
+def config_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> SyncConfig:
+    """Return the configuration that a parsed TOML file and the environment describe."""
+    reading = Reading(environ)
+    reading.read(values, FILE_KEYS, unread={"source"})
+    reading.require_archive()
+    # The production side reads its own table; here it only has to be one.
+    if not isinstance(values.get("source", {}), Mapping):
+        reading.problems.append("source: must be a table, [source]")
+    reading.require("pg_database", FILE_KEYS)
+    return SyncConfig(**reading.finish(str(path)), state_dir=path.parent, config_file=path)
+
+
+def config_from_settings(values: object, environ: Mapping[str, str]) -> SyncConfig:
+    """Return the configuration that ``settings.SYNCDATA`` and the environment describe."""
+    reading = Reading(environ)
+    reading.read(_as_dictionary(values), SETTINGS_KEYS, unread={"source"})
+    reading.require_archive()
+    reading.require_state_dir()
+    return SyncConfig(**reading.finish(_SETTINGS))
+
+
+def source_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> SourceConfig:
+    """Return the production side's configuration that a parsed TOML file and the environment describe."""
+    reading = Reading(environ)
+    reading.read(values, ARCHIVE_KEYS, unread=FILE_KEYS.keys() | {"source"})
+    _read_source(reading, values.get("source"))
+    return _source_config(reading.finish(str(path)), path.parent)
+
+
+def source_from_settings(values: object, environ: Mapping[str, str]) -> SourceConfig:
+    """Return the production side's configuration that ``settings.SYNCDATA`` and the environment describe."""
+    given = _as_dictionary(values)
+    reading = Reading(environ)
+    state_keys = {"state_dir": SETTINGS_KEYS["state_dir"]}
+    reading.read(given, ARCHIVE_KEYS | state_keys, unread=SETTINGS_KEYS.keys() | {"source"})
+    reading.require_state_dir()
+    _read_source(reading, given.get("source"))
+    found = reading.finish(_SETTINGS)
+    return _source_config(found, found.pop("state_dir").absolute())
+
+
+def _read_source(reading: Reading, table: object) -> None:
+    if isinstance(table, Mapping):
+        reading.read(table, SOURCE_KEYS, prefix="source.")
+        for name in ("pg_user", "pg_database", "tables"):
+            reading.require(name, SOURCE_KEYS, prefix="source.")
+    elif table is None:
+        reading.problems.append("source: is required: the table [source] describes the production side")
+    else:
+        reading.problems.append("source: must be a table, [source]")
+    reading.require_archive()
+
+
+def _source_config(found: dict[str, Any], state_dir: Path) -> SourceConfig:
+    # Beside the configuration, wherever the daemon was started.
+    spool_dir = state_dir / found.pop("spool_dir", "spool")
+    return SourceConfig(**found, spool_dir=spool_dir, state_dir=state_dir)
+
+
+def _settings_values() -> object:
+    """``settings.SYNCDATA``, or None where no Django project configures us."""
+    from django.conf import settings
+
+    if settings.configured or "DJANGO_SETTINGS_MODULE" in os.environ:
+        return getattr(settings, "SYNCDATA", None)
+    return None
+
+
+def _as_dictionary(values: object) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{_SETTINGS}: must be a dictionary")
+    return values
+
+
+def _named_file() -> Path:
     named = os.environ.get(CONFIG_VARIABLE, "").strip()
     if not named:
         raise ConfigLoadError(
             f"{CONFIG_VARIABLE} is not set", hint="set it to the path of the TOML configuration file"
         )
-    path = Path(named).expanduser().absolute()
+    return Path(named).expanduser().absolute()
+
+
+def _read_named_file() -> tuple[Path, dict[str, Any]]:
+    path = _named_file()
     values = _read_toml(path)
     _warn_if_readable_by_others(path, values)
-    return config_from_toml(values, os.environ, path)
-
-
-def config_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> SyncConfig:
-    """Return the configuration that a parsed TOML file and the environment describe."""
-    reading = _Reading(values, environ, known=_FILE_KEYS)
-    # The production side reads its own table; here it only has to be one.
-    if not isinstance(values.get("source", {}), Mapping):
-        reading.problems.append("source: must be a table, [source]")
-    reading.require("pg_database")
-    return reading.finish(str(path), state_dir=path.parent, config_file=path)
-
-
-def config_from_settings(values: object, environ: Mapping[str, str]) -> SyncConfig:
-    """Return the configuration that ``settings.SYNCDATA`` and the environment describe."""
-    where = "settings.SYNCDATA"
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: must be a dictionary")
-    reading = _Reading(values, environ, known=_SETTINGS_KEYS)
-    reading.require("state_dir")
-    state_dir = reading.values.get("state_dir")
-    if state_dir is not None and not state_dir.is_dir():
-        reading.problems.append(f"state_dir: {state_dir} is not a directory; make it: mkdir -p {state_dir}")
-    return reading.finish(where)
-
-
-# How one value is read. A parser raises ValueError with what the value must be.
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be a text")
-    return value.strip()
-
-
-def _secret(value: object) -> str:
-    # Not stripped: blanks may belong to a password.
-    if not isinstance(value, str):
-        raise ValueError("must be a text")
-    return value
-
-
-def _path(value: object) -> Path:
-    if isinstance(value, Path):
-        return value.expanduser()
-    return Path(_text(value)).expanduser()
-
-
-def _directory(value: object) -> str:
-    return str(value) if isinstance(value, Path) else _text(value)
-
-
-def _one_of(*choices: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if value not in choices:
-            raise ValueError(f"must be {' or '.join(choices)}, not {value!r}")
-        return str(value)
-
-    return parse
-
-
-def _whole_number(low: int, high: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        # The environment has only text, and a bool is an int to Python but a mistake to an operator.
-        text = value.strip() if isinstance(value, str) else ""
-        if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-            value = int(text)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}, not {value!r}")
-        return value
-
-    return parse
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    parse: Callable[[object], Any]
-    variable: str = ""
-
-
-_YEAR_S = 366 * 24 * 3600
-_PORT = _whole_number(1, 65535)
-
-_ARCHIVE_AND_PACE = {
-    "archive_backend": _Key(_one_of("sftp", "local"), "ARCHIVE_BACKEND"),
-    "archive_host": _Key(_text, "ARCHIVE_HOST"),
-    "archive_user": _Key(_text, "ARCHIVE_USER"),
-    "archive_dir": _Key(_directory, "ARCHIVE_DIR"),
-    "archive_port": _Key(_PORT, "ARCHIVE_PORT"),
-    "archive_key_file": _Key(_path, "ARCHIVE_KEY_FILE"),
-    "archive_key_passphrase": _Key(_secret, "ARCHIVE_KEY_PASSPHRASE"),
-    "archive_password": _Key(_secret, "ARCHIVE_PASSWORD"),
-    "archive_known_hosts": _Key(_path, "ARCHIVE_KNOWN_HOSTS"),
-    "data_sync_freq": _Key(_whole_number(1, _YEAR_S), "DATA_SYNC_FREQ"),
-    "metric_freq": _Key(_whole_number(1, _YEAR_S // 3600), "METRIC_FREQ"),
-    "batch_records": _Key(_whole_number(1, 10_000_000)),
-    "batch_bytes": _Key(_whole_number(1, 2**40)),
-}
-_DATABASE = {
-    "pg_host": _Key(_text, "PG_HOST"),
-    "pg_port": _Key(_PORT, "PG_PORT"),
-    "pg_user": _Key(_text, "PG_USER_NAME"),
-    "pg_password": _Key(_secret, "PG_PASSWORD"),
-    "pg_database": _Key(_text, "PG_DB_NAME"),
-}
-_FILE_KEYS = _ARCHIVE_AND_PACE | _DATABASE
-_SETTINGS_KEYS = _ARCHIVE_AND_PACE | {"database": _Key(_text), "state_dir": _Key(_path)}
-_SECRETS = frozenset({"archive_key_passphrase", "archive_password", "pg_password"})
-
-
-class _Reading:
-    """The values read so far, and every problem met, so that the operator sees all of them at once."""
-
-    def __init__(
-        self, values: Mapping[str, Any], environ: Mapping[str, str], known: Mapping[str, _Key]
-    ) -> None:
-        self.values: dict[str, Any] = {}
-        self.problems: list[str] = []
-        self._known = known
-        self._wrong: set[str] = set()
-        for name, key in known.items():
-            # Empty counts as unset: that is how compose files and templates leave a value out.
-            if variable := environ.get(key.variable, ""):
-                self._read(name, key, variable, f"{name} (from {key.variable})")
-            elif values.get(name) not in (None, ""):
-                self._read(name, key, values[name], name)
-        for name in values:
-            if name not in known and name != "source":
-                self.problems.append(self._unknown(str(name)))
-        self._require_archive()
-
-    def require(self, name: str) -> None:
-        """Note a problem unless *name* has been given (a wrong value is a problem already)."""
-        if name in self.values or name in self._wrong:
-            return
-        variable = self._known[name].variable
-        self.problems.append(f"{name}: is required" + (f" (or {variable})" if variable else ""))
-
-    def finish(self, where: str, **more: Any) -> SyncConfig:
-        if self.problems:
-            count = len(self.problems)
-            title = "1 problem" if count == 1 else f"{count} problems"
-            raise ConfigError("\n  - ".join([f"{where}: {title}", *self.problems]))
-        return SyncConfig(**self.values, **more)
-
-    def _read(self, name: str, key: _Key, value: object, label: str) -> None:
-        try:
-            self.values[name] = key.parse(value)
-        except ValueError as error:
-            self._wrong.add(name)
-            self.problems.append(f"{label}: {error}")
-
-    def _require_archive(self) -> None:
-        self.require("archive_dir")
-        if self.values.get("archive_backend", "sftp") == "sftp" and "archive_backend" not in self._wrong:
-            self.require("archive_host")
-            self.require("archive_user")
-
-    def _unknown(self, name: str) -> str:
-        if name in _DATABASE:
-            return f"{name}: is not used here; name an alias of DATABASES with 'database'"
-        close = difflib.get_close_matches(name, self._known, n=1)
-        return f"{name}: is not a known key" + (f"; did you mean {close[0]}?" if close else "")
+    return path, values
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -292,7 +296,7 @@ def _warn_once(path: Path) -> None:
 
 def _warn_if_readable_by_others(path: Path, values: Mapping[str, Any]) -> None:
     source = values.get("source")
-    holds_secret = not _SECRETS.isdisjoint(values) or (
+    holds_secret = not SECRET_KEYS.isdisjoint(values) or (
         isinstance(source, Mapping) and any("password" in key for key in source)
     )
     if holds_secret and path.stat().st_mode & stat.S_IROTH:

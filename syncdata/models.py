@@ -83,7 +83,7 @@ class TableToSync(models.Model):
 
 
 class SyncLog(models.Model):
-    """What one file, or one thing that an operator asked for, did to one table. Append-only."""
+    """What one file or snapshot, or one thing that an operator asked for, did to one table. Append-only."""
 
     class Status(models.TextChoices):
         SUCCESS = "SUCCESS", "SUCCESS"
@@ -93,6 +93,7 @@ class SyncLog(models.Model):
         SYNC = "sync", "sync"
         RESYNC = "resync", "resync"
         CLEAR = "clear", "clear"
+        SNAPSHOT = "snapshot", "snapshot"
         PAUSE = "pause", "pause"
         RESUME = "resume", "resume"
         SKIP = "skip", "skip"
@@ -178,7 +179,8 @@ class SyncMetric(models.Model):
 class Checkpoint(models.Model):
     """How far one table's records have been durably applied. Written by the engine only.
 
-    ``record_number`` records of ``file`` are applied; ``commit_lsn`` is the last applied commit's.
+    ``record_number`` records of ``file`` are applied; ``commit_lsn`` is the last applied commit's, or that of
+    the snapshot the rows came from.
     The ``file_*`` counts are those of ``file`` so far: when it is finished they move to the log.
     """
 

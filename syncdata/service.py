@@ -12,9 +12,9 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from syncdata.engine.archive import Archive, open_archive
 from syncdata.engine.batch import Limits
 from syncdata.engine.catalog import read_schemas
 from syncdata.engine.changes import TableName, parse_lsn
-from syncdata.engine.cycle import Cycle, CycleResult, Progress
+from syncdata.engine.cycle import Cycle, CycleResult, NoProgress, Progress
 from syncdata.engine.errors import (
     ClearError,
     CloseError,
@@ -42,10 +42,12 @@ from syncdata.engine.errors import (
     WhitelistListError,
     WhitelistRemoveError,
 )
-from syncdata.engine.ledger import Checkpoint, CheckpointMovedError, Position, Skip
-from syncdata.engine.rebuild import rebuild
+from syncdata.engine.ledger import START, Checkpoint, CheckpointMovedError, Position, Skip
+from syncdata.engine.reading import ReadingStopped
+from syncdata.engine.rebuild import Tools, begin, rebuild
 from syncdata.engine.requests import Doorbell, Request
 from syncdata.engine.rows import RowWriter
+from syncdata.engine.snapshots import find_snapshots
 from syncdata.engine.target import Outcome, PreparedBatch, Target, parents_first, translate
 from syncdata.engine.whitelist import parse_syncable
 from syncdata.progress import RequestProgress, WaitingProgress
@@ -168,7 +170,10 @@ class SyncDataService:
     def resync(
         self, table: str, *, stop: threading.Event | None = None, progress: Progress | None = None
     ) -> SyncResult:
-        """Rebuild *table* from the archive. Raises ResyncError; the old rows remain then."""
+        """Rebuild *table* from its newest snapshot, else from the first change file.
+
+        Raises ResyncError; the old rows remain then.
+        """
         name = TableName.parse(table)
         if str(name) not in {info.table_name for info in self.list_tables()}:
             raise ResyncError(
@@ -180,14 +185,8 @@ class SyncDataService:
         connection = self._session.connect()
         try:
             self._adopt_predecessors_state(connection)
-            result = rebuild(
-                self._open_archive(),
-                connection,
-                name,
-                limits=self._limits,
-                progress=progress or self._progress,
-                stop=stop,
-            )
+            tools = self._tools(connection, stop or threading.Event())
+            result = rebuild(replace(tools, progress=progress or tools.progress), name)
         except ResyncError as error:
             self._log_failed_resync(name, error)
             raise
@@ -420,16 +419,8 @@ class SyncDataService:
         while True:
             self._work_off_requests(stop)
             target = self._open_target()
-            cycle = Cycle(
-                self._open_archive(),
-                _InterruptibleTarget(target, self._open_doorbell()),
-                limits=self._limits,
-                progress=self._watch(),
-                stop=stop,
-                deadline=deadline,
-            )
             try:
-                result = cycle.run(target.checkpoints())
+                result = self._sync(target, stop, deadline)
                 break
             except _RequestedError:
                 logger.debug("the cycle makes room for a request")
@@ -446,6 +437,76 @@ class SyncDataService:
         sync_result = _sync_result(result, started)
         self._end_cycle(result, sync_result)
         return sync_result
+
+    def _sync(self, target: Target, stop: threading.Event, deadline: float | None) -> CycleResult:
+        """Bring all tables on. Those at work go first, for their freshness must not wait for a new table
+        to be loaded from its snapshot; then these are, and go on with the others."""
+        archive = self._open_archive()
+        checkpoints = target.checkpoints()
+        new = [checkpoint.table for checkpoint in checkpoints if checkpoint.position == START]
+        try:
+            snapshots = find_snapshots(archive, new, stop=stop)
+        except ReadingStopped:
+            return CycleResult()
+        result = self._cycle(target, [c for c in checkpoints if c.table not in snapshots], stop, deadline)
+        if not snapshots:
+            return result
+        broken: dict[TableName, ParseError] = {}
+        schemas = target.schemas(snapshots.keys())
+        parents = {name: schemas[name].parents if name in schemas else frozenset() for name in snapshots}
+        waiting = parents_first(parents)
+        while waiting and not stop.is_set():
+            table = waiting[0]
+            try:
+                beginning = begin(self._tools(self._session.connect(), stop), table, snapshots[table])
+            except ReadingStopped:
+                break
+            waiting.pop(0)
+            if beginning.broken is not None:
+                broken[table] = beginning.broken
+            if beginning.error is not None:
+                logger.error("%s", beginning.error, extra={"table": str(table), "code": beginning.error.code})
+                target.block({table: None}, beginning.error, start=START)
+                result.blocked[table] = beginning.error
+                result.failed += 1
+            elif beginning.result is not None:
+                logger.info("%s begins with its newest snapshot", table)
+                result.add(beginning.result)
+            if deadline is not None and time.monotonic() > deadline:
+                break
+        held = {*waiting, *result.blocked}
+        going_on = [c for c in target.checkpoints() if c.table not in held]
+        result.add(self._cycle(target, going_on, stop, deadline, broken))
+        return result
+
+    def _cycle(
+        self,
+        target: Target,
+        checkpoints: Sequence[Checkpoint],
+        stop: threading.Event,
+        deadline: float | None,
+        broken: Mapping[TableName, ParseError] | None = None,
+    ) -> CycleResult:
+        cycle = Cycle(
+            self._open_archive(),
+            _InterruptibleTarget(target, self._open_doorbell()),
+            limits=self._limits,
+            progress=self._watch(),
+            stop=stop,
+            deadline=deadline,
+            broken=broken,
+        )
+        return cycle.run(checkpoints)
+
+    def _tools(self, connection: psycopg.Connection[Any], stop: threading.Event) -> Tools:
+        return Tools(
+            archive=self._open_archive(),
+            connection=connection,
+            limits=self._limits,
+            progress=self._progress or NoProgress(),
+            stop=stop,
+            run_id=self._run_id,
+        )
 
     def _end_cycle(self, result: CycleResult, sync_result: SyncResult) -> None:
         self._open_target().rest()
@@ -676,11 +737,16 @@ class _InterruptibleTarget:
         self.schemas, self.block, self.unblock = target.schemas, target.block, target.unblock
 
     def apply(
-        self, prepared: PreparedBatch, tables: Collection[TableName], *, start: Position, end: Position
+        self,
+        prepared: PreparedBatch,
+        floors: Mapping[TableName, int | None],
+        *,
+        start: Position,
+        end: Position,
     ) -> Outcome:
         if self._doorbell.has_rung:
             raise _RequestedError
-        return self._target.apply(prepared, tables, start=start, end=end)
+        return self._target.apply(prepared, floors, start=start, end=end)
 
 
 def _sync_result(result: CycleResult, started: float) -> SyncResult:

@@ -146,7 +146,8 @@ def daemon_status(
 
 
 def table_info(row: dict[str, Any]) -> TableInfo:
-    is_new = row["state"] is None or (not row["file"] and row["state"] == "active")
+    has_begun = row["file"] or row["commit_lsn"]  # from a snapshot that was there before any change file
+    is_new = row["state"] is None or (not has_begun and row["state"] == "active")
     return TableInfo(
         table_name=row["table_name"],
         creator=row["creator"],

@@ -1,7 +1,8 @@
 """Settings of the stand-alone site: the admin, and the commands.
 
-The database comes from syncdata's own configuration (the TOML file named by DATA_SYNC_CONFIG). The site's
-few settings come from the environment, or from a file `.env` beside manage.py:
+The database comes from syncdata's own configuration (the TOML file named by DATA_SYNC_CONFIG); a production
+host, whose file has a [source] and no local database, has none. The site's few settings come from the
+environment, or from a file `.env` beside manage.py:
 
 SECRET_KEY      made and kept beside the configuration file when it is not set
 DEBUG           off
@@ -23,7 +24,7 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
-from syncdata.conf import CONFIG_VARIABLE, SyncConfig, load_config_file
+from syncdata.conf import CONFIG_VARIABLE, SyncConfig, is_production_host, load_config_file
 from syncdata.engine.errors import SyncError
 from syncsite.secretkey import load_or_create_secret_key
 
@@ -34,12 +35,13 @@ env.read_env(BASE_DIR / ".env")
 
 
 def _load_configuration() -> SyncConfig | None:
-    """Return the configuration; None where there is none yet, and when an operator asks for help.
+    """Return the local side's configuration; None where there is none, and when an operator asks for help.
 
-    What needs no database (help, makemigrations, the demo) works without; the rest says what is missing.
+    What needs no database (help, makemigrations, the demo, the commands of the production side) works
+    without; the rest says what is missing.
     """
     try:
-        return load_config_file()
+        return None if is_production_host() else load_config_file()
     except SyncError as error:
         if os.environ.get(CONFIG_VARIABLE) and not {"help", "--help", "-h"} & {*sys.argv}:
             raise ImproperlyConfigured(str(error)) from error

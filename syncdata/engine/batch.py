@@ -7,7 +7,7 @@ the local database only shows states that the source showed; only a transaction 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 
@@ -33,8 +33,8 @@ class Limits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """A run of records. ``end_record`` counts all records of the file up to the batch's end; ``records``
-    holds only those of wanted tables, ``skipped`` counts the others, ``repeated`` those already applied.
-    ``commit_lsn`` is that of the last whole transaction."""
+    holds only those to apply, ``skipped`` counts those of unwanted tables, ``repeated`` those applied before.
+    ``commit_lsn`` is that of the last whole transaction read, None before any."""
 
     records: list[LocatedRecord]
     end_record: int
@@ -60,10 +60,10 @@ class _Draft:
     """The batch being gathered. ``border``: up to where it is whole transactions; ``taken``: up to where
     batches have been made of it."""
 
-    def __init__(self, end_record: int, commit_lsn: int | None) -> None:
+    def __init__(self, end_record: int) -> None:
         self.records: list[LocatedRecord] = []
         self.read = _Tally(end_record)
-        self.commit_lsn = commit_lsn
+        self.commit_lsn: int | None = None
         self.open_lsn: int | None = None
         self.border = self.taken = copy(self.read)
 
@@ -110,24 +110,24 @@ class _Draft:
 def cut_batches(
     records: Iterable[LocatedRecord],
     *,
-    wanted: Collection[TableName],
+    floors: Mapping[TableName, int | None],
     limits: Limits,
     start_record: int = 0,
     until_record: int | None = None,
-    applied_lsn: int | None = None,
 ) -> Iterator[Batch]:
     """Yield the batches of *records*, which begin after *start_record* records of their file.
 
-    Stops after record *until_record* where one is given; else the last batch, perhaps an empty one,
-    has ``ends_file``. Transactions whose commit LSN is at or below *applied_lsn* are repeats of the
-    archive and left out. A ParseError of *records* is raised after the batch of the whole
-    transactions before it.
+    *floors* are the wanted tables, each with its floor: transactions whose commit LSN is at or below it
+    are in that table's rows already and left out, for that table. Stops after record *until_record*
+    where one is given; else the last batch, perhaps an empty one, has ``ends_file``. A ParseError of
+    *records* is raised after the batch of the whole transactions before it.
     """
-    draft = _Draft(start_record, applied_lsn)
+    draft = _Draft(start_record)
     read = draft.read
-    names = {(name.schema, name.name) for name in wanted}
+    wanted = {(table.schema, table.name): floor for table, floor in floors.items()}
+    highest = max((floor for floor in wanted.values() if floor is not None), default=-1)
+    due: Collection[tuple[str, str]] = wanted
     mark: str | None = None
-    is_repeat = False
     source = iter(records)
     while until_record is None or read.end_record < until_record:
         try:
@@ -148,16 +148,17 @@ def cut_batches(
             if len(draft.records) >= limits.batch_records:
                 yield draft.take_all()
             lsn = parse_lsn(record.commit_lsn) if record.commit_lsn else None
-            is_repeat = lsn is not None and applied_lsn is not None and lsn <= applied_lsn
-            draft.open_lsn = None if is_repeat else lsn
-        if is_repeat:
-            read.repeated += 1
-        elif (record.schema, record.table) in names:
+            draft.open_lsn = lsn
+            due = wanted if lsn is None or lsn > highest else _due(wanted, lsn)
+        name = (record.schema, record.table)
+        if name in due:
             cost_bytes = located.size_bytes + RECORD_OVERHEAD_BYTES
             while draft.records and draft.cost_bytes + cost_bytes > limits.batch_bytes:
                 is_whole = draft.border.kept > draft.taken.kept
                 yield draft.take_whole_transactions() if is_whole else draft.take_all()
             draft.keep(located, cost_bytes)
+        elif name in wanted:
+            read.repeated += 1
         else:
             read.skipped += 1
         read.end_record += 1
@@ -165,3 +166,8 @@ def cut_batches(
     # Another table's checkpoint may lie inside a transaction, so this end is no commit.
     if read.end_record > draft.taken.end_record:
         yield draft.take_all()
+
+
+def _due(wanted: Mapping[tuple[str, str], int | None], lsn: int) -> Collection[tuple[str, str]]:
+    """The tables that a transaction with the commit LSN *lsn* is no repeat for."""
+    return {name for name, floor in wanted.items() if floor is None or lsn > floor}

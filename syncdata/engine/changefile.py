@@ -46,7 +46,10 @@ def stem(name: str) -> str:
 
 
 class Header(msgspec.Struct, frozen=True):
-    """The first line of a file written by syncdata: where its changes come from."""
+    """The first line of a file written by syncdata: where its changes come from.
+
+    A snapshot's names its table in ``snapshot``, and in ``commit_lsn`` the last commit that it holds.
+    """
 
     syncdata: int
     system_id: str | int = ""
@@ -57,6 +60,8 @@ class Header(msgspec.Struct, frozen=True):
     prev: str | None = None
     start_lsn: str | None = None
     created: str | None = None
+    snapshot: str | None = None
+    commit_lsn: str | None = None
 
     @property
     def source_id(self) -> str:
@@ -64,15 +69,19 @@ class Header(msgspec.Struct, frozen=True):
         return f"{self.system_id}/{self.timeline}/{self.slot}/{self.epoch}"
 
 
-class Footer(msgspec.Struct, frozen=True):
-    """The last line of a file written by syncdata: what must have arrived before it."""
+class Footer(msgspec.Struct, frozen=True, kw_only=True):
+    """The last line of a file written by syncdata: what must have arrived before it.
+
+    ``end_lsn``: what was committed before it is in this file or in those before.
+    """
 
     end: bool
     records: int
-    sha256: str
     transactions: int | None = None
     first_commit_lsn: str | None = None
     last_commit_lsn: str | None = None
+    end_lsn: str | None = None
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

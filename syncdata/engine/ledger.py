@@ -28,8 +28,9 @@ from syncdata.engine.whitelist import parse_syncable
 class Position:
     """How far records have been durably applied: *record_number* records of *file*.
 
-    An empty *file* is the beginning of the archive. ``commit_lsn``: of the last whole transaction.
-    ``source_id``: the stream the file belongs to; empty for plain files.
+    An empty *file* is the beginning of the archive. ``commit_lsn``: of the last whole transaction, or of
+    the snapshot the rows came from: then *file* is the one the snapshot goes on from, or empty.
+    ``source_id``: the stream these belong to; empty for plain files.
     """
 
     file: str = ""
@@ -41,11 +42,31 @@ class Position:
 
     @property
     def order(self) -> tuple[str, bool, int]:
-        """Sorts positions as the archive does; equal for positions between the same two records."""
-        return (stem(self.file), self.is_finished, self.record_number)
+        """Sorts positions as the archive does; equal for positions between the same two records.
+
+        A file with a header is whole, so its end is one place, however many records it holds.
+        """
+        is_whole = self.is_finished and self.source_id != ""
+        return (stem(self.file), self.is_finished, _END if is_whole else self.record_number)
+
+    def has_reached(self, other: Position) -> bool:
+        """Whether nothing lies between this position and *other*, or this one is beyond."""
+        is_same_end = self.is_finished and other.is_finished and stem(self.file) == stem(other.file)
+        return self.order >= other.order or (is_same_end and self.source_id != other.source_id)
 
 
 START = Position()
+_END = 1 << 63
+
+# By table, the commit LSN at or below which transactions of its position's source are in its rows already.
+Floors = dict[TableName, int | None]
+
+
+def floor_after(floor: int | None, start: Position, end: Position) -> int | None:
+    """Return the floor of a table that has gone from *start* to *end*: within a source it never falls."""
+    if not end.source_id or end.source_id != start.source_id or floor is None:
+        return end.commit_lsn
+    return floor if end.commit_lsn is None else max(floor, end.commit_lsn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +169,20 @@ def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName])
 
 
 def require_position(
-    connection: Connection[Any], tables: Collection[TableName], position: Position
+    connection: Connection[Any], floors: Mapping[TableName, int | None], position: Position
 ) -> list[Checkpoint]:
-    """Lock and return the checkpoints of *tables*. Raises CheckpointMovedError unless all stand at *position*
-    and none is paused."""
-    checkpoints = lock_checkpoints(connection, tables)
-    if len(checkpoints) != len(tables) or any(
-        c.is_paused or c.position.order != position.order for c in checkpoints
+    """Lock and return the checkpoints of the tables of *floors*.
+
+    Raises CheckpointMovedError unless all stand at *position*, each with its floor, and none is paused: a
+    resync may have put newer rows there and left the file the same.
+    """
+    checkpoints = lock_checkpoints(connection, floors.keys())
+    expected = (position.order, position.source_id)
+    if len(checkpoints) != len(floors) or any(
+        c.is_paused
+        or (c.position.order, c.position.source_id) != expected
+        or c.position.commit_lsn != floors[c.table]
+        for c in checkpoints
     ):
         raise CheckpointMovedError
     return checkpoints
@@ -162,34 +190,36 @@ def require_position(
 
 def advance(
     connection: Connection[Any],
-    tables: Collection[TableName],
-    position: Position,
+    floors: Mapping[TableName, int | None],
     entries: Mapping[TableName, Entry],
     *,
+    start: Position,
+    end: Position,
     now: dt.datetime,
 ) -> None:
-    """Move the checkpoints of *tables* to *position* and add *entries* to them; they are not blocked now.
+    """Move the checkpoints of the tables of *floors* from *start* to *end* and add *entries* to them; they
+    are not blocked now. The caller holds their locks (see `require_position`).
 
     At the end of a file its counts become one audit row a table with activity.
     """
     parameters = [
         {
             "name": str(table),
-            "file": position.file,
-            "size": position.file_size,
-            "finished": position.is_finished,
-            "number": position.record_number,
-            "lsn": None if position.commit_lsn is None else format_lsn(position.commit_lsn),
-            "source": position.source_id,
+            "file": end.file,
+            "size": end.file_size,
+            "finished": end.is_finished,
+            "number": end.record_number,
+            "lsn": _lsn_text(floor_after(floor, start, end)),
+            "source": end.source_id,
             "now": now,
             **_parameters(entries.get(table, Entry())),
         }
-        for table in sorted(tables)
+        for table, floor in sorted(floors.items())
     ]
     with connection.cursor() as cursor:
         cursor.executemany(_ADVANCE, parameters)
-        if position.is_finished:
-            names = [str(table) for table in tables]
+        if end.is_finished:
+            names = [str(table) for table in floors]
             cursor.execute(_CLOSE_FILE, {"names": names, "now": now})
 
 
@@ -336,7 +366,7 @@ def log_action(
     duration_ms: int = 0,
     requested_by: str | None = None,
 ) -> None:
-    """Audit what an operator asked for."""
+    """Audit what was done to a whole table (a resync, a clear, the load of a snapshot), or asked for it."""
     entry = Entry(counts=counts or Counts(), duration_ms=duration_ms)
     connection.execute(
         "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time,"
@@ -487,7 +517,7 @@ def reset_checkpoints(
                 "file_size": position.file_size,
                 "file_finished": position.is_finished,
                 "record_number": position.record_number,
-                "commit_lsn": None if position.commit_lsn is None else format_lsn(position.commit_lsn),
+                "commit_lsn": _lsn_text(position.commit_lsn),
                 "source_id": position.source_id,
                 "last_sync_at": now,
                 **_totals(counts or Counts()),
@@ -500,6 +530,10 @@ def reset_checkpoints(
                 ),
                 values,
             )
+
+
+def _lsn_text(lsn: int | None) -> str | None:
+    return None if lsn is None else format_lsn(lsn)
 
 
 def _totals(counts: Counts) -> dict[str, int]:

@@ -1,9 +1,7 @@
-"""Rebuild one table from the archive, beside the table, and exchange the rows in one transaction.
+"""Give one table new rows from the archive: a resync, and how a new table begins.
 
-Readers see the old rows or the new ones, never an empty or half-built table; whatever fails leaves the
-old rows. The new rows grow in a temporary table, which vanishes with the connection. The exchange
-deletes and inserts instead of renaming: the table keeps its oid, rights, views and foreign keys; and
-instead of truncating, which readers with an older snapshot would see as an empty table.
+Both start from the newest good snapshot and replay what committed later. Readers see the old rows or
+the new ones, never an empty or half-built table; whatever fails leaves the old rows.
 """
 
 from __future__ import annotations
@@ -11,72 +9,173 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection
 
 from syncdata.engine import ledger
-from syncdata.engine.archive import Archive
+from syncdata.engine.archive import Archive, SnapshotFile
 from syncdata.engine.batch import Limits
-from syncdata.engine.catalog import read_schemas
 from syncdata.engine.changes import TableName
-from syncdata.engine.cycle import Cycle, CycleResult, Group, Progress
-from syncdata.engine.errors import ResyncError, SyncError
+from syncdata.engine.cycle import Cycle, CycleResult, NoProgress, Progress
+from syncdata.engine.errors import (
+    ApplyError,
+    ArchiveConnectionError,
+    ParseError,
+    ResyncError,
+    SyncError,
+)
+from syncdata.engine.groups import Group
 from syncdata.engine.ledger import START, Position
-from syncdata.engine.plan import Counts
-from syncdata.engine.rows import RowWriter
-from syncdata.engine.schema import TableSchema
-from syncdata.engine.target import Outcome, PreparedBatch, prepare_session, translate
+from syncdata.engine.reading import ReadingStopped
+from syncdata.engine.rows import is_servers_fault
+from syncdata.engine.shadow import ShadowTarget, drop_shadow
+from syncdata.engine.snapshots import find_snapshots
+from syncdata.engine.target import prepare_session, translate
 
-_SHADOW = TableName("pg_temp", "syncdata_rebuild")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What both need, besides the table."""
+
+    archive: Archive
+    connection: Connection[Any]
+    limits: Limits
+    progress: Progress = field(default_factory=NoProgress)
+    stop: threading.Event = field(default_factory=threading.Event)
+    clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+    run_id: int | None = None
 
 
-def rebuild(
-    archive: Archive,
-    connection: Connection[Any],
-    table: TableName,
-    *,
-    limits: Limits,
-    progress: Progress | None = None,
-    stop: threading.Event | None = None,
-    clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
-) -> CycleResult:
-    """Rebuild *table* from the first change file to where the other tables stand, or to the end.
+@dataclass(slots=True, kw_only=True)
+class Beginning:
+    """How a new table began. ``result`` is None when none of its snapshots is good (``broken`` says why
+    the newest is not) or when *error* kept it from being loaded."""
+
+    result: CycleResult | None = None
+    broken: ParseError | None = None
+    error: SyncError | None = None
+
+
+def rebuild(tools: Tools, table: TableName) -> CycleResult:
+    """Rebuild *table* from its newest snapshot, else the first change file, to where the other tables
+    stand, or to the end.
 
     Its checkpoint and an audit row commit with the rows. Raises ResyncError; the old rows remain.
     """
-    stop = stop or threading.Event()
     started = time.monotonic()
     try:
-        prepare_session(connection)
-        until = _where_the_others_stand(connection, table)
-        shadow = _ShadowTarget(connection, table)
-        cycle = Cycle(archive, shadow, limits=limits, progress=progress, stop=stop)
-        files = cycle.discover(since=None)
-        group = Group({table}, START)
-        if until is not None:
-            files = [file for file in files if (file.stem, False, 0) < until.order]
-        cycle.advance(group, files, until=until)
-        if stop.is_set():
-            raise ResyncError("interrupted")
-        if not files or (until is not None and group.position.order < until.order):
-            raise ResyncError(
-                "the archive ends before the position of the other tables",
-                hint="bring the missing change files back; check archive_dir",
-            )
-        duration_ms = round((time.monotonic() - started) * 1000)
-        shadow.exchange(group.position, now=clock(), duration_ms=duration_ms)
-        cycle.result.position = group.position
-        return cycle.result
+        prepare_session(tools.connection)
+        until = _where_the_others_stand(tools.connection, table)
+        snapshots = find_snapshots(tools.archive, [table], stop=tools.stop).get(table, [])
+        shadow = ShadowTarget(tools.connection, table)
+        group = _load_newest(tools, shadow, table, snapshots)
+        result = _replay(tools, shadow, group, until)
+        position = group.position_of(table)
+        shadow.exchange(position, action="resync", now=tools.clock(), duration_ms=_ms_since(started))
+        return result
+    except ReadingStopped:
+        raise _not_rebuilt(table, ResyncError("interrupted")) from None
     except psycopg.Error as error:
         raise _not_rebuilt(table, translate(error)) from error
     except SyncError as error:
         raise _not_rebuilt(table, error) from error
     finally:
-        _drop_shadow(connection)
+        drop_shadow(tools.connection)
+
+
+def begin(tools: Tools, table: TableName, snapshots: Sequence[SnapshotFile]) -> Beginning:
+    """Load the newest good one of *snapshots* into *table*, which stands at the archive's beginning.
+
+    Its checkpoint, an audit row and the run's books commit with the rows. Where foreign keys are awake
+    between it and other tables, it goes on to where those stand before its rows show. Raises ApplyError
+    when the server fails, ArchiveConnectionError, CheckpointMovedError when the table has begun
+    meanwhile, and ReadingStopped; what else fails is the table's own.
+    """
+    started = time.monotonic()
+    beginning = Beginning()
+    try:
+        shadow = ShadowTarget(tools.connection, table)
+        group = _load_newest(tools, shadow, table, snapshots)
+        beginning.broken = shadow.broken
+        if shadow.began_with is None:
+            return beginning
+        until = _where_the_others_stand(tools.connection, table) if shadow.must_fit_others else group.position
+        result = _replay(tools, shadow, group, until or group.position)
+        shadow.exchange(
+            group.position_of(table),
+            action="snapshot",
+            now=tools.clock(),
+            duration_ms=_ms_since(started),
+            only_from=START,
+            run_id=tools.run_id,
+        )
+        beginning.result = result
+    except ArchiveConnectionError:
+        raise
+    except psycopg.Error as error:
+        if is_servers_fault(error):
+            raise translate(error) from error
+        beginning.error = _refused(table, error)
+    except SyncError as error:
+        beginning.error = error
+    finally:
+        drop_shadow(tools.connection)
+    return beginning
+
+
+def _load_newest(
+    tools: Tools, shadow: ShadowTarget, table: TableName, snapshots: Sequence[SnapshotFile]
+) -> Group:
+    position = shadow.load_newest(
+        tools.archive, snapshots, limits=tools.limits, progress=tools.progress, stop=tools.stop
+    )
+    return Group(position, {table: position.commit_lsn})
+
+
+def _replay(tools: Tools, shadow: ShadowTarget, group: Group, until: Position | None) -> CycleResult:
+    """Apply the change files after *group* up to *until*, or to their end, to *shadow*.
+
+    Raises ResyncError when the archive ends before *until* or holds nothing, and ReadingStopped.
+    """
+    cycle = Cycle(
+        tools.archive,
+        shadow,
+        limits=tools.limits,
+        progress=tools.progress,
+        stop=tools.stop,
+        broken={} if shadow.broken is None else dict.fromkeys(group.tables, shadow.broken),
+    )
+    result = cycle.result
+    if shadow.began_with is not None:
+        result.files_processed += 1
+        result.counts.add(shadow.counts)
+    is_there = until is not None and group.position.has_reached(until)
+    files = [] if is_there else cycle.discover(since=group.position.file or None)
+    if until is not None:
+        files = [file for file in files if (file.stem, False, 0) < until.order]
+    cycle.advance(group, files, until=until)
+    if tools.stop.is_set():
+        raise ReadingStopped
+    is_short = until is not None and not group.position.has_reached(until)
+    if is_short or group.position == START:
+        raise ResyncError(
+            "the archive ends before the position of the other tables",
+            hint="bring the missing change files back; check archive_dir",
+        )
+    result.position = group.position
+    return result
+
+
+def _where_the_others_stand(connection: Connection[Any], table: TableName) -> Position | None:
+    """Return the farthest checkpoint of the other tables, so that this one joins them; None without any."""
+    with connection.transaction():
+        checkpoints = ledger.open_checkpoints(connection)
+    positions = [c.position for c in checkpoints if c.table != table and c.position.file]
+    return max(positions, key=lambda position: position.order, default=None)
 
 
 def _not_rebuilt(table: TableName, error: SyncError) -> ResyncError:
@@ -89,84 +188,18 @@ def _not_rebuilt(table: TableName, error: SyncError) -> ResyncError:
     )
 
 
-def _where_the_others_stand(connection: Connection[Any], table: TableName) -> Position | None:
-    """Return the farthest checkpoint of the other tables, so that this one joins them; None without any."""
-    with connection.transaction():
-        checkpoints = ledger.open_checkpoints(connection)
-    positions = [c.position for c in checkpoints if c.table != table and c.position.file]
-    return max(positions, key=lambda position: position.order, default=None)
+def _refused(table: TableName, error: psycopg.Error) -> ApplyError:
+    """What the database has against the rows as a whole, without its DETAIL, which holds values."""
+    cause = translate(error)
+    if not isinstance(error, psycopg.errors.IntegrityError):
+        return ApplyError(cause.message, hint=cause.hint, table=str(table))
+    return ApplyError(
+        f"the snapshot's rows break the constraint {error.diag.constraint_name} of {error.diag.table_name}",
+        hint="whitelist the table it refers to as well, or let the role set session_replication_role; it is"
+        " tried again in every cycle",
+        table=str(table),
+    )
 
 
-def _drop_shadow(connection: Connection[Any]) -> None:
-    if not connection.closed:
-        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_relation(_SHADOW)))
-
-
-def _relation(table: TableName) -> sql.Identifier:
-    return sql.Identifier(table.schema, table.name)
-
-
-class _ShadowTarget:
-    """Takes batches as the real target does, into a temporary table and without any books."""
-
-    def __init__(self, connection: Connection[Any], table: TableName) -> None:
-        self._connection = connection
-        self._schema = self._read_schema(table)
-        self._writer = RowWriter(connection)
-        self._counts = Counts()
-        _drop_shadow(connection)
-        connection.execute(
-            sql.SQL(
-                "CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING INDEXES)"
-            ).format(sql.Identifier(_SHADOW.name), _relation(table))
-        )
-
-    def _read_schema(self, table: TableName) -> TableSchema:
-        schema = read_schemas(self._connection, [table]).get(table)
-        if schema is None:
-            raise ResyncError("the table does not exist in the local database", hint="create it (migrate)")
-        return replace(schema, shadow=_SHADOW)
-
-    def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]:
-        self._writer.forget_failures()
-        return {self._schema.name: self._schema}
-
-    def block(self, tables: Collection[TableName], error: SyncError, *, start: Position) -> None:
-        raise error
-
-    def unblock(self, tables: Collection[TableName]) -> None:
-        """A rebuilt table is not blocked: its checkpoint is a new one."""
-
-    def apply(
-        self, prepared: PreparedBatch, tables: Collection[TableName], *, start: Position, end: Position
-    ) -> Outcome:
-        outcome = Outcome()
-        with self._connection.transaction():
-            self._writer.begin()
-            for table, part in prepared.parts.items():
-                if isinstance(part.plan, SyncError):
-                    raise part.plan
-                outcome.counts[table] = self._writer.apply(
-                    part.records, part.plan, file=prepared.file, is_plain_file=prepared.is_plain_file
-                )
-                self._counts.add(outcome.counts[table])
-        return outcome
-
-    def exchange(self, position: Position, *, now: dt.datetime, duration_ms: int) -> None:
-        """Put the new rows in the place of the old ones and the checkpoint at *position*."""
-        live = replace(self._schema, shadow=None)
-        with self._connection.transaction():
-            ledger.lock_checkpoints(self._connection, [live.name])
-            self._writer.begin()
-            self._writer.exchange(live, self._schema)
-            self._writer.advance_sequences(live)
-            ledger.reset_checkpoints(self._connection, [live.name], position, counts=self._counts, now=now)
-            ledger.log_action(
-                self._connection,
-                live.name,
-                action="resync",
-                reference=position.file,
-                now=now,
-                counts=self._counts,
-                duration_ms=duration_ms,
-            )
+def _ms_since(started: float) -> int:
+    return round((time.monotonic() - started) * 1000)

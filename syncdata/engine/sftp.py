@@ -1,6 +1,6 @@
-"""One SFTP connection that mends itself: host keys, logins, listings, pipelined reads.
+"""One SFTP connection that mends itself: host keys, logins, losses.
 
-Knows SSH; knows nothing of change files. A host whose key is unknown or changed is refused, always: the
+Knows SSH; knows nothing of files. A host whose key is unknown or changed is refused, always: the
 data that follows is written into a database.
 """
 
@@ -9,19 +9,16 @@ from __future__ import annotations
 import logging
 import random
 import socket
-import stat
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import paramiko
 from paramiko.hostkeys import InvalidHostKey
-from paramiko.sftp import CMD_DATA, CMD_READ, CMD_STATUS, int64
 
-from syncdata.engine.errors import ArchiveConnectionError, FetchError
+from syncdata.engine.errors import ArchiveConnectionError
 
 logger = logging.getLogger(__name__)
 # paramiko logs, with a traceback, what is translated and raised here: once is enough.
@@ -56,13 +53,6 @@ class SftpSettings:
     known_hosts: Path = field(default_factory=lambda: Path("~/.ssh/known_hosts").expanduser())
 
 
-class Sink(Protocol):
-    """Where a download goes: written in order, and asked how far it came when a lost one goes on."""
-
-    def write(self, block: bytes) -> None: ...
-    def tell(self) -> int: ...
-
-
 class SftpConnection:
     """Connects at first use, and again after a loss: TRIES times, with growing, jittered pauses.
 
@@ -76,42 +66,8 @@ class SftpConnection:
         self._sftp: paramiko.SFTPClient | None = None
         self._closed = threading.Event()
 
-    def list_files(self, directory: str, is_wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
-        """Return name and size in bytes of the wanted regular files of *directory*, in no order."""
-
-        def listing(sftp: paramiko.SFTPClient) -> list[tuple[str, int]]:
-            # Names come by the hundred; asking ahead saves the round trips between the hundreds.
-            wanted = [
-                item for item in sftp.listdir_iter(directory, read_aheads=200) if is_wanted(item.filename)
-            ]
-            files = []
-            for item in wanted:
-                status = _followed(sftp, f"{directory}/{item.filename}", item)
-                if status is not None:
-                    files.append((item.filename, status.st_size or 0))
-            return files
-
-        return self._persevere(listing)
-
-    def download(self, path: str, sink: Sink) -> None:
-        """Write what *path* holds to *sink*; after a lost connection, go on where it was lost."""
-
-        def rest(sftp: paramiko.SFTPClient) -> None:
-            with sftp.open(path, "rb") as remote:
-                size_bytes = remote.stat().st_size or 0
-                for block in _ReadAhead(sftp, remote.handle).blocks(sink.tell(), size_bytes):
-                    sink.write(block)
-            if sink.tell() != size_bytes:
-                raise _shrunk(path)
-
-        self._persevere(rest)
-
-    def close(self) -> None:
-        """Disconnect for good; what is running fails."""
-        self._closed.set()
-        self._disconnect()
-
-    def _persevere(self, work: Callable[[paramiko.SFTPClient], T]) -> T:
+    def persevere(self, work: Callable[[paramiko.SFTPClient], T]) -> T:
+        """Return what *work* returns; it is begun again when the connection is lost in the middle."""
         for attempt in range(1, TRIES + 1):
             try:
                 return work(self._connected())
@@ -126,6 +82,11 @@ class SftpConnection:
             jitter = random.uniform(0.5, 1.5)  # noqa: S311  (no secret)
             self._closed.wait(PAUSE_S * 2 ** (attempt - 1) * jitter)
         raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Disconnect for good; what is running fails."""
+        self._closed.set()
+        self._disconnect()
 
     def _is_loss(self, error: Exception) -> bool:
         """Whether *error* is about the connection; if not, the server answered, about a path."""
@@ -292,64 +253,6 @@ class _RefuseUnknownHost(paramiko.MissingHostKeyPolicy):
         raise self._connection.unknown_host(key)
 
 
-class _ReadAhead:
-    """Reads an open remote file with REQUESTS requests under way, so that no round trip is waited for.
-
-    Memory is bounded by those requests. paramiko's own ``prefetch`` piles up the whole file when it is
-    not limited, polls with sleeps when it is, and prints a traceback from its thread when the connection
-    is lost; this speaks to the same two methods of SFTPClient that prefetch does.
-    """
-
-    BLOCK_BYTES = 32 * 1024  # Every server has to answer this size (draft-ietf-secsh-filexfer-02, 3).
-    REQUESTS = 128
-
-    def __init__(self, sftp: Any, handle: Any) -> None:
-        self._sftp = sftp
-        self._handle = handle
-        self._arrived: dict[int, tuple[int, paramiko.Message]] = {}
-
-    def blocks(self, start: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes from *start* to *end* in order; fewer when the file ends earlier."""
-        waiting: deque[tuple[int, int, int]] = deque()
-        asked = start
-        while asked < end or waiting:
-            while asked < end and len(waiting) < self.REQUESTS:
-                length = min(self.BLOCK_BYTES, end - asked)
-                waiting.append((self._ask(asked, length), asked, length))
-                asked += length
-            request, offset, length = waiting.popleft()
-            block = self._answer(request)
-            if not block:
-                return
-            if missing := length - len(block):  # A server may send less than it was asked for.
-                offset += len(block)
-                waiting.appendleft((self._ask(offset, missing), offset, missing))
-            yield block
-
-    def _ask(self, offset: int, length: int) -> int:
-        request: int = self._sftp._async_request(self, CMD_READ, self._handle, int64(offset), length)
-        return request
-
-    def _answer(self, request: int) -> bytes:
-        """The block that answers *request*; empty at the end of the file."""
-        try:
-            if request in self._arrived:
-                kind, message = self._arrived.pop(request)
-                if kind == CMD_STATUS:
-                    self._sftp._convert_status(message)
-            else:
-                kind, message = self._sftp._read_response(waitfor=request)
-        except EOFError:
-            return b""
-        if kind != CMD_DATA:
-            raise paramiko.SFTPError("expected data")
-        return message.get_string()
-
-    def _async_response(self, kind: int, message: paramiko.Message, request: int) -> None:
-        """Called by SFTPClient with an answer that came before the one waited for."""
-        self._arrived[request] = (kind, message)
-
-
 def _wire(host: str, port: int) -> socket.socket:
     wire = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S)
     # Otherwise each small read request may wait until the one before is acknowledged: a third of the rate.
@@ -357,28 +260,5 @@ def _wire(host: str, port: int) -> socket.socket:
     return wire
 
 
-def _followed(
-    sftp: paramiko.SFTPClient, path: str, status: paramiko.SFTPAttributes
-) -> paramiko.SFTPAttributes | None:
-    """*status*, or that of what a symbolic link points to; None when it is not a regular file."""
-    mode = status.st_mode
-    if mode is not None and stat.S_ISLNK(mode):
-        try:
-            status = sftp.stat(path)
-        except FileNotFoundError:
-            return None
-        mode = status.st_mode
-    # A server may leave the mode out; then the name has to do.
-    return status if mode is None or stat.S_ISREG(mode) else None
-
-
 def _fingerprint(key: paramiko.PKey) -> str:
     return f"{key.get_name()} {key.fingerprint}"
-
-
-def _shrunk(path: str) -> FetchError:
-    return FetchError(
-        "the change file became shorter while it was fetched",
-        hint="change files must not be rewritten; the file is fetched again in the next cycle",
-        file=path,
-    )

@@ -195,35 +195,36 @@ class Target:
         with _translated(), self._connection.transaction():
             ledger.unblock(self._connection, tables)
 
-    def block(self, tables: Collection[TableName], error: SyncError, *, start: Position) -> None:
-        """Mark *tables*, which stand at *start*, blocked by *error*.
+    def block(self, floors: Mapping[TableName, int | None], error: SyncError, *, start: Position) -> None:
+        """Mark the tables of *floors*, which stand at *start*, blocked by *error*.
 
         Raises CheckpointMovedError when one does not stand there any more.
         """
         with _translated(), self._connection.transaction():
-            ledger.require_position(self._connection, tables, start)
-            ledger.block(self._connection, tables, error, file=error.file or "", now=self._clock())
+            ledger.require_position(self._connection, floors, start)
+            ledger.block(self._connection, floors.keys(), error, file=error.file or "", now=self._clock())
 
     def apply(
         self,
         prepared: PreparedBatch,
-        tables: Collection[TableName],
+        floors: Mapping[TableName, int | None],
         *,
         start: Position,
         end: Position,
     ) -> Outcome:
-        """Apply *prepared* to *tables* and move their checkpoints from *start* to *end*, in one transaction.
+        """Apply *prepared* to the tables of *floors* and move their checkpoints from *start* to *end*, in one
+        transaction.
 
         Tables that fail are in the outcome's ``blocked`` and stay at *start*, unless an operator has said to
         skip the record at which one fails: then it is left out, and audited. Raises CheckpointMovedError
-        when a checkpoint is not at *start*, ApplyError when the server fails.
+        when a checkpoint is not at *start* with its floor, ApplyError when the server fails.
         """
         failed: dict[TableName, SyncError] = {}
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
         while True:
             try:
                 with _translated(), self._connection.transaction():
-                    return self._apply(prepared, tables, failed, skipped, start=start, end=end)
+                    return self._apply(prepared, floors, failed, skipped, start=start, end=end)
             except _SkippedError as told:
                 skipped.setdefault(told.table, {})[told.skip] = told.error
                 prepared = without(prepared, told.table, told.skip.line, self._schemas)
@@ -234,19 +235,19 @@ class Target:
     def _apply(
         self,
         prepared: PreparedBatch,
-        tables: Collection[TableName],
+        floors: Mapping[TableName, int | None],
         failed: dict[TableName, SyncError],
         skipped: dict[TableName, dict[Skip, SyncError | None]],
         *,
         start: Position,
         end: Position,
     ) -> Outcome:
-        checkpoints = {c.table: c for c in ledger.require_position(self._connection, tables, start)}
+        checkpoints = {c.table: c for c in ledger.require_position(self._connection, floors, start)}
         self._writer.begin()
         now = self._clock()
         entries: dict[TableName, Entry] = {}
         failed = dict(failed)
-        parts = {t: part for t, part in prepared.parts.items() if t in tables and t not in failed}
+        parts = {t: part for t, part in prepared.parts.items() if t in floors and t not in failed}
         if self._may_cascade(parts):
             try:
                 entries = self._apply_in_order(prepared, parts)
@@ -263,8 +264,8 @@ class Target:
         self._check_constraints(prepared, entries)
         if end.is_finished:
             self._advance_sequences()
-        healthy = set(tables) - failed.keys()
-        ledger.advance(self._connection, healthy, end, entries, now=now)
+        healthy = {table: floor for table, floor in floors.items() if table not in failed}
+        ledger.advance(self._connection, healthy, entries, start=start, end=end, now=now)
         self._settle_skips(prepared, [checkpoints[table] for table in healthy], skipped, end, now=now)
         for table, error in failed.items():
             ledger.block(self._connection, [table], error, file=prepared.file, now=now)

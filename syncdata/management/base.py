@@ -87,6 +87,17 @@ class SyncCommand(BaseCommand):
         with contextlib.closing(make_progress(sys.stderr)) as progress:
             yield progress
 
+    def confirm(self, question: str, refusal: type[SyncError]) -> None:
+        """Ask the operator on the terminal; raise *refusal* unless the answer is yes."""
+        try:
+            answer = input(f"{question} [y/N] ")
+        except EOFError:
+            raise refusal(
+                "nobody is there to ask; nothing was changed", hint="--noinput does not ask"
+            ) from None
+        if answer.strip().lower() not in ("y", "yes"):
+            raise refusal("cancelled; nothing was changed")
+
     def fail(self, errors: Sequence[SyncError]) -> None:
         """End the command if there are *errors*: write all but the last, raise that one."""
         for error in errors[:-1]:

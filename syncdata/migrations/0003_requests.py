@@ -9,7 +9,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("syncdata", "0001_initial"),
+        ("syncdata", "0002_snapshot_action"),
     ]
 
     operations = [
@@ -161,6 +161,7 @@ class Migration(migrations.Migration):
                     ("sync", "sync"),
                     ("resync", "resync"),
                     ("clear", "clear"),
+                    ("snapshot", "snapshot"),
                     ("pause", "pause"),
                     ("resume", "resume"),
                     ("skip", "skip"),

@@ -127,7 +127,7 @@ def test_only_the_new_files_of_100_000_are_looked_at(
         def __exit__(self, *_: object) -> None:
             self._entries.close()
 
-    monkeypatch.setattr("syncdata.engine.archive.os.scandir", Watched)
+    monkeypatch.setattr("syncdata.engine.archive_local.os.scandir", Watched)
     expected = [f"changes_2026_{number:06}.json" for number in (99_997, 99_998, 99_999)]
     assert discover(directory, expected[0]) == expected
     assert sorted(looked_at) == expected

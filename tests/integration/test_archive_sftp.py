@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import pwd
 import resource
@@ -22,8 +23,9 @@ import pytest
 
 from syncdata.engine import sftp
 from syncdata.engine.archive import ChangeFile, SftpArchive, open_archive
-from syncdata.engine.errors import ArchiveConnectionError, DiscoveryError, FetchError
+from syncdata.engine.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
 from syncdata.engine.sftp import SftpSettings
+from syncdata.engine.sftp_files import ReadAhead
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
 
 NAME = "changes_20260205_103000.json"
@@ -151,7 +153,7 @@ def test_a_server_that_sends_less_than_it_was_asked_for_is_asked_again(
     sshd: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # OpenSSH caps an answer at 256 KiB, so asking for more makes every answer a short one.
-    monkeypatch.setattr(sftp._ReadAhead, "BLOCK_BYTES", 300_000)
+    monkeypatch.setattr(ReadAhead, "BLOCK_BYTES", 300_000)
     content = os.urandom(2_000_000)
     with archive(sshd.settings()) as opened, opened.fetch(put(sshd, content=content)) as fetched:
         assert fetched.read() == content
@@ -167,13 +169,13 @@ def test_a_file_that_shrinks_while_it_is_fetched_is_an_error(
     sshd: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = put(sshd, content=bytes(1_000_000))
-    blocks = sftp._ReadAhead.blocks
+    blocks = ReadAhead.blocks
 
-    def shrink_then_read(self: sftp._ReadAhead, start: int, end: int) -> Iterator[bytes]:
+    def shrink_then_read(self: ReadAhead, start: int, end: int) -> Iterator[bytes]:
         os.truncate(sshd.archive_dir / NAME, 100)
         return blocks(self, start, end)
 
-    monkeypatch.setattr(sftp._ReadAhead, "blocks", shrink_then_read)
+    monkeypatch.setattr(ReadAhead, "blocks", shrink_then_read)
     with archive(sshd.settings()) as opened, pytest.raises(FetchError, match="became shorter"):
         opened.fetch(file)
 
@@ -214,16 +216,16 @@ def cut_once_after(
 ) -> list[int]:
     """Cut the connection after *block_count* blocks, *times* times; return the offsets reads began at."""
     began: list[int] = []
-    blocks = sftp._ReadAhead.blocks
+    blocks = ReadAhead.blocks
 
-    def cutting(self: sftp._ReadAhead, start: int, end: int) -> Iterator[bytes]:
+    def cutting(self: ReadAhead, start: int, end: int) -> Iterator[bytes]:
         began.append(start)
         for number, block in enumerate(blocks(self, start, end)):
             if number == block_count and len(began) <= times:
                 assert server.cut() > 0
             yield block
 
-    monkeypatch.setattr(sftp._ReadAhead, "blocks", cutting)
+    monkeypatch.setattr(ReadAhead, "blocks", cutting)
     return began
 
 
@@ -292,16 +294,16 @@ def test_closing_from_another_thread_ends_a_fetch_soon(
     sshd: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = put(sshd, content=bytes(10_000_000))
-    blocks = sftp._ReadAhead.blocks
+    blocks = ReadAhead.blocks
     half_way = threading.Event()
 
-    def slowly(self: sftp._ReadAhead, start: int, end: int) -> Iterator[bytes]:
+    def slowly(self: ReadAhead, start: int, end: int) -> Iterator[bytes]:
         for block in blocks(self, start, end):
             half_way.set()
             time.sleep(0.05)
             yield block
 
-    monkeypatch.setattr(sftp._ReadAhead, "blocks", slowly)
+    monkeypatch.setattr(ReadAhead, "blocks", slowly)
     with archive(sshd.settings()) as opened:
 
         def close_half_way() -> None:
@@ -452,6 +454,11 @@ def test_a_login_without_any_credentials_is_refused_at_once(
 # A password, against a server in this process: a real sshd would need an account with one.
 
 
+class ServerWithoutFsync(asyncssh.SFTPServer):
+    def fsync(self, file_obj: object) -> None:
+        raise asyncssh.SFTPOpUnsupported("no such extension")
+
+
 class PasswordServer(asyncssh.SSHServer):
     def __init__(self, connections: list[asyncssh.SSHServerConnection]) -> None:
         self._connections = connections
@@ -478,7 +485,7 @@ def password_server(tmp_path: Path) -> Iterator[SftpSettings]:
             "127.0.0.1",
             0,
             server_host_keys=[host_key],
-            sftp_factory=asyncssh.SFTPServer,
+            sftp_factory=ServerWithoutFsync,
         )
     )
     thread = threading.Thread(target=loop.run_forever)
@@ -514,6 +521,25 @@ def test_a_password_logs_in_and_files_come_from_another_kind_of_server(password_
     with archive(with_password(password_server, "correct horse")) as opened:
         [file] = opened.discover(None)
         assert content_of(opened, file) == b"{}\n" * 100_000
+
+
+def test_another_kind_of_server_without_fsync_takes_files_and_overwrites_none(
+    password_server: SftpSettings,
+) -> None:
+    content = b"{}\n" * 100_000
+    with archive(with_password(password_server, "correct horse")) as opened:
+        for name in ("changes_2.json", "snapshot_20260205_103000/public.users.json.gz"):
+            opened.put(name, io.BytesIO(content))
+            opened.put(name, io.BytesIO(content))
+            with pytest.raises(DeliveryError, match="two archivers"):
+                opened.put(name, io.BytesIO(content[:-1]))
+        [file] = opened.discover_snapshots()
+        with opened.fetch(file) as fetched:
+            assert fetched.read() == content
+        opened.remove(file.name)
+        opened.remove(file.name)
+        assert opened.discover_snapshots() == []
+    assert sorted(os.listdir(password_server.directory)) == ["changes_2.json", NAME]
 
 
 def test_a_wrong_password_is_refused_without_showing_it(password_server: SftpSettings) -> None:

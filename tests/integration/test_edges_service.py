@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from django.db import connections
 
-from syncdata.engine.archive import ChangeFile, LocalArchive, LocalSettings
+from syncdata.engine.archive import ArchivedFile, LocalArchive, LocalSettings
 from syncdata.engine.cycle import NoProgress
 from syncdata.engine.errors import ParseError, WhitelistAddError
 from syncdata.engine.ledger import CheckpointMovedError
@@ -126,7 +126,7 @@ def test_a_late_verdict_does_not_block_tables_that_were_cleared_meanwhile(pair: 
         service.clear()
         with pytest.raises(CheckpointMovedError):
             target.block(
-                {checkpoint.table for checkpoint in before},
+                {checkpoint.table: checkpoint.position.commit_lsn for checkpoint in before},
                 ParseError("broken", file=FIRST),
                 start=before[0].position,
             )
@@ -159,7 +159,7 @@ class SlowArchive(LocalArchive):
         self._is_closed = threading.Event()
         self.is_waiting = threading.Event()
 
-    def fetch(self, file: ChangeFile) -> BinaryIO:
+    def fetch(self, file: ArchivedFile) -> BinaryIO:
         if file.name != FIRST:
             self.is_waiting.set()
             self._is_closed.wait(30)

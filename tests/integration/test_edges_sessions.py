@@ -41,7 +41,7 @@ def test_a_table_taken_off_the_whitelist_meanwhile_moves_nothing(one: World) -> 
         before = ledger.open_checkpoints(connection)
         service.remove_tables(["o"])
         with pytest.raises(CheckpointMovedError), connection.transaction():
-            ledger.require_position(connection, {c.table for c in before}, before[0].position)
+            ledger.require_position(connection, {c.table: None for c in before}, before[0].position)
 
 
 def test_a_batch_that_was_prepared_before_a_clear_is_not_applied(one: World) -> None:
@@ -55,7 +55,7 @@ def test_a_batch_that_was_prepared_before_a_clear_is_not_applied(one: World) -> 
         with pytest.raises(CheckpointMovedError):
             target.apply(
                 prepare(batch, {}, file=FIRST, is_plain_file=True),
-                {before.table},
+                {before.table: None},
                 start=before.position,
                 end=Position(file=FIRST, is_finished=True, record_number=2),
             )

@@ -12,7 +12,8 @@ from syncdata.engine.changefile import LocatedRecord
 from syncdata.engine.changes import ChangeRecord, TableName, format_lsn
 from syncdata.engine.errors import ParseError
 
-WANTED = frozenset({TableName("public", "t")})
+T, OTHER = TableName("public", "t"), TableName("public", "other")
+WANTED: dict[TableName, int | None] = {T: None}
 NO_LIMITS = Limits(batch_records=10**9, batch_bytes=10**12)
 
 
@@ -24,8 +25,10 @@ def record(mark: int | None, *, table: str = "t", size: int = 100, is_plain: boo
     return LocatedRecord(change, 1, size)
 
 
-def cut(records: Iterable[LocatedRecord], limits: Limits = NO_LIMITS, **options: Any) -> list[Batch]:
-    return list(cut_batches(records, wanted=WANTED, limits=limits, **options))
+def cut(
+    records: Iterable[LocatedRecord], limits: Limits = NO_LIMITS, *, floor: int | None = None, **options: Any
+) -> list[Batch]:
+    return list(cut_batches(records, floors={T: floor}, limits=limits, **options))
 
 
 def ends(batches: Iterable[Batch]) -> list[int]:
@@ -87,17 +90,25 @@ def test_a_table_of_the_same_name_in_another_schema_is_unwanted() -> None:
 
 def test_transactions_that_were_applied_already_are_left_out() -> None:
     records = [record(mark) for mark in (5, 5, 7, 9)]
-    (batch,) = cut(records, applied_lsn=7)
+    (batch,) = cut(records, floor=7)
     assert (batch.records, batch.repeated, batch.commit_lsn) == (records[3:], 3, 9)
 
 
-def test_a_file_of_repeats_does_not_set_the_commit_lsn_back() -> None:
-    (batch,) = cut([record(5)], applied_lsn=7)
-    assert (batch.records, batch.repeated, batch.commit_lsn) == ([], 1, 7)
+def test_each_table_has_a_floor_of_its_own() -> None:
+    records = [record(mark, table=table) for mark in (5, 7, 9) for table in ("t", "other", "stranger")]
+    (batch,) = cut_batches(records, floors={T: 5, OTHER: 7}, limits=NO_LIMITS)
+    assert batch.records == [records[3], records[6], records[7]]
+    assert (batch.repeated, batch.skipped, batch.commit_lsn) == (3, 3, 9)
+
+
+def test_a_table_without_a_floor_takes_what_another_has_already() -> None:
+    records = [record(5), record(5, table="other")]
+    (batch,) = cut_batches(records, floors={T: 5, OTHER: None}, limits=NO_LIMITS)
+    assert (batch.records, batch.repeated) == (records[1:], 1)
 
 
 def test_a_record_that_does_not_tell_its_commit_is_never_taken_for_a_repeat() -> None:
-    (batch,) = cut([record(5), record(6, is_plain=True), record(None)], applied_lsn=7)
+    (batch,) = cut([record(5), record(6, is_plain=True), record(None)], floor=7)
     assert (len(batch.records), batch.repeated) == (2, 1)
 
 
@@ -113,7 +124,7 @@ def test_whole_transactions_before_an_unreadable_line_are_a_batch() -> None:
         yield from (record(1), record(2), record(2))
         raise ParseError("broken")
 
-    batches = cut_batches(source(), wanted=WANTED, limits=NO_LIMITS)
+    batches = cut_batches(source(), floors=WANTED, limits=NO_LIMITS)
     assert next(batches).end_record == 1
     with pytest.raises(ParseError):
         next(batches)
@@ -163,15 +174,15 @@ def mark_of(item: LocatedRecord) -> str | None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(records=records_of_files, limits=all_limits, applied_lsn=st.none() | st.integers(0, 8))
+@given(records=records_of_files, limits=all_limits, floor=st.none() | st.integers(0, 8))
 def test_batches_together_are_the_records_and_each_keeps_its_promises(
-    records: list[LocatedRecord], limits: Limits, applied_lsn: int | None
+    records: list[LocatedRecord], limits: Limits, floor: int | None
 ) -> None:
     def is_repeat(item: LocatedRecord) -> bool:
         lsn = lsn_of(item)
-        return lsn is not None and applied_lsn is not None and lsn <= applied_lsn
+        return item.record.table == "t" and lsn is not None and floor is not None and lsn <= floor
 
-    batches = cut(records, limits, applied_lsn=applied_lsn)
+    batches = cut(records, limits, floor=floor)
     start = 0
     for batch in batches:
         own = records[start : batch.end_record]
@@ -188,7 +199,7 @@ def test_batches_together_are_the_records_and_each_keeps_its_promises(
             assert cost(transaction) > limits.batch_bytes
         whole = [item for item in records[: batch.end_record] if mark_of(item) != mark or not following]
         lsns = [lsn for item in whole if (lsn := lsn_of(item)) is not None]
-        assert batch.commit_lsn == max([*lsns, *([] if applied_lsn is None else [applied_lsn])], default=None)
+        assert batch.commit_lsn == max(lsns, default=None)
         start = batch.end_record
     assert start == len(records)
 
@@ -198,7 +209,7 @@ def test_batches_together_are_the_records_and_each_keeps_its_promises(
 def test_going_on_at_any_batchs_end_gives_the_rest(records: list[LocatedRecord], limits: Limits) -> None:
     for batch in cut(records, limits):
         end = batch.end_record
-        rest = cut(records[end:], limits, start_record=end, applied_lsn=batch.commit_lsn)
+        rest = cut(records[end:], limits, start_record=end, floor=batch.commit_lsn)
         assert [item for batch in rest for item in batch.records] == [
             item for item in records[end:] if item.record.table == "t"
         ]

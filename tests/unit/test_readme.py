@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.core.management import get_commands
 
-from syncdata.conf import SyncConfig
+from syncdata.conf import ArchiveConfig, SourceConfig, SyncConfig
 from syncdata.engine.errors import SyncError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +18,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DERIVED = {"config_file"}  # where the configuration came from: no key
 COMMANDS = sorted(name for name, app in get_commands().items() if app in ("syncdata", "syncsite"))
 KEYS = sorted({field.name for field in fields(SyncConfig)} - DERIVED)
+SHARED = {field.name for field in fields(ArchiveConfig)} | {"state_dir"}
+SOURCE_FIELDS = [field for field in fields(SourceConfig) if field.name not in SHARED]
 
 
 def row_of(first_cell: str) -> str:
@@ -40,6 +43,14 @@ def test_the_row_of_a_key_tells_its_default(field: object) -> None:
     default = getattr(field, "default", None)
     if isinstance(default, int | str) and default:
         assert str(default) in row_of(field.name)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("field", SOURCE_FIELDS, ids=lambda field: field.name)
+def test_every_key_of_the_source_has_a_row_that_tells_its_default(field: Any) -> None:
+    row = row_of(f"source.{field.name}")
+    assert row
+    if isinstance(field.default, int | str):
+        assert str(field.default) in row
 
 
 @pytest.mark.parametrize("code", sorted(SyncError.by_code))

@@ -178,6 +178,49 @@ def test_a_database_that_does_not_answer_is_named_with_its_code_and_no_traceback
     assert result.stderr.count("\n") == 1
 
 
+@pytest.fixture
+def production_file(tmp_path: Path) -> Path:
+    """The configuration of a production host: a source, an archive, and no local database."""
+    path = tmp_path / "syncdata.toml"
+    path.write_text(
+        'archive_backend = "local"\narchive_dir = "/archive"\n'
+        '[source]\npg_user = "s"\npg_database = "shop"\ntables = ["users"]\n'
+    )
+    path.chmod(0o600)
+    return path
+
+
+def test_a_production_host_has_no_local_database(production_file: Path) -> None:
+    assert read_settings(production_file)["DATABASES"] == {}
+    assert not (production_file.parent / FILE_NAME).exists()
+
+
+def test_a_local_database_named_by_the_environment_makes_it_a_local_side_too(production_file: Path) -> None:
+    databases = read_settings(production_file, PG_DB_NAME="staging")["DATABASES"]
+    assert databases["default"]["NAME"] == "staging"
+
+
+@pytest.mark.parametrize("command", [("migrate",), ("list_tables",), ("syncdata_start", "--once")])
+def test_on_a_production_host_commands_of_the_local_side_ask_for_its_database(
+    production_file: Path, command: tuple[str, ...]
+) -> None:
+    result = manage(*command, config=production_file)
+    assert result.returncode == 1
+    assert result.stderr.startswith("SHD_SYN_002: ")
+    assert "pg_database: is required (or PG_DB_NAME)" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_check_reads_the_source_where_it_is_all_there_is(production_file: Path) -> None:
+    result = manage("check", config=production_file)
+    assert (result.returncode, result.stdout) == (0, "System check identified no issues (0 silenced).\n")
+    with production_file.open("a") as file:
+        file.write('slot_nme = "x"\n')
+    result = manage("check", config=production_file)
+    assert result.returncode == 1
+    assert "source.slot_nme: is not a known key; did you mean source.slot_name?" in result.stderr
+
+
 @pytest.mark.parametrize("interface", ["wsgi", "asgi"])
 def test_a_server_without_a_configuration_does_not_start(interface: str) -> None:
     result = run("-c", f"import syncsite.{interface}")

@@ -35,11 +35,4 @@ rebuild single tables without an empty moment, use resync."""
             f"This deletes ALL rows of {format_count(len(tables), 'table')}: {', '.join(tables) or '-'}."
             " The next cycle brings back what the archive holds, from its first change file on."
         )
-        try:
-            answer = input("Continue? [y/N] ")
-        except EOFError:
-            raise ClearError(
-                "nobody is there to ask; nothing was changed", hint="--noinput clears without asking"
-            ) from None
-        if answer.strip().lower() not in ("y", "yes"):
-            raise ClearError("cancelled; nothing was changed")
+        self.confirm("Continue?", ClearError)

@@ -1,0 +1,216 @@
+"""Messages of PostgreSQL's output plugin pgoutput, decoded. Pure.
+
+Source: "Logical Replication Message Formats" of the PostgreSQL documentation, protocol version 1: the
+server sends whole transactions, in the order of their commits, when they are committed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import Literal
+
+import msgspec
+
+from syncdata.engine.errors import CaptureError
+
+Values = dict[str, str | None]
+
+_BEGIN = Struct(">QqI")
+_COMMIT = Struct(">BQQq")
+_UINT16 = Struct(">H").unpack_from
+_UINT32 = Struct(">I").unpack_from
+
+_NULL, _UNCHANGED, _TEXT = b"nut"
+_OLD_KEY, _OLD_ROW, _NEW_ROW = b"KON"
+_IS_KEY = 1
+# Types (the columns' type names), origins and messages of the source's own: nothing that a change file says.
+_IGNORED = frozenset(b"YOM")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """The beginning of a transaction. ``committed_at_us``: microseconds since 2000-01-01 UTC."""
+
+    commit_lsn: int
+    committed_at_us: int
+    xid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """The end of a transaction. Whoever has stored all up to here may confirm ``end_lsn``."""
+
+    commit_lsn: int
+    end_lsn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Relation:
+    """A table as the changes that follow describe it. ``key``: the columns of its replica identity.
+
+    Compared by identity: each description is one of its own.
+    """
+
+    schema: str
+    name: str
+    columns: tuple[str, ...]
+    key: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class Change(msgspec.Struct, frozen=True, gc=False):
+    """One row's change. Values are PostgreSQL's text forms; an unchanged TOASTed column is absent from
+    ``data``, unless the old row has it."""
+
+    relation: Relation
+    op: Literal["INSERT", "UPDATE", "DELETE"]
+    data: Values | None
+    old_keys: Values | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncate:
+    """One TRUNCATE of one or more tables."""
+
+    relations: tuple[Relation, ...]
+
+
+Message = Begin | Commit | Change | Truncate
+
+
+class Decoder:
+    """Decodes the messages of one replication session; knows the tables that it has described so far."""
+
+    def __init__(self) -> None:
+        self._relations: dict[int, Relation] = {}
+
+    def decode(self, message: bytes) -> Message | None:
+        """Return what *message* says; None for what a change file does not say.
+
+        Raises CaptureError for a message that is not of protocol version 1, and for text that is not UTF-8.
+        """
+        kind = message[:1]
+        try:
+            if kind == b"I":
+                relation = self._relation(message, 1)
+                data, _ = _read_row(message, 6, relation)
+                return Change(relation, "INSERT", data, None)
+            if kind == b"U":
+                return self._update(message)
+            return self._rare(kind, message)
+        except UnicodeDecodeError as error:
+            raise CaptureError(
+                f"a value of {self._named(message)} is not UTF-8",
+                hint="mend the row at the source (its database's encoding does not check what it stores)",
+            ) from error
+        except (IndexError, ValueError, KeyError) as error:
+            raise CaptureError(f"a message of the kind {kind!r} is not of protocol version 1") from error
+
+    def _rare(self, kind: bytes, message: bytes) -> Message | None:
+        match kind:
+            case b"D":
+                relation = self._relation(message, 1)
+                old_keys, _ = _read_old(message, 5, relation)
+                return Change(relation, "DELETE", None, old_keys)
+            case b"B":
+                commit_lsn, committed_at_us, xid = _BEGIN.unpack_from(message, 1)
+                return Begin(commit_lsn=commit_lsn, committed_at_us=committed_at_us, xid=xid)
+            case b"C":
+                _, commit_lsn, end_lsn, _ = _COMMIT.unpack_from(message, 1)
+                return Commit(commit_lsn=commit_lsn, end_lsn=end_lsn)
+            case b"R":
+                (oid,) = _UINT32(message, 1)
+                self._relations[oid] = _read_relation(message)
+                return None
+            case b"T":
+                (count,) = _UINT32(message, 1)
+                return Truncate(
+                    relations=tuple(self._relation(message, 6 + 4 * number) for number in range(count))
+                )
+        if message[0] in _IGNORED:
+            return None
+        raise ValueError(kind)
+
+    def _update(self, message: bytes) -> Change:
+        relation = self._relation(message, 1)
+        if message[5] == _NEW_ROW:
+            data, _ = _read_row(message, 6, relation)
+            return Change(relation, "UPDATE", data, None)
+        is_whole_row = message[5] == _OLD_ROW
+        old_keys, position = _read_old(message, 5, relation)
+        if message[position] != _NEW_ROW:
+            raise ValueError("no new row")
+        data, _ = _read_row(message, position + 1, relation)
+        if is_whole_row and len(data) < len(old_keys):
+            # Under REPLICA IDENTITY FULL an unchanged TOASTed value stands in the old row alone.
+            data = {**old_keys, **data}
+        return Change(relation, "UPDATE", data, old_keys)
+
+    def _relation(self, message: bytes, position: int) -> Relation:
+        return self._relations[_UINT32(message, position)[0]]
+
+    def _named(self, message: bytes) -> str:
+        relation = self._relations.get(_UINT32(message, 1)[0]) if message[:1] in b"IUD" else None
+        return f"table {relation}" if relation else "the stream"
+
+
+def _read_row(message: bytes, position: int, relation: Relation) -> tuple[Values, int]:
+    """Return the values of a row by column, without unchanged TOASTed ones, and the position after it."""
+    columns = relation.columns
+    (count,) = _UINT16(message, position)
+    if count != len(columns):
+        raise ValueError("a row of another table")
+    position += 2
+    values: Values = {}
+    for column in columns:
+        kind = message[position]
+        position += 1
+        if kind == _TEXT:
+            start = position + 4
+            position = start + _UINT32(message, position)[0]
+            values[column] = message[start:position].decode()
+        elif kind == _NULL:
+            values[column] = None
+        elif kind != _UNCHANGED:
+            raise ValueError("a value in binary")
+    if position > len(message):
+        raise ValueError("a row that is cut short")
+    return values, position
+
+
+def _read_old(message: bytes, position: int, relation: Relation) -> tuple[Values, int]:
+    """Return the old values that a row is located by, and the position after them."""
+    kind = message[position]
+    values, position = _read_row(message, position + 1, relation)
+    if kind == _OLD_KEY:
+        # The columns beside the key are there, too, all of them as NULL.
+        values = {column: value for column, value in values.items() if column in relation.key}
+    elif kind != _OLD_ROW:
+        raise ValueError("no old row")
+    return values, position
+
+
+def _read_relation(message: bytes) -> Relation:
+    schema, position = _read_name(message, 5)
+    name, position = _read_name(message, position)
+    (count,) = _UINT16(message, position + 1)  # after the kind of replica identity
+    position += 3
+    columns: list[str] = []
+    key: set[str] = set()
+    for _ in range(count):
+        flags = message[position]
+        column, position = _read_name(message, position + 1)
+        position += 8  # the type's oid and modifier
+        columns.append(column)
+        if flags & _IS_KEY:
+            key.add(column)
+    # An empty schema is how the protocol spells pg_catalog.
+    return Relation(schema=schema or "pg_catalog", name=name, columns=tuple(columns), key=frozenset(key))
+
+
+def _read_name(message: bytes, position: int) -> tuple[str, int]:
+    end = message.index(b"\0", position)
+    return message[position:end].decode(), end + 1

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import getpass
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import Any
+
+from syncdata.capture.prerequisites import Finding
+from syncdata.conf import NEW_PASSWORD_VARIABLE, load_source_config, new_source_password
+from syncdata.engine.errors import SourceSetupError
+from syncdata.management.base import SyncCommand
+from syncdata.production import NewUser, ProductionService, setup_error
+
+
+class Command(SyncCommand):
+    help = """\
+Prepare the production database of [source] for archive_changes: check what logical replication
+needs, create the publication of source.tables, and create the replication slot.
+
+If anything is missing, all of it is listed, each with the statement that mends it, and nothing is
+changed. Running it again changes nothing; after source.tables was changed it adds and drops tables
+of the publication."""
+    epilog = f"""\
+The connection is that of [source] and SOURCE_PG_*. To set up as another role than the archiver's:
+
+  SOURCE_PG_USER_NAME=postgres manage.py setup_logical_replication --create-user syncdata
+
+The new role's password is asked for, or taken from the environment variable {NEW_PASSWORD_VARIABLE}.
+
+From the moment the slot exists the server keeps all WAL until the archiver has read it: start
+archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        action = parser.add_mutually_exclusive_group()
+        action.add_argument(
+            "--check",
+            action="store_true",
+            help="Only report; the exit status is 1 when something is missing.",
+        )
+        action.add_argument("--drop", action="store_true", help="Drop slot and publication, after asking.")
+        action.add_argument(
+            "--create-user",
+            metavar="NAME",
+            help="Also create the role the archiver logs in as, or give an existing one the rights it lacks.",
+        )
+        parser.add_argument(
+            "--new-password",
+            action="store_true",
+            help="With --create-user: also set the password of a role that exists.",
+        )
+        parser.add_argument(
+            "--identity-full",
+            action="store_true",
+            help="Give tables without a usable key REPLICA IDENTITY FULL.",
+        )
+        parser.add_argument(
+            "--noinput", "--no-input", action="store_false", dest="interactive", help="Never ask."
+        )
+
+    def handle(self, *, check: bool, drop: bool, interactive: bool, **options: Any) -> None:
+        service = ProductionService(load_source_config())
+        if check:
+            self._check(service)
+        elif drop:
+            self._drop(service, interactive)
+        else:
+            self._setup(service, interactive=interactive, **options)
+
+    def _check(self, service: ProductionService) -> None:
+        findings = service.check()
+        for finding in findings:
+            self.stdout.write(f"{finding.level:<8} {finding}")
+        missing = [finding.text for finding in findings if finding.level == "missing"]
+        if missing:
+            raise setup_error(missing)
+
+    def _drop(self, service: ProductionService, interactive: bool) -> None:
+        if interactive:
+            self.confirm(
+                "This drops the replication slot and the publication: changes that are not archived yet"
+                " never will be. Continue?",
+                SourceSetupError,
+            )
+        if not service.drop(report=self.stdout.write):
+            self.stdout.write("nothing to drop: neither slot nor publication is there")
+
+    def _setup(
+        self,
+        service: ProductionService,
+        *,
+        identity_full: bool,
+        create_user: str | None,
+        new_password: bool,
+        interactive: bool,
+        **options: Any,
+    ) -> None:
+        user = None
+        if create_user is not None:
+            user = NewUser(
+                name=create_user,
+                ask_password=lambda: _ask_password(create_user, interactive),
+                sets_password=new_password,
+            )
+        elif new_password:
+            raise SourceSetupError("--new-password needs --create-user", hint="name the role")
+        result = service.setup(identity_full=identity_full, user=user, report=self.stdout.write)
+        if not result.changes:
+            self.stdout.write("nothing to change: the source is set up")
+        self._write_notes(result.notes)
+        if user is not None:
+            self.stdout.write(
+                f'The archiver logs in with source.pg_user = "{user.name}" (or SOURCE_PG_USER_NAME) and its'
+                " password in source.pg_password (or SOURCE_PG_PASSWORD, or PGPASSFILE)."
+            )
+
+    def _write_notes(self, notes: Sequence[Finding]) -> None:
+        for note in notes:
+            self.stdout.write(f"note: {note}")
+
+
+def _ask_password(role: str, interactive: bool) -> str:
+    """Return the new password of *role*: from the environment, else asked for twice on the terminal."""
+    if (password := new_source_password()) is not None:
+        return password
+    if not interactive or not sys.stdin.isatty():
+        raise SourceSetupError(
+            f"no password for role {role}; nothing was changed",
+            hint=f"set {NEW_PASSWORD_VARIABLE}, or run it on a terminal",
+        )
+    password = getpass.getpass(f"Password for role {role}: ")
+    if not password or password != getpass.getpass("Again: "):
+        raise SourceSetupError("empty, or not the same twice; nothing was changed", hint="try again")
+    return password

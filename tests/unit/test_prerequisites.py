@@ -1,0 +1,129 @@
+"""What the facts about a source amount to, where no server of the tests can be so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from syncdata.capture.facts import (
+    ExistingSlot,
+    Publication,
+    PublicationPlan,
+    Role,
+    Server,
+    SourceFacts,
+    plan_publication,
+)
+from syncdata.capture.prerequisites import examine
+from syncdata.engine.changes import TableName
+
+SERVER = Server(
+    version="18.0",
+    version_num=180_000,
+    database="shop",
+    encoding="UTF8",
+    is_in_recovery=False,
+    wal_level="logical",
+    max_slots=10,
+    used_slots=0,
+    max_senders=10,
+    used_senders=0,
+    keep_mib=20_480,
+    max_wal_mib=1024,
+    idle_timeout=0,
+)
+SOURCE = SourceFacts(
+    server=SERVER,
+    role=Role(name="archiver", is_superuser=False, may_replicate=True, may_create=True),
+    tables=(),
+    publication_name="syncdata",
+    publication=None,
+    slot_name="syncdata_slot",
+    slot=None,
+)
+SLOT = ExistingSlot(plugin="pgoutput", database="shop", is_temporary=False, wal_status="reserved", user=None)
+A, B, C = (TableName("public", name) for name in "abc")
+
+
+def told(source: SourceFacts, level: str) -> list[str]:
+    return [str(found) for found in examine(source) if found.level == level and not found.is_mended_by_setup]
+
+
+def on(server: Server) -> SourceFacts:
+    return replace(SOURCE, server=server)
+
+
+@pytest.mark.parametrize(
+    ("version_num", "expected"),
+    [
+        (130_022, ["PostgreSQL 18.0 is too old: 14 or later is needed"]),
+        (140_000, []),
+        (180_000, []),
+        (190_000, []),
+    ],
+)
+def test_servers_before_14_are_too_old(version_num: int, expected: list[str]) -> None:
+    assert told(on(replace(SERVER, version_num=version_num)), "missing") == expected
+
+
+def test_an_encoding_that_is_none_is_noted() -> None:
+    [note] = told(on(replace(SERVER, encoding="SQL_ASCII")), "note")
+    assert "SQL_ASCII" in note
+
+
+@pytest.mark.parametrize(
+    ("slot", "used_slots", "used_senders", "missing"),
+    [
+        (None, 8, 8, 0),
+        (None, 9, 8, 1),
+        (None, 8, 9, 1),
+        (SLOT, 9, 8, 0),
+        (SLOT, 10, 8, 1),
+        (SLOT, 9, 9, 1),
+        (replace(SLOT, user="role archiver, pid 1"), 9, 9, 0),
+        (replace(SLOT, user="role archiver, pid 1"), 10, 10, 2),
+    ],
+)
+def test_there_must_be_room_for_the_archiver_and_one_snapshot(
+    slot: ExistingSlot | None, used_slots: int, used_senders: int, missing: int
+) -> None:
+    server = replace(SERVER, used_slots=used_slots, used_senders=used_senders)
+    assert len(told(replace(on(server), slot=slot), "missing")) == missing
+
+
+def test_a_slot_that_is_about_to_be_lost_is_noted() -> None:
+    source = replace(SOURCE, slot=replace(SLOT, wal_status="unreserved"))
+    assert told(source, "note") == ["slot syncdata_slot is about to be lost: start the archiver now"]
+
+
+@pytest.mark.parametrize(
+    ("slot", "reason"),
+    [
+        (replace(SLOT, plugin=None, database=None), "is a physical slot of something else"),
+        (replace(SLOT, plugin="wal2json"), "its plugin is wal2json"),
+        (replace(SLOT, database="other"), "belongs to the database other"),
+        (replace(SLOT, is_temporary=True), "is a temporary slot of something else"),
+    ],
+)
+def test_a_slot_that_is_not_ours_is_missed(slot: ExistingSlot, reason: str) -> None:
+    [missing] = told(replace(SOURCE, slot=slot), "missing")
+    assert reason in missing
+
+
+def test_the_plan_is_the_difference_to_what_is_wanted() -> None:
+    publication = Publication(
+        is_owned=True,
+        is_for_all_tables=False,
+        has_our_options=True,
+        tables=frozenset({A, B}),
+        partial=frozenset(),
+        schemas=frozenset(),
+    )
+    assert plan_publication(publication, [A, B]).is_empty
+    assert plan_publication(None, [A]) == PublicationPlan(is_new=True, added=(A,))
+    assert plan_publication(publication, [B, C]) == PublicationPlan(added=(C,), dropped=(A,))
+    partial = replace(publication, partial=frozenset({A, B}), schemas=frozenset({"s"}))
+    assert plan_publication(partial, [A]) == PublicationPlan(
+        dropped=(B,), made_whole=(A,), dropped_schemas=("s",)
+    )
