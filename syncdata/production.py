@@ -11,6 +11,7 @@ from syncdata.capture.prerequisites import Finding, examine
 from syncdata.capture.setup import lacks_rights, make_account, make_identities_full, make_publication
 from syncdata.capture.source import SourceDatabase, open_source
 from syncdata.conf import SourceConfig
+from syncdata.engine.changes import TableName
 from syncdata.engine.errors import SlotError, SourceSetupError
 
 Report = Callable[[str], object]
@@ -28,11 +29,12 @@ class NewUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupResult:
-    """``notes``: what stops nothing but should be known."""
+    """``notes``: what stops nothing but should be known. ``new_tables``: those whose changes are published
+    only now, so that a snapshot must supply what they hold already."""
 
     changes: tuple[str, ...]
     notes: tuple[Finding, ...]
-    creates_slot: bool
+    new_tables: tuple[TableName, ...]
 
 
 class ProductionService:
@@ -69,8 +71,13 @@ class ProductionService:
         return SetupResult(
             changes=tuple(done),
             notes=tuple(finding for finding in findings if finding.level == "note"),
-            creates_slot=source.slot is None,
+            new_tables=self._new_tables(source),
         )
+
+    def _new_tables(self, source: SourceFacts) -> tuple[TableName, ...]:
+        if source.slot is None:
+            return self._config.tables
+        return plan_publication(source.publication, self._config.tables).added
 
     def drop(self, *, report: Report = lambda line: None) -> bool:
         """Drop slot and publication, where they are there; return whether any was.

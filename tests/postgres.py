@@ -64,16 +64,32 @@ def postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     server.stop()
 
 
-@pytest.fixture(scope="session", params=["18", *other_servers()])
-def any_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+@pytest.fixture(scope="session")
+def postgres_server(postgres: PostgresServer) -> Iterator[Callable[[str], PostgresServer]]:
+    """`postgres_server("15")` is the server of that version (one of `VERSIONS`), started when asked for."""
+    with ExitStack() as cleanup:
+        servers = {"18": postgres}
+
+        def of_version(version: str) -> PostgresServer:
+            if version not in servers:
+                server = PostgresServer(binaries=other_servers()[version])
+                server.start()
+                cleanup.callback(server.stop)
+                servers[version] = server
+            return servers[version]
+
+        yield of_version
+
+
+VERSIONS = ["18", *other_servers()]
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def any_postgres(
+    request: pytest.FixtureRequest, postgres_server: Callable[[str], PostgresServer]
+) -> PostgresServer:
     """Every PostgreSQL server found on this machine, one after the other."""
-    if request.param == "18":
-        yield request.getfixturevalue("postgres")
-        return
-    server = PostgresServer(binaries=other_servers()[request.param])
-    server.start()
-    yield server
-    server.stop()
+    return postgres_server(request.param)
 
 
 _numbers = count(1)

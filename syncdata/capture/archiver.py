@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from syncdata.capture.chain import (
     Chain,
     continue_chain,
@@ -37,10 +39,10 @@ from syncdata.capture.chain import (
     require_same_system,
     save_chain,
 )
-from syncdata.capture.delivery import Delivery
+from syncdata.capture.delivery import Delivery, deliver
 from syncdata.capture.pgoutput import Begin, Change, Commit, Decoder, Truncate
 from syncdata.capture.records import LineWriter
-from syncdata.capture.slot import Slot
+from syncdata.capture.slot import Slot, read_slot
 from syncdata.capture.spool import (
     Compression,
     FileWriter,
@@ -56,6 +58,7 @@ from syncdata.capture.stream import (
     ReplicationStream,
     SlotInUseError,
     XLogData,
+    source_error,
 )
 from syncdata.engine.archive import WritableArchive
 from syncdata.engine.changefile import inspect
@@ -63,7 +66,11 @@ from syncdata.engine.changes import format_lsn, parse_lsn
 from syncdata.engine.errors import (
     ArchiveConnectionError,
     CaptureError,
+    DeliveryError,
+    DiscoveryError,
+    FetchError,
     SlotError,
+    SourceChangedError,
     SourceConnectionError,
     SpoolError,
 )
@@ -77,9 +84,13 @@ STOP_PATIENCE_S = 20.0
 
 _BURST_MESSAGES = 2_000
 _IDLE_S = 0.2
+_ANSWER_AFTER_S = 0.05
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 # What a later try may find mended; the rest needs a person.
-_PASSING = (SourceConnectionError, ArchiveConnectionError, SpoolError, SlotInUseError)
+_PASSING = (
+    *(SourceConnectionError, SlotInUseError, SpoolError),
+    *(ArchiveConnectionError, DiscoveryError, FetchError, DeliveryError),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +133,7 @@ class Archiver:
     def run_loop(self, stop: threading.Event) -> None:
         """Archive until *stop* is set; what is finished then is still delivered.
 
-        A source or backup host that is away is waited for. Raises SlotError, SourceChangedError,
+        What is away, full or forbidden for a while is waited for. Raises SlotError, SourceChangedError,
         SourceSetupError or CaptureError when only a person can tell how to go on.
         """
         failures = 0
@@ -155,19 +166,22 @@ class Archiver:
         What waits in the spool is delivered first. Readers stop at the new epoch's first file and begin
         again from its snapshots.
         """
+        chain = load_chain(self._settings.spool_dir)
         with ReplicationStream(self._settings.params) as stream:
-            identity, slot = stream.identify(), self._slot(stream, load_chain(self._settings.spool_dir))
+            identity, slot = stream.identify(), self._slot(stream, chain)
         archive = self._open_archive()
         try:
-            chain = load_chain(self._settings.spool_dir)
             spooled = take_over(self._settings.spool_dir)
-            for file in continue_chain(chain, spooled)[1] if chain else []:
-                with translated(file.path), file.path.open("rb") as content:
-                    archive.put(file.name, content)
-            chain = new_epoch(identity, slot, _newest_file(archive, None), self._clock())
-            save_chain(self._settings.spool_dir, chain)
+            if chain is not None:
+                for file in continue_chain(chain, spooled)[1]:
+                    deliver(archive, file)
+                    chain = chain.followed_by(file)
+                save_chain(self._settings.spool_dir, chain)
             for file in spooled:
                 _remove_from_spool(file)
+            # Only now: a spool with files of the epoch before would not follow the new one.
+            chain = new_epoch(identity, slot, _newest_file(archive, None), self._clock())
+            save_chain(self._settings.spool_dir, chain)
         finally:
             archive.close()
         return chain
@@ -187,6 +201,8 @@ class Archiver:
             with ReplicationStream(self._settings.params) as stream:
                 identity = stream.identify()
                 chain, spooled = self._open_chain(stream, archive, identity)
+                stream.start(self._settings.slot_name, self._settings.publication)
+                self._require_unmoved(chain)
                 with Delivery(archive) as delivery:
                     session = _Session(self._settings, stream, chain, delivery, self._clock)
                     session.take_up(spooled)
@@ -202,12 +218,14 @@ class Archiver:
         with translated(directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         chain = load_chain(directory)
+        if chain is not None:
+            require_same_system(chain, identity)
         slot = self._slot(stream, chain)
         spooled = take_over(directory)
         newest_file = _newest_file(archive, chain.last_file if chain else None)
         if chain is None:
             chain = self._begin_chain(archive, identity, slot, newest_file)
-        require_same_system(chain, identity)
+            require_same_system(chain, identity)
         require_same_slot(chain, slot)
         require_same_archive(chain, newest_file, spooled)
         save_chain(directory, chain)
@@ -222,7 +240,23 @@ class Archiver:
                 inspection = inspect(stream, file.name)
             if inspection.header is not None and inspection.footer is not None:
                 return from_archive(inspection.header, inspection.footer, file.name, slot, self._clock())
+            if inspection.unfinished or inspection.error:
+                raise SourceChangedError(
+                    "the archive's newest change file is not whole, so nothing tells how the chain goes on",
+                    hint="put a good copy in its place, or wait until it is written; else " + NEW_EPOCH_HINT,
+                    file=file.name,
+                )
         return new_epoch(identity, slot, newest_file, self._clock())
+
+    def _require_unmoved(self, chain: Chain) -> None:
+        """Look at the slot again, now that it is ours: until then, others could move it."""
+        try:
+            with psycopg.connect(**self._settings.params, autocommit=True) as connection:
+                slot = read_slot(connection, self._settings.slot_name)
+        except psycopg.Error as error:
+            raise source_error(error) from error
+        if slot is not None:
+            require_same_slot(chain, slot)
 
     def _slot(self, stream: ReplicationStream, chain: Chain | None) -> Slot:
         name = self._settings.slot_name
@@ -262,6 +296,7 @@ class _Session:
         self._received_lsn = 0
         self._feedback_due_s = 0.0
         self._must_rotate = False
+        self._is_asked = False
         self.archived = Archived()
 
     def take_up(self, spooled: list[SpooledFile]) -> None:
@@ -274,8 +309,11 @@ class _Session:
                 _remove_from_spool(file)
 
     def run(self, stop: threading.Event, *, until_lsn: int | None) -> None:
-        """Archive until *stop* is set, or until all that was committed before *until_lsn* is archived."""
-        self._stream.start(self._settings.slot_name, self._settings.publication)
+        """Archive until *stop* is set, or until all that was committed before *until_lsn* is archived.
+
+        While the archive refuses files, reading goes on up to a limit. Then the source is let go of, for a
+        connection that confirms nothing would keep it from shutting down.
+        """
         logger.info("archiving what commits after %s", self._chain.confirmed_lsn)
         stopping_s: float | None = None
         try:
@@ -284,7 +322,9 @@ class _Session:
                 is_busy = self._read_burst()
                 self._rotate_if_due()
                 self._give_feedback_if_due(wants_reply=until_lsn is not None)
-                if until_lsn is not None and self._delivery.error:
+                if self._delivery.error and (
+                    until_lsn is not None or self._is_asked or self._delivery.waiting >= MOST_WAITING
+                ):
                     raise self._delivery.error
                 if stop.is_set():
                     stopping_s = stopping_s or time.monotonic()
@@ -328,10 +368,10 @@ class _Session:
 
     def _read_burst(self) -> bool:
         """Read what has arrived, up to some limit; tell whether there may be more."""
-        if self._delivery.waiting >= MOST_WAITING:
-            return False
         read, handle = self._stream.read, self._handle
         for _ in range(_BURST_MESSAGES):
+            if self._delivery.waiting >= MOST_WAITING:
+                return False
             message = read()
             if message is None:
                 self._stream.wait(0)
@@ -396,8 +436,9 @@ class _Session:
         if keepalive.wants_reply:
             # We report often enough not to be asked, so this is a server that wants to shut down, and waits
             # until all is confirmed.
-            self._must_rotate = True
-            self._feedback_due_s = 0.0
+            self._must_rotate = self._is_asked = True
+            # Not at once: it asks again after each answer that does not satisfy it.
+            self._feedback_due_s = min(self._feedback_due_s, time.monotonic() + _ANSWER_AFTER_S)
 
     # Files and positions
 
@@ -411,10 +452,8 @@ class _Session:
     def _rotate(self) -> None:
         """Finish the open file, which ends with a commit, and send it on its way."""
         assert self._writer is not None
-        file, self._file = self._file, _Counts()
-        writer, self._writer = self._writer, None
-        self._must_rotate = False
-        spooled = writer.finish(
+        file = self._file
+        spooled = self._writer.finish(
             next_name(self._clock(), self._head.last_file),
             records=file.records,
             transactions=file.transactions,
@@ -422,6 +461,7 @@ class _Session:
             last_commit_lsn=file.last_commit_lsn,
             end_lsn=file.end_lsn,
         )
+        self._writer, self._file, self._must_rotate = None, _Counts(), False
         self._head = self._head.followed_by(spooled)
         self._delivery.submit(spooled)
 

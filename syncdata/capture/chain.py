@@ -122,7 +122,7 @@ def new_epoch(identity: Identity, slot: Slot, newest_file: str | None, now: dt.d
         timeline=identity.timeline,
         slot=slot.name,
         # A time, so that no two epochs share a name, even where an older one was forgotten.
-        epoch=f"{now.astimezone(dt.UTC):%Y%m%dT%H%M%SZ}",
+        epoch=f"{now.astimezone(dt.UTC):%Y%m%dT%H%M%S.%fZ}",
         last_file=newest_file,
         confirmed_lsn=format_lsn(slot.confirmed_lsn or 0),
         confirmed_at=format_moment(now),
@@ -157,7 +157,10 @@ def from_archive(header: Header, footer: Footer, name: str, slot: Slot, now: dt.
 
 
 def require_same_system(chain: Chain, identity: Identity) -> None:
-    """Raise SourceChangedError unless *identity* is the system and timeline that *chain* was written from."""
+    """Raise SourceChangedError unless *identity* is the system and timeline that *chain* was written from.
+
+    Where the WAL went back, its positions are given out again: commits would be taken for repeats.
+    """
     if chain.system_id != identity.system_id:
         raise SourceChangedError(
             f"the source is another system ({identity.system_id}) than the one archived so far"
@@ -168,6 +171,12 @@ def require_same_system(chain: Chain, identity: Identity) -> None:
         raise SourceChangedError(
             f"the source is on timeline {identity.timeline}, the chain on {chain.timeline}: it was restored"
             " or failed over",
+            hint=NEW_EPOCH_HINT,
+        )
+    if max(chain.confirmed, chain.floor) > identity.wal_lsn:
+        raise SourceChangedError(
+            f"the source's WAL ends at {format_lsn(identity.wal_lsn)}, before what is archived"
+            f" ({chain.confirmed_lsn}): it was restored from an older copy",
             hint=NEW_EPOCH_HINT,
         )
 

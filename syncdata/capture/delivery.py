@@ -17,7 +17,7 @@ from typing import Self
 
 from syncdata.capture.spool import SpooledFile, translated
 from syncdata.engine.archive import WritableArchive
-from syncdata.engine.errors import SyncError
+from syncdata.engine.errors import SpoolError, SyncError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class Delivery:
         self._changed = threading.Event()
         self._closed = threading.Event()
         self._error: SyncError | None = None
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="syncdata-delivery", daemon=True)
 
     def __enter__(self) -> Self:
@@ -68,7 +69,12 @@ class Delivery:
         self._queue.put(file)
 
     def take_delivered(self) -> list[SpooledFile]:
-        """Return the files that have been delivered since this was asked last, in order."""
+        """Return the files that have been delivered since this was asked last, in order.
+
+        Raises what has ended the thread: SpoolError when the spool has lost a file, or a defect.
+        """
+        if self._failure is not None:
+            raise self._failure
         files = []
         self._changed.clear()
         while self._delivered:
@@ -86,14 +92,21 @@ class Delivery:
                 file = self._queue.get(timeout=_POLL_S)
             except queue.Empty:
                 continue
-            self._deliver(file)
+            try:
+                self._deliver(file)
+            except BaseException as error:
+                self._failure = error
+                self._changed.set()
+                return
 
     def _deliver(self, file: SpooledFile) -> None:
         """Try until it is done or this is closed; each reason is logged once."""
         failures = 0
         while not self._closed.is_set():
             try:
-                self._put(file)
+                deliver(self._archive, file)
+            except SpoolError:
+                raise
             except SyncError as error:
                 if str(error) != str(self._error) and not self._closed.is_set():
                     logger.error("%s", error, extra={"code": error.code, "file": file.name})
@@ -108,17 +121,19 @@ class Delivery:
                 self._changed.set()
                 return
 
-    def _put(self, file: SpooledFile) -> None:
-        started = time.monotonic()
-        with translated(file.path):
-            content = file.path.open("rb")
-        with content:
-            self._archive.put(file.name, content)
-        logger.info(
-            "%s: %d records of %d transactions, delivered in %.1f s",
-            file.name,
-            file.footer.records,
-            file.footer.transactions or 0,
-            time.monotonic() - started,
-            extra={"file": file.name, "records": file.footer.records},
-        )
+
+def deliver(archive: WritableArchive, file: SpooledFile) -> None:
+    """Put *file* into *archive*; fine when it is there already. Raises as its ``put`` does."""
+    started = time.monotonic()
+    with translated(file.path):
+        content = file.path.open("rb")
+    with content:
+        archive.put(file.name, content)
+    logger.info(
+        "%s: %d records of %d transactions, delivered in %.1f s",
+        file.name,
+        file.footer.records,
+        file.footer.transactions or 0,
+        time.monotonic() - started,
+        extra={"file": file.name, "records": file.footer.records},
+    )

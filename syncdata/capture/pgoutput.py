@@ -6,8 +6,8 @@ server sends whole transactions, in the order of their commits, when they are co
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from struct import Struct
 from typing import Literal
 
 import msgspec
@@ -16,10 +16,10 @@ from syncdata.engine.errors import CaptureError
 
 Values = dict[str, str | None]
 
-_BEGIN = Struct(">QqI")
-_COMMIT = Struct(">BQQq")
-_UINT16 = Struct(">H").unpack_from
-_UINT32 = Struct(">I").unpack_from
+_BEGIN = struct.Struct(">QqI")
+_COMMIT = struct.Struct(">BQQq")
+_UINT16 = struct.Struct(">H").unpack_from
+_UINT32 = struct.Struct(">I").unpack_from
 
 _NULL, _UNCHANGED, _TEXT = b"nut"
 _OLD_KEY, _OLD_ROW, _NEW_ROW = b"KON"
@@ -106,7 +106,7 @@ class Decoder:
                 f"a value of {self._named(message)} is not UTF-8",
                 hint="mend the row at the source (its database's encoding does not check what it stores)",
             ) from error
-        except (IndexError, ValueError, KeyError) as error:
+        except (struct.error, IndexError, ValueError, KeyError) as error:
             raise CaptureError(f"a message of the kind {kind!r} is not of protocol version 1") from error
 
     def _rare(self, kind: bytes, message: bytes) -> Message | None:
@@ -207,6 +207,8 @@ def _read_relation(message: bytes) -> Relation:
         columns.append(column)
         if flags & _IS_KEY:
             key.add(column)
+    if position > len(message):
+        raise ValueError("a table that is cut short")
     # An empty schema is how the protocol spells pg_catalog.
     return Relation(schema=schema or "pg_catalog", name=name, columns=tuple(columns), key=frozenset(key))
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -54,17 +54,21 @@ class FileWriter:
 
     def __init__(self, directory: Path, part_name: str, header: Header, compression: Compression) -> None:
         self.header = header
-        self.text_bytes = 0
         self._directory = directory
         self._part = directory / part_name
         self._compression = compression
         self._lines: list[bytes] = []
-        self._buffered_bytes = 0
+        self._buffered_bytes = self._flushed_bytes = 0
         self._digest = hashlib.sha256()
         with translated(self._part):
             self._raw = self._part.open("wb")
             self._out = _compress(self._raw, compression)
         self.write(comment(header))
+
+    @property
+    def text_bytes(self) -> int:
+        """How much was written so far, before compression."""
+        return self._flushed_bytes + self._buffered_bytes
 
     @property
     def suffix(self) -> str:
@@ -111,8 +115,10 @@ class FileWriter:
         return SpooledFile(path=path, header=self.header, footer=footer)
 
     def discard(self) -> None:
-        """Give the file up and remove it."""
-        self._raw.close()
+        """Give the file up and remove it, whatever the disk says to its rest."""
+        for file in (self._out, self._raw):
+            with suppress(OSError, ValueError):
+                file.close()
         with translated(self._part):
             self._part.unlink(missing_ok=True)
 
@@ -120,7 +126,7 @@ class FileWriter:
         block = b"".join(self._lines)
         self._lines.clear()
         self._buffered_bytes = 0
-        self.text_bytes += len(block)
+        self._flushed_bytes += len(block)
         self._digest.update(block)
         with translated(self._part):
             self._out.write(block)
@@ -140,13 +146,11 @@ def next_name(now: dt.datetime, last_name: str | None) -> str:
     So names never repeat and never go back, however fast the files come and whatever the clock does.
     Raises SpoolError when *last_name* is none that can be followed.
     """
-    name = f"changes_{now.astimezone(dt.UTC):{_TIME_IN_NAME}}"
-    if last_name is None or name > stem(last_name):
-        return name
+    if last_name is None:
+        return f"changes_{next_stamp(now, None)}"
     match = _NAME.match(last_name)
     try:
-        last = dt.datetime.strptime(match[1] if match else "", _TIME_IN_NAME)
-        name = f"changes_{last + dt.timedelta(seconds=1):{_TIME_IN_NAME}}"
+        name = f"changes_{next_stamp(now, match[1] if match else None)}"
     except (ValueError, OverflowError):
         name = ""
     if name <= stem(last_name):
@@ -155,6 +159,15 @@ def next_name(now: dt.datetime, last_name: str | None) -> str:
             hint="rename that file in the archive to changes_YYYYMMDD_HHMMSS",
         )
     return name
+
+
+def next_stamp(now: dt.datetime, last_stamp: str | None) -> str:
+    """Return *now* as it stands in names, ``YYYYMMDD_HHMMSS``, or the second after *last_stamp* if that is
+    not before it. Raises ValueError or OverflowError when *last_stamp* is no time, or the last one."""
+    stamp = f"{now.astimezone(dt.UTC):{_TIME_IN_NAME}}"
+    if last_stamp is None or stamp > last_stamp:
+        return stamp
+    return f"{dt.datetime.strptime(last_stamp, _TIME_IN_NAME) + dt.timedelta(seconds=1):{_TIME_IN_NAME}}"
 
 
 def list_finished(directory: Path) -> list[tuple[str, int]]:
@@ -171,7 +184,7 @@ def take_over(directory: Path) -> list[SpooledFile]:
     Only for the one who writes there.
 
     A file that is not what its footer says is removed, too: nothing of it was confirmed, so the source
-    sends it again.
+    sends it again. Raises SpoolError for a file that is not of an archiver.
     """
     found = []
     with translated(directory):
@@ -181,6 +194,12 @@ def take_over(directory: Path) -> list[SpooledFile]:
             elif _is_finished(path):
                 with path.open("rb") as stream:
                     inspection = inspect(stream, path.name)
+                if inspection.header is None and not inspection.unfinished and not inspection.error:
+                    raise SpoolError(
+                        "a change file in the spool is not the archiver's",
+                        hint="move it elsewhere: spool_dir must be a directory of the archiver's own",
+                        file=str(path),
+                    )
                 if inspection.header is None or inspection.footer is None:
                     path.unlink()
                     continue

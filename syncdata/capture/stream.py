@@ -39,8 +39,13 @@ TEXT_SETTINGS = {
     "extra_float_digits": "3",
     "bytea_output": "hex",
     "lc_monetary": "C",
+    "quote_all_identifiers": "off",
     "search_path": "pg_catalog",
 }
+# A server that hears of us within half of it asks for an answer only when it shuts down.
+_SENDER_SETTINGS = {"wal_sender_timeout": "60s", "client_min_messages": "warning"}
+# A host that vanishes without a word is noticed by the kernel, but only if it is told to hurry.
+_NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
 
 _POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _XLOG_DATA, _KEEPALIVE = b"wk"
@@ -86,6 +91,8 @@ class ReplicationStream:
         except psycopg.Error as error:
             raise source_error(error) from error
         self._pgconn = self._connection.pgconn
+        self._skipped = ""
+        self._connection.add_notice_handler(self._note)
 
     def __enter__(self) -> Self:
         return self
@@ -100,11 +107,9 @@ class ReplicationStream:
 
     def identify(self) -> Identity:
         try:
-            row = self._connection.execute("IDENTIFY_SYSTEM").fetchone()
+            return read_identity(self._connection)
         except psycopg.Error as error:
             raise source_error(error) from error
-        assert row is not None
-        return Identity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
 
     def slot(self, name: str) -> Slot | None:
         try:
@@ -127,12 +132,15 @@ class ReplicationStream:
     def read(self) -> XLogData | Keepalive | None:
         """Return the next message, or None when none has arrived yet.
 
-        Raises SourceConnectionError when the connection is lost, SlotError when the server gives up.
+        Raises SourceConnectionError when the connection is lost, SlotError when the server gives up,
+        SourceSetupError when it leaves out changes.
         """
         try:
             count, view = self._pgconn.get_copy_data(1)
         except psycopg.Error as error:
             raise source_error(error) from error
+        if self._skipped:
+            raise SourceSetupError(self._skipped, hint=_NEW_SLOT_HINT)
         if count > 0:
             content = bytes(view)
             if content[0] == _XLOG_DATA:
@@ -174,6 +182,11 @@ class ReplicationStream:
         except psycopg.Error as error:
             raise source_error(error) from error
 
+    def _note(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Since version 18 a publication that is missing is worth no more than a warning to the server."""
+        if notice.severity_nonlocalized == "WARNING" and notice.sqlstate == "55000":
+            self._skipped = f"the source leaves out changes: {notice.message_primary}"
+
     def _failed(self, result: pq.abc.PGresult | None) -> SyncError:
         if result is None or not result.error_message:
             return SourceConnectionError("the source ended the replication stream", hint=_RETRY_HINT)
@@ -190,11 +203,19 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
 
     On such a connection statements must have no parameters: it knows the simple query protocol only.
     """
-    options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in TEXT_SETTINGS.items())
-    given = {name: value for name, value in params.items() if value is not None}
+    settings = TEXT_SETTINGS | _SENDER_SETTINGS
+    options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in settings.items())
+    given = _NETWORK | {name: value for name, value in params.items() if value is not None}
     if mine := given.pop("options", ""):
         options = f"{mine} {options}"
     return psycopg.connect(**given, replication="database", options=options, autocommit=True)
+
+
+def read_identity(connection: psycopg.Connection[Any]) -> Identity:
+    """Return what a replication connection is connected to."""
+    row = connection.execute("IDENTIFY_SYSTEM").fetchone()
+    assert row is not None
+    return Identity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
 
 
 def source_error(error: psycopg.Error) -> SyncError:
@@ -218,14 +239,21 @@ def stream_error(sqlstate: str, message: str) -> SyncError:
             return SlotInUseError(
                 message, hint="stop the other reader; after a crash the server frees the slot by itself"
             )
-        case "42704" if "publication" in message:
-            return SourceSetupError(message, hint="run 'python manage.py setup_logical_replication'")
+        case "42704" if message.startswith("publication"):
+            return SourceSetupError(message, hint=_NEW_SLOT_HINT)
         case "42704" | "55000" | "42809":
             return SlotError(message, hint=NEW_EPOCH_HINT)
         case "42501":
             return SourceSetupError(message, hint="give the role the attribute REPLICATION")
     return SourceConnectionError(f"the source ended the stream: {message}", hint=_RETRY_HINT)
 
+
+# The publication was missing when these changes were made; creating it now makes no difference to them.
+_NEW_SLOT_HINT = (
+    "what was changed while the publication was missing cannot be read from this slot any more: run 'python"
+    " manage.py setup_logical_replication --drop' and again without --drop, then 'python manage.py"
+    " archive_changes --new-epoch', and resync the tables on every local machine"
+)
 
 NEW_EPOCH_HINT = (
     "changes may be missing from the archive: run 'python manage.py setup_logical_replication', then"

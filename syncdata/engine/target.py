@@ -46,6 +46,7 @@ SESSION_SETTINGS = {
     "extra_float_digits": "1",
     "standard_conforming_strings": "on",
     "xmloption": "content",
+    "array_nulls": "on",
     "lc_monetary": "C",
     "jit": "off",
     "row_security": "off",

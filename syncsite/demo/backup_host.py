@@ -1,94 +1,25 @@
-"""A backup host on loopback: an archive directory, what production writes there, and SFTP access to it.
+"""A backup host on loopback: an archive directory, and SFTP access for those who write and who read there.
 
-Knows the format of change files, SSH keys and asyncssh; knows nothing of PostgreSQL.
+Knows SSH keys and asyncssh; knows nothing of PostgreSQL, nor what the files are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gzip
-import hashlib
-import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncssh
-import zstandard
+from asyncssh.sftp import SFTPAttrs
 
-from syncsite.demo.shop import Transaction, lsn_text
+WRITER = "archiver"
+READER = "reader"
 
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    ".json": bytes,
-    ".json.gz": gzip.compress,
-    ".json.zst": zstandard.compress,
-}
-
-
-@dataclass(slots=True, kw_only=True)
-class ArchiveWriter:
-    """Writes change files into *folder* as a production would: whole under a temporary name, then renamed."""
-
-    folder: Path
-    _seq: int = field(default=0, init=False)
-    _prev: str | None = field(default=None, init=False)
-
-    def write_plain(self, transactions: Iterable[Transaction]) -> Path:
-        """Write one file in the predecessor's way: records and nothing else."""
-        transactions = list(transactions)
-        lines = [
-            json.dumps({**record, "ts": f"{transaction.committed:%Y-%m-%dT%H:%M:%S.%fZ}"}, ensure_ascii=False)
-            for transaction in transactions
-            for record in transaction.records
-        ]
-        return self._publish(transactions, ("\n".join(lines) + "\n").encode(), ".json")
-
-    def write_framed(self, transactions: Iterable[Transaction], suffix: str = ".json") -> Path:
-        """Write one file with header and footer, compressed as *suffix* says."""
-        transactions = list(transactions)
-        self._seq += 1
-        header = {
-            "syncdata": 1,
-            "system_id": "7600000000000000001",
-            "timeline": 1,
-            "slot": "syncdata_slot",
-            "epoch": 1,
-            "seq": self._seq,
-            "prev": self._prev,
-            "start_lsn": lsn_text(transactions[0].commit_lsn),
-            "created": f"{transactions[-1].committed:%Y-%m-%dT%H:%M:%SZ}",
-        }
-        lines = []
-        for transaction in transactions:
-            mark = {
-                "xid": transaction.xid,
-                "commit_lsn": lsn_text(transaction.commit_lsn),
-                "ts": f"{transaction.committed:%Y-%m-%dT%H:%M:%S.%fZ}",
-            }
-            lines += [json.dumps({**record, **mark}, ensure_ascii=False) for record in transaction.records]
-        body = _comment(header) + ("\n".join(lines) + "\n").encode()
-        footer = {
-            "end": True,
-            "records": sum(len(transaction.records) for transaction in transactions),
-            "transactions": len(transactions),
-            "first_commit_lsn": lsn_text(transactions[0].commit_lsn),
-            "last_commit_lsn": lsn_text(transactions[-1].commit_lsn),
-            "sha256": hashlib.sha256(body).hexdigest(),
-        }
-        return self._publish(transactions, body + _comment(footer), suffix)
-
-    def _publish(self, transactions: list[Transaction], content: bytes, suffix: str) -> Path:
-        path = self.folder / f"changes_{transactions[-1].committed:%Y%m%d_%H%M%S}{suffix}"
-        if path.exists():
-            raise FileExistsError(f"{path.name} is in the archive already")
-        unfinished = path.with_name(f".{path.name}.part")
-        unfinished.write_bytes(COMPRESSORS[suffix](content))
-        unfinished.rename(path)
-        self._prev = path.name.removesuffix(suffix) + ".json"
-        return path
+_WRITING = asyncssh.FXF_WRITE | asyncssh.FXF_APPEND | asyncssh.FXF_CREAT | asyncssh.FXF_TRUNC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,41 +34,48 @@ class SftpAccess:
     known_hosts: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupHost:
+    """Whoever writes there has one account, and whoever reads has another, which may not write."""
+
+    writer: SftpAccess
+    reader: SftpAccess
+
+
 @contextmanager
-def serve_sftp(folder: Path, keys: Path) -> Iterator[SftpAccess]:
-    """Serve *folder* by SFTP on a loopback port, to the one client key that is made in *keys*."""
-    host_key = asyncssh.generate_private_key("ssh-ed25519")
-    client_key = asyncssh.generate_private_key("ssh-ed25519")
+def serve_sftp(folder: Path, keys: Path) -> Iterator[BackupHost]:
+    """Serve *folder* by SFTP on a loopback port; the clients' keys are made in *keys*."""
     keys.mkdir(mode=0o700)
-    key_file = keys / "client_key"
-    client_key.write_private_key(str(key_file))
-    key_file.chmod(0o600)
-    connections: list[asyncssh.SSHServerConnection] = []
+    authorized = {user: _make_key(keys / user) for user in (WRITER, READER)}
+    host_key = asyncssh.generate_private_key("ssh-ed25519")
+    connections: set[asyncssh.SSHServerConnection] = set()
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(
         asyncssh.listen(
             "127.0.0.1",
             0,
-            acceptor=connections.append,
+            server_factory=lambda: _Door(authorized, connections),
             server_host_keys=[host_key],
-            authorized_client_keys=asyncssh.import_authorized_keys(_public(client_key)),
-            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=str(folder).encode()),
+            sftp_factory=lambda channel: _shelf(channel, folder),
         )
     )
-    port = server.get_port()
     known_hosts = keys / "known_hosts"
-    known_hosts.write_text(f"[127.0.0.1]:{port} {_public(host_key)}")
+    known_hosts.write_text(f"[127.0.0.1]:{server.get_port()} {_public(host_key)}")
     thread = threading.Thread(target=loop.run_forever, name="sftp", daemon=True)
     thread.start()
-    try:
-        yield SftpAccess(
+
+    def access(user: str) -> SftpAccess:
+        return SftpAccess(
             host="127.0.0.1",
-            port=port,
-            user="backupuser",
+            port=server.get_port(),
+            user=user,
             archive_dir="/",
-            key_file=key_file,
+            key_file=keys / user,
             known_hosts=known_hosts,
         )
+
+    try:
+        yield BackupHost(writer=access(WRITER), reader=access(READER))
     finally:
         asyncio.run_coroutine_threadsafe(_close(server, connections), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
@@ -145,17 +83,62 @@ def serve_sftp(folder: Path, keys: Path) -> Iterator[SftpAccess]:
         loop.close()
 
 
-async def _close(server: asyncssh.SSHAcceptor, connections: list[asyncssh.SSHServerConnection]) -> None:
+class _Door(asyncssh.SSHServer):
+    """Lets each account in with its own key only, and keeps track of who is there."""
+
+    def __init__(self, authorized: dict[str, str], connections: set[asyncssh.SSHServerConnection]) -> None:
+        self._authorized = authorized
+        self._connections = connections
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
+        self._connections.add(conn)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self._connection)
+
+    def begin_auth(self, username: str) -> bool:
+        keys = asyncssh.import_authorized_keys(self._authorized.get(username, ""))
+        self._connection.set_authorized_keys(keys)
+        return True
+
+
+class _ReadOnlySFTPServer(asyncssh.SFTPServer):
+    """Refuses whatever would change something."""
+
+    def open(self, path: bytes, pflags: int, attrs: SFTPAttrs) -> object:
+        return self._refuse() if pflags & _WRITING else super().open(path, pflags, attrs)
+
+    def _refuse(self, *arguments: Any, **named: Any) -> Any:
+        raise asyncssh.SFTPPermissionDenied("this account may only read")
+
+    open56 = _refuse
+    setstat = lsetstat = fsetstat = _refuse
+    remove = rename = posix_rename = link = symlink = _refuse
+    mkdir = rmdir = _refuse
+
+
+def _shelf(channel: asyncssh.SSHServerChannel, folder: Path) -> asyncssh.SFTPServer:
+    kind = asyncssh.SFTPServer if channel.get_extra_info("username") == WRITER else _ReadOnlySFTPServer
+    return kind(channel, chroot=str(folder).encode())
+
+
+def _make_key(key_file: Path) -> str:
+    """Make a private key that only we may read; return the public one."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(str(key_file))
+    key_file.chmod(0o600)
+    return _public(key)
+
+
+async def _close(server: asyncssh.SSHAcceptor, connections: set[asyncssh.SSHServerConnection]) -> None:
     server.close()
     await server.wait_closed()
-    for connection in connections:
+    for connection in list(connections):
         connection.abort()
         await connection.wait_closed()
+    await asyncio.sleep(0)  # in its next turn the loop closes their sockets
 
 
 def _public(key: asyncssh.SSHKey) -> str:
     return key.export_public_key().decode()
-
-
-def _comment(content: dict[str, Any]) -> bytes:
-    return b"# " + json.dumps(content, separators=(",", ":")).encode() + b"\n"

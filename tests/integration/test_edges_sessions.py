@@ -171,8 +171,8 @@ def test_the_loop_survives_a_connection_that_breaks_after_the_cycle(
 
         def cut_and_save(*arguments: Any) -> None:
             if not is_cut.is_set():
-                is_cut.set()
                 one.rows(CUT_ALL)
+                is_cut.set()  # not before: the test's own next session must not be among them
             save_state(*arguments)
 
         monkeypatch.setattr(service, "_save_state", cut_and_save)

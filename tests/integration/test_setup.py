@@ -210,7 +210,7 @@ def test_running_it_again_changes_nothing(production: Production) -> None:
     production.setup()
     before = production.catalog()
     result = production.service.setup()
-    assert (result.changes, result.creates_slot) == ((), False)
+    assert (result.changes, result.new_tables) == ((), ())
     assert production.catalog() == before
 
 
@@ -610,7 +610,7 @@ def test_a_lost_slot_is_missed(production: Production) -> None:
     finally:
         production.execute("ALTER SYSTEM RESET max_slot_wal_keep_size", "SELECT pg_reload_conf()")
     production.service.drop()
-    assert production.service.setup().creates_slot
+    assert production.service.setup().new_tables
 
 
 # Roles
@@ -822,7 +822,8 @@ def on_a_terminal(production: Production, role: str, answers: list[str]) -> str:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        arguments = [sys.executable, "manage.py", "setup_logical_replication", "--create-user", role]
+        options = ["--create-user", role, "--no-snapshot"]
+        arguments = [sys.executable, "manage.py", "setup_logical_replication", *options]
         os.execve(sys.executable, arguments, environment)
     shown = ""
     with open(terminal, "rb+", buffering=0) as file:

@@ -29,26 +29,23 @@ LAYERS = [
     {"engine.rebuild"},
     {"capture.pgoutput", "capture.slot", "capture.spool", "capture.facts"},
     {"capture.records", "capture.stream", "capture.delivery", "capture.prerequisites", "capture.setup"},
-    {"capture.chain", "capture.source"},
+    {"capture.chain", "capture.source", "capture.consistent"},
     {"capture.archiver", "confkeys"},
+    {"capture.snapshot", "capture.retention", "archiverstatus"},
     {"conf", "session", "statefile", "status", "progress", "daemon", "adoption"},
     {"models", "routers", "reports"},
     {"migrations", "checks"},
-    {"apps", "service", "production"},
+    {"apps", "service", "production", "archiving"},
     {"pages.books", "pages.texts", "pages.zones", "pages.export"},
     {"pages.lists", "pages.asking", "pages.picker"},
     {"pages.dashboard"},
-    {"admin", "templatetags", "management.progress"},
-    {"management.base"},
+    {"admin", "templatetags", "management.progress", "management.interpreter"},
+    {"management.base", "management.snapshotprogress"},
+    {"management.archiving"},
     {"management.commands"},
 ]
-PACKAGES = {
-    "",
-    "engine",
-    "capture",
-    "management",
-    "pages",
-}  # they hold a version or a docstring, and import nothing
+# They hold a version or a docstring, and import nothing.
+PACKAGES = {"", "engine", "capture", "management", "pages"}
 
 
 def module_name(path: Path) -> str:

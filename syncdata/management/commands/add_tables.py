@@ -9,8 +9,8 @@ from syncdata.management.base import SyncCommand, add_table_names, login_name
 
 class Command(SyncCommand):
     help = """\
-Add tables to the whitelist: the next cycle begins to apply their changes, from the start of the
-archive.
+Add tables to the whitelist: the next cycle loads their newest snapshots from the archive and applies
+what committed later; without a snapshot, all changes from the start of the archive.
 
 A table that does not exist locally yet is accepted with a warning; create it (usually with migrate)
 before its changes arrive, or it is blocked until you do. Adding a table twice changes nothing."""

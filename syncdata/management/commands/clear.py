@@ -10,11 +10,11 @@ from syncdata.management.base import SyncCommand, format_count, login_name
 class Command(SyncCommand):
     help = """\
 Empty all synced tables, or those that are named, and forget how far they were: the next cycle syncs
-them again from the start of the archive.
+them again, from their newest snapshots, else from the start of the archive.
 
-Rows that exist only locally are lost, and so are those that are older than the archive's first
-change file: load them anew before the next cycle. The whitelist, the audit log and the metrics stay. To
-rebuild single tables without an empty moment, use resync."""
+Rows that exist only locally are lost, and so are, without a snapshot, those that are older than the
+archive's first change file: load them anew before the next cycle. The whitelist, the audit log and the
+metrics stay. To rebuild single tables without an empty moment, use resync."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("tables", nargs="*", metavar="table", help="Only these: table or schema.table.")
@@ -33,6 +33,6 @@ rebuild single tables without an empty moment, use resync."""
         """Ask the operator; raise ClearError unless the answer is yes."""
         self.stdout.write(
             f"This deletes ALL rows of {format_count(len(tables), 'table')}: {', '.join(tables) or '-'}."
-            " The next cycle brings back what the archive holds, from its first change file on."
+            " The next cycle brings back what the archive holds: snapshots, and change files."
         )
         self.confirm("Continue?", ClearError)

@@ -10,11 +10,11 @@ from syncdata.management.base import SyncCommand, add_table_names, format_result
 
 class Command(SyncCommand):
     help = """\
-Rebuild synced tables from the archive, beginning with its first change file.
+Rebuild synced tables from the archive: from the newest snapshot, else from the first change file.
 
 Other sessions see the old rows until the new ones are complete, never an empty or half-built table;
-a failure leaves the old rows. Rows that exist only locally are lost, and so are those that are older
-than the archive's first change file. Unblocks a blocked table. The
+a failure leaves the old rows. Rows that exist only locally are lost, and so are, without a snapshot,
+those that are older than the archive's first change file. Unblocks a blocked table. The
 tables are rebuilt one after the other; if one fails the others are still rebuilt, and the exit
 status is 1."""
 

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import getpass
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Sequence
 from typing import Any
 
+from syncdata.archiving import ArchivingService
 from syncdata.capture.prerequisites import Finding
 from syncdata.conf import NEW_PASSWORD_VARIABLE, load_source_config, new_source_password
+from syncdata.engine.changes import TableName
 from syncdata.engine.errors import SourceSetupError
-from syncdata.management.base import SyncCommand
+from syncdata.management.archiving import ArchivingCommand
 from syncdata.production import NewUser, ProductionService, setup_error
 
 
-class Command(SyncCommand):
+class Command(ArchivingCommand):
     help = """\
 Prepare the production database of [source] for archive_changes: check what logical replication
 needs, create the publication of source.tables, and create the replication slot.
@@ -55,6 +57,11 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
             help="Give tables without a usable key REPLICA IDENTITY FULL.",
         )
         parser.add_argument(
+            "--snapshot",
+            action=BooleanOptionalAction,
+            help="Take snapshots of the tables that are new, or do not (without either: ask on a terminal).",
+        )
+        parser.add_argument(
             "--noinput", "--no-input", action="store_false", dest="interactive", help="Never ask."
         )
 
@@ -92,7 +99,9 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
         identity_full: bool,
         create_user: str | None,
         new_password: bool,
+        snapshot: bool | None,
         interactive: bool,
+        verbosity: int,
         **options: Any,
     ) -> None:
         user = None
@@ -112,6 +121,24 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
             self.stdout.write(
                 f'The archiver logs in with source.pg_user = "{user.name}" (or SOURCE_PG_USER_NAME) and its'
                 " password in source.pg_password (or SOURCE_PG_PASSWORD, or PGPASSFILE)."
+            )
+        if result.new_tables:
+            self._offer_snapshots(result.new_tables, snapshot, interactive=interactive, verbosity=verbosity)
+
+    def _offer_snapshots(
+        self, tables: Sequence[TableName], wanted: bool | None, *, interactive: bool, verbosity: int
+    ) -> None:
+        """Take the first snapshots of *tables*: local machines begin with them."""
+        names = [str(table) for table in tables]
+        if wanted is None and interactive and sys.stdin.isatty():
+            answer = input(f"Take the first snapshots ({', '.join(names)}) now? [y/N] ")
+            wanted = answer.strip().lower() in ("y", "yes")
+        if wanted:
+            self.take_snapshots(ArchivingService(load_source_config()), names, verbosity=verbosity)
+        else:
+            self.stdout.write(
+                "What the tables hold already is in no change file. Take the first snapshots with:"
+                f" python manage.py archive_changes --snapshot {' '.join(names)}"
             )
 
     def _write_notes(self, notes: Sequence[Finding]) -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping
 from threading import Event
@@ -12,6 +10,7 @@ from syncdata.conf import load_config
 from syncdata.daemon import PID_FILE_NAME, PidFile, stop_on_signals
 from syncdata.engine.errors import CycleError
 from syncdata.management.base import SyncCommand, format_result
+from syncdata.management.interpreter import tune_interpreter
 from syncdata.service import SyncDataService
 
 
@@ -41,7 +40,7 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
 
     def handle(self, *, once: bool, interval: int | None, verbosity: int, **options: Any) -> None:
         config = load_config()
-        _tune_interpreter()
+        tune_interpreter()
         with (
             stop_on_signals() as stop,
             PidFile(config.state_dir / PID_FILE_NAME),
@@ -70,17 +69,6 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
             raise CycleError("stopped by a signal; what was applied stays", hint="run it again to go on")
         if result.waiting_for and verbosity:
             self.stdout.write(f"{result.waiting_for} is still being written: left for the next cycle")
-
-
-def _tune_interpreter() -> None:
-    """Two settings of the whole process, each worth a fifth of the speed (see benchmarks/apply.py).
-
-    A batch is tens of thousands of records without a cycle among them, so garbage is looked for rarely.
-    And the thread that feeds the server gets its turn at once when the one that prepares has it.
-    """
-    sys.setswitchinterval(0.000_1)
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
 
 
 def _seconds(text: str) -> int:

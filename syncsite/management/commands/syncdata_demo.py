@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,19 +13,25 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from syncsite.demo.comparison import Comparison
+from syncsite.demo.machine import Daemon, DemoError
 from syncsite.demo.postgres import free_port
-from syncsite.demo.scenario import ADMIN_USER, DemoError, Stage, set_stage
-from syncsite.demo.shop import PRIVATE, WHITELIST
+from syncsite.demo.scenario import ADMIN_USER, ARCHIVER_ROLE, Place, Stage, is_as_expected, set_stage
+from syncsite.demo.traffic import PRIVATE, UNWANTED, WHITELIST, Traffic, trading
 
-NEWS_INTERVAL_S = 4
+WRITERS = 4
+BUSY_PAUSE_S, CALM_PAUSE_S = 0.015, 1.0
+BUSY_S = 10
+TRAVEL_TIMEOUT_S = 60
+REASONS = {UNWANTED: "not whitelisted", PRIVATE: "not published"}  # why a table stays empty
 
 
 class Command(BaseCommand):
     help = (
-        "Shows syncdata at work: starts a PostgreSQL and an SFTP server of its own, writes change files as a "
-        "production would, syncs them, and compares every row. Then, on a terminal, keeps the admin and the "
-        "daemon running on new changes until Ctrl-C. Needs no configuration and touches nothing of yours. "
-        "Exit status 1 when any row differs."
+        "Shows syncdata at work: starts two PostgreSQL servers, production and local, and an SFTP server "
+        "between them; lets a small shop trade in production, archives its changes, syncs them, and compares "
+        "every row. Then, on a terminal, keeps all of it and the admin running until Ctrl-C. Needs no "
+        "configuration and touches nothing of yours. Exit status 1 when any row differs."
     )
     requires_system_checks = ()
 
@@ -39,19 +45,20 @@ class Command(BaseCommand):
         parser.add_argument("--port", type=int, default=8000, help="of the admin (another if it is taken)")
 
     def handle(self, *, once: bool, folder: Path, port: int, **options: Any) -> None:
-        signal.signal(signal.SIGTERM, _exit_in_order)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it
+        _leave_in_order_on_signals()
         stays_up = not once and sys.stdin.isatty() and sys.stdout.isatty()
         try:
-            with set_stage(folder.absolute()) as stage:
-                self._catch_up(stage)
-                is_equal = self._report(stage)
+            with set_stage(folder.absolute()) as stage, ExitStack() as running:
+                self._set_up(stage)
+                daemons = self._begin(stage, running)
+                is_equal = self._arrive(stage, daemons)
                 if stays_up and is_equal:
-                    self._keep_up(stage, free_port(port))
-                    is_equal = self._report(stage)
+                    is_equal = self._keep_up(stage, daemons, free_port(port))
                 else:
                     self._show_login(f"http://127.0.0.1:{port}/admin/", stage)
                     self.stdout.write("It is up while `make demo` runs on a terminal; this run ends here.")
+                for daemon in daemons:
+                    daemon.stop()
         except DemoError as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
@@ -59,67 +66,128 @@ class Command(BaseCommand):
         if not is_equal:
             raise CommandError("some rows differ from what production has")
 
-    def _catch_up(self, stage: Stage) -> None:
-        self._title("A local database, and syncdata's own tables in it")
-        self.stdout.write(f"PostgreSQL runs on {stage.postgres.host}:{stage.postgres.port}")
-        stage.make_tables()
-        stage.manage("migrate", "--verbosity", "0")
-        stage.make_admin_user()
+    # The acts
 
-        self._title("A production that has written change files, and a backup host that serves them by SFTP")
-        for path in stage.write_history():
-            self.stdout.write(f"  {path.name:<34}{path.stat().st_size / 1000:>8,.0f} kB")
-        self.stdout.write(
-            f"sftp://{stage.sftp.user}@{stage.sftp.host}:{stage.sftp.port}{stage.sftp.archive_dir}"
-        )
+    def _set_up(self, stage: Stage) -> None:
+        self._title("Two PostgreSQL servers, and a backup host that both sides reach by SFTP")
+        sftp = stage.backup_host.reader
+        self.stdout.write(f"  production   {stage.production.address}")
+        self.stdout.write(f"  local        {stage.local.address}")
+        self.stdout.write(f"  backup host  {sftp.host}:{sftp.port}")
+        self._title("Production has rows that are older than any change file")
+        for table, rows in stage.open_shop().items():
+            self.stdout.write(f"  {table:<15}{rows:>8,} rows")
+        arguments = ("setup_logical_replication", "--create-user", ARCHIVER_ROLE)
+        self._title_of(stage.production, *arguments)
+        stage.manage_as_administrator(*arguments)
 
-        self._run(stage, "add_tables", *WHITELIST)
-        self._run(stage, "syncdata_start", "--once")
-        self._run(stage, "syncdata_status")
-        self._run(stage, "list_tables")
+    def _begin(self, stage: Stage, running: ExitStack) -> tuple[Daemon, Daemon]:
+        """Archive and sync production while it trades; return the two daemons, which go on."""
+        production, local = stage.production, stage.local
+        self._title(f"From now on production trades, on {WRITERS} connections at a time")
+        with trading(production.connect, writers=WRITERS, pause_s=BUSY_PAUSE_S) as traffic:
+            self._title_of(production, "archive_changes")
+            archiver = running.enter_context(production.machine.background("archive_changes"))
+            self.stdout.write(f"in the background; its first file: {stage.first_change_file(archiver.check)}")
+            self._run(production, "archive_changes", "--snapshot")
+
+            stage.make_local_tables()
+            self._run(local, "migrate", "--verbosity", "0")
+            stage.make_admin_user()
+            self._run(local, "add_tables", *WHITELIST)
+            self._run(local, "syncdata_start", "--once")
+            self._title_of(local, "syncdata_start")
+            syncer = running.enter_context(local.machine.background("syncdata_start"))
+            self.stdout.write("in the background; meanwhile, every two seconds:")
+            self._watch(stage, traffic, archiver, syncer, every_s=2, for_s=BUSY_S)
+        done, undone = traffic.committed, traffic.rolled_back
+        self._title(f"Production pauses, after {done:,} transactions (and {undone:,} rolled back)")
+        return archiver, syncer
+
+    def _arrive(self, stage: Stage, daemons: tuple[Daemon, Daemon]) -> bool:
+        """Let the last changes travel; show both sides, and whether they are equal."""
+
+        def check() -> None:
+            for daemon in daemons:
+                daemon.check()
+
+        delay_s = stage.wait_until_equal(check, timeout_s=TRAVEL_TIMEOUT_S)
+        if delay_s is None:
+            self.stdout.write(f"{TRAVEL_TIMEOUT_S} s later the local rows are still NOT production's")
+        else:
+            self.stdout.write(f"{delay_s:.1f} s later the local rows are those of production")
+        self._run(stage.production, "archive_changes", "--status")
+        self._run(stage.local, "syncdata_status")
+        self._run(stage.local, "list_tables")
+        return self._report(stage)
+
+    def _keep_up(self, stage: Stage, daemons: tuple[Daemon, Daemon], port: int) -> bool:
+        """Keep the admin and both daemons running on a calmer production until Ctrl-C; then compare again."""
+        self._title("It goes on: production trades, the daemons run, and the admin is there")
+        self._show_login(f"http://127.0.0.1:{port}/admin/", stage)
+        self.stdout.write("For commands of your own:")
+        for place in (stage.production, stage.local):
+            self.stdout.write(f"  export DATA_SYNC_CONFIG={place.machine.configuration}")
+        self.stdout.write("Ctrl-C ends it.\n")
+        admin = ("runserver", "--noreload", f"127.0.0.1:{port}")
+        with (
+            stage.local.machine.background(*admin) as site,
+            trading(stage.production.connect, writers=WRITERS, pause_s=CALM_PAUSE_S) as traffic,
+        ):
+            try:
+                self._watch(stage, traffic, site, *daemons, every_s=1, for_s=None)
+            except KeyboardInterrupt:
+                self.stdout.write("\nproduction stops, and so do the daemons")
+        _leave_in_order_on_signals()
+        for daemon in daemons:
+            daemon.stop()
+        self._run(stage.production, "archive_changes", "--once")
+        self._run(stage.local, "syncdata_start", "--once")
+        return self._report(stage)
+
+    # What is said
+
+    def _watch(
+        self, stage: Stage, traffic: Traffic, *daemons: Daemon, every_s: float, for_s: float | None
+    ) -> None:
+        """Tell now and then how far all are; without *for_s* always on the same line, and without end."""
+        start_s = time.monotonic()
+        while for_s is None or time.monotonic() - start_s < for_s:
+            time.sleep(every_s)
+            traffic.check()
+            for daemon in daemons:
+                daemon.check()
+            line = _describe(traffic, files=stage.count_change_files(), lag_s=stage.lag_s())
+            if for_s is None:
+                self.stdout.write(f"{line:<76}", ending="\r")
+            else:
+                self.stdout.write(line)
+            self.stdout.flush()
 
     def _report(self, stage: Stage) -> bool:
-        """Print each table's comparison; return whether all are equal."""
+        """Print each table's comparison; return whether all are as they should be."""
         self._title("Are the local rows those of production?")
         compared = stage.compare()
         for table in compared:
-            verdict = "equal" if table.table != PRIVATE else "not whitelisted, so left alone"
-            if table.is_equal:
-                verdict = self.style.SUCCESS(verdict)
-            else:
-                verdict = self.style.ERROR(f"DIFFERS: {table.missing} missing, {table.unexpected} unexpected")
-            self.stdout.write(f"  {table.table:<16}{table.rows:>8,} rows   {verdict}")
-        return all(table.is_equal for table in compared)
+            rows = f"{table.production:>7,} rows in production"
+            self.stdout.write(f"  {table.table:<14}{rows}{self._verdict(table)}")
+        return all(map(is_as_expected, compared))
 
-    def _keep_up(self, stage: Stage, port: int) -> None:
-        """Keep the admin and the daemon running on news from production, until Ctrl-C."""
-        self._title("It goes on: the daemon runs, production writes a file every few seconds")
-        self._show_login(f"http://127.0.0.1:{port}/admin/", stage)
-        self.stdout.write(f"For commands of your own:  export DATA_SYNC_CONFIG={stage.configuration}")
-        self.stdout.write("Ctrl-C ends it.\n")
-        admin = ("runserver", "--noreload", f"127.0.0.1:{port}")
-        with stage.background(*admin) as site, stage.background("syncdata_start") as daemon:
-            try:
-                while site.poll() is None and daemon.poll() is None:
-                    self._show_news(stage, daemon)
-            except KeyboardInterrupt:
-                self.stdout.write("\nstopping the daemon")
-            if site.poll() is not None or daemon.poll():  # status 0: somebody tried syncdata_stop
-                name = "runserver" if site.poll() is not None else "syncdata_start"
-                raise DemoError(f"{name} ended by itself:\n{stage.log_of(name).read_text()[-2000:]}")
-        self._run(stage, "syncdata_start", "--once")
+    def _verdict(self, table: Comparison) -> str:
+        local = f"{table.local:,} rows in local"
+        if not is_as_expected(table):
+            difference = f"{table.missing:,} missing, {table.unexpected:,} unexpected"
+            return self.style.ERROR(f" <> {local}: {difference}")
+        if table.table in WHITELIST:
+            return self.style.SUCCESS(f" = {local}")
+        return f", {local}: {REASONS[table.table]}"
 
-    def _show_news(self, stage: Stage, daemon: subprocess.Popen[bytes]) -> None:
-        """Let production write one file, and tell how soon the local rows were those of production again."""
-        path = stage.write_news()
-        delay_s = stage.wait_until_equal(daemon, timeout_s=30)
-        news = "NOT in step" if delay_s is None else f"local rows in step after {delay_s:.1f} s"
-        self.stdout.write(f"  {path.name}   {news}")
-        time.sleep(NEWS_INTERVAL_S)
+    def _run(self, place: Place, *arguments: str) -> None:
+        self._title_of(place, *arguments)
+        place.machine.manage(*arguments)
 
-    def _run(self, stage: Stage, *arguments: str) -> None:
-        self._title("manage.py " + " ".join(arguments))
-        stage.manage(*arguments)
+    def _title_of(self, place: Place, *arguments: str) -> None:
+        self._title(f"{place.machine.name}: manage.py {' '.join(arguments)}")
 
     def _title(self, text: str) -> None:
         self.stdout.write("\n" + self.style.MIGRATE_HEADING(f"== {text}"))
@@ -130,6 +198,19 @@ class Command(BaseCommand):
         )
 
 
-def _exit_in_order(signum: int, frame: FrameType | None) -> None:
-    """Leave through every `finally`, so that nothing stays running."""
-    raise SystemExit(128 + signum)
+def _describe(traffic: Traffic, *, files: int, lag_s: float | None) -> str:
+    lag = "has no orders yet" if lag_s is None else f"is {lag_s:.1f} s behind"
+    return f"{traffic.committed:>8,} transactions {files:>5,} change files   local {lag}"
+
+
+def _leave_in_order_on_signals() -> None:
+    # Also SIGINT, which a script's background job ignores.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave_in_order)
+
+
+def _leave_in_order(signum: int, frame: FrameType | None) -> None:
+    """Leave through every `finally`, which a second signal may not interrupt."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)

@@ -1,0 +1,131 @@
+"""What the slot and the spool say of the archiver, and how that reads as text. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+from syncdata.capture.chain import Chain
+from syncdata.capture.slot import Slot
+
+# The source removes WAL that its slot needs beyond its limit; so much of the limit is a warning.
+RETENTION_WARNING_SHARE = 0.8
+# How long nothing may be confirmed, while there is something to confirm, before somebody should look.
+_OVERDUE_ROTATIONS, _OVERDUE_GRACE_S = 3, 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiverStatus:
+    """``lag_bytes`` of WAL and ``lag_seconds`` behind the source: what is not in the archive yet.
+    ``retention_share``: of the WAL that may be kept for the slot (None: no limit). ``problems`` says why it
+    is not healthy, and is empty when it is."""
+
+    status: str
+    slot: str
+    lag_bytes: int | None = None
+    lag_seconds: int | None = None
+    last_file: str | None = None
+    last_commit_lsn: str | None = None
+    confirmed_lsn: str | None = None
+    confirmed_at: str | None = None
+    epoch: str | None = None
+    waiting_files: int = 0
+    waiting_bytes: int = 0
+    retained_bytes: int | None = None
+    limit_bytes: int | None = None
+    retention_share: float | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self.problems
+
+
+def archiver_status(
+    *,
+    is_active: bool,
+    slot_name: str,
+    slot: Slot | None,
+    chain: Chain | None,
+    waiting: list[tuple[str, int]],
+    rotate_s: int,
+    now: dt.datetime,
+    problems: tuple[str, ...] = (),
+) -> ArchiverStatus:
+    """Return the status; *waiting*: name and size of the files in the spool; *problems*: known already."""
+    lag_seconds = None
+    if slot is not None and chain is not None:
+        confirmed_at = dt.datetime.fromisoformat(chain.confirmed_at)
+        lag_seconds = max(0, round((now - confirmed_at).total_seconds())) if slot.lag_bytes else 0
+    return ArchiverStatus(
+        status="active" if is_active else "not-started",
+        slot=slot_name,
+        lag_bytes=slot.lag_bytes if slot else None,
+        lag_seconds=lag_seconds,
+        last_file=chain.last_file if chain else None,
+        last_commit_lsn=chain.last_commit_lsn if chain else None,
+        confirmed_lsn=chain.confirmed_lsn if chain else None,
+        confirmed_at=chain.confirmed_at if chain else None,
+        epoch=chain.epoch if chain else None,
+        waiting_files=len(waiting),
+        waiting_bytes=sum(size for _, size in waiting),
+        retained_bytes=slot.retained_bytes if slot else None,
+        limit_bytes=slot.limit_bytes if slot else None,
+        retention_share=slot.retention_share if slot else None,
+        problems=(*problems, *_find_problems(slot, lag_seconds, is_active=is_active, rotate_s=rotate_s)),
+    )
+
+
+def _find_problems(
+    slot: Slot | None, lag_seconds: int | None, *, is_active: bool, rotate_s: int
+) -> list[str]:
+    problems = []
+    if slot is not None and (warning := retention_warning(slot)):
+        problems.append(warning)
+    if lag_seconds is not None and lag_seconds > _OVERDUE_ROTATIONS * rotate_s + _OVERDUE_GRACE_S:
+        why = "see the archiver's log" if is_active else "no archiver runs here: start archive_changes"
+        problems.append(f"nothing was confirmed for {lag_seconds} seconds; {why}")
+    return problems
+
+
+def retention_warning(slot: Slot) -> str:
+    """Return what to say when the WAL kept for *slot* nears its limit; empty while it does not."""
+    share, limit_bytes = slot.retention_share, slot.limit_bytes
+    if share is None or limit_bytes is None or share < RETENTION_WARNING_SHARE:
+        return ""
+    return (
+        f"the WAL kept for the slot {slot.name} is {format_bytes(slot.retained_bytes)},"
+        f" {share:.0%} of max_slot_wal_keep_size ({format_bytes(limit_bytes)}): beyond it the slot is lost"
+    )
+
+
+def format_archiver_status(status: ArchiverStatus) -> str:
+    """Return *status* as the text that ``archive_changes --status`` prints."""
+    kept = "-" if status.retained_bytes is None else format_bytes(status.retained_bytes)
+    if status.retention_share is not None and status.limit_bytes is not None:
+        kept += f", {status.retention_share:.0%} of {format_bytes(status.limit_bytes)}"
+    lag = "-" if status.lag_bytes is None else format_bytes(status.lag_bytes)
+    if status.lag_seconds is not None:
+        lag += f", {status.lag_seconds} seconds"
+    lines = [
+        f"status: {status.status}",
+        f"slot: {status.slot}",
+        f"lag: {lag}",
+        f"confirmed: {status.confirmed_lsn or '-'} at {status.confirmed_at or '-'}",
+        f"last file: {status.last_file or '-'}",
+        f"waiting for the archive: {status.waiting_files} files, {format_bytes(status.waiting_bytes)}",
+        f"WAL kept for the slot: {kept}",
+    ]
+    if status.problems:
+        lines += ["", "problems:", *(f"  - {problem}" for problem in status.problems)]
+    return "\n".join(lines)
+
+
+def format_bytes(size: int) -> str:
+    """``512 B``, ``12 kB``, ``3.4 GB``"""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"

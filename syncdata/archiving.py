@@ -1,0 +1,230 @@
+"""The archiver as a service: what ``archive_changes`` calls. Composes configuration, capture and archive."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import cast
+
+import psycopg
+
+from syncdata.archiverstatus import ArchiverStatus, archiver_status, retention_warning
+from syncdata.capture.archiver import Archived, Archiver, CaptureSettings
+from syncdata.capture.chain import Chain, load_chain
+from syncdata.capture.retention import Removals, find_removals, prune
+from syncdata.capture.slot import Slot, read_slot
+from syncdata.capture.snapshot import NO_PROGRESS, SnapshotProgress, TakenSnapshot, take_snapshots
+from syncdata.capture.spool import Compression, list_finished, translated
+from syncdata.capture.stream import source_error
+from syncdata.conf import SourceConfig
+from syncdata.daemon import PidFile, running_pid
+from syncdata.engine.archive import WritableArchive, open_archive
+from syncdata.engine.changes import TableName
+from syncdata.engine.errors import ArchiverRunError, PidFileError, SnapshotError, SyncError
+
+logger = logging.getLogger(__name__)
+
+ARCHIVER_PID_FILE_NAME = ".syncdata_archiver.pid"
+
+_WATCH_EVERY_S = 60.0
+
+
+class ArchivingService:
+    """One production side at work. Holds nothing open between calls."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self._config = config
+
+    @property
+    def pid_file(self) -> Path:
+        return self._config.spool_dir / ARCHIVER_PID_FILE_NAME
+
+    def run_loop(self, stop: threading.Event) -> None:
+        """Archive until *stop* is set. Raises SyncError when only a person can tell how to go on."""
+        with self._as_the_only_one(), _Housekeeper(self, self._config, stop):
+            self._archiver().run_loop(stop)
+
+    def run_once(self, stop: threading.Event) -> Archived:
+        """Archive what was committed before now. Raises SyncError when not all of it is in the archive."""
+        with self._as_the_only_one():
+            return self._archiver().run_once(stop)
+
+    def begin_epoch(self) -> Chain:
+        """Begin the chain anew where the slot stands, after an interruption that cannot be mended."""
+        with self._as_the_only_one():
+            return self._archiver().begin_epoch()
+
+    def take_snapshots(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        stop: threading.Event,
+        progress: SnapshotProgress = NO_PROGRESS,
+    ) -> list[TakenSnapshot]:
+        """Put a snapshot of each of *tables*, without any of all configured ones, into the archive.
+
+        All are of one moment. An archiver may run meanwhile. Raises SnapshotError.
+        """
+        return take_snapshots(
+            self._settings,
+            self._open_archive,
+            self._chain(),
+            self._chosen(tables),
+            stop=stop,
+            progress=progress,
+        )
+
+    def prune(self, *, stop: threading.Event, is_dry_run: bool = False) -> Removals:
+        """Remove from the archive what no resync can need any more; return what was removed.
+
+        *is_dry_run*: only say what could be. Raises RetentionError, and what the archive raises.
+        """
+        chain = self._chain()
+        with closing(self._open_archive()) as archive:
+            removals = find_removals(
+                archive,
+                self._config.tables,
+                source_id=chain.source_id,
+                now=_utcnow(),
+                keep_days=self._config.keep_days,
+            )
+            return removals if is_dry_run else prune(archive, removals, stop=stop)
+
+    def get_status(self) -> ArchiverStatus:
+        """Return how the archiver does, from slot and spool; a source that is away is one of its problems."""
+        slot, problems = None, []
+        try:
+            slot = self.read_slot()
+            if slot is None:
+                problems.append(f"the source has no replication slot {self._config.slot_name}")
+            elif slot.is_lost:
+                problems.append(f"the slot {slot.name} is lost: the source has removed WAL that it needed")
+        except SyncError as error:
+            problems.append(str(error))
+        return archiver_status(
+            is_active=running_pid(self.pid_file) is not None,
+            slot_name=self._config.slot_name,
+            slot=slot,
+            chain=load_chain(self._config.spool_dir),
+            waiting=list_finished(self._config.spool_dir),
+            rotate_s=self._config.rotate_seconds,
+            now=_utcnow(),
+            problems=tuple(problems),
+        )
+
+    def read_slot(self) -> Slot | None:
+        """Return the slot as the source shows it. Raises SourceConnectionError."""
+        try:
+            with psycopg.connect(**self._config.connection_params, autocommit=True) as connection:
+                return read_slot(connection, self._config.slot_name)
+        except psycopg.Error as error:
+            raise source_error(error) from error
+
+    # Inside
+
+    @property
+    def _settings(self) -> CaptureSettings:
+        config = self._config
+        return CaptureSettings(
+            params=config.connection_params,
+            slot_name=config.slot_name,
+            publication=config.publication,
+            spool_dir=config.spool_dir,
+            rotate_s=config.rotate_seconds,
+            rotate_bytes=config.rotate_bytes,
+            compression=cast(Compression, config.compression),
+        )
+
+    def _archiver(self) -> Archiver:
+        return Archiver(self._settings, self._open_archive)
+
+    def _open_archive(self) -> WritableArchive:
+        return open_archive(self._config.archive_settings, spool_dir=self._config.spool_dir)
+
+    def _chain(self) -> Chain:
+        """Return the chain; a running archiver has begun it, and without one it can be begun here."""
+        chain = load_chain(self._config.spool_dir)
+        if chain is None:
+            with self._as_the_only_one():
+                chain = self._archiver().open_chain()
+        return chain
+
+    def _chosen(self, names: Sequence[str]) -> list[TableName]:
+        tables = list(dict.fromkeys(TableName.parse(name) for name in names)) or list(self._config.tables)
+        if unknown := [str(table) for table in tables if table not in self._config.tables]:
+            raise SnapshotError(
+                f"not in source.tables: {', '.join(unknown)}",
+                hint="add them there and run 'python manage.py setup_logical_replication'",
+            )
+        return tables
+
+    @contextmanager
+    def _as_the_only_one(self) -> Iterator[None]:
+        """Be the one archiver of this spool directory. Raises ArchiverRunError when there is another."""
+        directory = self._config.spool_dir
+        with translated(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        claim = PidFile(self.pid_file)
+        try:
+            claim.__enter__()
+        except PidFileError as error:
+            raise ArchiverRunError(
+                error.message, hint="stop it first: python manage.py archive_changes --stop"
+            ) from error
+        try:
+            yield
+        finally:
+            claim.__exit__(None, None, None)
+
+
+class _Housekeeper:
+    """Beside a running archiver: warns before the slot is lost, and prunes every ``prune_hours``."""
+
+    def __init__(self, service: ArchivingService, config: SourceConfig, stop: threading.Event) -> None:
+        self._service = service
+        self._prune_every_s = config.prune_hours * 3600
+        self._stop = stop
+        self._thread = threading.Thread(target=self._run, name="syncdata-housekeeper", daemon=True)
+        self._ended = threading.Event()
+        self._warning = self._reason = ""
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        prune_due_s = time.monotonic() + self._prune_every_s
+        while not self._ended.wait(_WATCH_EVERY_S):
+            try:
+                self._watch_slot()
+                if self._prune_every_s and time.monotonic() >= prune_due_s and not self._stop.is_set():
+                    prune_due_s = time.monotonic() + self._prune_every_s
+                    self._prune()
+            except SyncError as error:
+                # The archiver itself meets a source or an archive that is away; this tries again.
+                logger.warning("%s", error, extra={"code": error.code})
+
+    def _prune(self) -> None:
+        removals = self._service.prune(stop=self._stop)
+        if removals.reason and removals.reason != self._reason:
+            logger.warning("%s", removals.reason)
+        self._reason = removals.reason
+
+    def _watch_slot(self) -> None:
+        slot = self._service.read_slot()
+        warning = retention_warning(slot) if slot else ""
+        if warning and not self._warning:
+            logger.warning("%s", warning)
+        self._warning = warning
+
+
+def _utcnow() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from syncdata.archiverstatus import format_archiver_status, format_bytes
+from syncdata.archiving import ArchivingService
+from syncdata.conf import load_source_config
+from syncdata.daemon import stop_daemon, stop_on_signals
+from syncdata.engine.errors import ArchiverRunError, ArchiverStatusError
+from syncdata.management.archiving import ArchivingCommand
+from syncdata.management.base import format_count, format_json
+from syncdata.management.interpreter import tune_interpreter
+
+_ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop")
+
+
+class Command(ArchivingCommand):
+    help = """\
+Write the committed changes of the [source] database as change files into the archive.
+
+Runs in the foreground until SIGTERM or Ctrl-C: the open file is finished and delivered, and the
+command exits with status 0. What is not in the archive is not confirmed to the source, so whatever
+happens, the archive holds every transaction once. A source or a backup host that is away is waited
+for. Prepare the source with setup_logical_replication first."""
+    epilog = """\
+A resync, or a newly added table, on a local machine begins with the newest snapshot of the table:
+
+  manage.py archive_changes --snapshot           all tables of [source], at one moment
+  manage.py archive_changes --snapshot users     this one
+
+Both may run beside the daemon."""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        action = parser.add_mutually_exclusive_group()
+        action.add_argument("--once", action="store_true", help="Archive what is there, and exit.")
+        action.add_argument(
+            "--snapshot",
+            nargs="*",
+            metavar="table",
+            help="Put a snapshot of these tables (of all, without any) into the archive.",
+        )
+        action.add_argument(
+            "--prune",
+            action="store_true",
+            help="Remove change files and snapshots that no resync can need any more.",
+        )
+        action.add_argument(
+            "--status",
+            action="store_true",
+            help="Show lag, last file, what waits for the archive; exit status 1 when not healthy.",
+        )
+        action.add_argument("--stop", action="store_true", help="Stop the archiver that runs here.")
+        action.add_argument(
+            "--new-epoch",
+            action="store_true",
+            help="Begin anew where the slot stands now, with snapshots of all tables: when changes were lost"
+            " (slot recreated, source restored). Every local machine must resync afterwards.",
+        )
+        parser.add_argument("--json", action="store_true", help="With --status: print one JSON object.")
+        parser.add_argument("--dry-run", action="store_true", help="With --prune: only say what would go.")
+        parser.add_argument(
+            "--timeout", type=float, default=60, metavar="S", help="With --stop: how long to wait (60)."
+        )
+        parser.add_argument(
+            "--noinput", "--no-input", action="store_false", dest="interactive", help="Never ask."
+        )
+
+    def is_daemon(self, options: Mapping[str, Any]) -> bool:
+        return all(options[name] in (False, None) for name in _ACTIONS)
+
+    def handle(self, **options: Any) -> None:
+        service = ArchivingService(load_source_config())
+        if options["status"]:
+            self._show_status(service, as_json=options["json"])
+        elif options["stop"]:
+            pid = stop_daemon(service.pid_file, timeout_s=options["timeout"], progress=self.stdout.write)
+            self.stdout.write(f"stopped (pid {pid})")
+        elif options["prune"]:
+            self._prune(service, is_dry_run=options["dry_run"])
+        elif options["snapshot"] is not None:
+            self.take_snapshots(service, options["snapshot"], verbosity=options["verbosity"])
+        elif options["new_epoch"]:
+            self._begin_epoch(service, options["interactive"], options["verbosity"])
+        else:
+            self._archive(service, once=options["once"], verbosity=options["verbosity"])
+
+    def _archive(self, service: ArchivingService, *, once: bool, verbosity: int) -> None:
+        tune_interpreter()
+        with stop_on_signals() as stop:
+            if not once:
+                service.run_loop(stop)
+                return
+            archived = service.run_once(stop)
+        if stop.is_set():
+            raise ArchiverRunError("stopped by a signal", hint="run it again to go on")
+        if verbosity:
+            self.stdout.write(
+                f"{format_count(archived.records, 'record')} of"
+                f" {format_count(archived.transactions, 'transaction')} in"
+                f" {format_count(archived.files, 'file')}"
+            )
+
+    def _begin_epoch(self, service: ArchivingService, interactive: bool, verbosity: int) -> None:
+        if interactive:
+            self.confirm(
+                "The chain of change files begins anew: every local machine stops at its first file until its"
+                " tables are resynced. Continue?",
+                ArchiverRunError,
+            )
+        chain = service.begin_epoch()
+        self.stdout.write(f"epoch {chain.epoch} begins at {chain.confirmed_lsn}")
+        self.take_snapshots(service, [], verbosity=verbosity)
+        self.stdout.write("Start archive_changes again, and resync the tables on every local machine.")
+
+    def _prune(self, service: ArchivingService, *, is_dry_run: bool) -> None:
+        with stop_on_signals() as stop:
+            removals = service.prune(stop=stop, is_dry_run=is_dry_run)
+        for file in removals.files:
+            self.stdout.write(file.name)
+        verb = "would remove" if is_dry_run else "removed"
+        self.stdout.write(
+            f"{verb} {format_count(len(removals.files), 'file')}, {format_bytes(removals.size_bytes)}"
+        )
+        if removals.reason:
+            self.stdout.write(removals.reason)
+
+    def _show_status(self, service: ArchivingService, *, as_json: bool) -> None:
+        status = service.get_status()
+        document = asdict(status) | {"is_healthy": status.is_healthy}
+        self.stdout.write(format_json(document) if as_json else format_archiver_status(status))
+        if not status.is_healthy:
+            raise ArchiverStatusError("not healthy: " + "; ".join(status.problems))

@@ -1,0 +1,131 @@
+"""Archivers that die where they are told to: each line of standard input is one, as JSON.
+
+A process of its own, without Django and without threads, so that it can fork: a child takes no time to
+start, and SIGKILL ends it as it would end a daemon. Prints ``killed`` when the step was reached, else what
+happened instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from syncdata.capture import archiver, delivery, spool
+from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.capture.pgoutput import Decoder
+from syncdata.capture.spool import FileWriter
+from syncdata.capture.stream import ReplicationStream, XLogData
+from syncdata.engine import archive_local
+from syncdata.engine.archive import LocalArchive, LocalSettings
+
+TIME_LIMIT_S = 30
+
+# Each step: whose function, and whether we die before it or after it.
+STEPS: dict[str, tuple[Any, str, str]] = {
+    "a message has arrived": (ReplicationStream, "read", "after"),
+    "a message is decoded": (Decoder, "decode", "after"),
+    "before a line is written": (FileWriter, "write", "before"),
+    "a line is written": (FileWriter, "write", "after"),
+    "before lines go to the disk": (FileWriter, "_flush", "before"),
+    "lines are on the disk": (FileWriter, "_flush", "after"),
+    "before a file is finished": (FileWriter, "finish", "before"),
+    "a file is finished": (FileWriter, "finish", "after"),
+    "before an fsync": (os, "fsync", "before"),
+    "after an fsync": (os, "fsync", "after"),
+    "before a rename": (Path, "rename", "before"),
+    "after a rename": (Path, "rename", "after"),
+    "before a directory is flushed": (spool, "sync_directory", "before"),
+    "before a delivery": (LocalArchive, "put", "before"),
+    "before the archive has the bytes": (archive_local._LocalShelf, "write", "before"),
+    "the archive has the bytes": (archive_local._LocalShelf, "write", "after"),
+    "before the archive has the name": (os, "link", "before"),
+    "the archive has two names": (os, "link", "after"),
+    "before the archive is flushed": (archive_local._LocalShelf, "make_durable", "before"),
+    "after a delivery": (LocalArchive, "put", "after"),
+    "a file is submitted": (delivery.Delivery, "submit", "after"),
+    "before the chain is saved": (archiver, "save_chain", "before"),
+    "the chain is saved": (archiver, "save_chain", "after"),
+    "before the slot is confirmed": (ReplicationStream, "confirm", "before"),
+    "the slot is confirmed": (ReplicationStream, "confirm", "after"),
+    "before the spool is cleared": (archiver, "_remove_from_spool", "before"),
+    "the spool is cleared": (archiver, "_remove_from_spool", "after"),
+}
+
+
+def die_at(step: str, passage: int) -> None:
+    """Let this process kill itself at the *passage*-th time that it comes to *step*."""
+    owner, name, moment = STEPS[step]
+    original = getattr(owner, name)
+    counted = _Countdown(passage)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if moment == "before":
+            counted.pass_by()
+            return original(*args, **kwargs)
+        result = original(*args, **kwargs)
+        if name != "read" or isinstance(result, XLogData):
+            counted.pass_by()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+class _Countdown:
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._lock = threading.Lock()
+
+    def pass_by(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(job: dict[str, Any]) -> None:
+    """Archive as *job* says until we die, or its time is over."""
+    # Everything happens often, so that every step comes up soon and between all others.
+    archiver.FEEDBACK_EVERY_S = 0.05
+    archiver._FIRST_RETRY_S = 0.02
+    spool._BUFFER_BYTES = 500
+    die_at(job["step"], job["passage"])
+    stop = threading.Event()
+    threading.Timer(TIME_LIMIT_S, stop.set).start()
+    settings = CaptureSettings(
+        params=job["params"],
+        slot_name=job["slot_name"],
+        publication=job["publication"],
+        spool_dir=Path(job["spool_dir"]),
+        rotate_s=0.1,
+        rotate_bytes=4_000,
+    )
+    open_archive: Callable[[], LocalArchive] = lambda: LocalArchive(  # noqa: E731
+        LocalSettings(directory=Path(job["archive_dir"]))
+    )
+    Archiver(settings, open_archive).run_loop(stop)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        job = json.loads(line)
+        started = time.monotonic()
+        if (pid := os.fork()) == 0:
+            try:
+                run(job)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        outcome = "killed" if is_killed else f"status {status} after {time.monotonic() - started:.1f} s"
+        print(outcome, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""archive_changes as an operator runs it: processes, two configurations as on two machines, SFTP between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.production import Production
+from tests.sshd import SshServer
+from tests.world import World
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = "CREATE TABLE users (id int PRIMARY KEY, name text)", "CREATE TABLE orders (id int PRIMARY KEY)"
+
+
+@dataclass
+class Site:
+    """A configuration file and the commands on it."""
+
+    configuration: Path
+
+    def run(self, *arguments: str, answer: str | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT,
+            env=self._environment(),
+            input=answer or "",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def ok(self, *arguments: str) -> str:
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @contextmanager
+    def daemon(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "DATA_SYNC_CONFIG": str(self.configuration), "NO_COLOR": "1"}
+
+
+@dataclass
+class Pair:
+    """Production and one local machine, with a backup host between them."""
+
+    production: Production
+    world: World
+    source: Site
+    local: Site
+
+    def rows(self, table: str = "users") -> tuple[list[Any], list[Any]]:
+        query = f"SELECT * FROM {table} ORDER BY 1"
+        return self.production.rows(query), self.world.rows(query)
+
+    def sync(self) -> subprocess.CompletedProcess[str]:
+        return self.local.run("syncdata_start", "--once")
+
+
+@pytest.fixture
+def pair(
+    make_production: Callable[..., Production],
+    make_world: Callable[..., World],
+    sshd: SshServer,
+    tmp_path: Path,
+) -> Pair:
+    production, world = make_production(), make_world()
+    production.execute(*TABLES)
+    world.execute(*TABLES)
+    production.execute("DROP PUBLICATION syncdata")
+    production.drop_slot()
+    archive = {
+        "archive_host": sshd.host,
+        "archive_port": sshd.port,
+        "archive_user": sshd.user,
+        "archive_dir": str(sshd.archive_dir),
+        "archive_key_file": str(sshd.key_file),
+        "archive_known_hosts": str(sshd.known_hosts),
+    }
+    source = production.database.pg_keys | {
+        "slot_name": production.slot_name,
+        "tables": ["users", "orders"],
+        "rotate_seconds": 1,
+        "keep_days": 0,
+    }
+    return Pair(
+        production,
+        world,
+        _site(tmp_path / "source", archive, source),
+        _site(tmp_path / "local", archive | world.database.pg_keys),
+    )
+
+
+def _site(folder: Path, keys: dict[str, Any], source: dict[str, Any] | None = None) -> Site:
+    folder.mkdir()
+    path = folder / "syncdata.toml"
+    path.touch(mode=0o600)
+    lines = [f"{name} = {json.dumps(value)}" for name, value in keys.items()]
+    if source is not None:
+        lines += ["[source]", *(f"{name} = {json.dumps(value)}" for name, value in source.items())]
+    path.write_text("\n".join(lines))
+    return Site(path)
+
+
+def test_from_an_empty_backup_host_to_equal_rows(pair: Pair) -> None:
+    pair.production.execute("INSERT INTO users SELECT n, 'old' FROM generate_series(1, 50) n")
+    assert "created slot" in pair.source.ok("setup_logical_replication", "--snapshot")
+    assert pair.source.ok("setup_logical_replication").startswith("nothing to change: the source is set up\n")
+    pair.production.execute("UPDATE users SET name = 'new' WHERE id <= 10", "DELETE FROM users WHERE id = 50")
+    assert "11 records of 2 transactions in 1 file" in pair.source.ok("archive_changes", "--once")
+    assert "0 records" in pair.source.ok("archive_changes", "--once")
+    pair.local.ok("add_tables", "users", "orders")
+    assert pair.sync().returncode == 0
+    mine, theirs = pair.rows()
+    assert mine == theirs
+    assert len(mine) == 49
+
+
+def test_the_daemon_archives_until_it_is_told_to_stop(pair: Pair) -> None:
+    pair.source.ok("setup_logical_replication", "--no-snapshot")
+    pair.local.ok("add_tables", "users")
+    with pair.source.daemon("archive_changes") as daemon:
+        for number in range(3):
+            pair.production.execute(f"INSERT INTO users VALUES ({number}, 'x')")
+            time.sleep(0.5)
+        second = pair.source.run("archive_changes", "--once")
+        assert second.returncode == 1
+        assert second.stderr.startswith("SHD_SYN_111: another daemon is already running")
+        status = json.loads(pair.source.ok("archive_changes", "--status", "--json"))
+        assert (status["status"], status["is_healthy"]) == ("active", True)
+        pair.production.execute("INSERT INTO users VALUES (100, 'the last one')")
+        time.sleep(0.3)
+        assert "stopped (pid" in pair.source.ok("archive_changes", "--stop")
+        output, _ = daemon.communicate(timeout=20)
+        assert daemon.returncode == 0, output
+        assert "delivered in" in output
+    assert pair.sync().returncode == 0
+    assert pair.rows()[0] == pair.rows()[1]
+    assert "status: not-started" in pair.source.ok("archive_changes", "--status")
+
+
+def test_a_snapshot_beside_the_running_daemon_frees_a_table_whose_history_is_gone(pair: Pair) -> None:
+    pair.production.execute("INSERT INTO users VALUES (1, 'older than the slot')")
+    pair.source.ok("setup_logical_replication", "--snapshot")
+    for number in range(2, 5):
+        pair.production.execute(f"INSERT INTO users VALUES ({number}, 'x')")
+        pair.source.ok("archive_changes", "--once")
+    with pair.source.daemon("archive_changes"):
+        taken = pair.source.ok("archive_changes", "--snapshot")
+        assert "public.users.json.gz: 4 rows" in taken
+        # The newest change file stays; two others, and both tables of the first snapshot, go.
+        assert "would remove 4 files" in pair.source.ok("archive_changes", "--prune", "--dry-run")
+        assert "removed 4 files" in pair.source.ok("archive_changes", "--prune")
+        assert "removed 0 files" in pair.source.ok("archive_changes", "--prune")
+        pair.production.execute("INSERT INTO users VALUES (9, 'after the snapshot')")
+        pair.source.ok("archive_changes", "--stop")
+    pair.local.ok("add_tables", "users", "orders")
+    assert pair.sync().returncode == 0
+    assert pair.rows()[0] == pair.rows()[1]
+    assert len(pair.rows()[1]) == 5
+
+
+def test_a_recreated_slot_stops_everything_until_a_new_epoch_and_a_resync(pair: Pair) -> None:
+    pair.source.ok("setup_logical_replication", "--snapshot")
+    pair.local.ok("add_tables", "users", "orders")
+    pair.production.execute("INSERT INTO users VALUES (1, 'a')")
+    pair.source.ok("archive_changes", "--once")
+    assert pair.sync().returncode == 0
+    pair.production.drop_slot()
+    pair.production.execute("INSERT INTO users VALUES (2, 'that nobody saw')")
+    gone = pair.source.run("archive_changes", "--once")
+    assert gone.returncode == 1
+    assert gone.stderr.startswith("SHD_SYN_103: the source has no replication slot")
+    pair.source.ok("setup_logical_replication", "--no-snapshot")
+    recreated = pair.source.run("archive_changes")
+    assert recreated.returncode == 1
+    assert "it was recreated, or somebody else moved it" in recreated.stderr
+    assert "--new-epoch" in recreated.stderr
+    refused = pair.source.run("archive_changes", "--new-epoch", answer="n\n")
+    assert refused.returncode == 1
+    assert "public.users.json.gz: 2 rows" in pair.source.ok("archive_changes", "--new-epoch", "--noinput")
+    pair.production.execute("INSERT INTO users VALUES (3, 'c')")
+    pair.source.ok("archive_changes", "--once")
+    blocked = pair.sync()
+    assert blocked.returncode == 1
+    assert "the file comes from another source" in blocked.stderr
+    assert "archive_changes --snapshot" in blocked.stderr
+    pair.local.ok("resync", "users", "orders")
+    assert pair.sync().returncode == 0
+    assert pair.rows()[0] == pair.rows()[1]
+    assert len(pair.rows()[1]) == 3
+
+
+def test_moving_over_from_plain_files_leaves_no_gap(pair: Pair, sshd: SshServer) -> None:
+    """The README's steps: the script's files stay in the archive, and hold less than production has."""
+    pair.production.execute("INSERT INTO users VALUES (1, 'a'), (2, 'lost by the script')")
+    record = {"table": "users", "op": "INSERT", "data": {"id": 1, "name": "a"}, "ts": "2026-02-05T10:30:00Z"}
+    (sshd.archive_dir / "changes_20260205_103000.json").write_text(json.dumps(record) + "\n")
+    pair.local.ok("add_tables", "users")
+    assert pair.sync().returncode == 0
+    assert pair.rows()[1] == [(1, "a")]
+    pair.source.ok("setup_logical_replication", "--snapshot")
+    pair.production.execute("INSERT INTO users VALUES (3, 'c')")
+    pair.source.ok("archive_changes", "--once")
+    stopped = pair.sync()
+    assert stopped.returncode == 1
+    assert "a new source begins here, after the plain file" in stopped.stderr
+    pair.local.ok("resync", "users")
+    assert pair.sync().returncode == 0
+    assert pair.rows()[0] == pair.rows()[1]
+    assert len(pair.rows()[1]) == 3
+
+
+def test_status_without_a_source_says_so_and_fails(pair: Pair) -> None:
+    text = pair.source.configuration.read_text()
+    pair.source.configuration.write_text(text.replace(f'slot_name = "{pair.production.slot_name}"', ""))
+    status = pair.source.run("archive_changes", "--status")
+    assert status.returncode == 1
+    assert "the source has no replication slot syncdata_slot" in status.stdout
+    assert status.stderr.startswith("SHD_SYN_110: not healthy: ")
+
+
+def test_a_table_that_is_not_configured_gets_no_snapshot(pair: Pair) -> None:
+    pair.source.ok("setup_logical_replication", "--no-snapshot")
+    refused = pair.source.run("archive_changes", "--snapshot", "secrets")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("SHD_SYN_108: not in source.tables: secrets")
+
+
+def test_ctrl_c_ends_the_daemon_in_order(pair: Pair) -> None:
+    pair.source.ok("setup_logical_replication", "--no-snapshot")
+    with pair.source.daemon("archive_changes") as daemon:
+        pair.production.execute("INSERT INTO users VALUES (1, 'x')")
+        time.sleep(2)
+        daemon.send_signal(signal.SIGINT)
+        output, _ = daemon.communicate(timeout=20)
+    assert daemon.returncode == 0, output
+    assert "1 records of 1 transactions" in output

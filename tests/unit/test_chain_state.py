@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from syncdata.capture.chain import (
+    CHAIN_FILE_NAME,
+    Chain,
+    continue_chain,
+    from_archive,
+    load_chain,
+    new_epoch,
+    require_same_archive,
+    require_same_slot,
+    require_same_system,
+    save_chain,
+)
+from syncdata.capture.slot import Slot
+from syncdata.capture.spool import SpooledFile
+from syncdata.capture.stream import Identity
+from syncdata.engine.changefile import Footer, Header
+from syncdata.engine.errors import SlotError, SourceChangedError, SpoolError
+
+NOW = dt.datetime(2026, 2, 5, 10, 30, tzinfo=dt.UTC)
+CHAIN = Chain(
+    system_id="7",
+    timeline=1,
+    slot="s",
+    epoch="e",
+    seq=3,
+    last_file="changes_20260205_103000.json.zst",
+    last_commit_lsn="0/80",
+    confirmed_lsn="0/100",
+)
+HERE = Identity(system_id="7", timeline=1, wal_lsn=0x200)
+
+
+def slot(**changed: Any) -> Slot:
+    values: dict[str, Any] = {
+        "name": "s",
+        "plugin": "pgoutput",
+        "database": "d",
+        "active_pid": None,
+        "confirmed_lsn": 0x100,
+        "wal_lsn": 0x200,
+        "retained_bytes": 0,
+        "limit_bytes": None,
+        "is_lost": False,
+    }
+    return Slot(**values | changed)
+
+
+def spooled(seq: int, *, epoch: str = "e", directory: Path = Path("/spool")) -> SpooledFile:
+    header = Header(syncdata=1, system_id="7", timeline=1, slot="s", epoch=epoch, seq=seq)
+    footer = Footer(
+        end=True, records=1, transactions=1, last_commit_lsn=f"0/{seq * 0x20:X}", end_lsn="0/100", sha256=""
+    )
+    name = f"changes_20260205_10300{seq - 3}.json.zst"
+    return SpooledFile(path=directory / name, header=header, footer=footer)
+
+
+def test_the_state_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+    assert load_chain(tmp_path) is None
+    save_chain(tmp_path, CHAIN)
+    assert load_chain(tmp_path) == CHAIN
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"system_id":"7"}', msgspec.json.encode(CHAIN).replace(b"0/100", b"later")],
+)
+def test_a_broken_state_is_said_and_not_guessed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / CHAIN_FILE_NAME).write_bytes(content)
+    with pytest.raises(SpoolError, match="SHD_SYN_106.*state of the chain is broken") as caught:
+        load_chain(tmp_path)
+    assert CHAIN_FILE_NAME in str(caught.value)
+
+
+def test_confirming_never_goes_back() -> None:
+    assert CHAIN.confirm(0x180, NOW).confirmed_lsn == "0/180"
+    assert CHAIN.confirm(0x20, NOW).confirmed_lsn == "0/100"
+
+
+def test_the_header_that_follows_counts_on_and_names_the_last_file() -> None:
+    header = CHAIN.header(NOW, start_lsn=0x120)
+    assert (header.seq, header.prev, header.start_lsn) == (4, CHAIN.last_file, "0/120")
+    assert header.created == "2026-02-05T10:30:00Z"
+    assert header.source_id == CHAIN.source_id
+
+
+def test_a_new_epoch_counts_from_one_and_follows_the_archive() -> None:
+    chain = new_epoch(HERE, slot(), "changes_x.json", NOW)
+    assert chain.epoch == "20260205T103000.000000Z"
+    assert (chain.header(NOW).seq, chain.header(NOW).prev, chain.floor) == (1, "changes_x.json", -1)
+
+
+@pytest.mark.parametrize(
+    ("identity", "message"),
+    [
+        (Identity(system_id="8", timeline=1, wal_lsn=0x200), "another system"),
+        (Identity(system_id="7", timeline=2, wal_lsn=0x200), "on timeline 2, the chain on 1"),
+        (Identity(system_id="7", timeline=1, wal_lsn=0xFF), "restored from an older copy"),
+    ],
+)
+def test_another_source_cannot_continue_the_chain(identity: Identity, message: str) -> None:
+    with pytest.raises(SourceChangedError, match=f"SHD_SYN_104.*{message}.*--new-epoch"):
+        require_same_system(CHAIN, identity)
+
+
+def test_the_same_source_can_however_far_its_wal_is() -> None:
+    require_same_system(CHAIN, HERE)
+    require_same_system(CHAIN, Identity(system_id="7", timeline=1, wal_lsn=0x100))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"name": "t"}, "slot_name is t, but the chain was written from s"),
+        ({"is_lost": True}, "has removed WAL"),
+        ({"confirmed_lsn": 0x101}, "stands at 0/101, beyond what was confirmed"),
+    ],
+)
+def test_a_slot_that_would_leave_a_hole_is_refused(other: dict[str, Any], message: str) -> None:
+    with pytest.raises((SlotError, SourceChangedError), match=f"{message}.*--new-epoch"):
+        require_same_slot(CHAIN, slot(**other))
+
+
+@pytest.mark.parametrize("confirmed", [None, 0x20, 0x100])  # a crashed source forgets
+def test_a_slot_that_repeats_is_fine(confirmed: int | None) -> None:
+    require_same_slot(CHAIN, slot(confirmed_lsn=confirmed))
+
+
+@pytest.mark.parametrize(
+    ("newest", "waiting"),
+    [
+        ("changes_20260205_103000.json.zst", []),
+        ("changes_20260205_103000.json.gz", []),  # compressed in another way, but the same file
+        ("changes_20260205_103001.json.zst", [spooled(4)]),  # delivered in the moment before a crash
+        ("changes_20260205_103000.json.zst", [spooled(4)]),
+    ],
+)
+def test_the_archive_ends_with_the_chain_or_with_what_was_just_delivered(
+    newest: str, waiting: list[SpooledFile]
+) -> None:
+    require_same_archive(CHAIN, newest, waiting)
+
+
+@pytest.mark.parametrize("newest", [None, "changes_20260205_102959.json.zst", "changes_20260205_110000.json"])
+def test_an_archive_that_ends_elsewhere_is_refused(newest: str | None) -> None:
+    with pytest.raises(SourceChangedError, match=f"newest change file is {newest or 'none'}.*--new-epoch"):
+        require_same_archive(CHAIN, newest, [spooled(4)])
+
+
+def test_a_chain_that_has_no_file_yet_needs_none_in_the_archive() -> None:
+    require_same_archive(new_epoch(HERE, slot(), None, NOW), None, [])
+
+
+def test_spooled_files_continue_the_chain_but_for_those_that_are_in_it() -> None:
+    chain, waiting = continue_chain(CHAIN, [spooled(3), spooled(4), spooled(5)])
+    assert [file.header.seq for file in waiting] == [4, 5]
+    assert (chain.seq, chain.last_file, chain.last_commit_lsn) == (5, waiting[-1].name, "0/A0")
+    assert chain.confirmed_lsn == CHAIN.confirmed_lsn
+
+
+@pytest.mark.parametrize("files", [[spooled(5)], [spooled(4), spooled(6)], [spooled(4, epoch="f")]])
+def test_spooled_files_that_do_not_follow_are_refused(files: list[SpooledFile]) -> None:
+    with pytest.raises(SpoolError, match="does not follow"):
+        continue_chain(CHAIN, files)
+
+
+def test_a_lost_state_is_found_again_in_the_archives_newest_file() -> None:
+    file = spooled(3)
+    chain = from_archive(file.header, file.footer, file.name, slot(), NOW)
+    assert (chain.seq, chain.last_file, chain.last_commit_lsn) == (3, file.name, "0/60")
+    assert (chain.source_id, chain.confirmed_lsn) == (CHAIN.source_id, "0/100")
+
+
+def test_a_lost_state_is_not_guessed_when_the_slot_has_moved_beyond_that_file() -> None:
+    file = spooled(3)
+    with pytest.raises(SourceChangedError, match="state of the chain is lost.*--new-epoch"):
+        from_archive(file.header, file.footer, file.name, slot(confirmed_lsn=0x101), NOW)

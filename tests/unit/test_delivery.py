@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from syncdata.capture.delivery import Delivery
+from syncdata.capture.spool import FileWriter, SpooledFile
+from syncdata.engine.archive import LocalArchive, LocalSettings
+from syncdata.engine.changefile import Header
+from syncdata.engine.errors import DeliveryError, SpoolError
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    return spool
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    return directory
+
+
+def spooled(spool: Path, number: int) -> SpooledFile:
+    writer = FileWriter(spool, ".changes.part", Header(syncdata=1, seq=number), "zstd")
+    return writer.finish(
+        f"changes_20260205_10300{number}",
+        records=0,
+        transactions=0,
+        first_commit_lsn=None,
+        last_commit_lsn=None,
+        end_lsn=None,
+    )
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_files_are_delivered_in_their_order_and_taken_once(spool: Path, directory: Path) -> None:
+    files = [spooled(spool, number) for number in range(5)]
+    taken: list[SpooledFile] = []
+    with Delivery(LocalArchive(LocalSettings(directory=directory))) as delivery:
+        for file in files:
+            delivery.submit(file)
+        assert delivery.waiting == 5
+
+        def all_are_taken() -> bool:
+            taken.extend(delivery.take_delivered())
+            return delivery.waiting == 0
+
+        until(all_are_taken)
+        assert delivery.take_delivered() == []
+    assert taken == files
+    assert [file.name for file in LocalArchive(LocalSettings(directory=directory)).discover(None)] == [
+        file.name for file in files
+    ]
+
+
+def test_an_archive_that_refuses_is_tried_again_and_the_reason_shows_meanwhile(
+    spool: Path, directory: Path
+) -> None:
+    file = spooled(spool, 1)
+    (directory / file.name).write_bytes(b"of somebody else")
+    with Delivery(LocalArchive(LocalSettings(directory=directory))) as delivery:
+        delivery.submit(file)
+        until(lambda: delivery.error is not None)
+        assert isinstance(delivery.error, DeliveryError)
+        assert delivery.take_delivered() == []
+        (directory / file.name).unlink()
+        until(lambda: delivery.take_delivered() == [file])
+    assert (directory / file.name).read_bytes() == file.path.read_bytes()
+
+
+def test_a_file_that_the_spool_has_lost_ends_the_delivery(spool: Path, directory: Path) -> None:
+    file = spooled(spool, 1)
+    file.path.unlink()
+    with Delivery(LocalArchive(LocalSettings(directory=directory))) as delivery:
+        delivery.submit(file)
+        with pytest.raises(SpoolError, match="No such file"):
+            until(lambda: delivery.take_delivered() != [])
+
+
+def test_a_defect_of_the_archive_is_not_swallowed_by_the_thread(spool: Path, directory: Path) -> None:
+    class Defective(LocalArchive):
+        def put(self, name: str, content: BinaryIO) -> None:
+            raise ZeroDivisionError
+
+    with Delivery(Defective(LocalSettings(directory=directory))) as delivery:
+        delivery.submit(spooled(spool, 1))
+        with pytest.raises(ZeroDivisionError):
+            until(lambda: delivery.take_delivered() != [])
+
+
+def test_leaving_gives_up_what_is_under_way(spool: Path, tmp_path: Path) -> None:
+    with Delivery(LocalArchive(LocalSettings(directory=tmp_path / "missing"))) as delivery:
+        delivery.submit(spooled(spool, 1))
+        until(lambda: delivery.error is not None)
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    assert delivery.waiting == 1

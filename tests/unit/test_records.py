@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncdata.capture.pgoutput import Begin, Change, Relation, Truncate
+from syncdata.capture.records import LineWriter, format_time
+from syncdata.engine.changes import parse_record
+
+USERS = Relation(schema="public", name="users", columns=("id",), key=frozenset({"id"}))
+ORDER = Relation(schema='my "schema"', name="Örder", columns=("id",), key=frozenset({"id"}))
+BEGIN = Begin(commit_lsn=0x1_0000_0020, committed_at_us=0, xid=77)
+
+texts = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"))
+rows = st.dictionaries(texts.filter(bool), st.one_of(st.none(), texts), min_size=1)
+
+
+@given(
+    relation=st.sampled_from([USERS, ORDER]),
+    values=st.one_of(
+        st.tuples(st.just("INSERT"), rows, st.none()),
+        st.tuples(st.just("UPDATE"), rows, st.one_of(st.none(), rows)),
+        st.tuples(st.just("DELETE"), st.none(), rows),
+    ),
+    lsn=st.integers(0, 2**64 - 1),
+)
+def test_a_line_is_read_back_as_the_change_that_was_written(
+    relation: Relation, values: tuple[Literal["INSERT", "UPDATE", "DELETE"], Any, Any], lsn: int
+) -> None:
+    op, data, old_keys = values
+    line = LineWriter(BEGIN).change(Change(relation, op, data, old_keys), lsn)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    record = parse_record(line)
+    assert (record.schema, record.table, record.op) == (relation.schema, relation.name, op)
+    assert (record.data, record.old_keys) == (data, old_keys)
+    assert (record.xid, record.commit_lsn) == (77, "1/20")
+    assert record.lsn == f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+    assert record.ts == "2000-01-01T00:00:00.000000Z"
+
+
+def test_a_truncate_is_a_line_for_each_table() -> None:
+    lines = LineWriter(BEGIN).truncate(Truncate(relations=(USERS, ORDER)), 5)
+    found = [parse_record(line) for line in lines]
+    assert [(record.op, record.schema, record.table) for record in found] == [
+        ("TRUNCATE", "public", "users"),
+        ("TRUNCATE", 'my "schema"', "Örder"),
+    ]
+    assert {record.commit_lsn for record in found} == {"1/20"}
+    assert {record.data for record in found} == {None}
+
+
+def test_two_descriptions_of_one_table_are_not_confused() -> None:
+    renamed = Relation(schema="public", name="people", columns=("id",), key=frozenset({"id"}))
+    writer = LineWriter(BEGIN)
+    names = [
+        parse_record(writer.change(Change(relation, "INSERT", {"id": "1"}, None), 1)).table
+        for relation in (USERS, renamed, USERS)
+    ]
+    assert names == ["users", "people", "users"]
+
+
+@pytest.mark.parametrize(
+    ("since_2000_us", "expected"),
+    [
+        (0, "2000-01-01T00:00:00.000000Z"),
+        (1, "2000-01-01T00:00:00.000001Z"),
+        (-1, "1999-12-31T23:59:59.999999Z"),
+        (847_000_000_123_456, "2026-11-03T05:46:40.123456Z"),
+    ],
+)
+def test_times_count_from_2000(since_2000_us: int, expected: str) -> None:
+    assert format_time(since_2000_us) == expected

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import datetime as dt
+import os
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncdata.capture.spool import (
+    SUFFIXES,
+    Compression,
+    FileWriter,
+    SpooledFile,
+    list_finished,
+    next_name,
+    take_over,
+    write_durably,
+)
+from syncdata.engine.changefile import Header, inspect, read_records
+from syncdata.engine.errors import SpoolError
+
+HEADER = Header(
+    syncdata=1, system_id="7", timeline=1, slot="s", epoch="e", seq=1, created="2026-02-05T10:30:00Z"
+)
+NOW = dt.datetime(2026, 2, 5, 10, 30, tzinfo=dt.UTC)
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+
+
+def line(number: int) -> bytes:
+    return b'{"table":"t","op":"INSERT","data":{"id":"%d"},"commit_lsn":"0/%X"}\n' % (number, number)
+
+
+def write(directory: Path, name: str, records: int, compression: Compression = "zstd") -> SpooledFile:
+    writer = FileWriter(directory, ".changes.part", HEADER, compression)
+    for number in range(1, records + 1):
+        writer.write(line(number))
+    return writer.finish(
+        name, records=records, transactions=records, first_commit_lsn=1, last_commit_lsn=records, end_lsn=99
+    )
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("records", [1, 20_000])  # within one buffer, and over many
+def test_a_finished_file_is_read_back_equal(tmp_path: Path, compression: Compression, records: int) -> None:
+    file = write(tmp_path, "changes_20260205_103000", records, compression)
+    assert file.name == "changes_20260205_103000" + SUFFIXES[compression]
+    with file.path.open("rb") as stream:
+        inspection = inspect(stream, file.name)
+        assert (inspection.header, inspection.footer) == (file.header, file.footer)
+        read = [located.record for located in read_records(stream, file.name)]
+    assert [record.data for record in read] == [{"id": str(number)} for number in range(1, records + 1)]
+    assert file.footer.records == records
+    assert os.listdir(tmp_path) == [file.name]
+
+
+def test_the_first_file_says_that_nothing_came_before(tmp_path: Path) -> None:
+    file = write(tmp_path, "changes_20260205_103000", 1, "none")
+    assert b'"prev":null' in file.path.read_bytes().splitlines()[0]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_file_that_is_given_up_leaves_nothing(tmp_path: Path, compression: Compression) -> None:
+    writer = FileWriter(tmp_path, ".changes.part", HEADER, compression)
+    writer.write(line(1))
+    writer.discard()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_full_disk_is_said_and_the_file_can_still_be_given_up(
+    tmp_path: Path, compression: Compression
+) -> None:
+    (tmp_path / ".changes.part").symlink_to("/dev/full")
+    writer = FileWriter(tmp_path, ".changes.part", HEADER, compression)
+    with pytest.raises(SpoolError, match="SHD_SYN_106.*No space left"):
+        for _ in range(200):
+            writer.write(os.urandom(20_000).hex().encode() + b"\n")
+    writer.discard()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_was_left_unfinished_is_removed_and_what_is_finished_is_found_in_order(tmp_path: Path) -> None:
+    second = write(tmp_path, "changes_20260205_103001", 2, "gzip")
+    first = write(tmp_path, "changes_20260205_103000", 1, "zstd")
+    (tmp_path / ".changes.part").write_bytes(b"half")
+    (tmp_path / "changes_20260205_103002.json.zst").write_bytes(first.path.read_bytes()[:-3])
+    (tmp_path / "chain.json").write_text("{}")
+    assert take_over(tmp_path) == [first, second]
+    assert sorted(os.listdir(tmp_path)) == ["chain.json", first.name, second.name]
+    assert [name for name, _ in list_finished(tmp_path)] == [first.name, second.name]
+
+
+def test_a_file_of_somebody_else_is_refused_and_not_removed(tmp_path: Path) -> None:
+    plain = tmp_path / "changes_20260205_103000.json"
+    plain.write_bytes(line(1))
+    with pytest.raises(SpoolError, match="not the archiver's"):
+        take_over(tmp_path)
+    assert plain.exists()
+
+
+def test_a_spool_that_is_not_there_cannot_be_taken_over_but_is_listed_as_empty(tmp_path: Path) -> None:
+    assert list_finished(tmp_path / "spool") == []
+    with pytest.raises(SpoolError, match="SHD_SYN_106"):
+        take_over(tmp_path / "spool")
+
+
+def test_a_failed_replacement_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "chain.json"
+    write_durably(path, b"old")
+    (tmp_path / ".chain.json.part").symlink_to("/dev/full")
+    with pytest.raises(SpoolError, match="No space left"):
+        write_durably(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+moments = st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(9998, 1, 1), timezones=st.just(dt.UTC))
+
+
+@given(st.lists(moments, min_size=1), st.sampled_from(["", "_2", "-late.x"]))
+def test_names_strictly_increase_whatever_the_clock_does(clock: list[dt.datetime], foreign: str) -> None:
+    name = f"changes_20260205_103000{foreign}"
+    for now in clock:
+        following = next_name(now, f"{name}.json.zst")
+        assert following > name
+        name = following
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (None, "changes_20260205_103000"),
+        ("changes_20260205_102959.json", "changes_20260205_103000"),
+        ("changes_20260205_103000.json.gz", "changes_20260205_103001"),
+        ("changes_20260205_103000_b.json", "changes_20260205_103001"),
+        ("changes_20261231_235959.json.zst", "changes_20270101_000000"),
+    ],
+)
+def test_a_name_is_the_time_or_the_second_after_the_last(last: str | None, expected: str) -> None:
+    assert next_name(NOW, last) == expected
+
+
+@pytest.mark.parametrize(
+    "last", ["changes_99991231_235959.json", "changes_99999999_999999.json", "changes_zzz.json"]
+)
+def test_a_last_name_that_nothing_can_follow_is_refused(last: str) -> None:
+    with pytest.raises(SpoolError, match="no name of a change file can follow"):
+        next_name(NOW, last)
