@@ -123,9 +123,9 @@ ASKS = {
             permission="clear_table",
             label=gettext_lazy("Clear"),
             explanation=gettext_lazy(
-                "All rows are removed and the table's place is forgotten; the next cycle syncs it again from"
-                " the start of the archive. Readers see an empty table until then. Rows that are older than"
-                " the archive, or exist only locally, are lost."
+                "All rows are removed and the table's place is forgotten; the next cycle syncs it again, from"
+                " its newest snapshot, else from the start of the archive. Readers see an empty table until"
+                " then. Rows that are older than the archive, or exist only locally, are lost."
             ),
             command="clear {tables}",
             fits=_ALWAYS,
