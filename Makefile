@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test lint format pytest sshd clean
+.PHONY: help install demo run test lint format pytest sshd chromium clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -40,7 +40,7 @@ lint: $(STAMP) ## ruff, mypy and makemigrations --check
 	DATA_SYNC_CONFIG= $(BIN)/mypy
 	DATA_SYNC_CONFIG= $(BIN)/python manage.py makemigrations --check --dry-run
 
-pytest: $(STAMP) sshd ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
+pytest: $(STAMP) sshd chromium ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The SFTP tests run against a real OpenSSH server of their own. Where it cannot be installed they say so.
@@ -55,6 +55,17 @@ sshd:
 	     apt-get install -y -qq --no-install-recommends openssh-server </dev/null >/dev/null; \
 	then $$sudo systemctl disable --now ssh.service ssh.socket >/dev/null 2>&1 || true; \
 	else echo "openssh-server could not be installed; the tests that need it will say so" >&2; fi
+
+# The tests of the admin drive a real browser. Where it cannot be installed they say so.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null && exit 0; \
+	command -v apt-get >/dev/null || exit 0; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else exit 0; fi; \
+	echo "installing chromium for the tests"; \
+	$$sudo apt-get update -qq </dev/null >/dev/null; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends chromium </dev/null >/dev/null \
+	|| echo "chromium could not be installed; the tests that need it will say so" >&2
 
 format: $(STAMP) ## rewrite the code as ruff would have it
 	$(BIN)/ruff check --fix .

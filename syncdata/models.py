@@ -1,4 +1,4 @@
-"""The five tables of syncdata: their columns, defaults and indexes.
+"""The tables of syncdata: their columns, defaults and indexes.
 
 The engine reads and writes them with SQL of its own, in the transaction that holds the rows, so every
 default is a database default. Where the predecessor has the table, its columns come first and in its
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.functions import RandomUUID
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 
 from syncdata.engine.changes import format_lsn, parse_lsn
 from syncdata.engine.errors import WhitelistAddError
@@ -46,20 +48,27 @@ class TableToSync(models.Model):
 
     id = models.AutoField(primary_key=True)
     table_name = models.TextField(
-        "table", help_text="For example users, or shop.users for a table outside the schema public."
+        _("table"), help_text=_("For example users, or shop.users for a table outside the schema public.")
     )
-    creator = models.TextField("added by", null=True, blank=True, editable=False)
-    created_at = models.DateTimeField("added at", null=True, db_default=Now(), editable=False)
+    creator = models.TextField(_("added by"), null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(_("added at"), null=True, db_default=Now(), editable=False)
 
     class Meta:
         db_table = "tables_to_sync"
-        verbose_name = "table to sync"
-        verbose_name_plural = "tables to sync"
+        verbose_name = _("table to sync")
+        verbose_name_plural = _("tables to sync")
+        permissions = [
+            ("resync_table", _("Can rebuild tables from the archive")),
+            ("pause_table", _("Can pause and resume tables")),
+            ("retry_table", _("Can have blocked tables tried again at once")),
+            ("skip_record", _("Can skip a record that blocks a table")),
+            ("clear_table", _("Can empty tables and sync them anew")),
+        ]
         constraints = [
             models.UniqueConstraint(
                 fields=["table_name"],
                 name="tables_to_sync_table_name_key",
-                violation_error_message="This table is in the whitelist already.",
+                violation_error_message=_("This table is in the whitelist already."),
             )
         ]
 
@@ -74,7 +83,7 @@ class TableToSync(models.Model):
 
 
 class SyncLog(models.Model):
-    """What one file, snapshot, resync or clear did to one table. Append-only."""
+    """What one file or snapshot, or one thing that an operator asked for, did to one table. Append-only."""
 
     class Status(models.TextChoices):
         SUCCESS = "SUCCESS", "SUCCESS"
@@ -85,31 +94,47 @@ class SyncLog(models.Model):
         RESYNC = "resync", "resync"
         CLEAR = "clear", "clear"
         SNAPSHOT = "snapshot", "snapshot"
+        PAUSE = "pause", "pause"
+        RESUME = "resume", "resume"
+        SKIP = "skip", "skip"
 
     id = models.UUIDField(primary_key=True, db_default=RandomUUID())
-    table_name = models.TextField("table")
+    table_name = models.TextField(_("table"))
     status = models.TextField(choices=Status)
     rows_synced = models.IntegerField(db_default=0)
-    archive_ref = models.TextField("change file", null=True)
-    error_detail = models.TextField("error", null=True)
+    archive_ref = models.TextField(_("change file"), null=True)
+    error_detail = models.TextField(_("error"), null=True)
     # NULL only where the predecessor left it so: a time that nobody recorded is not made up.
-    sync_time = models.DateTimeField("time", null=True, db_default=Now())
+    sync_time = models.DateTimeField(_("time"), null=True, db_default=Now())
     action = models.TextField(choices=Action, db_default=Action.SYNC.value)
-    records_added = models.BigIntegerField("added", db_default=0)
-    records_updated = models.BigIntegerField("updated", db_default=0)
-    records_deleted = models.BigIntegerField("deleted", db_default=0)
-    records_truncated = models.BigIntegerField("truncated", db_default=0)
-    records_missing = models.BigIntegerField("missing", db_default=0)
-    duration_ms = models.BigIntegerField("duration (ms)", db_default=0)
+    records_added = models.BigIntegerField(_("added"), db_default=0)
+    records_updated = models.BigIntegerField(_("updated"), db_default=0)
+    records_deleted = models.BigIntegerField(_("deleted"), db_default=0)
+    records_truncated = models.BigIntegerField(_("truncated"), db_default=0)
+    records_missing = models.BigIntegerField(_("missing"), db_default=0)
+    duration_ms = models.BigIntegerField(_("duration (ms)"), db_default=0)
+    requested_by = models.TextField(_("asked for by"), null=True)
 
     class Meta:
         db_table = "data_sync_logs"
-        verbose_name = "sync log entry"
-        verbose_name_plural = "sync log"
+        verbose_name = _("sync log entry")
+        verbose_name_plural = _("sync log")
         indexes = [
             models.Index(fields=["table_name", "sync_time"], name="idx_sync_logs_table_time"),
             models.Index(fields=["status"], name="idx_sync_logs_status"),
             models.Index(fields=["-sync_time", "-id"], name="idx_sync_logs_time"),
+            # For searches, and for what is rare: to find a hundred of it by time would read the whole log.
+            models.Index(fields=["archive_ref"], opclasses=["text_pattern_ops"], name="idx_sync_logs_ref"),
+            models.Index(
+                fields=["-sync_time", "-id"],
+                name="idx_sync_logs_errors",
+                condition=models.Q(error_detail__isnull=False),
+            ),
+            models.Index(
+                fields=["-sync_time", "-id"],
+                name="idx_sync_logs_actions",
+                condition=~models.Q(action="sync"),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -125,17 +150,17 @@ class SyncMetric(models.Model):
         MONTH = "MONTH", "MONTH"
 
     id = models.AutoField(primary_key=True)
-    table_name = models.TextField("table")
+    table_name = models.TextField(_("table"))
     period_start = models.DateTimeField()
     period_end = models.DateTimeField()
-    period_type = models.TextField("period", choices=PeriodType)
-    records_added = models.BigIntegerField("added", db_default=0)
-    records_updated = models.BigIntegerField("updated", db_default=0)
-    records_deleted = models.BigIntegerField("deleted", db_default=0)
+    period_type = models.TextField(_("period"), choices=PeriodType)
+    records_added = models.BigIntegerField(_("added"), db_default=0)
+    records_updated = models.BigIntegerField(_("updated"), db_default=0)
+    records_deleted = models.BigIntegerField(_("deleted"), db_default=0)
 
     class Meta:
         db_table = "data_sync_metrics"
-        verbose_name = "metric"
+        verbose_name = _("metric")
         constraints = [
             models.UniqueConstraint(
                 fields=["table_name", "period_start", "period_type"],
@@ -162,26 +187,29 @@ class Checkpoint(models.Model):
     class State(models.TextChoices):
         ACTIVE = "active", "active"
         BLOCKED = "blocked", "blocked"
+        PAUSED = "paused", "paused"
 
-    table_name = models.TextField("table")
-    file = models.TextField("change file", db_default="")
-    file_size = models.BigIntegerField("file size in bytes", null=True)
+    table_name = models.TextField(_("table"))
+    file = models.TextField(_("change file"), db_default="")
+    file_size = models.BigIntegerField(_("file size in bytes"), null=True)
     file_finished = models.BooleanField(db_default=False)
     record_number = models.BigIntegerField(db_default=0)
-    commit_lsn = LsnField("commit LSN", null=True)
-    last_lsn = LsnField("LSN of the newest record", null=True)
-    source_id = models.TextField("source", db_default="")
+    commit_lsn = LsnField(_("commit LSN"), null=True)
+    last_lsn = LsnField(_("LSN of the newest record"), null=True)
+    source_id = models.TextField(_("source"), db_default="")
     state = models.TextField(choices=State, db_default=State.ACTIVE.value)
     error = models.TextField(null=True)
+    # Places, file:line, that an operator has said to skip, each with who said so; see `engine.ledger`.
+    skips = models.JSONField(db_default=models.Value([], models.JSONField()))
     blocked_at = models.DateTimeField(null=True)
     last_change_at = models.DateTimeField(null=True)
-    last_sync_at = models.DateTimeField("last sync", null=True)
+    last_sync_at = models.DateTimeField(_("last sync"), null=True)
     rows_synced = models.BigIntegerField(db_default=0)
-    records_added = models.BigIntegerField("added", db_default=0)
-    records_updated = models.BigIntegerField("updated", db_default=0)
-    records_deleted = models.BigIntegerField("deleted", db_default=0)
-    records_truncated = models.BigIntegerField("truncated", db_default=0)
-    records_missing = models.BigIntegerField("missing", db_default=0)
+    records_added = models.BigIntegerField(_("added"), db_default=0)
+    records_updated = models.BigIntegerField(_("updated"), db_default=0)
+    records_deleted = models.BigIntegerField(_("deleted"), db_default=0)
+    records_truncated = models.BigIntegerField(_("truncated"), db_default=0)
+    records_missing = models.BigIntegerField(_("missing"), db_default=0)
     file_added = models.BigIntegerField(db_default=0)
     file_updated = models.BigIntegerField(db_default=0)
     file_deleted = models.BigIntegerField(db_default=0)
@@ -191,6 +219,7 @@ class Checkpoint(models.Model):
 
     class Meta:
         db_table = "data_sync_checkpoints"
+        verbose_name = _("table checkpoint")
         constraints = [
             models.UniqueConstraint(fields=["table_name"], name="data_sync_checkpoints_table_name_key")
         ]
@@ -208,18 +237,94 @@ class SyncRun(models.Model):
     """One run of the daemon, from start to stop."""
 
     host = models.TextField()
-    pid = models.IntegerField("process id")
-    sync_frequency = models.IntegerField("sync frequency (s)")
-    started_at = models.DateTimeField("started", db_default=Now())
-    stopped_at = models.DateTimeField("stopped", null=True)
-    last_sync_at = models.DateTimeField("last sync", null=True)
+    pid = models.IntegerField(_("process id"))
+    sync_frequency = models.IntegerField(_("sync frequency (s)"))
+    started_at = models.DateTimeField(_("started"), db_default=Now())
+    stopped_at = models.DateTimeField(_("stopped"), null=True)
+    last_sync_at = models.DateTimeField(_("last sync"), null=True)
     records_synced = models.BigIntegerField(db_default=0)
     errors = models.BigIntegerField(db_default=0)
     last_error = models.TextField(null=True)
+    # What the newest cycle found and some table still has to go through.
+    waiting_files = models.IntegerField(db_default=0)
+    waiting_bytes = models.BigIntegerField(db_default=0)
 
     class Meta:
         db_table = "data_sync_runs"
-        verbose_name = "daemon run"
+        verbose_name = _("run of the daemon")
+        verbose_name_plural = _("runs of the daemon")
 
     def __str__(self) -> str:
         return f"{self.host} pid {self.pid}"
+
+
+class SyncMinute(models.Model):
+    """What was applied in one minute of the last two days; ``lag_s``: how old the oldest of each batch's
+    newest changes was when it was applied."""
+
+    minute = models.DateTimeField(primary_key=True)
+    records_added = models.BigIntegerField(db_default=0)
+    records_updated = models.BigIntegerField(db_default=0)
+    records_deleted = models.BigIntegerField(db_default=0)
+    records_truncated = models.BigIntegerField(db_default=0)
+    lag_s = models.FloatField(null=True)
+
+    class Meta:
+        db_table = "data_sync_minutes"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.minute:%Y-%m-%d %H:%M}"
+
+
+class SyncRequest(models.Model):
+    """What an operator asked the daemon to do with some tables, and what came of it."""
+
+    class Action(models.TextChoices):
+        RESYNC = "resync", _("resync")
+        PAUSE = "pause", _("pause")
+        RESUME = "resume", _("resume")
+        RETRY = "retry", _("retry")
+        SKIP = "skip", _("skip a record")
+        CLEAR = "clear", _("clear")
+
+    class State(models.TextChoices):
+        WAITING = "waiting", _("waiting")
+        RUNNING = "running", _("running")
+        DONE = "done", _("done")
+        FAILED = "failed", _("failed")
+
+    action = models.TextField(choices=Action)
+    table_names = ArrayField(models.TextField(), verbose_name=_("tables"))
+    place = models.TextField(db_default="", help_text=_("The record to skip, as file:line."))
+    requested_by = models.TextField(_("asked for by"), db_default="")
+    requested_at = models.DateTimeField(_("asked for at"), db_default=Now())
+    state = models.TextField(choices=State, db_default=State.WAITING.value)
+    attempts = models.IntegerField(db_default=0)
+    progress = models.TextField(db_default="")
+    error = models.TextField(null=True)
+    finished_at = models.DateTimeField(_("finished at"), null=True)
+
+    class Meta:
+        db_table = "data_sync_requests"
+        verbose_name = _("request")
+        indexes = [
+            models.Index(
+                fields=["id"],
+                name="idx_sync_requests_open",
+                condition=models.Q(state__in=["waiting", "running"]),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} {', '.join(self.table_names)}"
+
+
+class Dashboard(SyncRun):
+    """No rows of its own: what gives the dashboard its place, and its permission, in the admin."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ("view",)
+        verbose_name = _("dashboard")
+        verbose_name_plural = _("dashboard")

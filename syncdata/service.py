@@ -12,18 +12,17 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg
-from psycopg.rows import dict_row
 
 from syncdata import signals
 from syncdata.conf import SyncConfig
-from syncdata.engine import ledger
+from syncdata.engine import ledger, requests
 from syncdata.engine.archive import Archive, open_archive
 from syncdata.engine.batch import Limits
 from syncdata.engine.catalog import read_schemas
@@ -34,6 +33,7 @@ from syncdata.engine.errors import (
     CloseError,
     CycleError,
     ParseError,
+    RequestError,
     ResyncError,
     SchemaError,
     StateLoadError,
@@ -43,15 +43,18 @@ from syncdata.engine.errors import (
     WhitelistListError,
     WhitelistRemoveError,
 )
-from syncdata.engine.ledger import START, Checkpoint, CheckpointMovedError, Position
+from syncdata.engine.ledger import START, Checkpoint, CheckpointMovedError, Position, Skip
 from syncdata.engine.reading import ReadingStopped
 from syncdata.engine.rebuild import Tools, begin, rebuild
+from syncdata.engine.requests import Doorbell, Request
 from syncdata.engine.rows import RowWriter
 from syncdata.engine.snapshots import find_snapshots
-from syncdata.engine.target import Target, parents_first, translate
+from syncdata.engine.target import Outcome, PreparedBatch, Target, parents_first, translate
 from syncdata.engine.whitelist import require_syncable
 from syncdata.modelnames import resolve, tables_of_app
-from syncdata.session import EngineSession, init_error
+from syncdata.progress import RequestProgress, WaitingProgress
+from syncdata.reports import read_latest_run, read_tables
+from syncdata.session import EngineSession, init_error, is_locked
 from syncdata.statefile import (
     NEVER,
     STATE_FILE_NAME,
@@ -60,7 +63,7 @@ from syncdata.statefile import (
     load_state,
     save_state,
 )
-from syncdata.status import DaemonStatus, TableInfo, daemon_status, format_status, table_info
+from syncdata.status import DaemonStatus, TableInfo, blocking_place, daemon_status, file_time, format_status
 
 __all__ = ["DaemonStatus", "SyncDataService", "SyncResult", "TableInfo", "format_status"]
 
@@ -69,6 +72,11 @@ logger = logging.getLogger(__name__)
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 # Resyncs and clears move checkpoints under a cycle; that many in a row are no coincidence any more.
 _MOST_RESTARTS = 10
+_MINUTES_KEPT = dt.timedelta(days=2)
+# How soon a daemon that waits for its next cycle sees that it is to stop.
+_LISTEN_S = 0.2
+# After these requests there is something to sync.
+_CALLS_FOR_CYCLE = frozenset({"resume", "retry", "skip", "clear"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +118,7 @@ class SyncDataService:
         self._archive: Archive | None = None
         self._run_id: int | None = None
         self._target: Target | None = None
+        self._doorbell: Doorbell | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -136,7 +145,8 @@ class SyncDataService:
     # Syncing
 
     def run_loop(self, *, interval_s: int | None = None, stop: threading.Event | None = None) -> None:
-        """Run cycles until *stop* is set; the batch that is running then still commits.
+        """Run cycles until *stop* is set; the batch that is running then still commits. Between the cycles
+        and the batches, do what operators ask for.
 
         A cycle that fails is logged, counted and tried again: soon when the archive or the database
         went away, else after the interval. Raises RunError when another daemon runs on this database.
@@ -152,14 +162,16 @@ class SyncDataService:
                 except SyncError as error:
                     failures += 1
                     logger.error("%s", error, extra=error.fields)
-                stop.wait(min(interval_s, _retry_delay_s(failures)) if failures else interval_s)
+                self._rest(stop, min(interval_s, _retry_delay_s(failures)) if failures else interval_s)
 
     def run_once(self, stop: threading.Event | None = None) -> SyncResult:
         """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""
         with self._run(self._config.data_sync_freq):
             return self._run_cycle(stop or threading.Event())
 
-    def resync(self, table: str, *, stop: threading.Event | None = None) -> SyncResult:
+    def resync(
+        self, table: str, *, stop: threading.Event | None = None, progress: Progress | None = None
+    ) -> SyncResult:
         """Rebuild *table* (or ``app_label.Model``) from its newest snapshot, else from the first change file.
 
         Raises ResyncError; the old rows remain then.
@@ -176,7 +188,8 @@ class SyncDataService:
         connection = self._session.connect()
         try:
             self._adopt_predecessors_state(connection)
-            result = rebuild(self._tools(connection, stop or threading.Event()), name)
+            tools = self._tools(connection, stop or threading.Event())
+            result = rebuild(replace(tools, progress=progress or tools.progress), name)
         except ResyncError as error:
             self._log_failed_resync(name, error)
             raise
@@ -192,8 +205,9 @@ class SyncDataService:
         self._announce_action("resync", {name: Activity()} | result.activity)
         return sync_result
 
-    def clear(self) -> list[str]:
-        """Empty all synced tables and set their checkpoints back, so that the next cycle begins anew.
+    def clear(self, tables: Sequence[str] | None = None, *, requested_by: str | None = None) -> list[str]:
+        """Empty *tables* (all synced ones without it) and set their checkpoints back, so that the next cycle
+        begins anew.
 
         Returns the tables' names. Raises ClearError; then nothing is changed.
         """
@@ -202,17 +216,107 @@ class SyncDataService:
         try:
             with connection.transaction():
                 names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+                if tables is not None:
+                    wanted = {_canonical(name, names) for name in tables}
+                    if unknown := wanted - {str(name) for name in names}:
+                        raise ClearError(
+                            f"not whitelisted: {', '.join(sorted(unknown))}", hint="nothing is cleared"
+                        )
+                    names = [name for name in names if str(name) in wanted]
                 ledger.lock_checkpoints(connection, names)
                 _empty_tables(connection, names)
                 ledger.reset_checkpoints(connection, names)
                 for name in names:
-                    ledger.log_action(connection, name, action="clear", reference="", now=now)
+                    ledger.log_action(
+                        connection, name, action="clear", reference="", now=now, requested_by=requested_by
+                    )
         except psycopg.Error as error:
             cause = translate(error)
             raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
         self._save_state(Position(), now)
         self._announce_action("clear", {name: Activity() for name in names})
         return [str(name) for name in names]
+
+    # What else an operator may ask for
+
+    def pause_tables(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
+        """Keep tables where they stand until they are resumed; return those that were not paused before.
+
+        A batch that is running commits first. Raises RequestError, with nothing changed, when one is not
+        whitelisted.
+        """
+        return self._change_state(names, ledger.pause, action="pause", requested_by=requested_by)
+
+    def resume_tables(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
+        """Let paused tables go on from where they stand; return those that were paused.
+
+        Raises RequestError, with nothing changed, when one is not whitelisted.
+        """
+        return self._change_state(names, ledger.resume, action="resume", requested_by=requested_by)
+
+    def skip_record(self, table: str, place: str, *, requested_by: str | None = None) -> list[str]:
+        """Let *table* go on without the record at which it is blocked, which must be the one at *place*
+        (``file:line``); a line that no table can read is skipped for all tables that it blocks.
+
+        Returns these tables. The skip happens, and is audited, in the transaction of the batch that meets
+        the record again and still cannot apply it. Raises RequestError when the table is not blocked there.
+        """
+        connection = self._session.connect()
+        try:
+            with connection.transaction():
+                (name,) = self._whitelisted(connection, [table])
+                tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+                names = _blocked_at(place, name, ledger.lock_checkpoints(connection, tables))
+                if not read_schemas(connection, names):
+                    raise RequestError("the table does not exist locally", hint="create it", table=str(name))
+                file, _, line = place.rpartition(":")
+                for blocked in names:
+                    skip = Skip(file=file, line=int(line), requested_by=requested_by or "")
+                    ledger.remember_skip(connection, blocked, skip)
+        except psycopg.Error as error:
+            cause = translate(error)
+            raise RequestError(f"nothing is skipped: {cause.message}", hint=cause.hint) from error
+        return [str(blocked) for blocked in names]
+
+    def _change_state(
+        self,
+        names: Sequence[str],
+        change: Callable[[psycopg.Connection[Any], Sequence[TableName]], list[TableName]],
+        *,
+        action: str,
+        requested_by: str | None,
+    ) -> list[str]:
+        connection = self._session.connect()
+        try:
+            with connection.transaction():
+                tables = self._whitelisted(connection, names)
+                ledger.lock_checkpoints(connection, tables)
+                changed = change(connection, tables)
+                for table in changed:
+                    ledger.log_action(
+                        connection,
+                        table,
+                        action=action,
+                        reference="",
+                        now=_utcnow(),
+                        requested_by=requested_by,
+                    )
+        except psycopg.Error as error:
+            cause = translate(error)
+            raise RequestError(f"nothing is changed: {cause.message}", hint=cause.hint) from error
+        return [str(table) for table in changed]
+
+    def _whitelisted(self, connection: psycopg.Connection[Any], names: Sequence[str]) -> list[TableName]:
+        """Return the tables that *names* name. Raises RequestError unless all of them are whitelisted."""
+        tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+        known = {str(table) for table in tables}
+        wanted = dict.fromkeys(_canonical(name, tables) for name in names)
+        if missing := [name for name in wanted if name not in known]:
+            raise RequestError(
+                f"not whitelisted: {', '.join(missing)}",
+                hint="list_tables shows what is; nothing was changed",
+            )
+        return [TableName.parse(name) for name in wanted]
 
     # The whitelist
 
@@ -278,20 +382,12 @@ class SyncDataService:
         """Return the whitelist with each table's checkpoint. Raises WhitelistListError."""
         connection = self._session.connect()
         try:
-            rows = (
-                connection.cursor(row_factory=dict_row)
-                .execute(
-                    "SELECT c.*, w.table_name, w.creator, w.created_at FROM tables_to_sync w"
-                    " LEFT JOIN data_sync_checkpoints c ON c.table_name = w.table_name ORDER BY w.table_name"
-                )
-                .fetchall()
-            )
+            return read_tables(connection)
         except psycopg.Error as error:
             cause = translate(error)
             raise WhitelistListError(
                 f"the whitelist cannot be read: {cause.message}", hint=cause.hint
             ) from error
-        return [table_info(row) for row in rows]
 
     # Status
 
@@ -300,8 +396,7 @@ class SyncDataService:
         tables = tuple(self.list_tables())
         connection = self._session.connect()
         try:
-            is_active = self._session.is_locked_by_anyone()
-            run = connection.cursor(row_factory=dict_row).execute(_LATEST_RUN).fetchone()
+            is_active, run = is_locked(connection), read_latest_run(connection)
         except psycopg.Error as error:
             cause = translate(error)
             raise StatusError(f"the status cannot be read: {cause.message}", hint=cause.hint) from error
@@ -378,21 +473,26 @@ class SyncDataService:
 
     def _advance_tables(self, result: CycleResult, stop: threading.Event, *, deadline: float | None) -> None:
         """Apply what is new, and add it to *result* as it commits."""
-        target = self._open_target()
-        for _ in range(_MOST_RESTARTS):
+        restarts = 0
+        while True:
             # Those that a pass found blocked are tried again by the next.
             result.blocked.clear()
             result.failed = 0
+            self._work_off_requests(stop)
+            target = self._open_target()
             try:
                 self._sync(result, target, stop, deadline)
                 break
+            except _RequestedError:
+                logger.debug("the cycle makes room for a request")
             except CheckpointMovedError:
                 logger.info("a checkpoint was moved by another process; the cycle begins again")
-        else:
-            raise CycleError(
-                "other processes keep moving the checkpoints",
-                hint="let running resync and clear commands finish; the next cycle tries again",
-            )
+                restarts += 1
+                if restarts == _MOST_RESTARTS:
+                    raise CycleError(
+                        "other processes keep moving the checkpoints",
+                        hint="let running resync and clear commands finish; the next cycle tries again",
+                    ) from None
         if stop.is_set():
             self._close_archive()  # It may have been closed in the middle of a fetch.
 
@@ -453,9 +553,9 @@ class SyncDataService:
     ) -> None:
         cycle = Cycle(
             self._open_archive(),
-            target,
+            _InterruptibleTarget(target, self._open_doorbell()),
             limits=self._limits,
-            progress=self._progress,
+            progress=self._watch(),
             stop=stop,
             deadline=deadline,
             broken=broken,
@@ -487,9 +587,9 @@ class SyncDataService:
         if self._run_id is not None:
             last_error = str(errors[-1]) if errors else None
             try:
-                ledger.end_cycle(
-                    self._session.connect(), self._run_id, now=now, errors=len(errors), last_error=last_error
-                )
+                connection = self._session.connect()
+                ledger.end_cycle(connection, self._run_id, now=now, errors=len(errors), last_error=last_error)
+                ledger.forget_minutes(connection, before=now - _MINUTES_KEPT)
             except psycopg.Error as error:
                 raise translate(error) from error
         logger.log(
@@ -546,8 +646,109 @@ class SyncDataService:
         except (psycopg.Error, SyncError) as log_error:
             logger.warning("the failed resync is not in the audit log: %s", type(log_error).__name__)
 
+    # Requests
+
+    def _rest(self, stop: threading.Event, seconds: float) -> None:
+        """Wait for the next cycle, and do what operators ask for meanwhile; some of it makes it come now."""
+        deadline = time.monotonic() + seconds
+        while not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
+            try:
+                if self._work_off_requests(stop) & _CALLS_FOR_CYCLE:
+                    return
+                self._open_doorbell().wait(min(left_s, _LISTEN_S))
+            except (psycopg.Error, SyncError) as error:
+                # The cycle that comes next reports a database that stays away.
+                logger.debug("not listening for requests: %s", type(error).__name__)
+                stop.wait(min(left_s, _FIRST_RETRY_S))
+
+    def _work_off_requests(self, stop: threading.Event) -> set[str]:
+        """Carry out what waits in the queue, oldest first; return the actions that were carried out."""
+        actions = set()
+        if self._open_doorbell().answer():
+            connection = self._session.connect()
+            try:
+                while not stop.is_set() and (request := requests.take(connection)) is not None:
+                    self._attempt(connection, request, stop)
+                    actions.add(request.action)
+            except psycopg.Error as error:
+                raise translate(error) from error
+        return actions
+
+    def _attempt(self, connection: psycopg.Connection[Any], request: Request, stop: threading.Event) -> None:
+        """Carry *request* out, or note why that failed. Raises psycopg.Error when the database went away."""
+        tables = ", ".join(request.table_names)
+        logger.info("%s asks for: %s %s", request.requested_by or "somebody", request.action, tables)
+        try:
+            if request.attempts > requests.MOST_ATTEMPTS:
+                raise RequestError(
+                    f"the daemon ended {requests.MOST_ATTEMPTS} times in the middle of it",
+                    hint="see the daemon's log, then ask again",
+                )
+            if request.action == "resync":
+                self._rebuild_requested(connection, request, stop)
+            else:
+                with connection.transaction():  # what is done, and that it is done
+                    requests.finish(connection, request, self._carry_out(request))
+        except SyncError as error:
+            if stop.is_set():
+                requests.put_back(connection, request)
+                return
+            logger.error("%s", error, extra={"code": error.code})
+            requests.fail(connection, request, str(error))
+
+    def _carry_out(self, request: Request) -> str:
+        """Do what *request* asks for; return what to say of it."""
+        names, by = request.table_names, request.requested_by
+        match request.action:
+            case "pause":
+                self.pause_tables(names, requested_by=by)
+            case "resume":
+                self.resume_tables(names, requested_by=by)
+            case "clear":
+                self.clear(names, requested_by=by)
+            case "skip":
+                self.skip_record(names[0], request.place, requested_by=by)
+                return "skipped when its batch is applied"
+            case "retry":
+                return "a cycle is started"
+            case _:
+                raise RequestError(f"{request.action!r} is unknown to this daemon", hint="restart the daemon")
+        return ""
+
+    def _rebuild_requested(
+        self, connection: psycopg.Connection[Any], request: Request, stop: threading.Event
+    ) -> None:
+        progress = RequestProgress(lambda text: requests.note_progress(connection, request, text))
+        records = 0
+        for table in request.table_names:
+            records += self.resync(table, stop=stop, progress=progress).records_synced
+        requests.finish(connection, request, f"{records:,} records")
+
+    def _open_doorbell(self) -> Doorbell:
+        connection = self._session.connect()
+        if self._doorbell is None or not self._doorbell.is_on(connection):
+            try:
+                self._doorbell = Doorbell(connection)
+            except psycopg.Error as error:
+                raise translate(error) from error
+        return self._doorbell
+
+    def _watch(self) -> Progress | None:
+        """Put what a run has still to go through into its books, beside showing it."""
+        run_id = self._run_id
+        if run_id is None:
+            return self._progress
+
+        def note(files: int, size_bytes: int) -> None:
+            try:
+                ledger.note_waiting(self._session.connect(), run_id, files=files, size_bytes=size_bytes)
+            except psycopg.Error as error:
+                raise translate(error) from error
+
+        return WaitingProgress(note, self._progress)
+
     def _disconnect(self) -> None:
-        self._target = None
+        self._target = self._doorbell = None
         self._session.close()
 
     def _open_target(self) -> Target:
@@ -592,9 +793,11 @@ class SyncDataService:
         tables = self.list_tables()
         if not tables:
             return  # And above all, the predecessor's file is not adopted yet.
+        # A cycle with all tables paused went nowhere; they stand where they stood.
+        last_file = position.file or max(info.checkpoint.rpartition(":")[0] for info in tables)
         state = SyncState(
-            last_file=position.file,
-            last_file_time=_file_time(position.file),
+            last_file=last_file,
+            last_file_time=file_time(last_file) or NEVER,
             global_lsn=max((info.last_lsn for info in tables if info.last_lsn), key=parse_lsn, default=""),
             tables={
                 info.table_name: TableState(
@@ -610,12 +813,29 @@ class SyncDataService:
         save_state(self._config.state_dir / STATE_FILE_NAME, state)
 
 
-# Busy: a batch has committed lately, so a cycle that takes long is at work, not stuck.
-_LATEST_RUN = """
-SELECT r.*, coalesce((SELECT max(last_sync_at) FROM data_sync_checkpoints) > now() - interval '5 minutes',
-    false) AS is_busy
-FROM data_sync_runs r ORDER BY id DESC LIMIT 1
-"""
+class _RequestedError(Exception):
+    """A request has come in; the cycle makes room for it between two batches."""
+
+
+class _InterruptibleTarget:
+    """The target, until the doorbell rings: then the next batch is not begun."""
+
+    def __init__(self, target: Target, doorbell: Doorbell) -> None:
+        self._target = target
+        self._doorbell = doorbell
+        self.schemas, self.block, self.unblock = target.schemas, target.block, target.unblock
+
+    def apply(
+        self,
+        prepared: PreparedBatch,
+        floors: Mapping[TableName, int | None],
+        *,
+        start: Position,
+        end: Position,
+    ) -> Outcome:
+        if self._doorbell.has_rung:
+            raise _RequestedError
+        return self._target.apply(prepared, floors, start=start, end=end)
 
 
 def _sync_result(result: CycleResult, started: float) -> SyncResult:
@@ -638,6 +858,27 @@ def _sync_result(result: CycleResult, started: float) -> SyncResult:
 
 def _warn(table: TableName, message: str) -> None:
     logger.warning(message, table, extra={"table": str(table)})
+
+
+def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint]) -> list[TableName]:
+    """Return the tables that go on when the record at *place* is skipped for *table*.
+
+    Raises RequestError when that is not what blocks it.
+    """
+    errors = {
+        checkpoint.table: checkpoint.error
+        for checkpoint in checkpoints
+        if checkpoint.error and not checkpoint.is_paused and blocking_place(checkpoint.error) == place
+    }
+    if table not in errors:
+        raise RequestError(
+            f"the table is not blocked at {place or 'a record'} (any more)",
+            hint="list_tables shows where it is blocked now; nothing is skipped",
+            table=str(table),
+        )
+    if not errors[table].startswith(f"{ParseError.code}:"):
+        return [table]
+    return [other for other, error in errors.items() if error == errors[table]]
 
 
 def _canonical(name: str, whitelist: Collection[TableName]) -> str:
@@ -681,14 +922,6 @@ def _retry_delay_s(failures: int) -> float:
     """Exponential, with jitter, so that many machines do not return to a backup host at one moment."""
     delay_s = min(_FIRST_RETRY_S * 2 ** (failures - 1), _LAST_RETRY_S)
     return delay_s * random.uniform(0.5, 1.0)  # noqa: S311
-
-
-def _file_time(name: str) -> dt.datetime:
-    """Return the time in a change file's name, ``changes_YYYYMMDD_HHMMSS…``, or NEVER."""
-    try:
-        return dt.datetime.strptime(name[8:23], "%Y%m%d_%H%M%S").replace(tzinfo=dt.UTC)
-    except ValueError:
-        return NEVER
 
 
 def _utcnow() -> dt.datetime:

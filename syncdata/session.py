@@ -78,11 +78,6 @@ class EngineSession:
         if held and self._wrapper is not None and self.is_open:
             self._wrapper.connection.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK_KEYS)
 
-    def is_locked_by_anyone(self) -> bool:
-        """Tell whether a daemon runs on this database, on whatever host."""
-        row = self.connect().execute(_IS_LOCKED, _LOCK_KEYS).fetchone()
-        return bool(row and row[0])
-
     def _open(self) -> BaseDatabaseWrapper:
         try:
             wrapper = connections.create_connection(self._alias)
@@ -111,6 +106,12 @@ class EngineSession:
                 hint="it is tried again; the server drops a lost session within two minutes",
             )
         return wrapper
+
+
+def is_locked(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether a daemon runs on this database, on whatever host."""
+    row = connection.execute(_IS_LOCKED, _LOCK_KEYS).fetchone()
+    return bool(row and row[0])
 
 
 def init_error(error: Exception) -> ServiceInitError:

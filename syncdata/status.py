@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,13 @@ from typing import Any
 _OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
 
 
+_PLACE = re.compile(r"SHD_SYN_\d{3}: (changes_\S*?:\d+): ")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableInfo:
-    """A whitelisted table. ``state``: new, active or blocked. ``checkpoint``: ``file:records`` or empty."""
+    """A whitelisted table. ``state``: new, active, blocked or paused. ``checkpoint``: ``file:records`` or
+    empty."""
 
     table_name: str
     creator: str | None
@@ -52,6 +57,42 @@ class DaemonStatus:
     @property
     def is_healthy(self) -> bool:
         return not self.problems
+
+
+def blocking_place(error: str) -> str | None:
+    """Return the ``file:line`` of the record that *error*, as the books hold it, is about; None for none."""
+    match = _PLACE.match(error)
+    return match[1] if match else None
+
+
+def explain(error: str) -> tuple[str, str, str]:
+    """Split *error* into its code, what happened and where, and the remedy; the last may be empty."""
+    code, _, message = error.partition(": ")
+    if not message.endswith(")"):
+        return code, message, ""
+    depth = 0
+    for index in range(len(message) - 1, -1, -1):
+        depth += (message[index] == ")") - (message[index] == "(")
+        if depth == 0:
+            return code, message[:index].rstrip(), message[index + 1 : -1]
+    return code, message, ""
+
+
+def lag_s(checkpoint: str, farthest: str) -> float | None:
+    """Return how many seconds of files the place *checkpoint* is behind *farthest*, by the files' names.
+
+    Zero when both lie in one file; None where one is no place in a file.
+    """
+    own, front = file_time(checkpoint), file_time(farthest)
+    return None if own is None or front is None else (front - own).total_seconds()
+
+
+def file_time(name: str) -> dt.datetime | None:
+    """Return the time in a change file's name, ``changes_YYYYMMDD_HHMMSS…``; None when there is none."""
+    try:
+        return dt.datetime.strptime(name[8:23], "%Y%m%d_%H%M%S").replace(tzinfo=dt.UTC)
+    except ValueError:
+        return None
 
 
 def format_status(status: DaemonStatus) -> str:

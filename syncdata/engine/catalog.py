@@ -6,6 +6,7 @@ Source: "System Catalogs" of the PostgreSQL documentation (pg_attribute, pg_inde
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg import Connection
@@ -34,6 +35,23 @@ LEFT JOIN LATERAL (
     WHERE i.indrelid = c.oid AND i.indisvalid AND (i.indisprimary OR i.indisreplident)
     ORDER BY i.indisprimary DESC LIMIT 1
 ) AS key ON true
+"""
+
+# What a person may choose from. Before the first ANALYZE, reltuples is -1; the statistics of what was
+# written may know more then.
+_CHOICE = """
+SELECT n.nspname AS schema, c.relname AS name,
+       CASE WHEN c.relkind = 'p' THEN
+           (SELECT sum(greatest(leaf.reltuples, 0))::bigint FROM pg_partition_tree(c.oid) t
+            JOIN pg_class leaf ON leaf.oid = t.relid WHERE t.isleaf)
+       ELSE coalesce(nullif(c.reltuples, -1)::bigint, nullif(pg_stat_get_live_tuples(c.oid), 0))
+       END AS row_estimate,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
+               AND (i.indisprimary OR i.indisreplident)) AS has_key
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+ORDER BY n.nspname <> 'public', n.nspname, c.relname
 """
 
 _COLUMNS = """
@@ -83,6 +101,28 @@ WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 
 _JSON_OIDS = frozenset({114, 3802})
 _BYTEA_OID = 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalTable:
+    """A table of the local database. ``row_estimate``: the planner's, None before it has one."""
+
+    name: TableName
+    row_estimate: int | None
+    has_key: bool
+
+
+def local_tables(connection: Connection[Any]) -> list[LocalTable]:
+    """Return all ordinary and partitioned tables outside the system schemas, those of ``public`` first."""
+    rows = connection.cursor(row_factory=dict_row).execute(_CHOICE).fetchall()
+    return [
+        LocalTable(
+            name=TableName(row["schema"], row["name"]),
+            row_estimate=row["row_estimate"],
+            has_key=row["has_key"],
+        )
+        for row in rows
+    ]
 
 
 def read_schemas(connection: Connection[Any], names: Collection[TableName]) -> dict[TableName, TableSchema]:

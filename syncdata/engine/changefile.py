@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import msgspec
 import zstandard
 
-from syncdata.engine.changes import ChangeRecord, parse_lsn, parse_record
+from syncdata.engine.changes import ChangeRecord, TableName, parse_lsn, parse_record
 from syncdata.engine.errors import ParseError
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ FOOTER_PREFIX = b'# {"end":'
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 CHUNK_BYTES = 1 << 20
 COMPRESSED_CHUNK_BYTES = 1 << 15  # what it holds may be a thousand times as much
+# Stands for a line that an operator has said to skip: no table can have this name.
+UNREADABLE = ChangeRecord(table="", schema="", op="UPDATE")
+NO_TABLE = TableName(UNREADABLE.schema, UNREADABLE.table)
 _REFETCH_HINT = "replace the file in the archive by a good copy; syncing goes on by itself"
 
 
@@ -116,13 +119,16 @@ def inspect(stream: BinaryIO, name: str) -> Inspection:
     return inspection
 
 
-def read_records(stream: BinaryIO, name: str, *, skip: int = 0) -> Iterator[LocatedRecord]:
+def read_records(
+    stream: BinaryIO, name: str, *, skip: int = 0, ignored: Collection[int] = ()
+) -> Iterator[LocatedRecord]:
     """Yield the records of *stream* after the first *skip*, in the file's order.
 
     Memory is bounded by the longest line. Raises ParseError, with the line, at the first line that is
-    no record.
+    no record; those of the lines *ignored* are records of no table, in the transaction of the one before.
     """
     number = 0
+    record = UNREADABLE
     for line_number, line in _number_lines(stream, name):
         if line_number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
@@ -134,7 +140,9 @@ def read_records(stream: BinaryIO, name: str, *, skip: int = 0) -> Iterator[Loca
         try:
             record = parse_record(line)
         except ParseError as error:
-            raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
+            if line_number not in ignored:
+                raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
+            record = msgspec.structs.replace(UNREADABLE, ts=record.ts, commit_lsn=record.commit_lsn)
         yield LocatedRecord(record, line_number, len(line))
     if number < skip:
         raise ParseError(

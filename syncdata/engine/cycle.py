@@ -19,12 +19,12 @@ from syncdata.engine.ahead import ahead
 from syncdata.engine.archive import Archive, ChangeFile
 from syncdata.engine.batch import Batch, Limits, cut_batches
 from syncdata.engine.chain import check_chain, files_after, lost_beginning, lost_part
-from syncdata.engine.changefile import read_records, stem
+from syncdata.engine.changefile import NO_TABLE, read_records, stem
 from syncdata.engine.changes import TableName
 from syncdata.engine.errors import DiscoveryError, ParseError, SyncError
 from syncdata.engine.fetching import Fetched, ask, fetch, prepare_all
 from syncdata.engine.groups import Group, group_by_position
-from syncdata.engine.ledger import START, Checkpoint, Position
+from syncdata.engine.ledger import START, Checkpoint, Position, Skip
 from syncdata.engine.plan import Counts
 from syncdata.engine.reading import ReadingStopped
 from syncdata.engine.schema import TableSchema
@@ -161,6 +161,7 @@ class Cycle:
         self._broken = broken or {}
         self._at_end: set[TableName] = set()
         self._reasons: dict[TableName, str | None] = {}
+        self._skips: dict[TableName, tuple[Skip, ...]] = {}
         self.result = CycleResult()
 
     def run(self, checkpoints: Sequence[Checkpoint]) -> CycleResult:
@@ -171,6 +172,7 @@ class Cycle:
         CheckpointMovedError when another process moved a checkpoint; what was applied stays applied.
         """
         self._reasons = {checkpoint.table: checkpoint.error for checkpoint in checkpoints}
+        self._skips = {checkpoint.table: checkpoint.skips for checkpoint in checkpoints}
         groups = group_by_position(checkpoints)
         if not groups:
             return self.result
@@ -297,7 +299,8 @@ class Cycle:
 
     def _apply_batches(self, group: Group, fetched: Fetched, *, until: Position | None) -> None:
         schemas = self._target.schemas(group.tables)
-        batches = _read_batches(group, fetched, limits=self._limits, until=until)
+        ignored = self._ignored_lines(group, fetched.name)
+        batches = _read_batches(group, fetched, limits=self._limits, until=until, ignored=ignored)
         with closing(ahead(prepare_all(batches, schemas, fetched), name="syncdata-prepare")) as ready:
             for prepared in ready:
                 end = _position_after(prepared.batch, fetched)
@@ -307,6 +310,14 @@ class Cycle:
                 group.move_to(end)
                 if not group.tables or self._stop.is_set():
                     return
+
+    def _ignored_lines(self, group: Group, file: str) -> frozenset[int]:
+        """Return the lines of *file* that an operator has said to skip, for all tables of *group*."""
+        lines = (
+            frozenset(skip.line for skip in self._skips.get(table, ()) if stem(skip.file) == stem(file))
+            for table in group.tables
+        )
+        return frozenset.intersection(*lines)
 
     def _note(self, prepared: PreparedBatch, outcome: Outcome, fetched: Fetched) -> None:
         result, batch = self.result, prepared.batch
@@ -359,15 +370,15 @@ def _warn_of_older_rows(group: Group, name: str) -> None:
 
 
 def _read_batches(
-    group: Group, fetched: Fetched, *, limits: Limits, until: Position | None
+    group: Group, fetched: Fetched, *, limits: Limits, until: Position | None, ignored: frozenset[int]
 ) -> Iterator[Batch]:
     position, own = group.position, stem(fetched.name)
     start_record = position.record_number if stem(position.file) == own else 0
     is_last = until is not None and stem(until.file) == own and not until.is_finished
     header = fetched.inspection.header
     return cut_batches(
-        read_records(fetched.stream, fetched.name, skip=start_record),
-        floors=group.floors_in(header.source_id if header else ""),
+        read_records(fetched.stream, fetched.name, skip=start_record, ignored=ignored),
+        floors={**group.floors_in(header.source_id if header else ""), NO_TABLE: None},
         limits=limits,
         start_record=start_record,
         until_record=until.record_number if until is not None and is_last else None,

@@ -101,6 +101,10 @@ class ResyncError(SyncError, code="SHD_SYN_055"):
     """A table cannot be rebuilt from the archive; its old rows are still there."""
 
 
+class RequestError(SyncError, code="SHD_SYN_056"):
+    """What an operator asked for (pause, resume, retry, skip) cannot be done."""
+
+
 class ArchiveConnectionError(SyncError, code="SHD_SYN_060"):
     """The backup host cannot be reached, or refuses us, or is not the host we know."""
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import msgspec
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+from psycopg.types.string import TextLoader
 
 from syncdata.engine.changefile import stem
 from syncdata.engine.changes import TableName, format_lsn, parse_lsn
@@ -67,12 +70,28 @@ def floor_after(floor: int | None, start: Position, end: Position) -> int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """A record that *requested_by* has said to leave out when it is met again and still cannot be applied."""
+
+    file: str
+    line: int
+    requested_by: str = ""
+
+    def is_at(self, file: str | None, line: int | None) -> bool:
+        """Whether this is that place; the file may have been compressed since."""
+        return file is not None and line == self.line and stem(file) == stem(self.file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One whitelisted table's position. ``error`` is set while the table is blocked."""
+    """One whitelisted table's position. ``error`` is set while the table is blocked, also while it is
+    paused; a paused one keeps its place until it is resumed."""
 
     table: TableName
     position: Position
     error: str | None = None
+    is_paused: bool = False
+    skips: tuple[Skip, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,19 +170,22 @@ def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName])
 
 def require_position(
     connection: Connection[Any], floors: Mapping[TableName, int | None], position: Position
-) -> None:
-    """Lock the checkpoints of the tables of *floors*.
+) -> list[Checkpoint]:
+    """Lock and return the checkpoints of the tables of *floors*.
 
-    Raises CheckpointMovedError unless all stand at *position*, each with its floor: a resync may have
-    put newer rows there and left the file the same.
+    Raises CheckpointMovedError unless all stand at *position*, each with its floor, and none is paused: a
+    resync may have put newer rows there and left the file the same.
     """
     checkpoints = lock_checkpoints(connection, floors.keys())
     expected = (position.order, position.source_id)
     if len(checkpoints) != len(floors) or any(
-        (c.position.order, c.position.source_id) != expected or c.position.commit_lsn != floors[c.table]
+        c.is_paused
+        or (c.position.order, c.position.source_id) != expected
+        or c.position.commit_lsn != floors[c.table]
         for c in checkpoints
     ):
         raise CheckpointMovedError
+    return checkpoints
 
 
 def advance(
@@ -268,6 +290,69 @@ def unblock(connection: Connection[Any], tables: Collection[TableName]) -> None:
     )
 
 
+def pause(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:
+    """Keep *tables* where they stand; return those that were not paused before."""
+    rows = connection.execute(
+        "UPDATE data_sync_checkpoints SET state = 'paused'"
+        " WHERE table_name = ANY(%s) AND state <> 'paused' RETURNING table_name",
+        ([str(table) for table in tables],),
+    ).fetchall()
+    return sorted(TableName.parse(name) for (name,) in rows)
+
+
+def resume(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:
+    """Let *tables* go on from where they stand; return those that were paused."""
+    rows = connection.execute(
+        "UPDATE data_sync_checkpoints SET state = CASE WHEN error IS NULL THEN 'active' ELSE 'blocked' END"
+        " WHERE table_name = ANY(%s) AND state = 'paused' RETURNING table_name",
+        ([str(table) for table in tables],),
+    ).fetchall()
+    return sorted(TableName.parse(name) for (name,) in rows)
+
+
+def remember_skip(connection: Connection[Any], table: TableName, skip: Skip) -> None:
+    """Let the batch of *table* that meets the record leave it out; to say so twice is to say it once."""
+    connection.execute(
+        "UPDATE data_sync_checkpoints SET skips = skips || %(skip)s WHERE table_name = %(name)s"
+        " AND NOT skips @> %(place)s",
+        {
+            "skip": Jsonb([asdict(skip)]),
+            "place": Jsonb([{"file": skip.file, "line": skip.line}]),
+            "name": str(table),
+        },
+    )
+
+
+def settle_skips(
+    connection: Connection[Any],
+    checkpoint: Checkpoint,
+    used: Mapping[Skip, SyncError | None],
+    end: Position,
+    *,
+    now: dt.datetime,
+) -> None:
+    """Audit those of the checkpoint's skips that were *used*, each with the error it passed over, and forget
+    them; and those, too, that will not be met any more, now that the table has got to *end*."""
+    ahead = [s for s in checkpoint.skips if (stem(s.file), True) > (stem(end.file), end.is_finished)]
+    left = [skip for skip in ahead if skip not in used]
+    if len(left) == len(checkpoint.skips):
+        return
+    connection.execute(
+        "UPDATE data_sync_checkpoints SET skips = %s WHERE table_name = %s",
+        (Jsonb([asdict(skip) for skip in left]), str(checkpoint.table)),
+    )
+    for skip, error in used.items():
+        log_action(
+            connection,
+            checkpoint.table,
+            action="skip",
+            reference=f"{skip.file}:{skip.line}",
+            detail=str(error) if error else checkpoint.error,
+            now=now,
+            requested_by=skip.requested_by,
+        )
+
+
 def log_action(
     connection: Connection[Any],
     table: TableName,
@@ -277,23 +362,26 @@ def log_action(
     now: dt.datetime,
     counts: Counts | None = None,
     error: SyncError | None = None,
+    detail: str | None = None,
     duration_ms: int = 0,
+    requested_by: str | None = None,
 ) -> None:
-    """Audit what was done to a whole table: a resync, a clear, the load of a snapshot."""
+    """Audit what was done to a whole table (a resync, a clear, the load of a snapshot), or asked for it."""
     entry = Entry(counts=counts or Counts(), duration_ms=duration_ms)
     connection.execute(
         "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time,"
         " rows_synced, records_added, records_updated, records_deleted, records_truncated, records_missing,"
-        " duration_ms) VALUES (%(name)s, %(status)s, %(action)s, %(reference)s, %(error)s, %(now)s,"
-        " %(added)s + %(updated)s + %(deleted)s, %(added)s, %(updated)s, %(deleted)s, %(truncated)s,"
-        " %(missing)s, %(duration_ms)s)",
+        " duration_ms, requested_by) VALUES (%(name)s, %(status)s, %(action)s, %(reference)s, %(error)s,"
+        " %(now)s, %(added)s + %(updated)s + %(deleted)s, %(added)s, %(updated)s, %(deleted)s, %(truncated)s,"
+        " %(missing)s, %(duration_ms)s, %(requested_by)s)",
         {
             "name": str(table),
             "status": "FAILED" if error else "SUCCESS",
             "action": action,
             "reference": reference,
-            "error": str(error) if error else None,
+            "error": str(error) if error else detail,
             "now": now,
+            "requested_by": requested_by or None,
             **_parameters(entry),
         },
     )
@@ -324,6 +412,35 @@ def add_metrics(
             " records_deleted = coalesce(m.records_deleted, 0) + excluded.records_deleted",
             parameters,
         )
+
+
+def add_to_minute(
+    connection: Connection[Any], entries: Mapping[TableName, Entry], *, now: dt.datetime
+) -> None:
+    """Add *entries* to the minute that *now* falls in, for the dashboard."""
+    counts = Counts()
+    for entry in entries.values():
+        counts.add(entry.counts)
+    newest = max((e.last_change_at for e in entries.values() if e.last_change_at), default=None)
+    connection.execute(
+        "INSERT INTO data_sync_minutes AS m (minute, records_added, records_updated, records_deleted,"
+        " records_truncated, lag_s) VALUES (date_trunc('minute', %(now)s), %(added)s, %(updated)s,"
+        " %(deleted)s, %(truncated)s, %(lag_s)s) ON CONFLICT (minute) DO UPDATE SET"
+        " records_added = m.records_added + excluded.records_added,"
+        " records_updated = m.records_updated + excluded.records_updated,"
+        " records_deleted = m.records_deleted + excluded.records_deleted,"
+        " records_truncated = m.records_truncated + excluded.records_truncated,"
+        " lag_s = greatest(m.lag_s, excluded.lag_s)",
+        {
+            "now": now,
+            "lag_s": None if newest is None else max((now - newest).total_seconds(), 0.0),
+            **_parameters(Entry(counts=counts)),
+        },
+    )
+
+
+def forget_minutes(connection: Connection[Any], *, before: dt.datetime) -> None:
+    connection.execute("DELETE FROM data_sync_minutes WHERE minute < %s", (before,))
 
 
 def periods(now: dt.datetime, *, metric_freq_hours: int) -> list[tuple[str, dt.datetime, dt.datetime]]:
@@ -368,6 +485,14 @@ def end_cycle(
     connection.execute(
         "UPDATE data_sync_runs SET last_sync_at = %s, errors = errors + %s, last_error = %s WHERE id = %s",
         (now, errors, last_error, run_id),
+    )
+
+
+def note_waiting(connection: Connection[Any], run_id: int, *, files: int, size_bytes: int) -> None:
+    """Note how much the archive holds that some table has still to go through."""
+    connection.execute(
+        "UPDATE data_sync_runs SET waiting_files = %s, waiting_bytes = %s WHERE id = %s",
+        (files, size_bytes, run_id),
     )
 
 
@@ -423,7 +548,9 @@ def _totals(counts: Counts) -> dict[str, int]:
 
 
 def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list[dict[str, Any]]:
-    return connection.cursor(row_factory=dict_row).execute(query, parameters).fetchall()
+    cursor = connection.cursor(row_factory=dict_row)
+    cursor.adapters.register_loader("jsonb", TextLoader)  # as on Django's connections
+    return cursor.execute(query, parameters).fetchall()
 
 
 def _checkpoint(row: dict[str, Any]) -> Checkpoint:
@@ -438,6 +565,8 @@ def _checkpoint(row: dict[str, Any]) -> Checkpoint:
             source_id=row["source_id"],
         ),
         error=row["error"],
+        is_paused=row["state"] == "paused",
+        skips=msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
     )
 
 

@@ -27,10 +27,10 @@ from psycopg import Connection
 from syncdata.engine import ledger
 from syncdata.engine.batch import Batch
 from syncdata.engine.catalog import read_schemas
-from syncdata.engine.changefile import LocatedRecord
+from syncdata.engine.changefile import NO_TABLE, LocatedRecord
 from syncdata.engine.changes import TableName, format_lsn, parse_lsn
 from syncdata.engine.errors import ApplyError, MetricsError, SchemaError, SyncError
-from syncdata.engine.ledger import Checkpoint, Entry, Position
+from syncdata.engine.ledger import Checkpoint, Entry, Position, Skip
 from syncdata.engine.plan import Counts, TablePlan, make_plan
 from syncdata.engine.rows import RowWriter, is_servers_fault
 from syncdata.engine.schema import TableSchema
@@ -126,6 +126,23 @@ def _plan(
         return error
 
 
+def without(
+    prepared: PreparedBatch, table: TableName, line: int, schemas: Mapping[TableName, TableSchema]
+) -> PreparedBatch:
+    """Return *prepared* without the record of *table* in *line*."""
+    records = [
+        located
+        for located in prepared.batch.records
+        if located.line != line or (located.record.schema, located.record.table) != (table.schema, table.name)
+    ]
+    return prepare(
+        replace(prepared.batch, records=records),
+        schemas,
+        file=prepared.file,
+        is_plain_file=prepared.is_plain_file,
+    )
+
+
 class Target:
     """The local database, over one connection in autocommit mode that nobody else uses."""
 
@@ -143,6 +160,7 @@ class Target:
         self._clock = clock
         self._sequences_due: dict[TableName, TableSchema] = {}
         self._known: set[TableName] = set()
+        self._schemas: dict[TableName, TableSchema] = {}
         with _translated():
             prepare_session(connection)
             self._writer = RowWriter(connection)
@@ -151,9 +169,10 @@ class Target:
         return self._connection is connection
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Return the checkpoint of every whitelisted table, new tables at the archive's beginning."""
+        """Return the checkpoint of every whitelisted table that is not paused, new ones at the beginning."""
         with _translated(), self._connection.transaction():
-            return ledger.open_checkpoints(self._connection)
+            checkpoints = ledger.open_checkpoints(self._connection)
+        return [checkpoint for checkpoint in checkpoints if not checkpoint.is_paused]
 
     def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]:
         """Return what the catalog says now of those of *tables* that exist."""
@@ -164,6 +183,7 @@ class Target:
         for table in schemas.keys() - self._known:
             self._sequences_due[table] = schemas[table]
         self._known |= schemas.keys()
+        self._schemas = schemas
         return schemas
 
     def rest(self) -> None:
@@ -196,15 +216,19 @@ class Target:
         """Apply *prepared* to the tables of *floors* and move their checkpoints from *start* to *end*, in one
         transaction.
 
-        Tables that fail are in the outcome's ``blocked`` and stay at *start*. Raises
-        CheckpointMovedError when a checkpoint is not at *start* with its floor, ApplyError when the
-        server fails.
+        Tables that fail are in the outcome's ``blocked`` and stay at *start*, unless an operator has said to
+        skip the record at which one fails: then it is left out, and audited. Raises CheckpointMovedError
+        when a checkpoint is not at *start* with its floor, ApplyError when the server fails.
         """
         failed: dict[TableName, SyncError] = {}
+        skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
         while True:
             try:
                 with _translated(), self._connection.transaction():
-                    return self._apply(prepared, floors, failed, start=start, end=end)
+                    return self._apply(prepared, floors, failed, skipped, start=start, end=end)
+            except _SkippedError as told:
+                skipped.setdefault(told.table, {})[told.skip] = told.error
+                prepared = without(prepared, told.table, told.skip.line, self._schemas)
             except _TableFailedError as failure:
                 # Constraints are checked when all rows are in: take the batch back, without that table.
                 failed[failure.table] = failure.error
@@ -214,36 +238,64 @@ class Target:
         prepared: PreparedBatch,
         floors: Mapping[TableName, int | None],
         failed: dict[TableName, SyncError],
+        skipped: dict[TableName, dict[Skip, SyncError | None]],
         *,
         start: Position,
         end: Position,
     ) -> Outcome:
-        ledger.require_position(self._connection, floors, start)
+        checkpoints = {c.table: c for c in ledger.require_position(self._connection, floors, start)}
         self._writer.begin()
         now = self._clock()
         entries: dict[TableName, Entry] = {}
         failed = dict(failed)
         parts = {t: part for t, part in prepared.parts.items() if t in floors and t not in failed}
         if self._may_cascade(parts):
-            entries = self._apply_in_order(prepared, parts)
+            try:
+                entries = self._apply_in_order(prepared, parts)
+            except _TableFailedError as failure:
+                _leave_out_if_told(checkpoints[failure.table], failure.error)
+                raise
         else:
             for table in _parents_first(parts):
                 try:
                     entries[table] = self._apply_part(prepared, parts[table])
                 except SyncError as reason:
+                    _leave_out_if_told(checkpoints[table], reason)
                     failed[table] = reason
         self._check_constraints(prepared, entries)
         if end.is_finished:
             self._advance_sequences()
         healthy = {table: floor for table, floor in floors.items() if table not in failed}
         ledger.advance(self._connection, healthy, entries, start=start, end=end, now=now)
+        self._settle_skips(prepared, [checkpoints[table] for table in healthy], skipped, end, now=now)
         for table, error in failed.items():
             ledger.block(self._connection, [table], error, file=prepared.file, now=now)
         self._add_metrics(entries, now)
+        if entries:
+            ledger.add_to_minute(self._connection, entries, now=now)
         if self._run_id is not None and entries:
             records = sum(entry.counts.records for entry in entries.values())
             ledger.add_to_run(self._connection, self._run_id, records=records)
         return Outcome(counts={table: entry.counts for table, entry in entries.items()}, blocked=failed)
+
+    def _settle_skips(
+        self,
+        prepared: PreparedBatch,
+        checkpoints: Iterable[Checkpoint],
+        skipped: Mapping[TableName, Mapping[Skip, SyncError | None]],
+        end: Position,
+        *,
+        now: dt.datetime,
+    ) -> None:
+        unreadable = prepared.parts.get(NO_TABLE)
+        lines = {located.line for located in unreadable.records} if unreadable else set()
+        for checkpoint in checkpoints:
+            if checkpoint.skips:
+                used = dict(skipped.get(checkpoint.table, {}))
+                for skip in checkpoint.skips:
+                    if skip.line in lines and skip.is_at(prepared.file, skip.line):
+                        used.setdefault(skip, None)
+                ledger.settle_skips(self._connection, checkpoint, used, end, now=now)
 
     def _may_cascade(self, parts: Mapping[TableName, TablePart]) -> bool:
         """Whether a delete of this batch can change rows that the batch has moved out of its way."""
@@ -311,8 +363,7 @@ class Target:
                     hint="whitelist the table it refers to as well, or let the role set"
                     " session_replication_role; it is tried again in every cycle",
                     table=str(table),
-                    file=prepared.file,
-                    line=prepared.parts[table].records[0].line,
+                    file=prepared.file,  # any of the batch's rows may be the one: there is no line to name
                 ),
             ) from error
 
@@ -357,6 +408,21 @@ class _TableFailedError(Exception):
         super().__init__(table)
         self.table = table
         self.error = error
+
+
+class _SkippedError(Exception):
+    def __init__(self, table: TableName, skip: Skip, error: SyncError) -> None:
+        super().__init__(table)
+        self.table = table
+        self.skip = skip
+        self.error = error
+
+
+def _leave_out_if_told(checkpoint: Checkpoint, error: SyncError) -> None:
+    """Raise _SkippedError where an operator has said to skip the record that *error* is about."""
+    for skip in checkpoint.skips:
+        if skip.is_at(error.file, error.line):
+            raise _SkippedError(checkpoint.table, skip, error) from error
 
 
 def prepare_session(connection: Connection[Any]) -> None:

@@ -13,10 +13,17 @@ RESERVED = frozenset(
         "data_sync_metrics",
         "data_sync_checkpoints",
         "data_sync_runs",
+        "data_sync_minutes",
+        "data_sync_requests",
         "django_migrations",
     }
 )
 _SYSTEM_SCHEMAS = frozenset({"pg_catalog", "information_schema", "pg_toast"})
+
+
+def is_syncable(table: TableName) -> bool:
+    """Whether *table* may be synced at all."""
+    return table.name not in RESERVED and table.schema not in _SYSTEM_SCHEMAS
 
 
 def parse_syncable(text: str) -> TableName:

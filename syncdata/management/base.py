@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import logging
 import sys
@@ -159,6 +160,13 @@ def _database_error(error: Exception) -> ServiceInitError:
 
 def add_table_names(parser: ArgumentParser, help: str) -> None:
     parser.add_argument("tables", nargs="+", metavar="table", help=help)
+
+
+def login_name() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return None
 
 
 def format_result(result: SyncResult) -> str:

@@ -23,7 +23,15 @@ PREDECESSOR_ROWS = """
     INSERT INTO data_sync_metrics (table_name, period_start, period_end, period_type, records_added)
         VALUES ('users', '2026-02-05T00:00:00Z', '2026-02-06T00:00:00Z', 'FREQ', 5);
 """
-TABLES = ["tables_to_sync", "data_sync_logs", "data_sync_metrics", "data_sync_checkpoints", "data_sync_runs"]
+TABLES = [
+    "tables_to_sync",
+    "data_sync_logs",
+    "data_sync_metrics",
+    "data_sync_checkpoints",
+    "data_sync_runs",
+    "data_sync_minutes",
+    "data_sync_requests",
+]
 
 
 def execute(statements: str) -> None:

@@ -90,7 +90,7 @@ class Service:
     def remove_tables(self, names: list[str]) -> list[str]:
         return ["users"]
 
-    def clear(self) -> list[str]:
+    def clear(self, tables: Any = None, *, requested_by: str | None = None) -> list[str]:
         self.asked.append(("clear", None))
         return ["users", "shop.orders"]
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"engine.archive"},
     {"engine.reader", "engine.staging"},
     {"engine.plan"},
-    {"engine.ledger", "engine.rows"},
+    {"engine.ledger", "engine.rows", "engine.requests"},
     {"engine.target", "engine.chain", "engine.groups"},
     {"engine.fetching"},
     {"engine.cycle", "engine.snapshots"},
@@ -32,16 +32,20 @@ LAYERS = [
     {"capture.chain", "capture.source", "capture.consistent"},
     {"capture.archiver", "confkeys"},
     {"capture.snapshot", "capture.retention", "archiverstatus"},
-    {"conf", "session", "statefile", "status", "daemon", "adoption", "modelnames"},
-    {"models", "routers", "signals"},
+    {"conf", "session", "statefile", "status", "progress", "daemon", "adoption", "modelnames"},
+    {"models", "routers", "reports", "signals"},
     {"migrations", "checks"},
     {"apps", "service", "production", "archiving"},
-    {"admin", "management.progress", "management.interpreter", "monitoring"},
-    {"management.base", "management.snapshotprogress", "health_check"},
+    {"pages.books", "pages.texts", "pages.zones", "pages.export", "monitoring"},
+    {"pages.lists", "pages.asking", "pages.picker", "health_check"},
+    {"pages.dashboard"},
+    {"admin", "templatetags", "management.progress", "management.interpreter"},
+    {"management.base", "management.snapshotprogress"},
     {"management.archiving"},
     {"management.commands"},
 ]
-PACKAGES = {"", "engine", "capture", "management"}  # they hold a version or a docstring, and import nothing
+# They hold a version or a docstring, and import nothing.
+PACKAGES = {"", "engine", "capture", "management", "pages"}
 
 
 def module_name(path: Path) -> str:

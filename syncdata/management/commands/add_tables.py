@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import getpass
 from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import CommandError
 
-from syncdata.management.base import SyncCommand
+from syncdata.management.base import SyncCommand, login_name
 
 
 class Command(SyncCommand):
@@ -46,13 +45,6 @@ in double quotes is always a table."""
             raise CommandError("the following arguments are required: table (or --app LABEL)", returncode=2)
         with self.open_service() as service:
             names = service.find_tables(tables, apps=apps)
-            added = service.add_tables(tables, apps=apps, creator=creator or _login_name())
+            added = service.add_tables(tables, apps=apps, creator=creator or login_name())
         for name in names:
             self.stdout.write(f"added: {name}" if name in added else f"already in the whitelist: {name}")
-
-
-def _login_name() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
-        return None

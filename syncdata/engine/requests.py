@@ -1,0 +1,129 @@
+"""The queue of what operators ask the daemon to do, as rows of ``data_sync_requests``. Knows psycopg.
+
+Only who holds the daemon's lock takes requests, one at a time. So a request that is found running was
+left by a daemon that ended in the middle, and is taken again: what is done for it either commits together
+with `finish`, or may be done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from select import select
+from typing import Any
+
+from psycopg import Connection
+from psycopg.rows import dict_row
+
+CHANNEL = "syncdata_requests"
+MOST_ATTEMPTS = 3
+# After this much time nobody looks at an old request any more; the audit log has what came of it.
+_KEEP = "interval '90 days'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """``place``: the record to skip, as ``file:line``. ``attempts``: how often it was taken, now included."""
+
+    id: int
+    action: str
+    table_names: tuple[str, ...]
+    place: str = ""
+    requested_by: str = ""
+    attempts: int = 1
+
+
+def submit(
+    connection: Connection[Any],
+    action: str,
+    table_names: Collection[str],
+    *,
+    place: str = "",
+    requested_by: str = "",
+) -> int:
+    """Put a request into the queue and wake the daemon, when the transaction commits; return its id."""
+    row = connection.execute(
+        "WITH request AS (INSERT INTO data_sync_requests (action, table_names, place, requested_by)"
+        " VALUES (%s, %s::text[], %s, %s) RETURNING id) SELECT id, pg_notify(%s, '') FROM request",
+        (action, list(table_names), place, requested_by, CHANNEL),
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def take(connection: Connection[Any]) -> Request | None:
+    """Mark the oldest unfinished request as running and return it; None when there is none."""
+    row = (
+        connection.cursor(row_factory=dict_row)
+        .execute(
+            "UPDATE data_sync_requests SET state = 'running', attempts = attempts + 1, progress = ''"
+            " WHERE id ="
+            " (SELECT id FROM data_sync_requests WHERE state IN ('waiting', 'running') ORDER BY id LIMIT 1)"
+            " RETURNING id, action, table_names, place, requested_by, attempts"
+        )
+        .fetchone()
+    )
+    return None if row is None else Request(**row | {"table_names": tuple(row["table_names"])})
+
+
+def note_progress(connection: Connection[Any], request: Request, text: str) -> None:
+    connection.execute("UPDATE data_sync_requests SET progress = %s WHERE id = %s", (text, request.id))
+
+
+def finish(connection: Connection[Any], request: Request, text: str = "") -> None:
+    """Mark *request* as done, and forget those that are long over."""
+    connection.execute(
+        "UPDATE data_sync_requests SET state = 'done', progress = %s, finished_at = now() WHERE id = %s",
+        (text, request.id),
+    )
+    connection.execute(f"DELETE FROM data_sync_requests WHERE finished_at < now() - {_KEEP}")
+
+
+def fail(connection: Connection[Any], request: Request, error: str) -> None:
+    connection.execute(
+        "UPDATE data_sync_requests SET state = 'failed', error = %s, finished_at = now() WHERE id = %s",
+        (error, request.id),
+    )
+
+
+def put_back(connection: Connection[Any], request: Request) -> None:
+    """Leave *request* for the next daemon, as if it had not been taken."""
+    connection.execute(
+        "UPDATE data_sync_requests SET state = 'waiting', attempts = attempts - 1, progress = ''"
+        " WHERE id = %s",
+        (request.id,),
+    )
+
+
+class Doorbell:
+    """Tells whether requests have come in since it was last asked, without asking the database."""
+
+    def __init__(self, connection: Connection[Any]) -> None:
+        self._connection = connection
+        self._has_rung = True  # what came in before we listened
+        connection.add_notify_handler(lambda notification: self._ring())
+        connection.execute(f"LISTEN {CHANNEL}")
+
+    def is_on(self, connection: Connection[Any]) -> bool:
+        return self._connection is connection
+
+    def answer(self) -> bool:
+        """Return whether it has rung, and be silent until it rings again."""
+        has_rung, self._has_rung = self._has_rung, False
+        return has_rung
+
+    @property
+    def has_rung(self) -> bool:
+        """The driver hands notifications over with the results of statements, so ask after one."""
+        return self._has_rung
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the server sends something, at most *timeout_s*.
+
+        Raises psycopg.Error when the server has gone.
+        """
+        if not self._has_rung and select([self._connection.fileno()], [], [], timeout_s)[0]:
+            self._connection.execute("SELECT")
+
+    def _ring(self) -> None:
+        self._has_rung = True

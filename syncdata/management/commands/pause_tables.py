@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from syncdata.management.base import SyncCommand, add_table_names, login_name
+
+
+class Command(SyncCommand):
+    help = """\
+Keep tables where they stand: their changes wait in the archive until resume_tables.
+
+The others go on. A batch that is running commits first. A resync or clear of a paused table ends its
+pause. If one of the tables is not whitelisted, none is paused."""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        add_table_names(parser, "A table of the whitelist: table or schema.table.")
+
+    def handle(self, *, tables: list[str], **options: Any) -> None:
+        with self.open_service() as service:
+            changed = service.pause_tables(tables, requested_by=login_name())
+        for name in changed:
+            self.stdout.write(f"paused: {name}")

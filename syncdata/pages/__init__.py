@@ -1,0 +1,1 @@
+"""What the admin pages are made of; ``syncdata.admin`` registers them."""

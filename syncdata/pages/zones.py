@@ -1,0 +1,41 @@
+"""The user's time zone: the browser says it in a cookie, and pages are read, and filters meant, in it."""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.template.response import SimpleTemplateResponse
+from django.utils import timezone
+
+COOKIE = "syncdata_tz"
+
+View = Callable[..., HttpResponse]
+
+
+def in_users_time_zone(view: View) -> View:
+    """Decorate a method that is a view. Its response is rendered here, while the zone holds."""
+
+    @wraps(view)
+    def wrapped(self: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        with zone_of(request):
+            response = view(self, request, *args, **kwargs)
+            return response.render() if isinstance(response, SimpleTemplateResponse) else response
+
+    return wrapped
+
+
+def zone_of(request: HttpRequest) -> AbstractContextManager[Any]:
+    """Return a context in which times are the user's; the site's own, where their zone is not known."""
+    name = request.COOKIES.get(COOKIE, "")
+    if not settings.USE_TZ or not name:
+        return nullcontext()
+    try:
+        return timezone.override(zoneinfo.ZoneInfo(name))
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        return nullcontext()
