@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 ARCHIVER_PID_FILE_NAME = ".syncdata_archiver.pid"
 
 _WATCH_EVERY_S = 60.0
+_BEGIN_PATIENCE_S, _BEGIN_POLL_S = 20.0, 0.2
 
 
 class ArchivingService:
@@ -148,10 +149,16 @@ class ArchivingService:
 
     def _chain(self) -> Chain:
         """Return the chain; a running archiver has begun it, and without one it can be begun here."""
-        chain = load_chain(self._config.spool_dir)
-        if chain is None:
-            with self._as_the_only_one():
-                chain = self._archiver().open_chain()
+        deadline_s = time.monotonic() + _BEGIN_PATIENCE_S
+        while (chain := load_chain(self._config.spool_dir)) is None:
+            try:
+                with self._as_the_only_one():
+                    return self._archiver().open_chain()
+            except ArchiverRunError:
+                # One that has just been started is about to begin it.
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(_BEGIN_POLL_S)
         return chain
 
     def _chosen(self, names: Sequence[str]) -> list[TableName]:

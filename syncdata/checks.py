@@ -1,25 +1,48 @@
-"""System checks. They read the configuration; they connect to nothing."""
+"""System checks: the configuration, the settings around it, and, under ``--database`` only, the database.
+
+Without ``--database`` nothing connects. What the database checks find are warnings, also where no row could
+be applied: ``migrate`` runs them first, and is often what mends them.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import psycopg
 from django.apps import apps
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core import checks
 from django.db import connections, router
+from django.db.models import Model
 
-from syncdata.conf import CONFIG_VARIABLE, SyncConfig, is_production_host, load_config, load_source_config
+from syncdata.conf import (
+    CONFIG_VARIABLE,
+    SyncConfig,
+    exposes_secrets,
+    is_production_host,
+    load_config,
+    load_source_config,
+)
+from syncdata.engine.catalog import read_schemas
+from syncdata.engine.changes import TableName
 from syncdata.engine.errors import SyncError
-from syncdata.models import SyncLog
+from syncdata.engine.schema import TableSchema
+from syncdata.engine.whitelist import parse_syncable
+from syncdata.modelnames import table_of
+from syncdata.models import SyncLog, TableToSync
+from syncdata.session import init_error
 
 TAG = "syncdata"
 
+Messages = Sequence[checks.CheckMessage]
+
 
 @checks.register(TAG)
-def check_configuration(**kwargs: Any) -> Sequence[checks.CheckMessage]:
+def check_configuration(**kwargs: Any) -> Messages:
     """The configuration loads, and its database is a PostgreSQL that syncdata's models are routed to.
 
     A production host has no local database; there it is the configuration of the source that must load.
@@ -30,27 +53,35 @@ def check_configuration(**kwargs: Any) -> Sequence[checks.CheckMessage]:
             return []
         config = load_config()
     except SyncError as error:
+        hint = "README, 'Configuration'."
         if getattr(settings, "SYNCDATA", None) is None and not os.environ.get(CONFIG_VARIABLE):
-            return [checks.Warning(str(error), id="syncdata.W001")]
-        return [checks.Error(str(error), id="syncdata.E001")]
-    return _check_database(config)
+            return [checks.Warning(str(error), hint=hint, id="syncdata.W001")]
+        return [checks.Error(str(error), hint=hint, id="syncdata.E001")]
+    return _check_alias(config)
 
 
 def _is_production_host() -> bool:
     return getattr(settings, "SYNCDATA", None) is None and is_production_host()
 
 
-def _check_database(config: SyncConfig) -> Sequence[checks.CheckMessage]:
+def _check_alias(config: SyncConfig) -> Messages:
     alias = config.database
     if alias not in connections:
         return [
             checks.Error(
                 f"settings.SYNCDATA names the database {alias!r}, which is not in DATABASES.",
+                hint="Add it to DATABASES, or name another alias with 'database'.",
                 id="syncdata.E002",
             )
         ]
     if connections[alias].vendor != "postgresql":
-        return [checks.Error(f"The database {alias!r} is not a PostgreSQL.", id="syncdata.E003")]
+        return [
+            checks.Error(
+                f"The database {alias!r} is not a PostgreSQL.",
+                hint="Name an alias of a PostgreSQL with 'database'.",
+                id="syncdata.E003",
+            )
+        ]
     if router.db_for_write(SyncLog) != alias:
         return [
             checks.Error(
@@ -63,8 +94,194 @@ def _check_database(config: SyncConfig) -> Sequence[checks.CheckMessage]:
 
 
 @checks.register(TAG)
-def check_admin(**kwargs: Any) -> Sequence[checks.CheckMessage]:
+def check_admin(**kwargs: Any) -> Messages:
     """What the admin pages need is installed."""
     if apps.is_installed("django.contrib.admin") and not apps.is_installed("rangefilter"):
-        return [checks.Error("The admin pages need 'rangefilter' in INSTALLED_APPS.", id="syncdata.E005")]
+        return [
+            checks.Error(
+                "The admin pages need 'rangefilter' in INSTALLED_APPS.",
+                hint="Add it; it was installed with syncdata.",
+                id="syncdata.E005",
+            )
+        ]
     return []
+
+
+@checks.register(TAG)
+def check_files(**kwargs: Any) -> Messages:
+    """The files that the configuration names are there and only for those they are meant for."""
+    try:
+        config = load_config()
+    except SyncError:
+        return []  # check_configuration says so
+    return [*_check_secrets(config), *_check_state_dir(config), *_check_known_hosts(config)]
+
+
+def _check_secrets(config: SyncConfig) -> Iterator[checks.CheckMessage]:
+    if config.config_file is not None and exposes_secrets(config.config_file):
+        yield checks.Warning(
+            f"{config.config_file} holds a password and can be read by every user.",
+            hint=f"Run: chmod 600 {config.config_file}",
+            id="syncdata.W002",
+        )
+    key_file = config.archive_key_file
+    if (
+        key_file is not None
+        and key_file.is_file()
+        and key_file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+    ):
+        yield checks.Warning(
+            f"The private key {key_file} can be read by other users.",
+            hint=f"Run: chmod 600 {key_file}",
+            id="syncdata.W003",
+        )
+
+
+def _check_state_dir(config: SyncConfig) -> Iterator[checks.CheckMessage]:
+    if not os.access(config.state_dir, os.W_OK | os.X_OK):
+        yield checks.Warning(
+            f"The state and pid files cannot be written to {config.state_dir} by this user.",
+            hint="Let the daemon's user write there, or run the check as that user.",
+            id="syncdata.W004",
+        )
+
+
+def _check_known_hosts(config: SyncConfig) -> Iterator[checks.CheckMessage]:
+    if config.archive_backend == "sftp" and not os.access(config.archive_known_hosts, os.R_OK):
+        yield checks.Warning(
+            f"The backup host will be refused: {config.archive_known_hosts} cannot be read.",
+            hint=f"Run: ssh-keyscan {config.archive_host} >> {config.archive_known_hosts}"
+            " and compare the fingerprint with what its administrator says.",
+            id="syncdata.W005",
+        )
+
+
+@checks.register(TAG, checks.Tags.database)
+def check_database(databases: Sequence[str] | None = None, **kwargs: Any) -> Messages:
+    """The whitelist fits the schema, and the role has the rights it needs. Only under ``--database``."""
+    try:
+        config = load_config()
+    except SyncError:
+        return []
+    if config.database not in (databases or ()) or _check_alias(config):
+        return []
+    # That it cannot be reached is for Django to say: it raises, as for any database check.
+    with connections[config.database].cursor() as cursor:
+        try:
+            return _check_whitelist_and_role(cursor.connection, config.database)
+        except psycopg.ProgrammingError as error:
+            hint = "Run migrate; let the role read syncdata's own tables."
+            return [checks.Warning(str(init_error(error)), hint=hint, id="syncdata.W013")]
+
+
+def _check_whitelist_and_role(connection: psycopg.Connection[Any], alias: str) -> Messages:
+    found = [*_check_role(connection)]
+    if TableToSync._meta.db_table not in connections[alias].introspection.table_names():
+        return found  # `migrate` has not been here yet
+    rows = connection.execute("SELECT table_name FROM tables_to_sync ORDER BY table_name").fetchall()
+    tables: list[TableName] = []
+    for (name,) in rows:
+        try:
+            tables.append(parse_syncable(name))
+        except SyncError as error:
+            hint = "Run: manage.py remove_tables, or take it off in the admin."
+            found.append(
+                checks.Warning(f"On the whitelist, but not synced: {error}", hint=hint, id="syncdata.W006")
+            )
+    schemas = read_schemas(connection, tables)
+    found += _check_tables(tables, schemas)
+    found += _check_logins(tables, alias)
+    found += _check_table_rights(connection, schemas.values())
+    return found
+
+
+def _check_tables(
+    tables: Iterable[TableName], schemas: dict[TableName, TableSchema]
+) -> Iterator[checks.CheckMessage]:
+    for table in tables:
+        if table not in schemas:
+            yield checks.Warning(
+                f"The whitelisted table {table} does not exist.",
+                hint="Create it (migrate), or take it off with remove_tables.",
+                id="syncdata.W007",
+            )
+        elif not schemas[table].key:
+            yield checks.Warning(
+                f"The whitelisted table {table} has neither a primary key nor a replica identity index.",
+                hint="Give it one; without, its rows are matched on all their old values, slowly.",
+                id="syncdata.W008",
+            )
+
+
+def _check_logins(tables: Iterable[TableName], alias: str) -> Iterator[checks.CheckMessage]:
+    logins = {table_of(model): model._meta.label for model in _login_models(alias)}
+    for table in tables:
+        if table in logins:
+            yield checks.Warning(
+                f"The whitelisted table {table} ({logins[table]}) holds the logins or rights of this project:"
+                " who may log in there, may log in here.",
+                hint="Take it off with remove_tables.",
+                id="syncdata.W009",
+            )
+
+
+def _login_models(alias: str) -> Iterator[type[Model]]:
+    """The models that say who is logged in and may do what, those in the synced database."""
+    labels = ("auth.Group", "auth.Permission", "sessions.Session", "contenttypes.ContentType")
+    models = [get_user_model()] if apps.is_installed("django.contrib.auth") else []
+    for label in labels:
+        app_label, name = label.split(".")
+        if app_label in apps.app_configs:
+            models.append(apps.get_model(app_label, name))
+    for model in models:
+        between = (field.remote_field.through for field in model._meta.many_to_many)
+        yield from (each for each in (model, *between) if each and router.db_for_read(each) == alias)
+
+
+def _check_role(connection: psycopg.Connection[Any]) -> Iterator[checks.CheckMessage]:
+    role, may_create_temporary = connection.execute(
+        "SELECT current_user, has_database_privilege(current_database(), 'TEMPORARY')"
+    ).fetchone() or ("", True)
+    if not may_create_temporary:
+        yield checks.Warning(
+            f"The role {role} may not create temporary tables, which every batch goes through.",
+            hint=f"Run: GRANT TEMPORARY ON DATABASE {connection.info.dbname} TO {role};",
+            id="syncdata.W010",
+        )
+    if not _may_silence(connection):
+        yield checks.Warning(
+            f"The role {role} may not set session_replication_role: triggers and foreign keys stay awake.",
+            hint=f"From PostgreSQL 15 on: GRANT SET ON PARAMETER session_replication_role TO {role};"
+            " without it, tables that refer to each other belong on the whitelist together.",
+            id="syncdata.W011",
+        )
+
+
+def _may_silence(connection: psycopg.Connection[Any]) -> bool:
+    query = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+    if connection.info.server_version >= 150_000:
+        query = "SELECT has_parameter_privilege('session_replication_role', 'SET')"
+    row = connection.execute(query).fetchone()
+    return bool(row and row[0])
+
+
+def _check_table_rights(
+    connection: psycopg.Connection[Any], schemas: Iterable[TableSchema]
+) -> Iterator[checks.CheckMessage]:
+    for schema in schemas:
+        row = connection.execute(
+            "SELECT current_user, array_remove(array["
+            " CASE WHEN NOT has_schema_privilege(%(schema)s, 'USAGE') THEN 'USAGE of its schema' END,"
+            " CASE WHEN NOT has_table_privilege(%(oid)s::oid, 'SELECT') THEN 'SELECT' END,"
+            " CASE WHEN NOT has_table_privilege(%(oid)s::oid, 'INSERT') THEN 'INSERT' END,"
+            " CASE WHEN NOT has_table_privilege(%(oid)s::oid, 'UPDATE') THEN 'UPDATE' END,"
+            " CASE WHEN NOT has_table_privilege(%(oid)s::oid, 'DELETE') THEN 'DELETE' END,"
+            " CASE WHEN NOT has_table_privilege(%(oid)s::oid, 'TRUNCATE') THEN 'TRUNCATE' END], NULL)",
+            {"oid": schema.oid, "schema": schema.name.schema},
+        ).fetchone()
+        if row and row[1]:
+            yield checks.Warning(
+                f"The role {row[0]} lacks on the whitelisted table {schema.name}: {', '.join(row[1])}.",
+                hint=f"Run: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {schema.name} TO {row[0]};",
+                id="syncdata.W012",
+            )

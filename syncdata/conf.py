@@ -231,7 +231,12 @@ def _read_source(reading: Reading, table: object) -> None:
 def _source_config(found: dict[str, Any], state_dir: Path) -> SourceConfig:
     # Beside the configuration, wherever the daemon was started.
     spool_dir = state_dir / found.pop("spool_dir", "spool")
-    return SourceConfig(**found, spool_dir=spool_dir, state_dir=state_dir)
+    config = SourceConfig(**found, spool_dir=spool_dir, state_dir=state_dir)
+    archive = config.archive_settings
+    if isinstance(archive, LocalSettings) and archive.directory.resolve() == spool_dir.resolve():
+        # What is in the archive leaves the spool.
+        raise ConfigError("source.spool_dir: must not be archive_dir", hint="choose another directory")
+    return config
 
 
 def _settings_values() -> object:
@@ -295,9 +300,18 @@ def _warn_once(path: Path) -> None:
 
 
 def _warn_if_readable_by_others(path: Path, values: Mapping[str, Any]) -> None:
+    if _exposes_secrets(path, values):
+        _warn_once(path)
+
+
+def exposes_secrets(path: Path) -> bool:
+    """Whether the configuration file at *path* holds a secret and every user can read it."""
+    return _exposes_secrets(path, _read_toml(path))
+
+
+def _exposes_secrets(path: Path, values: Mapping[str, Any]) -> bool:
     source = values.get("source")
     holds_secret = not SECRET_KEYS.isdisjoint(values) or (
         isinstance(source, Mapping) and any("password" in key for key in source)
     )
-    if holds_secret and path.stat().st_mode & stat.S_IROTH:
-        _warn_once(path)
+    return holds_secret and bool(path.stat().st_mode & stat.S_IROTH)

@@ -12,21 +12,22 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg
 
+from syncdata import signals
 from syncdata.conf import SyncConfig
 from syncdata.engine import ledger, requests
 from syncdata.engine.archive import Archive, open_archive
 from syncdata.engine.batch import Limits
 from syncdata.engine.catalog import read_schemas
 from syncdata.engine.changes import TableName, parse_lsn
-from syncdata.engine.cycle import Cycle, CycleResult, NoProgress, Progress
+from syncdata.engine.cycle import Activity, Cycle, CycleResult, NoProgress, Progress
 from syncdata.engine.errors import (
     ClearError,
     CloseError,
@@ -49,7 +50,8 @@ from syncdata.engine.requests import Doorbell, Request
 from syncdata.engine.rows import RowWriter
 from syncdata.engine.snapshots import find_snapshots
 from syncdata.engine.target import Outcome, PreparedBatch, Target, parents_first, translate
-from syncdata.engine.whitelist import parse_syncable
+from syncdata.engine.whitelist import require_syncable
+from syncdata.modelnames import resolve, tables_of_app
 from syncdata.progress import RequestProgress, WaitingProgress
 from syncdata.reports import read_latest_run, read_tables
 from syncdata.session import EngineSession, init_error, is_locked
@@ -73,6 +75,7 @@ _MOST_RESTARTS = 10
 _MINUTES_KEPT = dt.timedelta(days=2)
 # How soon a daemon that waits for its next cycle sees that it is to stop.
 _LISTEN_S = 0.2
+_OUTCOMES = {"retry": "a cycle is started", "skip": "skipped when its batch is applied"}
 # After these requests there is something to sync.
 _CALLS_FOR_CYCLE = frozenset({"resume", "retry", "skip", "clear"})
 
@@ -102,12 +105,17 @@ class SyncResult:
 
 
 class SyncDataService:
-    """One configuration at work; a context manager. Not for use from several threads at once."""
+    """One configuration at work; a context manager. Not for use from several threads at once.
 
-    def __init__(self, config: SyncConfig, *, progress: Progress | None = None) -> None:
+    *timeout_s*: for those who only look, the most that connecting to the database and any statement take.
+    """
+
+    def __init__(
+        self, config: SyncConfig, *, progress: Progress | None = None, timeout_s: int | None = None
+    ) -> None:
         self._config = config
         self._progress = progress
-        self._session = EngineSession(config.database)
+        self._session = EngineSession(config.database, timeout_s=timeout_s)
         self._archive: Archive | None = None
         self._run_id: int | None = None
         self._target: Target | None = None
@@ -154,28 +162,24 @@ class SyncDataService:
                     failures = 0
                 except SyncError as error:
                     failures += 1
-                    logger.error("%s", error, extra={"code": error.code})
-                    self._note_failure(error)
+                    logger.error("%s", error, extra=error.fields)
                 self._rest(stop, min(interval_s, _retry_delay_s(failures)) if failures else interval_s)
 
     def run_once(self, stop: threading.Event | None = None) -> SyncResult:
         """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""
         with self._run(self._config.data_sync_freq):
-            try:
-                return self._run_cycle(stop or threading.Event())
-            except SyncError as error:
-                self._note_failure(error)
-                raise
+            return self._run_cycle(stop or threading.Event())
 
     def resync(
         self, table: str, *, stop: threading.Event | None = None, progress: Progress | None = None
     ) -> SyncResult:
-        """Rebuild *table* from its newest snapshot, else from the first change file.
+        """Rebuild *table* (or ``app_label.Model``) from its newest snapshot, else from the first change file.
 
         Raises ResyncError; the old rows remain then.
         """
-        name = TableName.parse(table)
-        if str(name) not in {info.table_name for info in self.list_tables()}:
+        whitelist = _parse_all(info.table_name for info in self.list_tables())
+        name = resolve(table, whitelist)
+        if name not in whitelist:
             raise ResyncError(
                 "the table is not whitelisted",
                 hint=f"run 'python manage.py add_tables {name}'",
@@ -192,8 +196,15 @@ class SyncDataService:
             raise
         except psycopg.Error as error:
             raise init_error(error) from error
-        logger.info("%s is rebuilt from %d files", name, result.files_processed)
-        return _sync_result(result, started)
+        sync_result = _sync_result(result, started)
+        logger.info(
+            "%s is rebuilt from %d files",
+            name,
+            result.files_processed,
+            extra={"table": str(name), "records": sync_result.records_synced},
+        )
+        self._announce_action("resync", {name: Activity()} | result.activity)
+        return sync_result
 
     def clear(self, tables: Sequence[str] | None = None, *, requested_by: str | None = None) -> list[str]:
         """Empty *tables* (all synced ones without it) and set their checkpoints back, so that the next cycle
@@ -201,13 +212,19 @@ class SyncDataService:
 
         Returns the tables' names. Raises ClearError; then nothing is changed.
         """
+        names = self._empty(tables, requested_by=requested_by)
+        self._tell_of_clear(names)
+        return [str(name) for name in names]
+
+    def _empty(self, tables: Sequence[str] | None, *, requested_by: str | None) -> list[TableName]:
+        """The part of `clear` that is a transaction, or part of the caller's. Raises ClearError."""
         connection = self._session.connect()
         now = _utcnow()
         try:
             with connection.transaction():
                 names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
                 if tables is not None:
-                    wanted = {_canonical(name) for name in tables}
+                    wanted = {_canonical(name, names) for name in tables}
                     if unknown := wanted - {str(name) for name in names}:
                         raise ClearError(
                             f"not whitelisted: {', '.join(sorted(unknown))}", hint="nothing is cleared"
@@ -223,8 +240,11 @@ class SyncDataService:
         except psycopg.Error as error:
             cause = translate(error)
             raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
-        self._save_state(Position(), now)
-        return [str(name) for name in names]
+        return names
+
+    def _tell_of_clear(self, names: Sequence[TableName]) -> None:
+        self._save_state(Position(), _utcnow())
+        self._announce_action("clear", {name: Activity() for name in names})
 
     # What else an operator may ask for
 
@@ -297,8 +317,9 @@ class SyncDataService:
 
     def _whitelisted(self, connection: psycopg.Connection[Any], names: Sequence[str]) -> list[TableName]:
         """Return the tables that *names* name. Raises RequestError unless all of them are whitelisted."""
-        wanted = dict.fromkeys(_canonical(name) for name in names)
-        known = {str(checkpoint.table) for checkpoint in ledger.open_checkpoints(connection)}
+        tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+        wanted = dict.fromkeys(_canonical(name, tables) for name in names)
+        known = {str(table) for table in tables}
         if missing := [name for name in wanted if name not in known]:
             raise RequestError(
                 f"not whitelisted: {', '.join(missing)}",
@@ -308,12 +329,23 @@ class SyncDataService:
 
     # The whitelist
 
-    def add_tables(self, names: Sequence[str], *, creator: str | None = None) -> list[str]:
+    def find_tables(self, names: Sequence[str], *, apps: Sequence[str] = ()) -> list[str]:
+        """Return the tables, as the whitelist calls them, that *names* and app labels stand for.
+
+        A name is a table's, or ``app_label.Model``; of both, a table that exists. Raises WhitelistAddError
+        for what must not be synced.
+        """
+        return [str(table) for table in self._find_tables(names, apps)]
+
+    def add_tables(
+        self, names: Sequence[str], *, apps: Sequence[str] = (), creator: str | None = None
+    ) -> list[str]:
         """Whitelist tables; return those that were not before. All are added or, on an error, none.
 
-        A table that does not exist locally is accepted with a warning. Raises WhitelistAddError.
+        *names* and *apps* are as for `find_tables`. A table that does not exist locally is accepted with
+        a warning. Raises WhitelistAddError.
         """
-        tables = list(dict.fromkeys(parse_syncable(name) for name in names))
+        tables = self._find_tables(names, apps)
         connection = self._session.connect()
         try:
             with connection.transaction():
@@ -324,17 +356,19 @@ class SyncDataService:
             raise WhitelistAddError(f"nothing is added: {cause.message}", hint=cause.hint) from error
         for table in tables:
             if table not in existing:
-                logger.warning("table %s does not exist locally yet: create it before it is synced", table)
+                _warn(table, "table %s does not exist locally yet: create it before it is synced")
             elif not existing[table].key:
-                logger.warning("table %s has no key: its rows are matched on all their old values", table)
+                _warn(table, "table %s has no key: its rows are matched on all their old values")
         return [str(table) for table in added]
 
     def remove_tables(self, names: Sequence[str]) -> list[str]:
         """Take tables off the whitelist; return their names. Their rows and checkpoints stay.
 
-        Raises WhitelistRemoveError, with nothing removed, when one is not whitelisted.
+        A name is a table's, or ``app_label.Model``. Raises WhitelistRemoveError, with nothing removed,
+        when one is not whitelisted.
         """
-        wanted = [_canonical(name) for name in names]
+        whitelist = _parse_all(info.table_name for info in self.list_tables())
+        wanted = [_canonical(name, whitelist) for name in names]
         connection = self._session.connect()
         try:
             with connection.transaction():
@@ -379,6 +413,22 @@ class SyncDataService:
 
     # Inside
 
+    def _find_tables(self, names: Sequence[str], apps: Sequence[str]) -> list[TableName]:
+        connection = self._session.connect()
+        try:
+            existing = read_schemas(connection, _parse_all(names))
+        except psycopg.Error as error:
+            cause = translate(error)
+            raise WhitelistAddError(
+                f"the tables cannot be looked up: {cause.message}", hint=cause.hint
+            ) from error
+        try:
+            tables = [resolve(name, existing) for name in names]
+            tables += [table for label in apps for table in tables_of_app(label)]
+        except SchemaError as error:
+            raise WhitelistAddError(error.message, hint=error.hint) from None
+        return list(dict.fromkeys(require_syncable(table) for table in tables))
+
     @property
     def _limits(self) -> Limits:
         return Limits(batch_records=self._config.batch_records, batch_bytes=self._config.batch_bytes)
@@ -414,13 +464,33 @@ class SyncDataService:
             logger.warning("the lock goes with the lost session: %s", type(error).__name__)
 
     def _run_cycle(self, stop: threading.Event, *, deadline: float | None = None) -> SyncResult:
+        """Run one cycle, and tell the books and the project how it went. Raises SyncError when it fails."""
         started = time.monotonic()
+        result = CycleResult()
+        failure: SyncError | None = None
+        try:
+            self._advance_tables(result, stop, deadline=deadline)
+            sync_result = _sync_result(result, started)
+            self._end_cycle(result, sync_result)
+        except SyncError as error:
+            failure, sync_result = error, _sync_result(result, started)
+            self._note_failure(error)
+        self._announce_cycle(result, sync_result, failure)
+        if failure is not None:
+            raise failure
+        return sync_result
+
+    def _advance_tables(self, result: CycleResult, stop: threading.Event, *, deadline: float | None) -> None:
+        """Apply what is new, and add it to *result* as it commits."""
         restarts = 0
         while True:
             self._work_off_requests(stop)
             target = self._open_target()
+            # Those that a pass found blocked are tried again by the next.
+            result.blocked.clear()
+            result.failed = 0
             try:
-                result = self._sync(target, stop, deadline)
+                self._sync(result, target, stop, deadline)
                 break
             except _RequestedError:
                 logger.debug("the cycle makes room for a request")
@@ -434,23 +504,26 @@ class SyncDataService:
                     ) from None
         if stop.is_set():
             self._close_archive()  # It may have been closed in the middle of a fetch.
-        sync_result = _sync_result(result, started)
-        self._end_cycle(result, sync_result)
-        return sync_result
 
-    def _sync(self, target: Target, stop: threading.Event, deadline: float | None) -> CycleResult:
-        """Bring all tables on. Those at work go first, for their freshness must not wait for a new table
-        to be loaded from its snapshot; then these are, and go on with the others."""
+    def _sync(
+        self, result: CycleResult, target: Target, stop: threading.Event, deadline: float | None
+    ) -> None:
+        """Bring all tables on, and add what was done to *result*.
+
+        Those at work go first, for their freshness must not wait for a new table to be loaded from its
+        snapshot; then these are, and go on with the others.
+        """
         archive = self._open_archive()
         checkpoints = target.checkpoints()
+        reasons = {checkpoint.table: checkpoint.error for checkpoint in checkpoints}
         new = [checkpoint.table for checkpoint in checkpoints if checkpoint.position == START]
         try:
             snapshots = find_snapshots(archive, new, stop=stop)
         except ReadingStopped:
-            return CycleResult()
-        result = self._cycle(target, [c for c in checkpoints if c.table not in snapshots], stop, deadline)
+            return
+        self._cycle(result, target, [c for c in checkpoints if c.table not in snapshots], stop, deadline)
         if not snapshots:
-            return result
+            return
         broken: dict[TableName, ParseError] = {}
         schemas = target.schemas(snapshots.keys())
         parents = {name: schemas[name].parents if name in schemas else frozenset() for name in snapshots}
@@ -465,9 +538,9 @@ class SyncDataService:
             if beginning.broken is not None:
                 broken[table] = beginning.broken
             if beginning.error is not None:
-                logger.error("%s", beginning.error, extra={"table": str(table), "code": beginning.error.code})
+                logger.error("%s", beginning.error, extra=beginning.error.fields | {"table": str(table)})
                 target.block({table: None}, beginning.error, start=START)
-                result.blocked[table] = beginning.error
+                result.note_blocked(table, beginning.error, reason_before=reasons.get(table))
                 result.failed += 1
             elif beginning.result is not None:
                 logger.info("%s begins with its newest snapshot", table)
@@ -476,17 +549,17 @@ class SyncDataService:
                 break
         held = {*waiting, *result.blocked}
         going_on = [c for c in target.checkpoints() if c.table not in held]
-        result.add(self._cycle(target, going_on, stop, deadline, broken))
-        return result
+        self._cycle(result, target, going_on, stop, deadline, broken)
 
     def _cycle(
         self,
+        result: CycleResult,
         target: Target,
         checkpoints: Sequence[Checkpoint],
         stop: threading.Event,
         deadline: float | None,
         broken: Mapping[TableName, ParseError] | None = None,
-    ) -> CycleResult:
+    ) -> None:
         cycle = Cycle(
             self._open_archive(),
             _InterruptibleTarget(target, self._open_doorbell()),
@@ -496,7 +569,10 @@ class SyncDataService:
             deadline=deadline,
             broken=broken,
         )
-        return cycle.run(checkpoints)
+        try:
+            cycle.run(checkpoints)
+        finally:
+            result.add(cycle.result)  # what was applied before it failed, too
 
     def _tools(self, connection: psycopg.Connection[Any], stop: threading.Event) -> Tools:
         return Tools(
@@ -515,7 +591,7 @@ class SyncDataService:
         try:
             self._save_state(result.position, now)
         except SyncError as error:
-            logger.error("%s", error, extra={"code": error.code})
+            logger.error("%s", error, extra=error.fields)
             errors.append(error)
         if self._run_id is not None:
             last_error = str(errors[-1]) if errors else None
@@ -535,7 +611,25 @@ class SyncDataService:
             sync_result.records_skipped,
             sync_result.records_failed,
             sync_result.duration,
+            extra={"records": sync_result.records_synced},
         )
+
+    def _announce_cycle(self, result: CycleResult, sync_result: SyncResult, error: SyncError | None) -> None:
+        database = self._config.database
+        with signals.fresh_connections():
+            for table in sorted(result.activity):
+                if result.activity[table].counts.records:
+                    signals.announce_table(SyncDataService, database, table, "sync", result.activity[table])
+            for table in sorted(result.newly_blocked):
+                signals.announce_block(SyncDataService, database, table, result.newly_blocked[table])
+            signals.sync_cycle_finished.send_robust(
+                SyncDataService, database=database, result=sync_result, error=error
+            )
+
+    def _announce_action(self, action: str, activity: Mapping[TableName, Activity]) -> None:
+        with signals.fresh_connections():
+            for table in sorted(activity):
+                signals.announce_table(SyncDataService, self._config.database, table, action, activity[table])
 
     def _note_failure(self, error: SyncError) -> None:
         """Put a failed cycle into the run's books, or drop the connection if that fails, too."""
@@ -601,34 +695,38 @@ class SyncDataService:
                 )
             if request.action == "resync":
                 self._rebuild_requested(connection, request, stop)
+                tell = _nothing_to_tell
             else:
                 with connection.transaction():  # what is done, and that it is done
-                    requests.finish(connection, request, self._carry_out(request))
+                    tell = self._carry_out(request)
+                    requests.finish(connection, request, _OUTCOMES.get(request.action, ""))
         except SyncError as error:
             if stop.is_set():
                 requests.put_back(connection, request)
                 return
-            logger.error("%s", error, extra={"code": error.code})
+            logger.error("%s", error, extra=error.fields)
             requests.fail(connection, request, str(error))
+        else:
+            tell()
 
-    def _carry_out(self, request: Request) -> str:
-        """Do what *request* asks for; return what to say of it."""
+    def _carry_out(self, request: Request) -> Callable[[], None]:
+        """Do what *request* asks for; return how to tell of it once it has committed."""
         names, by = request.table_names, request.requested_by
         match request.action:
             case "pause":
                 self.pause_tables(names, requested_by=by)
             case "resume":
                 self.resume_tables(names, requested_by=by)
-            case "clear":
-                self.clear(names, requested_by=by)
             case "skip":
                 self.skip_record(names[0], request.place, requested_by=by)
-                return "skipped when its batch is applied"
+            case "clear":
+                cleared = self._empty(names, requested_by=by)
+                return lambda: self._tell_of_clear(cleared)
             case "retry":
-                return "a cycle is started"
+                pass  # the cycle that follows does it
             case _:
                 raise RequestError(f"{request.action!r} is unknown to this daemon", hint="restart the daemon")
-        return ""
+        return _nothing_to_tell
 
     def _rebuild_requested(
         self, connection: psycopg.Connection[Any], request: Request, stop: threading.Event
@@ -688,7 +786,7 @@ class SyncDataService:
         try:
             state = load_state(self._config.state_dir / STATE_FILE_NAME)
         except StateLoadError as error:
-            logger.warning("%s", error)
+            logger.warning("%s", error, extra=error.fields)
             return
         if state is None or not state.is_predecessors or not state.last_file:
             return
@@ -698,7 +796,11 @@ class SyncDataService:
                 return
             names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
             ledger.reset_checkpoints(connection, names, Position(file=state.last_file, is_finished=True))
-        logger.info("the predecessor's state is adopted: syncing goes on after %s", state.last_file)
+        logger.info(
+            "the predecessor's state is adopted: syncing goes on after %s",
+            state.last_file,
+            extra={"file": state.last_file},
+        )
 
     def _save_state(self, position: Position, now: dt.datetime) -> None:
         tables = self.list_tables()
@@ -788,12 +890,29 @@ def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint])
     return [other for other, error in errors.items() if error == errors[table]]
 
 
-def _canonical(name: str) -> str:
+def _nothing_to_tell() -> None:
+    """What was done needs no mirror, and no signal."""
+
+
+def _warn(table: TableName, message: str) -> None:
+    logger.warning(message, table, extra={"table": str(table)})
+
+
+def _canonical(name: str, whitelist: Collection[TableName]) -> str:
     """A name that is none may stand in the whitelist all the same, put there by other means."""
     try:
-        return str(TableName.parse(name))
+        return str(resolve(name, whitelist))
     except SchemaError:
         return name
+
+
+def _parse_all(names: Iterable[str]) -> set[TableName]:
+    """Return the tables that *names* name; those that name none are left out."""
+    tables = set()
+    for name in names:
+        with suppress(SchemaError):
+            tables.add(TableName.parse(name))
+    return tables
 
 
 def _insert_into_whitelist(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+import psycopg.types.datetime
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -28,10 +29,14 @@ SELECT EXISTS (
 
 
 class EngineSession:
-    """One connection at a time, opened when it is asked for and anew when it has broken."""
+    """One connection at a time, opened when it is asked for and anew when it has broken.
 
-    def __init__(self, alias: str) -> None:
+    *timeout_s*: for those who only look and must not hang, the most that connecting and any statement take.
+    """
+
+    def __init__(self, alias: str, *, timeout_s: int | None = None) -> None:
         self._alias = alias
+        self._timeout_s = timeout_s
         self._wrapper: BaseDatabaseWrapper | None = None
         self._holds_lock = False
 
@@ -77,12 +82,19 @@ class EngineSession:
         try:
             wrapper = connections.create_connection(self._alias)
             _keep_from_pool(wrapper)
+            if self._timeout_s is not None:
+                wrapper.settings_dict["OPTIONS"] |= {"connect_timeout": self._timeout_s}
             wrapper.ensure_connection()
             # The engine's transactions are its own, whatever the project's default is.
             wrapper.set_autocommit(True)
             # The loop may run in another thread than the one that closes the service.
             wrapper.inc_thread_sharing()
             prepare_session(wrapper.connection)
+            _load_times_with_zone(wrapper.connection)
+            if self._timeout_s is not None:
+                wrapper.connection.execute(
+                    "SELECT set_config('statement_timeout', %s, false)", [f"{self._timeout_s}s"]
+                )
             has_lock = not self._holds_lock or _try_lock(wrapper.connection)
         except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
             raise init_error(error) from error
@@ -117,6 +129,11 @@ def _keep_from_pool(wrapper: BaseDatabaseWrapper) -> None:
     """A pool would hand the engine's session, with its settings, to the project's next request."""
     options = {name: value for name, value in wrapper.settings_dict["OPTIONS"].items() if name != "pool"}
     wrapper.settings_dict = {**wrapper.settings_dict, "OPTIONS": options}
+
+
+def _load_times_with_zone(connection: psycopg.Connection[Any]) -> None:
+    """A project with ``USE_TZ = False`` has the zone cut off what it reads; the books hold points in time."""
+    connection.adapters.register_loader("timestamptz", psycopg.types.datetime.TimestamptzLoader)
 
 
 def _try_lock(connection: psycopg.Connection[Any]) -> bool:

@@ -29,6 +29,10 @@ class TableInfo:
     last_sync_at: dt.datetime | None = None
     last_change_at: dt.datetime | None = None
     last_lsn: str = ""
+    records_added: int = 0
+    records_updated: int = 0
+    records_deleted: int = 0
+    records_truncated: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +163,10 @@ def table_info(row: dict[str, Any]) -> TableInfo:
         last_sync_at=row["last_sync_at"],
         last_change_at=row["last_change_at"],
         last_lsn=row["last_lsn"] or "",
+        records_added=row["records_added"] or 0,
+        records_updated=row["records_updated"] or 0,
+        records_deleted=row["records_deleted"] or 0,
+        records_truncated=row["records_truncated"] or 0,
     )
 
 

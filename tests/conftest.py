@@ -10,7 +10,7 @@ import pytest
 
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 
-pytest_plugins = ["tests.postgres", "tests.sshd", "tests.world", "tests.production"]
+pytest_plugins = ["tests.postgres", "tests.sshd", "tests.world", "tests.production", "tests.embedding"]
 
 # What the developer's own environment says must not reach the tests.
 FOREIGN = ("ARCHIVE_", "PG", "SOURCE_PG_", "DATA_SYNC_", "METRIC_FREQ", "BATCH_", "SSH_AUTH_SOCK", "DJANGO_")

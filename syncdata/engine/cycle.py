@@ -78,29 +78,63 @@ class NoProgress:
 
 
 @dataclass(slots=True, kw_only=True)
+class Activity:
+    """What was applied to one table. ``files``: how many files, snapshots among them, held records of it."""
+
+    counts: Counts = field(default_factory=Counts)
+    files: int = 0
+    first_file: str = ""
+    last_file: str = ""
+
+    def add(self, counts: Counts, *, file: str) -> None:
+        self.counts.add(counts)
+        self.files += file != self.last_file
+        self.first_file = self.first_file or file
+        self.last_file = file
+
+    def join(self, later: Activity) -> None:
+        """Add what a later pass applied, perhaps of the same file."""
+        self.counts.add(later.counts)
+        self.files += later.files - (later.first_file == self.last_file != "")
+        self.first_file = self.first_file or later.first_file
+        self.last_file = later.last_file or self.last_file
+
+
+@dataclass(slots=True, kw_only=True)
 class CycleResult:
     """What a cycle did. ``skipped``: records of tables that are not whitelisted. ``waiting_for``: the
-    newest file, while it is being written."""
+    newest file, while it is being written. ``activity``: by table, what has been committed.
+    ``newly_blocked``: those that were not blocked before, or for another reason."""
 
     files_processed: int = 0
     counts: Counts = field(default_factory=Counts)
+    activity: dict[TableName, Activity] = field(default_factory=dict)
     skipped: int = 0
     failed: int = 0
     last_lsn: str = ""
     position: Position = field(default_factory=Position)
     blocked: dict[TableName, SyncError] = field(default_factory=dict)
+    newly_blocked: dict[TableName, SyncError] = field(default_factory=dict)
     waiting_for: str = ""
 
     def add(self, later: CycleResult) -> None:
         """Add what a *later* pass did."""
         self.files_processed += later.files_processed
         self.counts.add(later.counts)
+        for table, activity in later.activity.items():
+            self.activity.setdefault(table, Activity()).join(activity)
         self.skipped += later.skipped
         self.failed += later.failed
         self.last_lsn = later.last_lsn or self.last_lsn
         self.position = max(self.position, later.position, key=lambda position: position.order)
         self.blocked |= later.blocked
+        self.newly_blocked |= later.newly_blocked
         self.waiting_for = later.waiting_for
+
+    def note_blocked(self, table: TableName, error: SyncError, *, reason_before: str | None) -> None:
+        self.blocked[table] = error
+        if str(error) != reason_before:
+            self.newly_blocked[table] = error
 
 
 class Cycle:
@@ -127,6 +161,7 @@ class Cycle:
         self._broken = broken or {}
         self._at_end: set[TableName] = set()
         self._skips: dict[TableName, tuple[Skip, ...]] = {}
+        self._reasons: dict[TableName, str | None] = {}
         self.result = CycleResult()
 
     def run(self, checkpoints: Sequence[Checkpoint]) -> CycleResult:
@@ -137,6 +172,7 @@ class Cycle:
         CheckpointMovedError when another process moved a checkpoint; what was applied stays applied.
         """
         self._skips = {checkpoint.table: checkpoint.skips for checkpoint in checkpoints}
+        self._reasons = {checkpoint.table: checkpoint.error for checkpoint in checkpoints}
         groups = group_by_position(checkpoints)
         if not groups:
             return self.result
@@ -249,7 +285,7 @@ class Cycle:
                     hint="replace it in the archive by a good copy; syncing goes on by itself",
                     file=name,
                 )
-            logger.info("%s is still being written: %s", name, inspection.unfinished)
+            logger.info("%s is still being written: %s", name, inspection.unfinished, extra={"file": name})
             self.result.waiting_for = name
             return False
         if inspection.header is None or stem(group.position.file) == stem(name):
@@ -285,27 +321,39 @@ class Cycle:
 
     def _note(self, prepared: PreparedBatch, outcome: Outcome, fetched: Fetched) -> None:
         result, batch = self.result, prepared.batch
-        for counts in outcome.counts.values():
+        for table, counts in outcome.counts.items():
             result.counts.add(counts)
+            result.activity.setdefault(table, Activity()).add(counts, file=prepared.file)
         result.skipped += batch.skipped
         for table, error in outcome.blocked.items():
-            logger.error("%s", error, extra={"table": str(table), "code": error.code})
-            result.failed += len(prepared.parts[table].records)
-            result.blocked[table] = error
+            records = len(prepared.parts[table].records)
+            logger.error("%s", error, extra=error.fields | {"table": str(table), "records": records})
+            result.failed += records
+            self._note_blocked(table, error)
         if batch.records:
             result.last_lsn = batch.records[-1].record.commit_lsn or batch.records[-1].record.lsn or ""
         records = len(batch.records) + batch.skipped + batch.repeated
-        logger.debug("%s: %d records applied up to record %d", prepared.file, records, batch.end_record)
+        logger.debug(
+            "%s: %d records applied up to record %d",
+            prepared.file,
+            records,
+            batch.end_record,
+            extra={"file": prepared.file, "records": records},
+        )
         self._progress.batch_applied(records, fetched.share_of(batch.size_bytes))
 
     def _block(self, group: Group, tables: Iterable[TableName], error: SyncError) -> None:
         """Block those *tables* of *group*, which leave it."""
         floors = {table: group.floors[table] for table in tables}
-        logger.error("%s", error, extra={"code": error.code})
+        logger.error("%s", error, extra=error.fields)
         self._target.block(floors, error, start=group.position)
-        self.result.blocked.update(dict.fromkeys(floors, error))
+        for table in floors:
+            self._note_blocked(table, error)
         self.result.failed += 1
         group.leave(floors)
+
+    def _note_blocked(self, table: TableName, error: SyncError) -> None:
+        self.result.note_blocked(table, error, reason_before=self._reasons.get(table))
 
 
 def _warn_of_older_rows(group: Group, name: str) -> None:

@@ -43,6 +43,12 @@ class SyncError(Exception):
             return ""
         return self.file if self.line is None else f"{self.file}:{self.line}"
 
+    @property
+    def fields(self) -> dict[str, str | int]:
+        """For ``extra=`` of a log record: ``code``, and ``table``, ``file`` and ``line`` where known."""
+        fields = {"code": self.code, "table": self.table, "file": self.file, "line": self.line}
+        return {name: value for name, value in fields.items() if value is not None}
+
     def __str__(self) -> str:
         parts = [f"{self.code}:"]
         if self.place:
@@ -121,6 +127,10 @@ class ApplyError(SyncError, code="SHD_SYN_064"):
 
 class MetricsError(SyncError, code="SHD_SYN_070"):
     """The metrics cannot be written."""
+
+
+class MonitoringError(SyncError, code="SHD_SYN_071"):
+    """Metrics cannot be offered to a monitoring system."""
 
 
 class StatusError(SyncError, code="SHD_SYN_080"):

@@ -20,7 +20,7 @@ from syncdata.engine import ledger
 from syncdata.engine.archive import Archive, SnapshotFile
 from syncdata.engine.batch import Limits
 from syncdata.engine.changes import TableName
-from syncdata.engine.cycle import Cycle, CycleResult, NoProgress, Progress
+from syncdata.engine.cycle import Activity, Cycle, CycleResult, NoProgress, Progress
 from syncdata.engine.errors import (
     ApplyError,
     ArchiveConnectionError,
@@ -153,6 +153,8 @@ def _replay(tools: Tools, shadow: ShadowTarget, group: Group, until: Position | 
     if shadow.began_with is not None:
         result.files_processed += 1
         result.counts.add(shadow.counts)
+        for table in group.tables:
+            result.activity.setdefault(table, Activity()).add(shadow.counts, file=shadow.began_with)
     is_there = until is not None and group.position.has_reached(until)
     files = [] if is_there else cycle.discover(since=group.position.file or None)
     if until is not None:

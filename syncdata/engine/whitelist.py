@@ -32,6 +32,11 @@ def parse_syncable(text: str) -> TableName:
         table = TableName.parse(text)
     except SchemaError as error:
         raise WhitelistAddError(error.message, hint=error.hint) from None
+    return require_syncable(table)
+
+
+def require_syncable(table: TableName) -> TableName:
+    """Return *table*. Raises WhitelistAddError when it must not be synced."""
     if table.name in RESERVED:
         raise WhitelistAddError(
             f"{table} belongs to this database's own bookkeeping and is never synced",

@@ -134,7 +134,7 @@ def _logging_to_stderr(level: int, *, without_errors: bool) -> Iterator[None]:
     if handler is not None:
         handler.setFormatter(logging.Formatter(_LOG_FORMAT))
         if without_errors:
-            handler.addFilter(lambda record: not hasattr(record, "code"))
+            handler.addFilter(lambda record: record.levelno < logging.ERROR or not hasattr(record, "code"))
         app_logger.addHandler(handler)
     if handler is not None or level == logging.DEBUG:  # DEBUG was asked for on the command line
         app_logger.setLevel(level)

@@ -184,3 +184,32 @@ def test_an_archive_that_cannot_be_closed_is_a_close_error(users: World) -> None
         service.close()
     assert str(caught.value).startswith("SHD_SYN_093: ")
     service.close()
+
+
+def test_a_model_may_be_named_wherever_a_table_is(world: World) -> None:
+    world.write(FIRST, [insert("auth_group", id=1, name="staff")])
+    with world.service() as service:
+        assert service.find_tables(["auth.Group", "auth.group", "auth_group"]) == ["auth_group"]
+        assert service.add_tables(["auth.Group"]) == ["auth_group"]
+        assert service.resync("auth.group").records_added == 1
+        assert service.remove_tables(["auth.Group"]) == ["auth_group"]
+
+
+def test_an_apps_tables_are_added_together(world: World) -> None:
+    with world.service() as service:
+        added = service.add_tables(["users"], apps=["auth"])
+        with pytest.raises(WhitelistAddError, match="'shop'"):
+            service.add_tables(["more"], apps=["shop"])
+        with pytest.raises(WhitelistAddError, match="own bookkeeping"):
+            service.add_tables([], apps=["syncdata"])
+        assert len(service.list_tables()) == len(added)
+    assert {"users", "auth_user", "auth_group_permissions", "auth_user_groups"} <= {*added}
+
+
+def test_a_table_that_exists_wins_over_a_model_of_its_name(world: World) -> None:
+    world.execute("CREATE SCHEMA auth", 'CREATE TABLE auth."group" (id int PRIMARY KEY)')
+    with world.service() as service:
+        assert service.find_tables(["auth.group", '"auth"."Group"']) == ["auth.group", "auth.Group"]
+        assert service.find_tables(["auth.Group"]) == ["auth_group"]
+        assert service.add_tables(["auth.group"]) == ["auth.group"]
+        assert service.remove_tables(["auth.group"]) == ["auth.group"]

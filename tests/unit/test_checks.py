@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,57 @@ def test_the_router_has_no_opinion_of_other_apps(tmp_path: Path) -> None:
         assert router.db_for_read(User) is None
         assert router.db_for_write(User) is None
         assert router.allow_migrate("staging", "auth") is None
+
+
+def test_an_exposed_password_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "syncdata.toml"
+    path.write_text(
+        'archive_backend = "local"\narchive_dir = "/"\npg_database = "d"\npg_password = "secret"\n'
+    )
+    monkeypatch.setenv("DATA_SYNC_CONFIG", str(path))
+    path.chmod(0o644)
+    assert found() == ["syncdata.W002"]
+    path.chmod(0o600)
+    assert found() == []
+
+
+def test_a_private_key_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.touch(mode=0o644)
+    with override_settings(SYNCDATA=embedded(tmp_path, archive_key_file=key)):
+        assert found() == ["syncdata.W003"]
+        key.chmod(0o600)
+        assert found() == []
+
+
+def test_a_state_directory_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tests may run as root, who may write anywhere.
+    monkeypatch.setattr("syncdata.checks.os.access", lambda path, mode: path != tmp_path)
+    with override_settings(SYNCDATA=embedded(tmp_path)):
+        assert found() == ["syncdata.W004"]
+
+
+def test_sftp_without_known_hosts_is_a_warning(tmp_path: Path) -> None:
+    hosts = tmp_path / "known_hosts"
+    sftp = {
+        "archive_backend": "sftp",
+        "archive_host": "backup",
+        "archive_user": "u",
+        "archive_known_hosts": hosts,
+    }
+    with override_settings(SYNCDATA=embedded(tmp_path, **sftp)):
+        assert found() == ["syncdata.W005"]
+        hosts.touch()
+        assert found() == []
+
+
+def test_every_check_has_a_hint_and_a_row_in_the_readme(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    source = (root / "syncdata" / "checks.py").read_text()
+    readme = (root / "README.md").read_text()
+    ids = re.findall(r'id="(syncdata\.[EW]\d{3})"', source)
+    assert len(ids) == len(set(ids)) == source.count("checks.Warning(") + source.count("checks.Error(")
+    assert source.count("hint=") == len(ids)
+    assert set(re.findall(r"^\| `(syncdata\.[EW]\d{3})` \|", readme, re.MULTILINE)) == set(ids)

@@ -18,6 +18,7 @@ from django.db import IntegrityError, OperationalError, ProgrammingError
 
 from syncdata.conf import load_config
 from syncdata.daemon import PID_FILE_NAME, PidFile
+from syncdata.engine.changes import TableName
 from syncdata.engine.errors import (
     ApplyError,
     ClearError,
@@ -79,7 +80,10 @@ class Service:
     def list_tables(self) -> Sequence[TableInfo]:
         return self.tables
 
-    def add_tables(self, names: list[str], *, creator: str | None) -> list[str]:
+    def find_tables(self, names: list[str], *, apps: list[str]) -> list[str]:
+        return [str(table) for table in dict.fromkeys(map(TableName.parse, names))]
+
+    def add_tables(self, names: list[str], *, apps: list[str], creator: str | None) -> list[str]:
         self.asked.append(("add_tables", creator))
         return ["users"]
 

@@ -296,3 +296,8 @@ def test_the_settings_need_a_directory_for_the_state() -> None:
     ]
     with pytest.raises(ConfigError, match=r"settings\.SYNCDATA: must be a dictionary"):
         source_from_settings([], {})
+
+
+def test_the_spool_cannot_be_the_archive_itself() -> None:
+    with pytest.raises(ConfigError, match=r"source\.spool_dir: must not be archive_dir"):
+        from_toml(spool_dir="/archive/../archive")

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from django.core.management import get_commands
+from django.dispatch import Signal
 
+from syncdata import signals
 from syncdata.conf import ArchiveConfig, SourceConfig, SyncConfig
 from syncdata.engine.errors import SyncError
 
@@ -62,3 +64,8 @@ def test_every_error_code_has_a_meaning_and_a_remedy(code: str) -> None:
 
 def test_every_code_in_the_readme_exists() -> None:
     assert set(re.findall(r"SHD_SYN_\d{3}", README)) == set(SyncError.by_code)
+
+
+@pytest.mark.parametrize("signal", [name for name, it in vars(signals).items() if isinstance(it, Signal)])
+def test_every_signal_has_a_row(signal: str) -> None:
+    assert row_of(signal)

@@ -3,8 +3,9 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from syncdata.engine.changes import TableName
-from syncdata.management.base import SyncCommand, add_table_names, login_name
+from django.core.management.base import CommandError
+
+from syncdata.management.base import SyncCommand, login_name
 
 
 class Command(SyncCommand):
@@ -13,16 +14,37 @@ Add tables to the whitelist: the next cycle loads their newest snapshots from th
 what committed later; without a snapshot, all changes from the start of the archive.
 
 A table that does not exist locally yet is accepted with a warning; create it (usually with migrate)
-before its changes arrive, or it is blocked until you do. Adding a table twice changes nothing."""
+before its changes arrive, or it is blocked until you do. Adding a table twice changes nothing.
+
+A name that is both a table that exists and a model (schema.table, app_label.Model) is the table; one
+in double quotes is always a table."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        add_table_names(parser, "A table to sync: table or schema.table (the schema is public if not given).")
+        parser.add_argument(
+            "tables",
+            nargs="*",
+            metavar="table",
+            help="A table to sync: table or schema.table (the schema is public if not given), or a model of"
+            " this project as app_label.Model.",
+        )
+        parser.add_argument(
+            "--app",
+            action="append",
+            default=[],
+            dest="apps",
+            metavar="LABEL",
+            help="Add the tables of all models of this app, also those between many-to-many models. May be"
+            " given several times.",
+        )
         parser.add_argument(
             "--creator", help="Who adds them; list_tables shows it (default: your login name)."
         )
 
-    def handle(self, *, tables: list[str], creator: str | None, **options: Any) -> None:
+    def handle(self, *, tables: list[str], apps: list[str], creator: str | None, **options: Any) -> None:
+        if not tables and not apps:
+            raise CommandError("the following arguments are required: table (or --app LABEL)", returncode=2)
         with self.open_service() as service:
-            added = service.add_tables(tables, creator=creator or login_name())
-        for name in dict.fromkeys(str(TableName.parse(table)) for table in tables):
+            names = service.find_tables(tables, apps=apps)
+            added = service.add_tables(tables, apps=apps, creator=creator or login_name())
+        for name in names:
             self.stdout.write(f"added: {name}" if name in added else f"already in the whitelist: {name}")

@@ -14,7 +14,7 @@ The local data and the checkpoint stay: a table that is added again goes on wher
 one of the tables is not whitelisted, none is removed."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        add_table_names(parser, "A table to stop syncing: table or schema.table.")
+        add_table_names(parser, "A table to stop syncing: table, schema.table or app_label.Model.")
 
     def handle(self, *, tables: list[str], **options: Any) -> None:
         with self.open_service() as service:

@@ -19,7 +19,7 @@ tables are rebuilt one after the other; if one fails the others are still rebuil
 status is 1."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        add_table_names(parser, "A table of the whitelist: table or schema.table.")
+        add_table_names(parser, "A table of the whitelist: table, schema.table or app_label.Model.")
 
     def handle(self, *, tables: list[str], verbosity: int, **options: Any) -> None:
         errors: list[SyncError] = []

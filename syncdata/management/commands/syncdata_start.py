@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from threading import Event
 from typing import Any
 
-from syncdata.conf import load_config
+from syncdata.conf import SyncConfig, load_config
 from syncdata.daemon import PID_FILE_NAME, PidFile, stop_on_signals
 from syncdata.engine.errors import CycleError
 from syncdata.management.base import SyncCommand, format_result
 from syncdata.management.interpreter import tune_interpreter
+from syncdata.monitoring import DEFAULT_ADDRESS, serve_metrics
 from syncdata.service import SyncDataService
+
+logger = logging.getLogger(__name__)
 
 
 class Command(SyncCommand):
@@ -37,13 +41,35 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
             metavar="S",
             help="Seconds from one cycle to the next, instead of data_sync_freq.",
         )
+        parser.add_argument(
+            "--metrics-port",
+            type=_port,
+            metavar="N",
+            help="Serve /metrics (Prometheus) and /health on this port while running; 0 takes any free one.",
+        )
+        parser.add_argument(
+            "--metrics-address",
+            default=DEFAULT_ADDRESS,
+            metavar="A",
+            help="Where to listen for that (default: %(default)s, this machine alone).",
+        )
 
-    def handle(self, *, once: bool, interval: int | None, verbosity: int, **options: Any) -> None:
+    def handle(
+        self,
+        *,
+        once: bool,
+        interval: int | None,
+        metrics_port: int | None,
+        metrics_address: str,
+        verbosity: int,
+        **options: Any,
+    ) -> None:
         config = load_config()
         tune_interpreter()
         with (
             stop_on_signals() as stop,
             PidFile(config.state_dir / PID_FILE_NAME),
+            _metrics(config, metrics_port, metrics_address),
             self.show_progress(verbosity) as progress,
             SyncDataService(config, progress=progress) as service,
         ):
@@ -69,6 +95,23 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
             raise CycleError("stopped by a signal; what was applied stays", hint="run it again to go on")
         if result.waiting_for and verbosity:
             self.stdout.write(f"{result.waiting_for} is still being written: left for the next cycle")
+
+
+@contextlib.contextmanager
+def _metrics(config: SyncConfig, port: int | None, address: str) -> Iterator[None]:
+    if port is None:
+        yield
+        return
+    with serve_metrics(config, port=port, address=address) as url:
+        logger.info("metrics are at %s", url)
+        yield
+
+
+def _port(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if 0 <= (port := int(text)) <= 65535:
+            return port
+    raise ArgumentTypeError(f"{text!r} is not a port, a whole number from 0 to 65535")
 
 
 def _seconds(text: str) -> int:

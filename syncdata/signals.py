@@ -1,0 +1,94 @@
+"""What the host project can listen to. Knows Django's dispatcher; knows nothing of files or the database.
+
+All three are sent by the process that syncs, after the commit of what they speak of and outside of any
+transaction of the service. Their sender is the class ``SyncDataService``. A receiver that raises is logged,
+once, and keeps neither the other receivers nor the sync from going on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import close_old_connections
+from django.dispatch import Signal
+
+from syncdata.engine.changes import TableName
+from syncdata.engine.cycle import Activity
+from syncdata.engine.errors import SyncError
+from syncdata.modelnames import find_model_of
+
+logger = logging.getLogger(__name__)
+
+
+class SyncSignal(Signal):
+    """A signal whose failing receivers show in syncdata's log, where the daemon's operator looks.
+
+    Django's own record of them goes to ``django.dispatch``, which a daemon without ``DEBUG`` prints nowhere.
+    """
+
+    def _log_robust_failure(self, receiver: Callable[..., Any], err: Exception) -> None:
+        name = f"{receiver.__module__}.{getattr(receiver, '__qualname__', repr(receiver))}"
+        logger.error("the receiver %s failed (%s)", name, type(err).__name__, exc_info=err)
+
+
+table_synced = SyncSignal()
+"""Rows of a table have changed: once a table and cycle with activity, resync or clear.
+
+``database``: the alias. ``table``: its name as in the whitelist. ``model``: the host's model of that table,
+or None. ``action``: ``sync``, ``resync`` or ``clear``. ``records_added``, ``records_updated``,
+``records_deleted``, ``records_truncated``; ``files``: the change files they came from.
+"""
+
+table_blocked = SyncSignal()
+"""A table has become blocked, or is for another reason than before; not again in each cycle.
+
+``database``, ``table``, ``model`` as above. ``code``, ``message``, ``hint``; ``file`` and ``line`` or None.
+"""
+
+sync_cycle_finished = SyncSignal()
+"""A cycle has ended. ``database``; ``result``: the ``SyncResult``, of what was applied even when the cycle
+failed; ``error``: the ``SyncError`` that ended it, or None."""
+
+
+def announce_table(sender: type, database: str, table: TableName, action: str, activity: Activity) -> None:
+    counts = activity.counts
+    table_synced.send_robust(
+        sender,
+        database=database,
+        table=str(table),
+        model=find_model_of(table),
+        action=action,
+        records_added=counts.added,
+        records_updated=counts.updated,
+        records_deleted=counts.deleted,
+        records_truncated=counts.truncated,
+        files=activity.files,
+    )
+
+
+def announce_block(sender: type, database: str, table: TableName, reason: SyncError) -> None:
+    table_blocked.send_robust(
+        sender,
+        database=database,
+        table=str(table),
+        model=find_model_of(table),
+        code=reason.code,
+        message=reason.message,
+        hint=reason.hint,
+        file=reason.file,
+        line=reason.line,
+    )
+
+
+@contextmanager
+def fresh_connections() -> Iterator[None]:
+    """Receivers may use the ORM, in a process that lives for weeks: Django's connections are checked
+    before and after them, as they are before and after a request."""
+    close_old_connections()
+    try:
+        yield
+    finally:
+        close_old_connections()
