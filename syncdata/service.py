@@ -318,8 +318,8 @@ class SyncDataService:
     def _whitelisted(self, connection: psycopg.Connection[Any], names: Sequence[str]) -> list[TableName]:
         """Return the tables that *names* name. Raises RequestError unless all of them are whitelisted."""
         tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
-        wanted = dict.fromkeys(_canonical(name, tables) for name in names)
         known = {str(table) for table in tables}
+        wanted = dict.fromkeys(_canonical(name, tables) for name in names)
         if missing := [name for name in wanted if name not in known]:
             raise RequestError(
                 f"not whitelisted: {', '.join(missing)}",
@@ -484,11 +484,11 @@ class SyncDataService:
         """Apply what is new, and add it to *result* as it commits."""
         restarts = 0
         while True:
-            self._work_off_requests(stop)
-            target = self._open_target()
             # Those that a pass found blocked are tried again by the next.
             result.blocked.clear()
             result.failed = 0
+            self._work_off_requests(stop)
+            target = self._open_target()
             try:
                 self._sync(result, target, stop, deadline)
                 break
@@ -869,6 +869,10 @@ def _sync_result(result: CycleResult, started: float) -> SyncResult:
     )
 
 
+def _warn(table: TableName, message: str) -> None:
+    logger.warning(message, table, extra={"table": str(table)})
+
+
 def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint]) -> list[TableName]:
     """Return the tables that go on when the record at *place* is skipped for *table*.
 
@@ -892,10 +896,6 @@ def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint])
 
 def _nothing_to_tell() -> None:
     """What was done needs no mirror, and no signal."""
-
-
-def _warn(table: TableName, message: str) -> None:
-    logger.warning(message, table, extra={"table": str(table)})
 
 
 def _canonical(name: str, whitelist: Collection[TableName]) -> str:

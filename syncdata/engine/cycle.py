@@ -160,8 +160,8 @@ class Cycle:
         self._deadline = deadline
         self._broken = broken or {}
         self._at_end: set[TableName] = set()
-        self._skips: dict[TableName, tuple[Skip, ...]] = {}
         self._reasons: dict[TableName, str | None] = {}
+        self._skips: dict[TableName, tuple[Skip, ...]] = {}
         self.result = CycleResult()
 
     def run(self, checkpoints: Sequence[Checkpoint]) -> CycleResult:
@@ -171,8 +171,8 @@ class Cycle:
         DiscoveryError, FetchError, ArchiveConnectionError or ApplyError when it cannot go on, and
         CheckpointMovedError when another process moved a checkpoint; what was applied stays applied.
         """
-        self._skips = {checkpoint.table: checkpoint.skips for checkpoint in checkpoints}
         self._reasons = {checkpoint.table: checkpoint.error for checkpoint in checkpoints}
+        self._skips = {checkpoint.table: checkpoint.skips for checkpoint in checkpoints}
         groups = group_by_position(checkpoints)
         if not groups:
             return self.result
