@@ -75,6 +75,7 @@ _MOST_RESTARTS = 10
 _MINUTES_KEPT = dt.timedelta(days=2)
 # How soon a daemon that waits for its next cycle sees that it is to stop.
 _LISTEN_S = 0.2
+_OUTCOMES = {"retry": "a cycle is started", "skip": "skipped when its batch is applied"}
 # After these requests there is something to sync.
 _CALLS_FOR_CYCLE = frozenset({"resume", "retry", "skip", "clear"})
 
@@ -211,6 +212,12 @@ class SyncDataService:
 
         Returns the tables' names. Raises ClearError; then nothing is changed.
         """
+        names = self._empty(tables, requested_by=requested_by)
+        self._tell_of_clear(names)
+        return [str(name) for name in names]
+
+    def _empty(self, tables: Sequence[str] | None, *, requested_by: str | None) -> list[TableName]:
+        """The part of `clear` that is a transaction, or part of the caller's. Raises ClearError."""
         connection = self._session.connect()
         now = _utcnow()
         try:
@@ -233,9 +240,11 @@ class SyncDataService:
         except psycopg.Error as error:
             cause = translate(error)
             raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
-        self._save_state(Position(), now)
+        return names
+
+    def _tell_of_clear(self, names: Sequence[TableName]) -> None:
+        self._save_state(Position(), _utcnow())
         self._announce_action("clear", {name: Activity() for name in names})
-        return [str(name) for name in names]
 
     # What else an operator may ask for
 
@@ -686,34 +695,38 @@ class SyncDataService:
                 )
             if request.action == "resync":
                 self._rebuild_requested(connection, request, stop)
+                tell = _nothing_to_tell
             else:
                 with connection.transaction():  # what is done, and that it is done
-                    requests.finish(connection, request, self._carry_out(request))
+                    tell = self._carry_out(request)
+                    requests.finish(connection, request, _OUTCOMES.get(request.action, ""))
         except SyncError as error:
             if stop.is_set():
                 requests.put_back(connection, request)
                 return
-            logger.error("%s", error, extra={"code": error.code})
+            logger.error("%s", error, extra=error.fields)
             requests.fail(connection, request, str(error))
+        else:
+            tell()
 
-    def _carry_out(self, request: Request) -> str:
-        """Do what *request* asks for; return what to say of it."""
+    def _carry_out(self, request: Request) -> Callable[[], None]:
+        """Do what *request* asks for; return how to tell of it once it has committed."""
         names, by = request.table_names, request.requested_by
         match request.action:
             case "pause":
                 self.pause_tables(names, requested_by=by)
             case "resume":
                 self.resume_tables(names, requested_by=by)
-            case "clear":
-                self.clear(names, requested_by=by)
             case "skip":
                 self.skip_record(names[0], request.place, requested_by=by)
-                return "skipped when its batch is applied"
+            case "clear":
+                cleared = self._empty(names, requested_by=by)
+                return lambda: self._tell_of_clear(cleared)
             case "retry":
-                return "a cycle is started"
+                pass  # the cycle that follows does it
             case _:
                 raise RequestError(f"{request.action!r} is unknown to this daemon", hint="restart the daemon")
-        return ""
+        return _nothing_to_tell
 
     def _rebuild_requested(
         self, connection: psycopg.Connection[Any], request: Request, stop: threading.Event
@@ -879,6 +892,10 @@ def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint])
     if not errors[table].startswith(f"{ParseError.code}:"):
         return [table]
     return [other for other, error in errors.items() if error == errors[table]]
+
+
+def _nothing_to_tell() -> None:
+    """What was done needs no mirror, and no signal."""
 
 
 def _canonical(name: str, whitelist: Collection[TableName]) -> str:

@@ -150,7 +150,7 @@ def page(context: BrowserContext, site: Site) -> Page:
     return page
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 20) -> None:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -239,7 +239,7 @@ def test_the_start_command_serves_while_it_runs(
         seen.append(samples(get(message.rpartition(" ")[2])[1]))
 
     monkeypatch.setattr(Command, "_run_once", scrape)
-    monkeypatch.setattr("syncdata.management.commands.syncdata_start._tune_interpreter", lambda: None)
+    monkeypatch.setattr("syncdata.management.commands.syncdata_start.tune_interpreter", lambda: None)
     from django.core.management import call_command
 
     call_command("syncdata_start", "--once", "--metrics-port", "0", verbosity=0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from syncdata import signals
 from syncdata.engine import requests
 from syncdata.engine.errors import ClearError, RequestError
 from syncdata.statefile import STATE_FILE_NAME
@@ -274,6 +275,24 @@ def test_the_daemon_pauses_resumes_skips_and_clears(users: World) -> None:
         wait_until(lambda: users.checkpoint("users")[2] == "blocked")
     assert [row[1] for row in audit(users)] == ["pause", "resume", "skip", "clear"]
     assert {row[4] for row in audit(users)} == {"ada"}
+
+
+def test_a_clear_that_was_asked_for_is_announced_when_it_has_committed(users: World) -> None:
+    users.write(FIRST, [insert("users", id=1)])
+    users.sync()
+    request = ask(users, "clear", "users")
+    seen: list[tuple[str, int]] = []
+
+    def look(**values: Any) -> None:
+        if values["action"] == "clear":
+            seen.append((outcome(users, request)[0], users.value("SELECT count(*) FROM users")))
+
+    signals.table_synced.connect(look)
+    try:
+        users.sync()
+    finally:
+        signals.table_synced.disconnect(look)
+    assert seen == [("done", 0)]
 
 
 def test_a_retry_starts_a_cycle_at_once(users: World) -> None:
