@@ -12,46 +12,39 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg
 
-from syncdata import signals
+from syncdata import operations, signals, whitelisting
 from syncdata.conf import SyncConfig
 from syncdata.engine import ledger, requests
 from syncdata.engine.archive import Archive, open_archive
 from syncdata.engine.batch import Limits
-from syncdata.engine.catalog import read_schemas
 from syncdata.engine.changes import TableName, parse_lsn
 from syncdata.engine.cycle import Activity, Cycle, CycleResult, NoProgress, Progress
 from syncdata.engine.errors import (
-    ClearError,
     CloseError,
     CycleError,
     ParseError,
     RequestError,
     ResyncError,
-    SchemaError,
     StateLoadError,
     StatusError,
     SyncError,
-    WhitelistAddError,
     WhitelistListError,
-    WhitelistRemoveError,
 )
-from syncdata.engine.ledger import START, Checkpoint, CheckpointMovedError, Position, Skip
+from syncdata.engine.ledger import START, Checkpoint, CheckpointMovedError, Position
 from syncdata.engine.reading import ReadingStopped
 from syncdata.engine.rebuild import Tools, begin, rebuild
 from syncdata.engine.requests import Doorbell, Request
-from syncdata.engine.rows import RowWriter
 from syncdata.engine.snapshots import find_snapshots
 from syncdata.engine.target import Outcome, PreparedBatch, Target, parents_first, translate
-from syncdata.engine.whitelist import require_syncable
-from syncdata.modelnames import resolve, tables_of_app
+from syncdata.modelnames import resolve
 from syncdata.progress import RequestProgress, WaitingProgress
 from syncdata.reports import read_latest_run, read_tables
 from syncdata.session import EngineSession, init_error, is_locked
@@ -63,7 +56,8 @@ from syncdata.statefile import (
     load_state,
     save_state,
 )
-from syncdata.status import DaemonStatus, TableInfo, blocking_place, daemon_status, file_time, format_status
+from syncdata.status import DaemonStatus, TableInfo, daemon_status, file_time, format_status
+from syncdata.whitelisting import parse_all
 
 __all__ = ["DaemonStatus", "SyncDataService", "SyncResult", "TableInfo", "format_status"]
 
@@ -177,7 +171,7 @@ class SyncDataService:
 
         Raises ResyncError; the old rows remain then.
         """
-        whitelist = _parse_all(info.table_name for info in self.list_tables())
+        whitelist = parse_all(info.table_name for info in self.list_tables())
         name = resolve(table, whitelist)
         if name not in whitelist:
             raise ResyncError(
@@ -212,35 +206,9 @@ class SyncDataService:
 
         Returns the tables' names. Raises ClearError; then nothing is changed.
         """
-        names = self._empty(tables, requested_by=requested_by)
+        names = operations.empty(self._session.connect(), tables, requested_by=requested_by)
         self._tell_of_clear(names)
         return [str(name) for name in names]
-
-    def _empty(self, tables: Sequence[str] | None, *, requested_by: str | None) -> list[TableName]:
-        """The part of `clear` that is a transaction, or part of the caller's. Raises ClearError."""
-        connection = self._session.connect()
-        now = _utcnow()
-        try:
-            with connection.transaction():
-                names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
-                if tables is not None:
-                    wanted = {_canonical(name, names) for name in tables}
-                    if unknown := wanted - {str(name) for name in names}:
-                        raise ClearError(
-                            f"not whitelisted: {', '.join(sorted(unknown))}", hint="nothing is cleared"
-                        )
-                    names = [name for name in names if str(name) in wanted]
-                ledger.lock_checkpoints(connection, names)
-                _empty_tables(connection, names)
-                ledger.reset_checkpoints(connection, names)
-                for name in names:
-                    ledger.log_action(
-                        connection, name, action="clear", reference="", now=now, requested_by=requested_by
-                    )
-        except psycopg.Error as error:
-            cause = translate(error)
-            raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
-        return names
 
     def _tell_of_clear(self, names: Sequence[TableName]) -> None:
         self._save_state(Position(), _utcnow())
@@ -254,14 +222,14 @@ class SyncDataService:
         A batch that is running commits first. Raises RequestError, with nothing changed, when one is not
         whitelisted.
         """
-        return self._change_state(names, ledger.pause, action="pause", requested_by=requested_by)
+        return _texts(operations.pause(self._session.connect(), names, requested_by=requested_by))
 
     def resume_tables(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
         """Let paused tables go on from where they stand; return those that were paused.
 
         Raises RequestError, with nothing changed, when one is not whitelisted.
         """
-        return self._change_state(names, ledger.resume, action="resume", requested_by=requested_by)
+        return _texts(operations.resume(self._session.connect(), names, requested_by=requested_by))
 
     def skip_record(self, table: str, place: str, *, requested_by: str | None = None) -> list[str]:
         """Let *table* go on without the record at which it is blocked, which must be the one at *place*
@@ -271,61 +239,7 @@ class SyncDataService:
         the record again and still cannot apply it. Raises RequestError when the table is not blocked there.
         """
         connection = self._session.connect()
-        try:
-            with connection.transaction():
-                (name,) = self._whitelisted(connection, [table])
-                tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
-                names = _blocked_at(place, name, ledger.lock_checkpoints(connection, tables))
-                if not read_schemas(connection, names):
-                    raise RequestError("the table does not exist locally", hint="create it", table=str(name))
-                file, _, line = place.rpartition(":")
-                for blocked in names:
-                    skip = Skip(file=file, line=int(line), requested_by=requested_by or "")
-                    ledger.remember_skip(connection, blocked, skip)
-        except psycopg.Error as error:
-            cause = translate(error)
-            raise RequestError(f"nothing is skipped: {cause.message}", hint=cause.hint) from error
-        return [str(blocked) for blocked in names]
-
-    def _change_state(
-        self,
-        names: Sequence[str],
-        change: Callable[[psycopg.Connection[Any], Sequence[TableName]], list[TableName]],
-        *,
-        action: str,
-        requested_by: str | None,
-    ) -> list[str]:
-        connection = self._session.connect()
-        try:
-            with connection.transaction():
-                tables = self._whitelisted(connection, names)
-                ledger.lock_checkpoints(connection, tables)
-                changed = change(connection, tables)
-                for table in changed:
-                    ledger.log_action(
-                        connection,
-                        table,
-                        action=action,
-                        reference="",
-                        now=_utcnow(),
-                        requested_by=requested_by,
-                    )
-        except psycopg.Error as error:
-            cause = translate(error)
-            raise RequestError(f"nothing is changed: {cause.message}", hint=cause.hint) from error
-        return [str(table) for table in changed]
-
-    def _whitelisted(self, connection: psycopg.Connection[Any], names: Sequence[str]) -> list[TableName]:
-        """Return the tables that *names* name. Raises RequestError unless all of them are whitelisted."""
-        tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
-        known = {str(table) for table in tables}
-        wanted = dict.fromkeys(_canonical(name, tables) for name in names)
-        if missing := [name for name in wanted if name not in known]:
-            raise RequestError(
-                f"not whitelisted: {', '.join(missing)}",
-                hint="list_tables shows what is; nothing was changed",
-            )
-        return [TableName.parse(name) for name in wanted]
+        return _texts(operations.skip_record(connection, table, place, requested_by=requested_by))
 
     # The whitelist
 
@@ -335,7 +249,7 @@ class SyncDataService:
         A name is a table's, or ``app_label.Model``; of both, a table that exists. Raises WhitelistAddError
         for what must not be synced.
         """
-        return [str(table) for table in self._find_tables(names, apps)]
+        return _texts(whitelisting.find_tables(self._session.connect(), names, apps))
 
     def add_tables(
         self, names: Sequence[str], *, apps: Sequence[str] = (), creator: str | None = None
@@ -345,21 +259,9 @@ class SyncDataService:
         *names* and *apps* are as for `find_tables`. A table that does not exist locally is accepted with
         a warning. Raises WhitelistAddError.
         """
-        tables = self._find_tables(names, apps)
         connection = self._session.connect()
-        try:
-            with connection.transaction():
-                added = [table for table in tables if _insert_into_whitelist(connection, table, creator)]
-            existing = read_schemas(connection, tables)
-        except psycopg.Error as error:
-            cause = translate(error)
-            raise WhitelistAddError(f"nothing is added: {cause.message}", hint=cause.hint) from error
-        for table in tables:
-            if table not in existing:
-                _warn(table, "table %s does not exist locally yet: create it before it is synced")
-            elif not existing[table].key:
-                _warn(table, "table %s has no key: its rows are matched on all their old values")
-        return [str(table) for table in added]
+        tables = whitelisting.find_tables(connection, names, apps)
+        return _texts(whitelisting.add_tables(connection, tables, creator=creator))
 
     def remove_tables(self, names: Sequence[str]) -> list[str]:
         """Take tables off the whitelist; return their names. Their rows and checkpoints stay.
@@ -367,25 +269,8 @@ class SyncDataService:
         A name is a table's, or ``app_label.Model``. Raises WhitelistRemoveError, with nothing removed,
         when one is not whitelisted.
         """
-        whitelist = _parse_all(info.table_name for info in self.list_tables())
-        wanted = [_canonical(name, whitelist) for name in names]
-        connection = self._session.connect()
-        try:
-            with connection.transaction():
-                rows = connection.execute(
-                    "DELETE FROM tables_to_sync WHERE table_name = ANY(%s) RETURNING table_name", (wanted,)
-                ).fetchall()
-                removed = {row[0] for row in rows}
-                missing = [name for name in wanted if name not in removed]
-                if missing:
-                    raise WhitelistRemoveError(
-                        f"not whitelisted: {', '.join(missing)}",
-                        hint="list_tables shows what is; nothing was removed",
-                    )
-        except psycopg.Error as error:
-            cause = translate(error)
-            raise WhitelistRemoveError(f"nothing is removed: {cause.message}", hint=cause.hint) from error
-        return list(dict.fromkeys(wanted))
+        whitelist = parse_all(info.table_name for info in self.list_tables())
+        return whitelisting.remove_tables(self._session.connect(), names, whitelist)
 
     def list_tables(self) -> list[TableInfo]:
         """Return the whitelist with each table's checkpoint. Raises WhitelistListError."""
@@ -412,22 +297,6 @@ class SyncDataService:
         return daemon_status(is_active, run, tables, frequency_s=self._config.data_sync_freq, now=_utcnow())
 
     # Inside
-
-    def _find_tables(self, names: Sequence[str], apps: Sequence[str]) -> list[TableName]:
-        connection = self._session.connect()
-        try:
-            existing = read_schemas(connection, _parse_all(names))
-        except psycopg.Error as error:
-            cause = translate(error)
-            raise WhitelistAddError(
-                f"the tables cannot be looked up: {cause.message}", hint=cause.hint
-            ) from error
-        try:
-            tables = [resolve(name, existing) for name in names]
-            tables += [table for label in apps for table in tables_of_app(label)]
-        except SchemaError as error:
-            raise WhitelistAddError(error.message, hint=error.hint) from None
-        return list(dict.fromkeys(require_syncable(table) for table in tables))
 
     @property
     def _limits(self) -> Limits:
@@ -720,7 +589,7 @@ class SyncDataService:
             case "skip":
                 self.skip_record(names[0], request.place, requested_by=by)
             case "clear":
-                cleared = self._empty(names, requested_by=by)
+                cleared = operations.empty(self._session.connect(), names, requested_by=by)
                 return lambda: self._tell_of_clear(cleared)
             case "retry":
                 pass  # the cycle that follows does it
@@ -869,70 +738,12 @@ def _sync_result(result: CycleResult, started: float) -> SyncResult:
     )
 
 
-def _warn(table: TableName, message: str) -> None:
-    logger.warning(message, table, extra={"table": str(table)})
-
-
-def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint]) -> list[TableName]:
-    """Return the tables that go on when the record at *place* is skipped for *table*.
-
-    Raises RequestError when that is not what blocks it.
-    """
-    errors = {
-        checkpoint.table: checkpoint.error
-        for checkpoint in checkpoints
-        if checkpoint.error and not checkpoint.is_paused and blocking_place(checkpoint.error) == place
-    }
-    if table not in errors:
-        raise RequestError(
-            f"the table is not blocked at {place or 'a record'} (any more)",
-            hint="list_tables shows where it is blocked now; nothing is skipped",
-            table=str(table),
-        )
-    if not errors[table].startswith(f"{ParseError.code}:"):
-        return [table]
-    return [other for other, error in errors.items() if error == errors[table]]
-
-
 def _nothing_to_tell() -> None:
     """What was done needs no mirror, and no signal."""
 
 
-def _canonical(name: str, whitelist: Collection[TableName]) -> str:
-    """A name that is none may stand in the whitelist all the same, put there by other means."""
-    try:
-        return str(resolve(name, whitelist))
-    except SchemaError:
-        return name
-
-
-def _parse_all(names: Iterable[str]) -> set[TableName]:
-    """Return the tables that *names* name; those that name none are left out."""
-    tables = set()
-    for name in names:
-        with suppress(SchemaError):
-            tables.add(TableName.parse(name))
-    return tables
-
-
-def _insert_into_whitelist(
-    connection: psycopg.Connection[Any], table: TableName, creator: str | None
-) -> bool:
-    cursor = connection.execute(
-        "INSERT INTO tables_to_sync (table_name, creator) VALUES (%s, %s)"
-        " ON CONFLICT (table_name) DO NOTHING",
-        (str(table), creator),
-    )
-    return cursor.rowcount == 1
-
-
-def _empty_tables(connection: psycopg.Connection[Any], names: Sequence[TableName]) -> None:
-    """Truncate the tables together; those that tables outside *names* refer to are emptied by DELETE."""
-    schemas = read_schemas(connection, names)
-    writer = RowWriter(connection)
-    writer.begin()
-    order = parents_first({name: schema.parents for name, schema in schemas.items()})
-    writer.empty_all([schemas[name] for name in order])
+def _texts(tables: Iterable[TableName]) -> list[str]:
+    return [str(table) for table in tables]
 
 
 def _retry_delay_s(failures: int) -> float:

@@ -1,0 +1,170 @@
+"""What an operator may ask for beside syncing: pause, resume, skip a record, empty tables.
+
+Every function is one transaction of the connection it is given, or a part of the caller's, and audits what
+it did. Knows the books; knows nothing of files, or of the daemon that takes notice.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+
+from syncdata.engine import ledger
+from syncdata.engine.catalog import read_schemas
+from syncdata.engine.changes import TableName
+from syncdata.engine.errors import ClearError, ParseError, RequestError
+from syncdata.engine.ledger import Checkpoint, Skip
+from syncdata.engine.rows import RowWriter
+from syncdata.engine.target import parents_first, translate
+from syncdata.status import blocking_place
+from syncdata.whitelisting import canonical
+
+
+def pause(connection: Connection[Any], names: Sequence[str], *, requested_by: str | None) -> list[TableName]:
+    """Keep tables where they stand until they are resumed; return those that were not paused before.
+
+    Raises RequestError, with nothing changed, when one is not whitelisted.
+    """
+    return _change_state(connection, names, ledger.pause, action="pause", requested_by=requested_by)
+
+
+def resume(connection: Connection[Any], names: Sequence[str], *, requested_by: str | None) -> list[TableName]:
+    """Let paused tables go on from where they stand; return those that were paused.
+
+    Raises RequestError, with nothing changed, when one is not whitelisted.
+    """
+    return _change_state(connection, names, ledger.resume, action="resume", requested_by=requested_by)
+
+
+def skip_record(
+    connection: Connection[Any], table: str, place: str, *, requested_by: str | None
+) -> list[TableName]:
+    """Remember to leave out the record at *place* (``file:line``), at which *table* is blocked; a line that
+    no table can read, for all tables that it blocks. Returns these tables.
+
+    Raises RequestError when the table is not blocked there.
+    """
+    with _in_transaction(connection, "nothing is skipped"):
+        (name,) = _whitelisted(connection, [table])
+        tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+        names = _blocked_at(place, name, ledger.lock_checkpoints(connection, tables))
+        if not read_schemas(connection, names):
+            raise RequestError("the table does not exist locally", hint="create it", table=str(name))
+        file, _, line = place.rpartition(":")
+        for blocked in names:
+            skip = Skip(file=file, line=int(line), requested_by=requested_by or "")
+            ledger.remember_skip(connection, blocked, skip)
+    return names
+
+
+def empty(
+    connection: Connection[Any], tables: Sequence[str] | None, *, requested_by: str | None
+) -> list[TableName]:
+    """Empty *tables* (all synced ones without it) and set their checkpoints back; return them.
+
+    Raises ClearError; then nothing is changed.
+    """
+    now = _utcnow()
+    try:
+        with connection.transaction():
+            names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+            if tables is not None:
+                wanted = {canonical(name, names) for name in tables}
+                if unknown := wanted - {str(name) for name in names}:
+                    raise ClearError(
+                        f"not whitelisted: {', '.join(sorted(unknown))}", hint="nothing is cleared"
+                    )
+                names = [name for name in names if str(name) in wanted]
+            ledger.lock_checkpoints(connection, names)
+            _empty_tables(connection, names)
+            ledger.reset_checkpoints(connection, names)
+            for name in names:
+                ledger.log_action(
+                    connection, name, action="clear", reference="", now=now, requested_by=requested_by
+                )
+    except psycopg.Error as error:
+        cause = translate(error)
+        raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
+    return names
+
+
+def _change_state(
+    connection: Connection[Any],
+    names: Sequence[str],
+    change: Callable[[Connection[Any], Sequence[TableName]], list[TableName]],
+    *,
+    action: str,
+    requested_by: str | None,
+) -> list[TableName]:
+    with _in_transaction(connection, "nothing is changed"):
+        tables = _whitelisted(connection, names)
+        ledger.lock_checkpoints(connection, tables)
+        changed = change(connection, tables)
+        for table in changed:
+            ledger.log_action(
+                connection, table, action=action, reference="", now=_utcnow(), requested_by=requested_by
+            )
+    return changed
+
+
+@contextmanager
+def _in_transaction(connection: Connection[Any], outcome: str) -> Iterator[None]:
+    """Raises RequestError, beginning with *outcome*, for what the database refuses."""
+    try:
+        with connection.transaction():
+            yield
+    except psycopg.Error as error:
+        cause = translate(error)
+        raise RequestError(f"{outcome}: {cause.message}", hint=cause.hint) from error
+
+
+def _whitelisted(connection: Connection[Any], names: Sequence[str]) -> list[TableName]:
+    """Return the tables that *names* name. Raises RequestError unless all of them are whitelisted."""
+    tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+    known = {str(table) for table in tables}
+    wanted = dict.fromkeys(canonical(name, tables) for name in names)
+    if missing := [name for name in wanted if name not in known]:
+        raise RequestError(
+            f"not whitelisted: {', '.join(missing)}",
+            hint="list_tables shows what is; nothing was changed",
+        )
+    return [TableName.parse(name) for name in wanted]
+
+
+def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint]) -> list[TableName]:
+    """Return the tables that go on when the record at *place* is skipped for *table*.
+
+    Raises RequestError when that is not what blocks it.
+    """
+    errors = {
+        checkpoint.table: checkpoint.error
+        for checkpoint in checkpoints
+        if checkpoint.error and not checkpoint.is_paused and blocking_place(checkpoint.error) == place
+    }
+    if table not in errors:
+        raise RequestError(
+            f"the table is not blocked at {place or 'a record'} (any more)",
+            hint="list_tables shows where it is blocked now; nothing is skipped",
+            table=str(table),
+        )
+    if not errors[table].startswith(f"{ParseError.code}:"):
+        return [table]
+    return [other for other, error in errors.items() if error == errors[table]]
+
+
+def _empty_tables(connection: Connection[Any], names: Sequence[TableName]) -> None:
+    """Truncate the tables together; those that tables outside *names* refer to are emptied by DELETE."""
+    schemas = read_schemas(connection, names)
+    writer = RowWriter(connection)
+    writer.begin()
+    order = parents_first({name: schema.parents for name, schema in schemas.items()})
+    writer.empty_all([schemas[name] for name in order])
+
+
+def _utcnow() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
