@@ -82,6 +82,8 @@ def _find_problems(
     problems = []
     if slot is not None and (warning := retention_warning(slot)):
         problems.append(warning)
+    if slot is not None and lag_seconds is None:
+        problems.append("no archiver has run here yet: start archive_changes (or check spool_dir)")
     if lag_seconds is not None and lag_seconds > _OVERDUE_ROTATIONS * rotate_s + _OVERDUE_GRACE_S:
         why = "see the archiver's log" if is_active else "no archiver runs here: start archive_changes"
         problems.append(f"nothing was confirmed for {lag_seconds} seconds; {why}")
@@ -99,6 +101,14 @@ def retention_warning(slot: Slot) -> str:
     )
 
 
+def unpublished_warning(tables: list[str]) -> str:
+    """Return what to say of configured tables that the publication lacks."""
+    return (
+        f"not published, so their changes are lost to the archive: {', '.join(tables)}; run"
+        " 'python manage.py setup_logical_replication', then archive_changes --snapshot, and resync them"
+    )
+
+
 def format_archiver_status(status: ArchiverStatus) -> str:
     """Return *status* as the text that ``archive_changes --status`` prints."""
     kept = "-" if status.retained_bytes is None else format_bytes(status.retained_bytes)
@@ -113,7 +123,7 @@ def format_archiver_status(status: ArchiverStatus) -> str:
         f"lag: {lag}",
         f"confirmed: {status.confirmed_lsn or '-'} at {status.confirmed_at or '-'}",
         f"last file: {status.last_file or '-'}",
-        f"waiting for the archive: {status.waiting_files} files, {format_bytes(status.waiting_bytes)}",
+        f"files waiting for the archive: {status.waiting_files}, {format_bytes(status.waiting_bytes)}",
         f"WAL kept for the slot: {kept}",
     ]
     if status.problems:

@@ -13,11 +13,16 @@ from typing import cast
 
 import psycopg
 
-from syncdata.archiverstatus import ArchiverStatus, archiver_status, retention_warning
+from syncdata.archiverstatus import (
+    ArchiverStatus,
+    archiver_status,
+    retention_warning,
+    unpublished_warning,
+)
 from syncdata.capture.archiver import Archived, Archiver, CaptureSettings
-from syncdata.capture.chain import Chain, load_chain
+from syncdata.capture.chain import Chain, load_chain, require_same_slot
 from syncdata.capture.retention import Removals, find_removals, prune
-from syncdata.capture.slot import Slot, read_slot
+from syncdata.capture.slot import Slot, published_tables, read_slot
 from syncdata.capture.snapshot import NO_PROGRESS, SnapshotProgress, TakenSnapshot, take_snapshots
 from syncdata.capture.spool import Compression, list_finished, translated
 from syncdata.capture.stream import source_error
@@ -31,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 ARCHIVER_PID_FILE_NAME = ".syncdata_archiver.pid"
 
-_WATCH_EVERY_S = 60.0
+_FIRST_WATCH_S, _WATCH_EVERY_S = 1.0, 60.0
 _BEGIN_PATIENCE_S, _BEGIN_POLL_S = 20.0, 0.2
 
 
@@ -44,6 +49,11 @@ class ArchivingService:
     @property
     def pid_file(self) -> Path:
         return self._config.spool_dir / ARCHIVER_PID_FILE_NAME
+
+    @property
+    def has_chain(self) -> bool:
+        """Whether an archiver has begun a chain of change files here."""
+        return load_chain(self._config.spool_dir) is not None
 
     def run_loop(self, stop: threading.Event) -> None:
         """Archive until *stop* is set. Raises SyncError when only a person can tell how to go on."""
@@ -100,33 +110,53 @@ class ArchivingService:
         """Return how the archiver does, from slot and spool; a source that is away is one of its problems."""
         slot, problems = None, []
         try:
-            slot = self.read_slot()
+            slot, unpublished = self._read_source()
+            if unpublished:
+                problems.append(unpublished_warning(unpublished))
             if slot is None:
                 problems.append(f"the source has no replication slot {self._config.slot_name}")
             elif slot.is_lost:
                 problems.append(f"the slot {slot.name} is lost: the source has removed WAL that it needed")
         except SyncError as error:
             problems.append(str(error))
+        is_active = running_pid(self.pid_file) is not None
+        chain = load_chain(self._config.spool_dir)
+        if slot is not None and chain is not None and not is_active and not slot.is_lost:
+            # Beside a running archiver the slot moves on while we look.
+            try:
+                require_same_slot(chain, slot)
+            except SyncError as error:
+                problems.append(str(error))
         return archiver_status(
-            is_active=running_pid(self.pid_file) is not None,
+            is_active=is_active,
             slot_name=self._config.slot_name,
             slot=slot,
-            chain=load_chain(self._config.spool_dir),
+            chain=chain,
             waiting=list_finished(self._config.spool_dir),
             rotate_s=self._config.rotate_seconds,
             now=_utcnow(),
             problems=tuple(problems),
         )
 
-    def read_slot(self) -> Slot | None:
-        """Return the slot as the source shows it. Raises SourceConnectionError."""
-        try:
-            with psycopg.connect(**self._config.connection_params, autocommit=True) as connection:
-                return read_slot(connection, self._config.slot_name)
-        except psycopg.Error as error:
-            raise source_error(error) from error
+    def watch_source(self) -> list[str]:
+        """Return what somebody should know before it is too late. Raises SourceConnectionError."""
+        slot, unpublished = self._read_source()
+        warnings = [retention_warning(slot)] if slot else []
+        if unpublished:
+            warnings.append(unpublished_warning(unpublished))
+        return [warning for warning in warnings if warning]
 
     # Inside
+
+    def _read_source(self) -> tuple[Slot | None, list[str]]:
+        """Return the slot, and the configured tables whose changes are not published."""
+        try:
+            with psycopg.connect(**self._config.connection_params, autocommit=True) as connection:
+                published = published_tables(connection, self._config.publication)
+                unpublished = [str(table) for table in self._config.tables if table not in published]
+                return read_slot(connection, self._config.slot_name), unpublished
+        except psycopg.Error as error:
+            raise source_error(error) from error
 
     @property
     def _settings(self) -> CaptureSettings:
@@ -198,7 +228,8 @@ class _Housekeeper:
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name="syncdata-housekeeper", daemon=True)
         self._ended = threading.Event()
-        self._warning = self._reason = ""
+        self._warnings: list[str] = []
+        self._reason = ""
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -209,9 +240,11 @@ class _Housekeeper:
 
     def _run(self) -> None:
         prune_due_s = time.monotonic() + self._prune_every_s
-        while not self._ended.wait(_WATCH_EVERY_S):
+        wait_s = _FIRST_WATCH_S
+        while not self._ended.wait(wait_s):
+            wait_s = _WATCH_EVERY_S
             try:
-                self._watch_slot()
+                self._watch_source()
                 if self._prune_every_s and time.monotonic() >= prune_due_s and not self._stop.is_set():
                     prune_due_s = time.monotonic() + self._prune_every_s
                     self._prune()
@@ -225,12 +258,13 @@ class _Housekeeper:
             logger.warning("%s", removals.reason)
         self._reason = removals.reason
 
-    def _watch_slot(self) -> None:
-        slot = self._service.read_slot()
-        warning = retention_warning(slot) if slot else ""
-        if warning and not self._warning:
-            logger.warning("%s", warning)
-        self._warning = warning
+    def _watch_source(self) -> None:
+        """Log each warning when it comes up, not every minute."""
+        before, self._warnings = self._warnings, self._service.watch_source()
+        for warning in self._warnings:
+            # Beginnings: the numbers in it change.
+            if not any(old[:30] == warning[:30] for old in before):
+                logger.warning("%s", warning)
 
 
 def _utcnow() -> dt.datetime:

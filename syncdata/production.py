@@ -30,11 +30,14 @@ class NewUser:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupResult:
     """``notes``: what stops nothing but should be known. ``new_tables``: those whose changes are published
-    only now, so that a snapshot must supply what they hold already."""
+    only now, so that a snapshot must supply what they hold already. ``dropped_tables``: those whose changes
+    are not published any more."""
 
     changes: tuple[str, ...]
     notes: tuple[Finding, ...]
+    creates_slot: bool
     new_tables: tuple[TableName, ...]
+    dropped_tables: tuple[TableName, ...]
 
 
 class ProductionService:
@@ -58,6 +61,7 @@ class ProductionService:
         """
         with self._open() as database:
             source = self._read(database)
+            plan = plan_publication(source.publication, self._config.tables)
             findings = examine(source, identity_full=identity_full)
             _refuse(findings)
             done = self._make(database, source, user)
@@ -71,13 +75,10 @@ class ProductionService:
         return SetupResult(
             changes=tuple(done),
             notes=tuple(finding for finding in findings if finding.level == "note"),
-            new_tables=self._new_tables(source),
+            creates_slot=source.slot is None,
+            new_tables=self._config.tables if source.slot is None else plan.added,
+            dropped_tables=plan.dropped,
         )
-
-    def _new_tables(self, source: SourceFacts) -> tuple[TableName, ...]:
-        if source.slot is None:
-            return self._config.tables
-        return plan_publication(source.publication, self._config.tables).added
 
     def drop(self, *, report: Report = lambda line: None) -> bool:
         """Drop slot and publication, where they are there; return whether any was.

@@ -268,6 +268,11 @@ class Archiver:
             raise SlotError(
                 f"the slot {name} is not of the plugin pgoutput", hint="set slot_name to a name of our own"
             )
+        if slot.active_pid is not None:
+            raise SlotInUseError(
+                f"the slot {name} is in use (process {slot.active_pid} of the source)",
+                hint="stop the other reader; after a crash the server frees the slot by itself",
+            )
         return slot
 
 

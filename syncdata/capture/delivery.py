@@ -130,10 +130,10 @@ def deliver(archive: WritableArchive, file: SpooledFile) -> None:
     with content:
         archive.put(file.name, content)
     logger.info(
-        "%s: %d records of %d transactions, delivered in %.1f s",
+        "%s is delivered in %.1f s (records: %d, transactions: %d)",
         file.name,
+        time.monotonic() - started,
         file.footer.records,
         file.footer.transactions or 0,
-        time.monotonic() - started,
         extra={"file": file.name, "records": file.footer.records},
     )

@@ -254,7 +254,7 @@ def _publication_rights(source: SourceFacts, plan: PublicationPlan) -> Iterator[
     if not (plan.is_new or plan.changes_tables):
         return
     for table in source.tables:
-        if table.kind is not None and not table.is_owned:
+        if table.name in plan.added and table.kind is not None and not table.is_owned:
             yield _missing(
                 f"table {table.name} can be published only by its owner",
                 "run the setup as its owner or as a superuser",

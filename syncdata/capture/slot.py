@@ -1,6 +1,6 @@
-"""A replication slot as the source's catalog shows it. Knows one query; connects to nothing.
+"""A slot and a publication as the source's catalog shows them. Knows two queries; connects to nothing.
 
-Source: "pg_replication_slots" of the PostgreSQL documentation.
+Source: "pg_replication_slots" and "pg_publication_tables" of the PostgreSQL documentation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
-from syncdata.engine.changes import parse_lsn
+from syncdata.engine.changes import TableName, parse_lsn
 
 _SLOT = """
 SELECT slot_name, plugin, slot_type, database, active_pid, wal_status, safe_wal_size,
@@ -68,3 +68,12 @@ def read_slot(connection: Connection[Any], name: str) -> Slot | None:
         limit_bytes=None if row["keep_mb"] == -1 else row["keep_mb"] * _MB,
         is_lost=row["wal_status"] == "lost",
     )
+
+
+def published_tables(connection: Connection[Any], publication: str) -> set[TableName]:
+    """Return the tables whose changes *publication* has; none where it does not exist."""
+    rows = connection.execute(
+        "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = %s",
+        (publication,),
+    ).fetchall()
+    return {TableName(*row) for row in rows}

@@ -553,7 +553,7 @@ def test_a_slot_that_another_reads_is_waited_for(site: Site, caplog: pytest.LogC
         site.write()
         with site.daemon() as daemon:
             until(lambda: "SHD_SYN_103" in caplog.text)
-            assert "is active for PID" in caplog.text
+            assert "is in use" in caplog.text
             other._connection.close()
             until(lambda: site.archived() == site.journal())
             assert daemon.error is None
@@ -583,7 +583,7 @@ def test_two_archivers_on_one_slot_never_archive_the_same(
     with site.daemon() as daemon:
         until(lambda: site.slot.active_pid is not None)
         with Daemon(Archiver(settings, site.open_archive)) as other:
-            until(lambda: other.error or "is active for PID" in caplog.text)
+            until(lambda: other.error or "is in use" in caplog.text)
             site.write()
             until(lambda: site.archived() == site.journal())
             until(lambda: other.error is not None)

@@ -161,7 +161,7 @@ def test_the_daemon_archives_until_it_is_told_to_stop(pair: Pair) -> None:
         assert "stopped (pid" in pair.source.ok("archive_changes", "--stop")
         output, _ = daemon.communicate(timeout=20)
         assert daemon.returncode == 0, output
-        assert "delivered in" in output
+        assert "is delivered in" in output
     assert pair.sync().returncode == 0
     assert pair.rows()[0] == pair.rows()[1]
     assert "status: not-started" in pair.source.ok("archive_changes", "--status")
@@ -263,4 +263,60 @@ def test_ctrl_c_ends_the_daemon_in_order(pair: Pair) -> None:
         daemon.send_signal(signal.SIGINT)
         output, _ = daemon.communicate(timeout=20)
     assert daemon.returncode == 0, output
-    assert "1 records of 1 transactions" in output
+    assert "(records: 1, transactions: 1)" in output
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--json", "--timeout=5"])
+def test_an_option_of_another_action_does_not_start_the_archiver(pair: Pair, option: str) -> None:
+    refused = pair.source.run("archive_changes", option)
+    assert refused.returncode == 2
+    assert "goes with --" in refused.stderr
+
+
+def test_a_slot_in_use_by_another_archiver_begins_no_new_epoch(pair: Pair, tmp_path: Path) -> None:
+    pair.source.ok("setup_logical_replication", "--no-snapshot")
+    text = pair.source.configuration.read_text().replace("[source]", '[source]\nspool_dir = "elsewhere"')
+    other = Site(tmp_path / "source" / "other.toml")
+    other.configuration.touch(mode=0o600)
+    other.configuration.write_text(text)
+    with pair.source.daemon("archive_changes") as daemon:
+        assert daemon.stdout is not None
+        assert "archiving what commits after" in daemon.stdout.readline()
+        for action in (("--new-epoch", "--noinput"), ("--once",), ("--snapshot",)):
+            refused = other.run("archive_changes", *action)
+            assert refused.returncode == 1
+            assert refused.stderr.startswith("SHD_SYN_103: the slot")
+            assert "is in use" in refused.stderr
+
+
+def test_status_says_when_no_archiver_has_run_yet_or_its_slot_is_another(pair: Pair) -> None:
+    pair.source.ok("setup_logical_replication", "--no-snapshot")
+    assert "no archiver has run here yet" in pair.source.run("archive_changes", "--status").stderr
+    pair.source.ok("archive_changes", "--once")
+    assert "problems" not in pair.source.ok("archive_changes", "--status")
+    pair.production.drop_slot()
+    pair.production.create_slot()
+    assert "it was recreated" in pair.source.run("archive_changes", "--status").stderr
+
+
+def test_a_configured_table_that_is_not_published_is_noticed(pair: Pair) -> None:
+    pair.source.ok("setup_logical_replication", "--no-snapshot")
+    pair.source.ok("archive_changes", "--once")
+    pair.production.execute("ALTER PUBLICATION syncdata DROP TABLE orders")
+    assert "not published, so their changes are lost" in pair.source.run("archive_changes", "--status").stderr
+    with pair.source.daemon("archive_changes") as daemon:
+        assert daemon.stdout is not None
+        lines = [daemon.stdout.readline(), daemon.stdout.readline()]
+    assert any("not published, so their changes are lost to the archive: orders" in line for line in lines)
+
+
+def test_the_setup_says_what_follows_from_tables_that_leave_and_slots_that_are_new(pair: Pair) -> None:
+    pair.source.ok("setup_logical_replication", "--no-snapshot")
+    pair.source.ok("archive_changes", "--once")
+    text = pair.source.configuration.read_text()
+    pair.source.configuration.write_text(text.replace('["users", "orders"]', '["users"]'))
+    assert "Local copies of orders stand still" in pair.source.ok("setup_logical_replication")
+    pair.source.configuration.write_text(text)
+    assert "must resync them" in pair.source.ok("setup_logical_replication")
+    pair.production.drop_slot()
+    assert "archive_changes --new-epoch" in pair.source.ok("setup_logical_replication")

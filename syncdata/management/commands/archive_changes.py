@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from django.core.management.base import CommandError
+
 from syncdata.archiverstatus import format_archiver_status, format_bytes
 from syncdata.archiving import ArchivingService
 from syncdata.conf import load_source_config
 from syncdata.daemon import stop_daemon, stop_on_signals
-from syncdata.engine.errors import ArchiverRunError, ArchiverStatusError
+from syncdata.engine.errors import ArchiverRunError, ArchiverStatusError, PidFileError
 from syncdata.management.archiving import ArchivingCommand
 from syncdata.management.base import format_count, format_json
 from syncdata.management.interpreter import tune_interpreter
 
+_STOP_TIMEOUT_S = 60.0
 _ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop")
 
 
@@ -62,7 +65,7 @@ Both may run beside the daemon."""
         parser.add_argument("--json", action="store_true", help="With --status: print one JSON object.")
         parser.add_argument("--dry-run", action="store_true", help="With --prune: only say what would go.")
         parser.add_argument(
-            "--timeout", type=float, default=60, metavar="S", help="With --stop: how long to wait (60)."
+            "--timeout", type=float, metavar="S", help=f"With --stop: how long to wait ({_STOP_TIMEOUT_S:g})."
         )
         parser.add_argument(
             "--noinput", "--no-input", action="store_false", dest="interactive", help="Never ask."
@@ -72,12 +75,14 @@ Both may run beside the daemon."""
         return all(options[name] in (False, None) for name in _ACTIONS)
 
     def handle(self, **options: Any) -> None:
+        for option, owner in (("json", "status"), ("dry_run", "prune"), ("timeout", "stop")):
+            if options[option] and not options[owner]:
+                raise CommandError(f"--{option.replace('_', '-')} goes with --{owner}", returncode=2)
         service = ArchivingService(load_source_config())
         if options["status"]:
             self._show_status(service, as_json=options["json"])
         elif options["stop"]:
-            pid = stop_daemon(service.pid_file, timeout_s=options["timeout"], progress=self.stdout.write)
-            self.stdout.write(f"stopped (pid {pid})")
+            self._stop(service, options["timeout"] or _STOP_TIMEOUT_S)
         elif options["prune"]:
             self._prune(service, is_dry_run=options["dry_run"])
         elif options["snapshot"] is not None:
@@ -102,6 +107,15 @@ Both may run beside the daemon."""
                 f" {format_count(archived.transactions, 'transaction')} in"
                 f" {format_count(archived.files, 'file')}"
             )
+
+    def _stop(self, service: ArchivingService, timeout_s: float) -> None:
+        try:
+            pid = stop_daemon(service.pid_file, timeout_s=timeout_s, progress=lambda line: None)
+        except PidFileError as error:
+            raise ArchiverRunError(
+                error.message, hint="archive_changes --status shows how it does; stop it where it runs"
+            ) from error
+        self.stdout.write(f"stopped (pid {pid}); its last file is delivered, or waits in the spool")
 
     def _begin_epoch(self, service: ArchivingService, interactive: bool, verbosity: int) -> None:
         if interactive:

@@ -26,7 +26,8 @@ of the publication."""
     epilog = f"""\
 The connection is that of [source] and SOURCE_PG_*. To set up as another role than the archiver's:
 
-  SOURCE_PG_USER_NAME=postgres manage.py setup_logical_replication --create-user syncdata
+  SOURCE_PG_USER_NAME=postgres SOURCE_PG_PASSWORD=... manage.py setup_logical_replication \
+      --create-user archiver
 
 The new role's password is asked for, or taken from the environment variable {NEW_PASSWORD_VARIABLE}.
 
@@ -122,19 +123,43 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
                 f'The archiver logs in with source.pg_user = "{user.name}" (or SOURCE_PG_USER_NAME) and its'
                 " password in source.pg_password (or SOURCE_PG_PASSWORD, or PGPASSFILE)."
             )
-        if result.new_tables:
-            self._offer_snapshots(result.new_tables, snapshot, interactive=interactive, verbosity=verbosity)
+        if result.dropped_tables:
+            self.stdout.write(
+                f"Local copies of {_listed(result.dropped_tables)} stand still from here on, silently: run"
+                " remove_tables on the local machines."
+            )
+        archiving = ArchivingService(load_source_config())
+        if result.creates_slot and archiving.has_chain:
+            self.stdout.write(
+                "The change files written so far cannot go on from a new slot. Begin anew, with snapshots:"
+                " python manage.py archive_changes --new-epoch"
+            )
+        elif result.new_tables:
+            self._offer_snapshots(
+                archiving, result.new_tables, snapshot, interactive=interactive, verbosity=verbosity
+            )
 
     def _offer_snapshots(
-        self, tables: Sequence[TableName], wanted: bool | None, *, interactive: bool, verbosity: int
+        self,
+        archiving: ArchivingService,
+        tables: Sequence[TableName],
+        wanted: bool | None,
+        *,
+        interactive: bool,
+        verbosity: int,
     ) -> None:
         """Take the first snapshots of *tables*: local machines begin with them."""
         names = [str(table) for table in tables]
+        if archiving.has_chain:
+            self.stdout.write(
+                f"Changes of {_listed(tables)} are archived from here on. A local machine that synced them"
+                " before must resync them, once a snapshot is taken."
+            )
         if wanted is None and interactive and sys.stdin.isatty():
             answer = input(f"Take the first snapshots ({', '.join(names)}) now? [y/N] ")
             wanted = answer.strip().lower() in ("y", "yes")
         if wanted:
-            self.take_snapshots(ArchivingService(load_source_config()), names, verbosity=verbosity)
+            self.take_snapshots(archiving, names, verbosity=verbosity)
         else:
             self.stdout.write(
                 "What the tables hold already is in no change file. Take the first snapshots with:"
@@ -144,6 +169,10 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
     def _write_notes(self, notes: Sequence[Finding]) -> None:
         for note in notes:
             self.stdout.write(f"note: {note}")
+
+
+def _listed(tables: Sequence[TableName]) -> str:
+    return ", ".join(map(str, tables))
 
 
 def _ask_password(role: str, interactive: bool) -> str:
