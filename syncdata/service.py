@@ -170,7 +170,12 @@ class SyncDataService:
             return self._run_cycle(stop or threading.Event())
 
     def resync(
-        self, table: str, *, stop: threading.Event | None = None, progress: Progress | None = None
+        self,
+        table: str,
+        *,
+        stop: threading.Event | None = None,
+        progress: Progress | None = None,
+        requested_by: str | None = None,
     ) -> SyncResult:
         """Rebuild *table* (or ``app_label.Model``) from its newest snapshot, else from the first change file.
 
@@ -189,9 +194,10 @@ class SyncDataService:
         try:
             self._adopt_predecessors_state(connection)
             tools = self._tools(connection, stop or threading.Event())
-            result = rebuild(replace(tools, progress=progress or tools.progress), name)
+            tools = replace(tools, progress=progress or tools.progress, requested_by=requested_by)
+            result = rebuild(tools, name)
         except ResyncError as error:
-            self._log_failed_resync(name, error)
+            self._log_failed_resync(name, error, requested_by)
             raise
         except psycopg.Error as error:
             raise init_error(error) from error
@@ -211,6 +217,12 @@ class SyncDataService:
 
         Returns the tables' names. Raises ClearError; then nothing is changed.
         """
+        names = self._clear(tables, requested_by)
+        self._save_state(Position(), _utcnow())
+        self._announce_action("clear", {name: Activity() for name in names})
+        return [str(name) for name in names]
+
+    def _clear(self, tables: Sequence[str] | None, requested_by: str | None) -> list[TableName]:
         connection = self._session.connect()
         now = _utcnow()
         try:
@@ -233,9 +245,7 @@ class SyncDataService:
         except psycopg.Error as error:
             cause = translate(error)
             raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
-        self._save_state(Position(), now)
-        self._announce_action("clear", {name: Activity() for name in names})
-        return [str(name) for name in names]
+        return names
 
     # What else an operator may ask for
 
@@ -507,7 +517,7 @@ class SyncDataService:
         archive = self._open_archive()
         checkpoints = target.checkpoints()
         reasons = {checkpoint.table: checkpoint.error for checkpoint in checkpoints}
-        new = [checkpoint.table for checkpoint in checkpoints if checkpoint.position == START]
+        new = {checkpoint.table for checkpoint in checkpoints if checkpoint.position == START}
         try:
             snapshots = find_snapshots(archive, new, stop=stop)
         except ReadingStopped:
@@ -538,8 +548,13 @@ class SyncDataService:
                 result.add(beginning.result)
             if deadline is not None and time.monotonic() > deadline:
                 break
-        held = {*waiting, *result.blocked}
-        going_on = [c for c in target.checkpoints() if c.table not in held]
+        # Those added or cleared since have not been looked for: they begin with the next cycle.
+        from_files = new - snapshots.keys() | broken.keys()
+        going_on = [
+            c
+            for c in target.checkpoints()
+            if c.table not in result.blocked and (c.position != START or c.table in from_files)
+        ]
         self._cycle(result, target, going_on, stop, deadline, broken)
 
     def _cycle(
@@ -633,7 +648,7 @@ class SyncDataService:
             # The cycle's own error has been reported; this one has the same cause.
             self._disconnect()
 
-    def _log_failed_resync(self, table: TableName, error: ResyncError) -> None:
+    def _log_failed_resync(self, table: TableName, error: ResyncError, requested_by: str | None) -> None:
         try:
             ledger.log_action(
                 self._session.connect(),
@@ -642,6 +657,7 @@ class SyncDataService:
                 reference=error.file or "",
                 now=_utcnow(),
                 error=error,
+                requested_by=requested_by,
             )
         except (psycopg.Error, SyncError) as log_error:
             logger.warning("the failed resync is not in the audit log: %s", type(log_error).__name__)
@@ -664,13 +680,15 @@ class SyncDataService:
     def _work_off_requests(self, stop: threading.Event) -> set[str]:
         """Carry out what waits in the queue, oldest first; return the actions that were carried out."""
         actions = set()
-        if self._open_doorbell().answer():
+        doorbell = self._open_doorbell()
+        if doorbell.answer():
             connection = self._session.connect()
             try:
                 while not stop.is_set() and (request := requests.take(connection)) is not None:
                     self._attempt(connection, request, stop)
                     actions.add(request.action)
             except psycopg.Error as error:
+                doorbell.ring()  # what waits would go unheard otherwise
                 raise translate(error) from error
         return actions
 
@@ -686,6 +704,8 @@ class SyncDataService:
                 )
             if request.action == "resync":
                 self._rebuild_requested(connection, request, stop)
+            elif request.action == "clear":
+                self._clear_requested(connection, request)
             else:
                 with connection.transaction():  # what is done, and that it is done
                     requests.finish(connection, request, self._carry_out(request))
@@ -704,8 +724,6 @@ class SyncDataService:
                 self.pause_tables(names, requested_by=by)
             case "resume":
                 self.resume_tables(names, requested_by=by)
-            case "clear":
-                self.clear(names, requested_by=by)
             case "skip":
                 self.skip_record(names[0], request.place, requested_by=by)
                 return "skipped when its batch is applied"
@@ -715,13 +733,22 @@ class SyncDataService:
                 raise RequestError(f"{request.action!r} is unknown to this daemon", hint="restart the daemon")
         return ""
 
+    def _clear_requested(self, connection: psycopg.Connection[Any], request: Request) -> None:
+        """Announce the clear only when it is committed: who looks at the tables then waits for no lock of
+        ours. The cycle that follows saves the state."""
+        with connection.transaction():
+            names = self._clear(request.table_names, request.requested_by)
+            requests.finish(connection, request)
+        self._announce_action("clear", {name: Activity() for name in names})
+
     def _rebuild_requested(
         self, connection: psycopg.Connection[Any], request: Request, stop: threading.Event
     ) -> None:
         progress = RequestProgress(lambda text: requests.note_progress(connection, request, text))
         records = 0
         for table in request.table_names:
-            records += self.resync(table, stop=stop, progress=progress).records_synced
+            result = self.resync(table, stop=stop, progress=progress, requested_by=request.requested_by)
+            records += result.records_synced
         requests.finish(connection, request, f"{records:,} records")
 
     def _open_doorbell(self) -> Doorbell:

@@ -48,6 +48,7 @@ class Tools:
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
     run_id: int | None = None
+    requested_by: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +76,13 @@ def rebuild(tools: Tools, table: TableName) -> CycleResult:
         group = _load_newest(tools, shadow, table, snapshots)
         result = _replay(tools, shadow, group, until)
         position = group.position_of(table)
-        shadow.exchange(position, action="resync", now=tools.clock(), duration_ms=_ms_since(started))
+        shadow.exchange(
+            position,
+            action="resync",
+            now=tools.clock(),
+            duration_ms=_ms_since(started),
+            requested_by=tools.requested_by,
+        )
         return result
     except ReadingStopped:
         raise _not_rebuilt(table, ResyncError("interrupted")) from None

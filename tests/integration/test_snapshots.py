@@ -363,6 +363,41 @@ def test_a_resync_under_a_running_cycle_does_not_leave_it_an_old_floor(bags: Wor
     assert values(bags, "a") == values(bags, "b") == [10, 20, 30]
 
 
+@pytest.mark.parametrize("what", ["added", "cleared", "cleared after its own load"])
+def test_a_table_that_begins_while_another_is_loaded_waits_for_its_own_snapshot(
+    bags: World, source: Writer, what: str
+) -> None:
+    source.changes(1, [both(10)])
+    source.snapshot(1, "a", 10, rows(1, 10), prev=1)
+    source.snapshot(1, "b", 10, rows(2, 10), prev=1)
+    bags.execute("CREATE TABLE last (v int)")
+    source.snapshot(1, "last", 10, rows(3), prev=1)
+    with bags.service() as service:
+        if what == "added":
+            service.remove_tables(["b"])
+        elif what == "cleared":
+            service.run_once()
+        service.add_tables(["last"])
+
+    class Meddler(NoProgress):
+        is_done = False
+
+        def file_finished(self, name: str) -> None:
+            if "public.last" in name and not self.is_done:
+                self.is_done = True
+                with bags.service() as other:
+                    other.add_tables(["b"])
+                    other.clear(["b"])
+
+    with bags.service(progress=Meddler()) as service:
+        service.run_once()
+    assert values(bags, "b") == []
+    bags.sync()
+    assert values(bags, "a") == [1, 10]
+    assert values(bags, "b") == [2, 10]
+    assert values(bags, "last") == [3]
+
+
 # Stops and losses
 
 
