@@ -441,6 +441,8 @@ class SyncDataService:
         try:
             try:
                 self._session.lock()
+                if self._doorbell is not None:
+                    self._doorbell.ring()  # for what a run that was stopped has left
                 self._adopt_predecessors_state(connection)
                 self._run_id = ledger.start_run(
                     connection, host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s

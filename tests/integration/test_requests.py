@@ -440,6 +440,31 @@ def test_a_daemon_that_is_stopped_in_the_middle_of_a_resync_leaves_it_to_the_nex
     assert users.value("SELECT count(*) FROM users") == 10
 
 
+def test_what_a_stopped_run_left_is_carried_out_by_the_next_of_the_same_service(users: World) -> None:
+    stop = threading.Event()
+    with users.service() as service:
+        service.run_once()
+        stop.set()
+        request = ask(users, "pause", "users")
+        service.run_once(stop)
+        assert outcome(users, request)[0] == "waiting"
+        service.run_once()
+    assert outcome(users, request)[0] == "done"
+
+
+def test_a_resync_does_not_go_back_to_where_the_others_are_paused(users: World) -> None:
+    users.write(FIRST, [insert("users", id=1), insert("orders", id=1)])
+    users.sync()
+    with users.service() as service:
+        service.pause_tables(["orders"])
+    users.write(SECOND, [insert("users", id=2), insert("orders", id=2)])
+    users.sync()
+    with users.service() as service:
+        service.resync("users")
+    assert users.checkpoint("users")[:3] == (SECOND, 2, "active")
+    assert users.rows("SELECT id FROM users ORDER BY id") == [(1,), (2,)]
+
+
 # The books of the dashboard
 
 
