@@ -532,6 +532,8 @@ class SyncDataService:
         parents = {name: schemas[name].parents if name in schemas else frozenset() for name in snapshots}
         waiting = parents_first(parents)
         while waiting and not stop.is_set():
+            if self._open_doorbell().has_rung:
+                raise _RequestedError
             table = waiting[0]
             try:
                 beginning = begin(self._tools(self._session.connect(), stop), table, snapshots[table])
@@ -843,7 +845,7 @@ class SyncDataService:
 
 
 class _RequestedError(Exception):
-    """A request has come in; the cycle makes room for it between two batches."""
+    """A request has come in; the cycle makes room for it between two batches, or the loads of two tables."""
 
 
 class _InterruptibleTarget:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from syncdata.engine import requests
 from syncdata.engine.cycle import NoProgress
 from syncdata.engine.errors import ApplyError, DiscoveryError, ResyncError, SchemaError, SyncError
 from tests.framed import Record, Writer, file_name
@@ -396,6 +397,26 @@ def test_a_table_that_begins_while_another_is_loaded_waits_for_its_own_snapshot(
     assert values(bags, "a") == [1, 10]
     assert values(bags, "b") == [2, 10]
     assert values(bags, "last") == [3]
+
+
+def test_a_request_is_carried_out_between_the_loads_of_two_tables(bags: World, source: Writer) -> None:
+    source.changes(1, [both(10)])
+    source.snapshot(1, "a", 10, rows(1, 10), prev=1)
+    source.snapshot(1, "b", 10, rows(2, 10), prev=1)
+
+    class PauseTheOther(NoProgress):
+        is_asked = False
+
+        def file_finished(self, name: str) -> None:
+            if "public.a" in name and not self.is_asked:
+                self.is_asked = True
+                with bags.connect() as connection:
+                    requests.submit(connection, "pause", ["b"])
+
+    with bags.service(progress=PauseTheOther()) as service:
+        service.run_once()
+    assert bags.checkpoint("b") == ("", 0, "paused", None)
+    assert values(bags, "a") == [1, 10]
 
 
 # Stops and losses
