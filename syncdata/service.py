@@ -165,7 +165,12 @@ class SyncDataService:
             return self._run_cycle(stop or threading.Event())
 
     def resync(
-        self, table: str, *, stop: threading.Event | None = None, progress: Progress | None = None
+        self,
+        table: str,
+        *,
+        stop: threading.Event | None = None,
+        progress: Progress | None = None,
+        requested_by: str | None = None,
     ) -> SyncResult:
         """Rebuild *table* (or ``app_label.Model``) from its newest snapshot, else from the first change file.
 
@@ -184,9 +189,10 @@ class SyncDataService:
         try:
             self._adopt_predecessors_state(connection)
             tools = self._tools(connection, stop or threading.Event())
-            result = rebuild(replace(tools, progress=progress or tools.progress), name)
+            tools = replace(tools, progress=progress or tools.progress, requested_by=requested_by)
+            result = rebuild(tools, name)
         except ResyncError as error:
-            self._log_failed_resync(name, error)
+            self._log_failed_resync(name, error, requested_by)
             raise
         except psycopg.Error as error:
             raise init_error(error) from error
@@ -309,6 +315,8 @@ class SyncDataService:
         try:
             try:
                 self._session.lock()
+                if self._doorbell is not None:
+                    self._doorbell.ring()  # for what a run that was stopped has left
                 self._adopt_predecessors_state(connection)
                 self._run_id = ledger.start_run(
                     connection, host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
@@ -385,7 +393,7 @@ class SyncDataService:
         archive = self._open_archive()
         checkpoints = target.checkpoints()
         reasons = {checkpoint.table: checkpoint.error for checkpoint in checkpoints}
-        new = [checkpoint.table for checkpoint in checkpoints if checkpoint.position == START]
+        new = {checkpoint.table for checkpoint in checkpoints if checkpoint.position == START}
         try:
             snapshots = find_snapshots(archive, new, stop=stop)
         except ReadingStopped:
@@ -398,6 +406,8 @@ class SyncDataService:
         parents = {name: schemas[name].parents if name in schemas else frozenset() for name in snapshots}
         waiting = parents_first(parents)
         while waiting and not stop.is_set():
+            if self._open_doorbell().has_rung:
+                raise _RequestedError
             table = waiting[0]
             try:
                 beginning = begin(self._tools(self._session.connect(), stop), table, snapshots[table])
@@ -416,8 +426,13 @@ class SyncDataService:
                 result.add(beginning.result)
             if deadline is not None and time.monotonic() > deadline:
                 break
-        held = {*waiting, *result.blocked}
-        going_on = [c for c in target.checkpoints() if c.table not in held]
+        # Those added or cleared since have not been looked for: they begin with the next cycle.
+        from_files = new - snapshots.keys() | broken.keys()
+        going_on = [
+            c
+            for c in target.checkpoints()
+            if c.table not in result.blocked and (c.position != START or c.table in from_files)
+        ]
         self._cycle(result, target, going_on, stop, deadline, broken)
 
     def _cycle(
@@ -511,7 +526,7 @@ class SyncDataService:
             # The cycle's own error has been reported; this one has the same cause.
             self._disconnect()
 
-    def _log_failed_resync(self, table: TableName, error: ResyncError) -> None:
+    def _log_failed_resync(self, table: TableName, error: ResyncError, requested_by: str | None) -> None:
         try:
             ledger.log_action(
                 self._session.connect(),
@@ -520,6 +535,7 @@ class SyncDataService:
                 reference=error.file or "",
                 now=_utcnow(),
                 error=error,
+                requested_by=requested_by,
             )
         except (psycopg.Error, SyncError) as log_error:
             logger.warning("the failed resync is not in the audit log: %s", type(log_error).__name__)
@@ -542,13 +558,15 @@ class SyncDataService:
     def _work_off_requests(self, stop: threading.Event) -> set[str]:
         """Carry out what waits in the queue, oldest first; return the actions that were carried out."""
         actions = set()
-        if self._open_doorbell().answer():
+        doorbell = self._open_doorbell()
+        if doorbell.answer():
             connection = self._session.connect()
             try:
                 while not stop.is_set() and (request := requests.take(connection)) is not None:
                     self._attempt(connection, request, stop)
                     actions.add(request.action)
             except psycopg.Error as error:
+                doorbell.ring()  # what waits would go unheard otherwise
                 raise translate(error) from error
         return actions
 
@@ -603,7 +621,8 @@ class SyncDataService:
         progress = RequestProgress(lambda text: requests.note_progress(connection, request, text))
         records = 0
         for table in request.table_names:
-            records += self.resync(table, stop=stop, progress=progress).records_synced
+            result = self.resync(table, stop=stop, progress=progress, requested_by=request.requested_by)
+            records += result.records_synced
         requests.finish(connection, request, f"{records:,} records")
 
     def _open_doorbell(self) -> Doorbell:
@@ -696,7 +715,7 @@ class SyncDataService:
 
 
 class _RequestedError(Exception):
-    """A request has come in; the cycle makes room for it between two batches."""
+    """A request has come in; the cycle makes room for it between two batches, or the loads of two tables."""
 
 
 class _InterruptibleTarget:

@@ -169,6 +169,7 @@ class Archiver:
         chain = load_chain(self._settings.spool_dir)
         with ReplicationStream(self._settings.params) as stream:
             identity, slot = stream.identify(), self._slot(stream, chain)
+        _require_free(slot)
         archive = self._open_archive()
         try:
             spooled = take_over(self._settings.spool_dir)
@@ -221,12 +222,15 @@ class Archiver:
         if chain is not None:
             require_same_system(chain, identity)
         slot = self._slot(stream, chain)
+        if chain is not None:
+            require_same_slot(chain, slot)
+        _require_free(slot)
         spooled = take_over(directory)
         newest_file = _newest_file(archive, chain.last_file if chain else None)
         if chain is None:
             chain = self._begin_chain(archive, identity, slot, newest_file)
             require_same_system(chain, identity)
-        require_same_slot(chain, slot)
+            require_same_slot(chain, slot)
         require_same_archive(chain, newest_file, spooled)
         save_chain(directory, chain)
         return chain, spooled
@@ -267,11 +271,6 @@ class Archiver:
         if slot.plugin != "pgoutput":
             raise SlotError(
                 f"the slot {name} is not of the plugin pgoutput", hint="set slot_name to a name of our own"
-            )
-        if slot.active_pid is not None:
-            raise SlotInUseError(
-                f"the slot {name} is in use (process {slot.active_pid} of the source)",
-                hint="stop the other reader; after a crash the server frees the slot by itself",
             )
         return slot
 
@@ -510,6 +509,15 @@ class _Counts:
     first_commit_lsn: int | None = None
     last_commit_lsn: int | None = None
     end_lsn: int | None = None
+
+
+def _require_free(slot: Slot) -> None:
+    """Raise SlotInUseError while somebody reads *slot*: another chain may be written from it."""
+    if slot.active_pid is not None:
+        raise SlotInUseError(
+            f"the slot {slot.name} is in use (process {slot.active_pid} of the source)",
+            hint="stop the other reader; after a crash the server frees the slot by itself",
+        )
 
 
 def _newest_file(archive: WritableArchive, since: str | None) -> str | None:

@@ -282,10 +282,13 @@ def block(
 
 
 def unblock(connection: Connection[Any], tables: Collection[TableName]) -> None:
-    """Mark *tables* as not blocked any more: what blocked them has gone without a record to apply."""
+    """Mark *tables* as not blocked any more: what blocked them has gone without a record to apply.
+
+    Those that an operator has paused meanwhile stay paused.
+    """
     connection.execute(
         "UPDATE data_sync_checkpoints SET state = 'active', error = NULL, blocked_at = NULL"
-        " WHERE table_name = ANY(%s)",
+        " WHERE table_name = ANY(%s) AND state = 'blocked'",
         ([str(table) for table in tables],),
     )
 

@@ -48,6 +48,7 @@ class Tools:
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
     run_id: int | None = None
+    requested_by: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,13 +70,20 @@ def rebuild(tools: Tools, table: TableName) -> CycleResult:
     started = time.monotonic()
     try:
         prepare_session(tools.connection)
-        until = _where_the_others_stand(tools.connection, table)
+        # A paused table may stand far back for long, and readers would see this one go back to it.
+        until = _where_the_others_stand(tools.connection, table, counts_paused=False)
         snapshots = find_snapshots(tools.archive, [table], stop=tools.stop).get(table, [])
         shadow = ShadowTarget(tools.connection, table)
         group = _load_newest(tools, shadow, table, snapshots)
         result = _replay(tools, shadow, group, until)
         position = group.position_of(table)
-        shadow.exchange(position, action="resync", now=tools.clock(), duration_ms=_ms_since(started))
+        shadow.exchange(
+            position,
+            action="resync",
+            now=tools.clock(),
+            duration_ms=_ms_since(started),
+            requested_by=tools.requested_by,
+        )
         return result
     except ReadingStopped:
         raise _not_rebuilt(table, ResyncError("interrupted")) from None
@@ -103,7 +111,9 @@ def begin(tools: Tools, table: TableName, snapshots: Sequence[SnapshotFile]) -> 
         beginning.broken = shadow.broken
         if shadow.began_with is None:
             return beginning
-        until = _where_the_others_stand(tools.connection, table) if shadow.must_fit_others else group.position
+        until = None
+        if shadow.must_fit_others:
+            until = _where_the_others_stand(tools.connection, table, counts_paused=True)
         result = _replay(tools, shadow, group, until or group.position)
         shadow.exchange(
             group.position_of(table),
@@ -172,11 +182,17 @@ def _replay(tools: Tools, shadow: ShadowTarget, group: Group, until: Position | 
     return result
 
 
-def _where_the_others_stand(connection: Connection[Any], table: TableName) -> Position | None:
+def _where_the_others_stand(
+    connection: Connection[Any], table: TableName, *, counts_paused: bool
+) -> Position | None:
     """Return the farthest checkpoint of the other tables, so that this one joins them; None without any."""
     with connection.transaction():
         checkpoints = ledger.open_checkpoints(connection)
-    positions = [c.position for c in checkpoints if c.table != table and c.position.file]
+    positions = [
+        c.position
+        for c in checkpoints
+        if c.table != table and c.position.file and (counts_paused or not c.is_paused)
+    ]
     return max(positions, key=lambda position: position.order, default=None)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from select import select
+from select import POLLIN, poll
 from typing import Any
 
 from psycopg import Connection
@@ -101,7 +101,7 @@ class Doorbell:
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
         self._has_rung = True  # what came in before we listened
-        connection.add_notify_handler(lambda notification: self._ring())
+        connection.add_notify_handler(lambda notification: self.ring())
         connection.execute(f"LISTEN {CHANNEL}")
 
     def is_on(self, connection: Connection[Any]) -> bool:
@@ -122,8 +122,12 @@ class Doorbell:
 
         Raises psycopg.Error when the server has gone.
         """
-        if not self._has_rung and select([self._connection.fileno()], [], [], timeout_s)[0]:
+        if self._has_rung:
+            return
+        poller = poll()  # select() would refuse the high file numbers of a large process
+        poller.register(self._connection.fileno(), POLLIN)
+        if poller.poll(timeout_s * 1000):
             self._connection.execute("SELECT")
 
-    def _ring(self) -> None:
+    def ring(self) -> None:
         self._has_rung = True

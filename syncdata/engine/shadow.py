@@ -160,6 +160,7 @@ class ShadowTarget:
         duration_ms: int,
         only_from: Position | None = None,
         run_id: int | None = None,
+        requested_by: str | None = None,
     ) -> None:
         """Put the new rows in the place of the old ones and the checkpoint at *position*, and audit it as
         *action*, in one transaction.
@@ -184,6 +185,7 @@ class ShadowTarget:
                 now=now,
                 counts=self.counts,
                 duration_ms=duration_ms,
+                requested_by=requested_by,
             )
             if run_id is not None:
                 ledger.add_to_run(self._connection, run_id, records=self.counts.records)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 from syncdata import signals
 from syncdata.engine import requests
+from syncdata.engine.cycle import NoProgress
 from syncdata.engine.errors import ClearError, RequestError
 from syncdata.statefile import STATE_FILE_NAME
 from tests.world import World, insert, update, with_header
@@ -119,6 +122,28 @@ def test_a_table_can_be_paused_before_its_first_cycle(users: World) -> None:
         service.pause_tables(["users"])
     users.sync()
     assert users.checkpoint("users") == ("", 0, "paused", None)
+
+
+def test_a_blocked_table_that_is_paused_while_it_heals_stays_paused(users: World) -> None:
+    users.write(FIRST, [insert("users", id=1)])
+    users.sync()
+    bad = users.write(SECOND, ["no record"])
+    users.sync()
+    assert users.checkpoint("users")[2] == "blocked"
+    bad.unlink()
+
+    class PauseInTheMiddle(NoProgress):
+        is_paused = False
+
+        def files_found(self, count: int, size_bytes: int) -> None:
+            if not self.is_paused:
+                self.is_paused = True
+                with users.service() as other:
+                    other.pause_tables(["users"])
+
+    with users.service(progress=PauseInTheMiddle()) as service:
+        service.run_once()
+    assert users.checkpoint("users")[2] == "paused"
 
 
 def test_what_is_not_whitelisted_can_be_neither_paused_nor_cleared(users: World) -> None:
@@ -260,6 +285,7 @@ def test_a_waiting_daemon_takes_a_request_up_within_a_second(users: World) -> No
         wait_until(lambda: is_over(users, request))
         assert time.monotonic() - asked < 1
         assert outcome(users, request) == ("done", "1 records", None)
+        assert [row[1:] for row in audit(users)] == [("resync", "SUCCESS", FIRST, "ada")]
         assert users.rows("SELECT id FROM users") == [(1,)]
 
 
@@ -313,6 +339,48 @@ def test_a_request_that_fails_says_why_and_the_next_is_taken(users: World) -> No
         assert outcome(users, failing)[0] == outcome(users, unknown)[0] == "failed"
         assert (outcome(users, failing)[2] or "").startswith("SHD_SYN_056: not whitelisted: nobody")
         assert outcome(users, fine)[0] == "done"
+
+
+def test_a_request_waits_no_longer_when_taking_it_was_interrupted(users: World) -> None:
+    with daemon(users):
+        with users.connect() as other, other.transaction():
+            other.execute("LOCK TABLE data_sync_requests IN SHARE ROW EXCLUSIVE MODE")
+            with users.connect() as bell:
+                bell.execute(f"NOTIFY {requests.CHANNEL}")
+            wait_until(lambda: users.rows("SELECT pid FROM pg_locks WHERE NOT granted"))
+            request = requests.submit(other, "pause", ["users"])
+            users.execute("SELECT pg_cancel_backend(pid) FROM pg_locks WHERE NOT granted")
+        wait_until(lambda: is_over(users, request))
+    assert outcome(users, request)[0] == "done"
+
+
+def test_the_doorbell_rings_in_a_process_with_many_open_files(users: World) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    with ExitStack() as cleanup:
+        cleanup.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1100):
+            cleanup.enter_context(open(os.devnull))
+        connection = cleanup.enter_context(users.connect())
+        assert connection.fileno() > 1024
+        doorbell = requests.Doorbell(connection)
+        assert doorbell.answer()
+        ask(users, "pause", "users")
+        doorbell.wait(10)
+        assert doorbell.answer()
+
+
+def test_a_daemon_listens_again_after_its_connection_was_lost(users: World) -> None:
+    with daemon(users):
+        users.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        request = ask(users, "pause", "users")
+        wait_until(lambda: is_over(users, request))
+        later = ask(users, "resume", "users")
+        wait_until(lambda: is_over(users, later))
+    assert outcome(users, request)[0] == outcome(users, later)[0] == "done"
 
 
 def test_a_request_left_running_by_a_daemon_that_was_killed_is_carried_out_once(users: World) -> None:
@@ -389,6 +457,31 @@ def test_a_daemon_that_is_stopped_in_the_middle_of_a_resync_leaves_it_to_the_nex
     users.sync()
     assert outcome(users, request)[0] == "done"
     assert users.value("SELECT count(*) FROM users") == 10
+
+
+def test_what_a_stopped_run_left_is_carried_out_by_the_next_of_the_same_service(users: World) -> None:
+    stop = threading.Event()
+    with users.service() as service:
+        service.run_once()
+        stop.set()
+        request = ask(users, "pause", "users")
+        service.run_once(stop)
+        assert outcome(users, request)[0] == "waiting"
+        service.run_once()
+    assert outcome(users, request)[0] == "done"
+
+
+def test_a_resync_does_not_go_back_to_where_the_others_are_paused(users: World) -> None:
+    users.write(FIRST, [insert("users", id=1), insert("orders", id=1)])
+    users.sync()
+    with users.service() as service:
+        service.pause_tables(["orders"])
+    users.write(SECOND, [insert("users", id=2), insert("orders", id=2)])
+    users.sync()
+    with users.service() as service:
+        service.resync("users")
+    assert users.checkpoint("users")[:3] == (SECOND, 2, "active")
+    assert users.rows("SELECT id FROM users ORDER BY id") == [(1,), (2,)]
 
 
 # The books of the dashboard

@@ -11,6 +11,7 @@ import pytest
 from django.db import connections
 from django.dispatch import Signal
 
+from syncdata.engine import requests
 from syncdata.engine.errors import SyncError
 from syncdata.service import SyncDataService
 from syncdata.signals import sync_cycle_finished, table_blocked, table_synced
@@ -156,6 +157,28 @@ def test_resync_and_clear_are_announced_as_what_they_are(users: World, listener:
         (cleared,) = listener.take("synced")
     assert (resynced["action"], resynced["records_added"], resynced["files"]) == ("resync", 2, 1)
     assert (cleared["action"], cleared["records_added"], cleared["files"]) == ("clear", 0, 0)
+
+
+def test_a_clear_by_the_daemon_is_announced_after_its_commit(
+    users: World, connect: Callable[..., None]
+) -> None:
+    """Before it, a receiver that reads the table would wait for the daemon's lock, and the daemon for it."""
+    users.write(FIRST, [insert("users", id=1)])
+    users.sync()
+    seen: list[Any] = []
+
+    def look(sender: type, action: str, **arguments: Any) -> None:
+        if action == "clear":
+            with users.connect() as connection:
+                connection.execute("SET lock_timeout = '1s'")
+                seen.extend(connection.execute("SELECT count(*) FROM users").fetchall())
+
+    connect(look, table_synced)
+    with users.connect() as connection:
+        requests.submit(connection, "clear", ["users"])
+    users.sync()
+    assert seen == [(0,)]
+    assert users.rows("SELECT id FROM users") == [(1,)]
 
 
 def test_a_cycle_that_fails_announces_what_it_applied_and_why_it_ended(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from syncdata.engine import requests
 from syncdata.engine.cycle import NoProgress
 from syncdata.engine.errors import ApplyError, DiscoveryError, ResyncError, SchemaError, SyncError
 from tests.framed import Record, Writer, file_name
@@ -361,6 +362,61 @@ def test_a_resync_under_a_running_cycle_does_not_leave_it_an_old_floor(bags: Wor
     with bags.service(progress=Meddler()) as service:
         assert service.run_once().errors == ()
     assert values(bags, "a") == values(bags, "b") == [10, 20, 30]
+
+
+@pytest.mark.parametrize("what", ["added", "cleared", "cleared after its own load"])
+def test_a_table_that_begins_while_another_is_loaded_waits_for_its_own_snapshot(
+    bags: World, source: Writer, what: str
+) -> None:
+    source.changes(1, [both(10)])
+    source.snapshot(1, "a", 10, rows(1, 10), prev=1)
+    source.snapshot(1, "b", 10, rows(2, 10), prev=1)
+    bags.execute("CREATE TABLE last (v int)")
+    source.snapshot(1, "last", 10, rows(3), prev=1)
+    with bags.service() as service:
+        if what == "added":
+            service.remove_tables(["b"])
+        elif what == "cleared":
+            service.run_once()
+        service.add_tables(["last"])
+
+    class Meddler(NoProgress):
+        is_done = False
+
+        def file_finished(self, name: str) -> None:
+            if "public.last" in name and not self.is_done:
+                self.is_done = True
+                with bags.service() as other:
+                    other.add_tables(["b"])
+                    other.clear(["b"])
+
+    with bags.service(progress=Meddler()) as service:
+        service.run_once()
+    assert values(bags, "b") == []
+    bags.sync()
+    assert values(bags, "a") == [1, 10]
+    assert values(bags, "b") == [2, 10]
+    assert values(bags, "last") == [3]
+
+
+def test_a_request_is_carried_out_between_the_loads_of_two_tables(bags: World, source: Writer) -> None:
+    source.changes(1, [both(10)])
+    source.snapshot(1, "a", 10, rows(1, 10), prev=1)
+    source.snapshot(1, "b", 10, rows(2, 10), prev=1)
+
+    class PauseTheOther(NoProgress):
+        is_asked = False
+
+        def file_finished(self, name: str) -> None:
+            if "public.a" in name and not self.is_asked:
+                self.is_asked = True
+                with bags.connect() as connection:
+                    requests.submit(connection, "pause", ["b"])
+
+    with bags.service(progress=PauseTheOther()) as service:
+        service.run_once()
+    assert bags.checkpoint("b") == ("", 0, "paused", None)
+    assert values(bags, "a") == [1, 10]
 
 
 # Stops and losses
