@@ -484,6 +484,38 @@ def test_a_resync_does_not_go_back_to_where_the_others_are_paused(users: World) 
     assert users.rows("SELECT id FROM users ORDER BY id") == [(1,), (2,)]
 
 
+def test_requests_and_lost_connections_beside_a_busy_daemon_lose_and_double_nothing(world: World) -> None:
+    """Tables without a key show what is applied twice."""
+    tables = ["a", "b"]
+    world.execute(*(f"CREATE TABLE {table} (v int)" for table in tables))
+    world.whitelist(*tables)
+    world.options["batch_records"] = 20
+    asked = ["pause", "resume", "clear", "resync", "pause", "clear", "resync", "pause", "resume"]
+    last = ""
+    with daemon(world):
+        for number, action in enumerate(asked):
+            last = f"changes_20260205_10300{number}.json"
+            moments = [(n, f"2026-02-05T10:3{number}:{n // 6:02}.{n % 6}Z") for n in range(300)]
+            world.write(last, [insert(t, ts=ts, v=number * 300 + n) for n, ts in moments for t in tables])
+            ask(world, action, "a")
+            ask(world, "retry", *tables)  # a cycle, for the next request to interrupt
+            time.sleep(0.1 * (number % 4))
+            if number % 2:
+                world.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+        ask(world, "retry", *tables)
+        ends = [(last, 600, "active", None)] * 2
+        wait_until(lambda: [world.checkpoint(table) for table in tables] == ends, timeout_s=60)
+    everything = [(v,) for v in range(300 * len(asked))]
+    for table in tables:
+        assert world.rows(f"SELECT v FROM {table} ORDER BY v") == everything
+    assert not world.rows("SELECT FROM data_sync_requests WHERE state <> 'done'")
+    done = [action for _, action, status, _, _ in audit(world) if status == "SUCCESS"]
+    assert (done.count("clear"), done.count("pause"), done.count("resume")) == (2, 3, 2)
+
+
 # The books of the dashboard
 
 
