@@ -122,15 +122,7 @@ class BarProgress:
 
     def __init__(self, console: Console) -> None:
         self._tally = Tally(0, 0, time.monotonic())
-        self._bar = Progress(
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=console,
-            expand=True,
-            redirect_stdout=False,  # results go there, perhaps into a pipe; the log goes to stderr
-        )
+        self._bar = make_bar(console)
         self._task: TaskID | None = None
 
     def files_found(self, count: int, size_bytes: int) -> None:
@@ -168,6 +160,19 @@ class BarProgress:
 
     def _counts(self) -> str:
         return f"{self._tally}, {self._tally.rate(time.monotonic()):,.0f}/s"
+
+
+def make_bar(console: Console) -> Progress:
+    """Return a bar with percentage, description and time left, not started yet."""
+    return Progress(
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=console,
+        expand=True,
+        redirect_stdout=False,  # results go there, perhaps into a pipe; the log goes to stderr
+    )
 
 
 def format_duration(seconds: float) -> str:

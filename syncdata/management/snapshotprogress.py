@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
 from syncdata.capture.snapshot import SnapshotProgress
 from syncdata.engine.changes import TableName
-from syncdata.management.progress import LINE_EVERY_S
+from syncdata.management.progress import LINE_EVERY_S, make_bar
 
 
 class ClosableSnapshotProgress(SnapshotProgress, Protocol):
@@ -62,15 +62,7 @@ class SnapshotBar:
     """One bar over the rows of all tables; their number is the source's estimate."""
 
     def __init__(self, console: Console) -> None:
-        self._bar = Progress(
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=console,
-            expand=True,
-            redirect_stdout=False,  # results go there, perhaps into a pipe; the log goes to stderr
-        )
+        self._bar = make_bar(console)
         self._task: TaskID | None = None
         self._name = ""
         self._copied = self._expected = self._total = 0
