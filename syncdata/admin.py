@@ -347,7 +347,7 @@ class SyncRunAdmin(ReadOnlyAdmin):
         "started_at",
         "stopped_at",
         "host",
-        "pid",
+        "process_id",
         "sync_frequency",
         "last_sync_at",
         "records_synced",
@@ -355,6 +355,11 @@ class SyncRunAdmin(ReadOnlyAdmin):
     )
     ordering = ("-id",)
     empty_hint = gettext_lazy("Start the daemon: python manage.py syncdata_start")
+
+    @admin.display(description=gettext_lazy("process id"))
+    def process_id(self, run: SyncRun) -> str:
+        """A name, not a quantity: its digits are not grouped."""
+        return str(run.pid)
 
 
 @admin.register(SyncRequest)

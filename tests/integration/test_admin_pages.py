@@ -158,6 +158,23 @@ def test_requests_are_shown_with_their_progress_and_error(client: Client) -> Non
     assert "SHD_SYN_054" in shown
 
 
+def test_the_summary_stands_once_where_it_belongs(client: Client) -> None:
+    heading = "Records a minute"
+    for url, times in (
+        (reverse("admin:index"), 1),
+        (reverse("admin:app_list", args=["syncdata"]), 1),
+        (reverse("admin:app_list", args=["auth"]), 0),
+    ):
+        assert client.get(url).content.decode().count(heading) == times
+
+
+def test_a_process_id_is_not_grouped_like_a_quantity(client: Client) -> None:
+    execute("INSERT INTO data_sync_runs (host, pid, sync_frequency) VALUES ('vm', 24058, 1)")
+    page = client.get(reverse("admin:syncdata_syncrun_changelist")).content.decode()
+    assert "24058" in page
+    assert "24,058" not in page
+
+
 def test_the_index_and_the_section_show_how_the_sync_does(client: Client) -> None:
     for url in (reverse("admin:index"), reverse("admin:app_list", args=["syncdata"])):
         text = client.get(url).content.decode()
