@@ -13,7 +13,7 @@ def main() -> None:
     from django.core.management import execute_from_command_line
     from django.db import OperationalError, ProgrammingError
 
-    from syncdata.engine.errors import SyncError
+    from syncdata.errors import SyncError
 
     try:
         execute_from_command_line(sys.argv)
@@ -28,7 +28,7 @@ def explain(error: Exception) -> str:
     from django.db import OperationalError, ProgrammingError
 
     from syncdata.conf import load_config_file
-    from syncdata.engine.errors import ServiceInitError, SyncError
+    from syncdata.errors import ServiceInitError, SyncError
 
     # Without a configuration there is no database, either: name the cause, not what it led to.
     try:

@@ -32,10 +32,10 @@ from typing import Any
 from psycopg.conninfo import make_conninfo
 
 from benchmarks.apply import DURABLE, TABLE
+from syncdata.archive.archive import LocalArchive, LocalSettings
 from syncdata.capture.archiver import Archiver, CaptureSettings
 from syncdata.capture.pgoutput import Change, Decoder
-from syncdata.capture.stream import Keepalive, ReplicationStream
-from syncdata.engine.archive import LocalArchive, LocalSettings
+from syncdata.capture.replication import Keepalive, ReplicationStream
 from syncsite.demo.postgres import PostgresServer, embedded_binaries, system_binaries
 
 PUBLICATION = "bench"

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from syncdata.engine.archive import open_archive
+from syncdata.archive.archive import open_archive
 from tests.sshd import SshServer
 
 RUNS = 5

@@ -13,24 +13,19 @@ from typing import cast
 
 import psycopg
 
-from syncdata.archiverstatus import (
-    ArchiverStatus,
-    archiver_status,
-    retention_warning,
-    unpublished_warning,
-)
+from syncdata.archive.archive import WritableArchive, open_archive
+from syncdata.archive.retention import Removals, find_removals, prune
 from syncdata.capture.archiver import Archived, Archiver, CaptureSettings
 from syncdata.capture.chain import Chain, load_chain, require_same_slot
-from syncdata.capture.retention import Removals, find_removals, prune
+from syncdata.capture.replication import source_error
 from syncdata.capture.slot import Slot, published_tables, read_slot
 from syncdata.capture.snapshot import NO_PROGRESS, SnapshotProgress, TakenSnapshot, take_snapshots
 from syncdata.capture.spool import Compression, list_finished, translated
-from syncdata.capture.stream import source_error
+from syncdata.capture.status import ArchiverStatus, archiver_status, retention_warning, unpublished_warning
+from syncdata.changes.record import TableName
 from syncdata.conf import SourceConfig
 from syncdata.daemon import PidFile, running_pid
-from syncdata.engine.archive import WritableArchive, open_archive
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import ArchiverRunError, PidFileError, SnapshotError, SyncError
+from syncdata.errors import ArchiverRunError, PidFileError, SnapshotError, SyncError
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,10 @@ from django.core import checks
 from django.db import connections, router
 from django.db.models import Model
 
+from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.whitelist import parse_syncable
+from syncdata.changes.record import TableName
 from syncdata.conf import (
     CONFIG_VARIABLE,
     SyncConfig,
@@ -27,14 +31,10 @@ from syncdata.conf import (
     load_config,
     load_source_config,
 )
-from syncdata.engine.catalog import read_schemas
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import SyncError
-from syncdata.engine.schema import TableSchema
-from syncdata.engine.whitelist import parse_syncable
+from syncdata.connections import init_error
+from syncdata.errors import SyncError
 from syncdata.modelnames import table_of
 from syncdata.models import SyncLog, TableToSync
-from syncdata.session import init_error
 
 TAG = "syncdata"
 

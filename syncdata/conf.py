@@ -17,6 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from syncdata.archive.archive import LocalSettings
+from syncdata.archive.ssh import SftpSettings
+from syncdata.changes.record import TableName
 from syncdata.confkeys import (
     ARCHIVE_KEYS,
     DATABASE_KEYS,
@@ -26,10 +29,7 @@ from syncdata.confkeys import (
     SOURCE_KEYS,
     Reading,
 )
-from syncdata.engine.archive import LocalSettings
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import ConfigError, ConfigLoadError
-from syncdata.engine.sftp import SftpSettings
+from syncdata.errors import ConfigError, ConfigLoadError
 
 logger = logging.getLogger(__name__)
 

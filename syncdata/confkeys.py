@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import ConfigError, WhitelistAddError
-from syncdata.engine.whitelist import parse_syncable
+from syncdata.apply.whitelist import parse_syncable
+from syncdata.changes.record import TableName
+from syncdata.errors import ConfigError, WhitelistAddError
 
 # How one value is read. A parser raises ValueError with what the value must be.
 

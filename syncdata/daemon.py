@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from syncdata.engine.errors import PidFileError
+from syncdata.errors import PidFileError
 
 logger = logging.getLogger(__name__)
 

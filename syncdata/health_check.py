@@ -10,7 +10,7 @@ import dataclasses
 from health_check.base import HealthCheck
 from health_check.exceptions import ServiceUnavailable
 
-from syncdata.engine.errors import SyncError
+from syncdata.errors import SyncError
 from syncdata.monitoring import health_of, read_status
 
 

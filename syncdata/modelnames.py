@@ -8,8 +8,8 @@ from contextlib import suppress
 from django.apps import apps
 from django.db.models import Model
 
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import SchemaError, WhitelistAddError
+from syncdata.changes.record import TableName
+from syncdata.errors import SchemaError, WhitelistAddError
 
 
 def resolve(text: str, known: Collection[TableName]) -> TableName:

@@ -2,7 +2,7 @@
 
 The engine reads and writes them with SQL of its own, in the transaction that holds the rows, so every
 default is a database default. Where the predecessor has the table, its columns come first and in its
-order, so that an adopted table (see :mod:`syncdata.adoption`) equals a created one.
+order, so that an adopted table (see :mod:`syncdata.predecessor.adoption`) equals a created one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from syncdata.engine.changes import format_lsn, parse_lsn
-from syncdata.engine.errors import WhitelistAddError
-from syncdata.engine.whitelist import parse_syncable
+from syncdata.apply.whitelist import parse_syncable
+from syncdata.changes.record import format_lsn, parse_lsn
+from syncdata.errors import WhitelistAddError
 
 
 class LsnField(models.Field):

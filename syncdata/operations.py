@@ -14,14 +14,14 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from syncdata.engine import ledger
-from syncdata.engine.catalog import read_schemas
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import ClearError, ParseError, RequestError
-from syncdata.engine.ledger import Checkpoint, Skip
-from syncdata.engine.rows import RowWriter
-from syncdata.engine.target import parents_first, translate
-from syncdata.status import blocking_place
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.target import parents_first, translate
+from syncdata.apply.postgres.writer import RowWriter
+from syncdata.apply.state import checkpoints as ledger
+from syncdata.apply.state.checkpoints import Checkpoint, Skip
+from syncdata.apply.state.status import blocking_place
+from syncdata.changes.record import TableName
+from syncdata.errors import ClearError, ParseError, RequestError
 from syncdata.whitelisting import canonical
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from syncdata.capture.facts import SourceFacts, foreign_slot, plan_publication, quote, without_identity
-from syncdata.capture.prerequisites import Finding, examine
-from syncdata.capture.setup import lacks_rights, make_account, make_identities_full, make_publication
-from syncdata.capture.source import SourceDatabase, open_source
+from syncdata.changes.record import TableName
 from syncdata.conf import SourceConfig
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import SlotError, SourceSetupError
+from syncdata.errors import SlotError, SourceSetupError
+from syncdata.provision.database import SourceDatabase, open_source
+from syncdata.provision.facts import SourceFacts, foreign_slot, plan_publication, quote, without_identity
+from syncdata.provision.preflight import Finding, examine
+from syncdata.provision.statements import lacks_rights, make_account, make_identities_full, make_publication
 
 Report = Callable[[str], object]
 

@@ -21,13 +21,23 @@ from typing import Any, Self
 import psycopg
 
 from syncdata import operations, signals, whitelisting
+from syncdata.apply.cycle import Activity, Cycle, CycleResult, NoProgress, Progress
+from syncdata.apply.feed.snapshots import find_snapshots
+from syncdata.apply.plan.batches import Limits
+from syncdata.apply.postgres.target import Outcome, PreparedBatch, Target, parents_first, translate
+from syncdata.apply.progress import RequestProgress, WaitingProgress
+from syncdata.apply.resync import Tools, begin, rebuild
+from syncdata.apply.state import checkpoints as ledger
+from syncdata.apply.state import queue as requests
+from syncdata.apply.state.checkpoints import START, Checkpoint, CheckpointMovedError, Position
+from syncdata.apply.state.queries import read_latest_run, read_tables
+from syncdata.apply.state.queue import Doorbell, Request
+from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status, file_time, format_status
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.changes.record import TableName, parse_lsn
 from syncdata.conf import SyncConfig
-from syncdata.engine import ledger, requests
-from syncdata.engine.archive import Archive, open_archive
-from syncdata.engine.batch import Limits
-from syncdata.engine.changes import TableName, parse_lsn
-from syncdata.engine.cycle import Activity, Cycle, CycleResult, NoProgress, Progress
-from syncdata.engine.errors import (
+from syncdata.connections import EngineSession, init_error, is_locked
+from syncdata.errors import (
     CloseError,
     CycleError,
     ParseError,
@@ -38,17 +48,8 @@ from syncdata.engine.errors import (
     SyncError,
     WhitelistListError,
 )
-from syncdata.engine.ledger import START, Checkpoint, CheckpointMovedError, Position
-from syncdata.engine.reading import ReadingStopped
-from syncdata.engine.rebuild import Tools, begin, rebuild
-from syncdata.engine.requests import Doorbell, Request
-from syncdata.engine.snapshots import find_snapshots
-from syncdata.engine.target import Outcome, PreparedBatch, Target, parents_first, translate
 from syncdata.modelnames import resolve
-from syncdata.progress import RequestProgress, WaitingProgress
-from syncdata.reports import read_latest_run, read_tables
-from syncdata.session import EngineSession, init_error, is_locked
-from syncdata.statefile import (
+from syncdata.predecessor.statefile import (
     NEVER,
     STATE_FILE_NAME,
     SyncState,
@@ -56,7 +57,7 @@ from syncdata.statefile import (
     load_state,
     save_state,
 )
-from syncdata.status import DaemonStatus, TableInfo, daemon_status, file_time, format_status
+from syncdata.runtime.bounded_stream import ReadingStopped
 from syncdata.whitelisting import parse_all
 
 __all__ = ["DaemonStatus", "SyncDataService", "SyncResult", "TableInfo", "format_status"]

@@ -15,9 +15,9 @@ from typing import Any
 from django.db import close_old_connections
 from django.dispatch import Signal
 
-from syncdata.engine.changes import TableName
-from syncdata.engine.cycle import Activity
-from syncdata.engine.errors import SyncError
+from syncdata.apply.cycle import Activity
+from syncdata.changes.record import TableName
+from syncdata.errors import SyncError
 from syncdata.modelnames import find_model_of
 
 logger = logging.getLogger(__name__)

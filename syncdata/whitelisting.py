@@ -13,11 +13,11 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from syncdata.engine.catalog import read_schemas
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import SchemaError, WhitelistAddError, WhitelistRemoveError
-from syncdata.engine.target import translate
-from syncdata.engine.whitelist import require_syncable
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.target import translate
+from syncdata.apply.whitelist import require_syncable
+from syncdata.changes.record import TableName
+from syncdata.errors import SchemaError, WhitelistAddError, WhitelistRemoveError
 from syncdata.modelnames import resolve, tables_of_app
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
 from syncdata.conf import CONFIG_VARIABLE, SyncConfig, is_production_host, load_config_file
-from syncdata.engine.errors import SyncError
+from syncdata.errors import SyncError
 from syncsite.secretkey import load_or_create_secret_key
 
 BASE_DIR = Path(__file__).resolve().parent.parent

@@ -8,8 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+from syncdata.archive.archive import LocalArchive, LocalSettings
 from syncdata.capture.archiver import Archiver, CaptureSettings
-from syncdata.engine.archive import LocalArchive, LocalSettings
 
 
 def peak_mib() -> float:

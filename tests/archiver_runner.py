@@ -17,13 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from syncdata.capture import archiver, delivery, spool
+from syncdata.archive import local as archive_local
+from syncdata.archive.archive import LocalArchive, LocalSettings
+from syncdata.capture import archiver, spool
+from syncdata.capture import uploader as delivery
 from syncdata.capture.archiver import Archiver, CaptureSettings
 from syncdata.capture.pgoutput import Decoder
+from syncdata.capture.replication import ReplicationStream, XLogData
 from syncdata.capture.spool import FileWriter
-from syncdata.capture.stream import ReplicationStream, XLogData
-from syncdata.engine import archive_local
-from syncdata.engine.archive import LocalArchive, LocalSettings
 
 TIME_LIMIT_S = 30
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from syncdata.engine.changefile import Footer, Header, inspect, read_records
-from syncdata.engine.changes import ChangeRecord, parse_lsn
+from syncdata.changes.reader import Footer, Header, inspect, read_records
+from syncdata.changes.record import ChangeRecord, parse_lsn
 
 
 def archived_records(directory: Path) -> list[ChangeRecord]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from syncdata.engine.archive import snapshot_name
-from syncdata.engine.changes import TableName, format_lsn
+from syncdata.archive.archive import snapshot_name
+from syncdata.changes.record import TableName, format_lsn
 
 Record = dict[str, Any]
 

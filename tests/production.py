@@ -14,12 +14,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from syncdata.archive.archive import LocalArchive, LocalSettings
 from syncdata.capture.archiver import Archiver, CaptureSettings
 from syncdata.capture.chain import load_chain
+from syncdata.capture.replication import TEXT_SETTINGS
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
-from syncdata.capture.stream import TEXT_SETTINGS
-from syncdata.engine.archive import LocalArchive, LocalSettings
-from syncdata.engine.changes import TableName
+from syncdata.changes.record import TableName
 from syncsite.demo.postgres import PostgresServer
 from tests.postgres import Database
 

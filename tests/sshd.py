@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from syncdata.engine.sftp import SftpSettings
+from syncdata.archive.ssh import SftpSettings
 
 CONFIGURATION = """\
 ListenAddress {server.host}

@@ -1,1 +1,1 @@
-"""The production side: from a replication slot to change files and snapshots. No Django in here."""
+"""Production: from the replication slot to the archive. Knows nothing of the local side, or of Django."""

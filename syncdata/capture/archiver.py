@@ -28,6 +28,7 @@ from typing import Any
 
 import psycopg
 
+from syncdata.archive.archive import WritableArchive
 from syncdata.capture.chain import (
     Chain,
     continue_chain,
@@ -39,9 +40,17 @@ from syncdata.capture.chain import (
     require_same_system,
     save_chain,
 )
-from syncdata.capture.delivery import Delivery, deliver
+from syncdata.capture.encoder import LineWriter
 from syncdata.capture.pgoutput import Begin, Change, Commit, Decoder, Truncate
-from syncdata.capture.records import LineWriter
+from syncdata.capture.replication import (
+    NEW_EPOCH_HINT,
+    Identity,
+    Keepalive,
+    ReplicationStream,
+    SlotInUseError,
+    XLogData,
+    source_error,
+)
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.capture.spool import (
     Compression,
@@ -51,19 +60,10 @@ from syncdata.capture.spool import (
     take_over,
     translated,
 )
-from syncdata.capture.stream import (
-    NEW_EPOCH_HINT,
-    Identity,
-    Keepalive,
-    ReplicationStream,
-    SlotInUseError,
-    XLogData,
-    source_error,
-)
-from syncdata.engine.archive import WritableArchive
-from syncdata.engine.changefile import inspect
-from syncdata.engine.changes import format_lsn, parse_lsn
-from syncdata.engine.errors import (
+from syncdata.capture.uploader import Delivery, deliver
+from syncdata.changes.reader import inspect
+from syncdata.changes.record import format_lsn, parse_lsn
+from syncdata.errors import (
     ArchiveConnectionError,
     CaptureError,
     DeliveryError,

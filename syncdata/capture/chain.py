@@ -17,12 +17,12 @@ from pathlib import Path
 
 import msgspec
 
+from syncdata.capture.replication import NEW_EPOCH_HINT, Identity
 from syncdata.capture.slot import Slot
 from syncdata.capture.spool import SpooledFile, translated, write_durably
-from syncdata.capture.stream import NEW_EPOCH_HINT, Identity
-from syncdata.engine.changefile import Footer, Header, stem
-from syncdata.engine.changes import format_lsn, parse_lsn
-from syncdata.engine.errors import SlotError, SourceChangedError, SpoolError
+from syncdata.changes.reader import Footer, Header, stem
+from syncdata.changes.record import format_lsn, parse_lsn
+from syncdata.errors import SlotError, SourceChangedError, SpoolError
 
 CHAIN_FILE_NAME = "chain.json"
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from syncdata.engine.errors import CaptureError
+from syncdata.errors import CaptureError
 
 Values = dict[str, str | None]
 

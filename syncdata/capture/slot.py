@@ -11,7 +11,7 @@ from typing import Any
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
-from syncdata.engine.changes import TableName, parse_lsn
+from syncdata.changes.record import TableName, parse_lsn
 
 _SLOT = """
 SELECT slot_name, plugin, slot_type, database, active_pid, wal_status, safe_wal_size,

@@ -27,18 +27,24 @@ from typing import Protocol
 
 import msgspec
 
+from syncdata.archive.archive import WritableArchive, snapshot_name
 from syncdata.capture.archiver import CaptureSettings
 from syncdata.capture.chain import Chain, format_moment, require_same_system
-from syncdata.capture.consistent import ConsistentSource, Point, SourceTable, interruptible, open_consistent
+from syncdata.capture.encoder import line_start
+from syncdata.capture.exported_snapshot import (
+    ConsistentSource,
+    Point,
+    SourceTable,
+    interruptible,
+    open_consistent,
+)
 from syncdata.capture.pgoutput import Relation
-from syncdata.capture.records import line_start
+from syncdata.capture.replication import NEW_EPOCH_HINT, Identity
 from syncdata.capture.slot import Slot
 from syncdata.capture.spool import FileWriter, SpooledFile, next_stamp, translated
-from syncdata.capture.stream import NEW_EPOCH_HINT, Identity
-from syncdata.engine.archive import WritableArchive, snapshot_name
-from syncdata.engine.changefile import Header
-from syncdata.engine.changes import TableName, format_lsn
-from syncdata.engine.errors import SlotError, SnapshotError, SourceChangedError, SyncError
+from syncdata.changes.reader import Header
+from syncdata.changes.record import TableName, format_lsn
+from syncdata.errors import SlotError, SnapshotError, SourceChangedError, SyncError
 
 logger = logging.getLogger(__name__)
 

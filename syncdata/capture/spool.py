@@ -21,9 +21,9 @@ from typing import BinaryIO, Literal
 import msgspec
 import zstandard
 
-from syncdata.engine.changefile import Footer, Header, inspect, stem
-from syncdata.engine.changes import format_lsn
-from syncdata.engine.errors import SpoolError
+from syncdata.changes.reader import Footer, Header, inspect, stem
+from syncdata.changes.record import format_lsn
+from syncdata.errors import SpoolError
 
 Compression = Literal["none", "gzip", "zstd"]
 SUFFIXES: dict[Compression, str] = {"none": ".json", "gzip": ".json.gz", "zstd": ".json.zst"}

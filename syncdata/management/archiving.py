@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from syncdata.archiving import ArchivingService
 from syncdata.capture.snapshot import NO_PROGRESS
 from syncdata.daemon import stop_on_signals
-from syncdata.engine.errors import SnapshotError
+from syncdata.errors import SnapshotError
 from syncdata.management.base import SyncCommand, format_count
 from syncdata.management.snapshotprogress import make_snapshot_progress
 

@@ -17,7 +17,7 @@ from django.core.management.base import BaseCommand, CommandParser, DjangoHelpFo
 from django.db import Error as DatabaseError
 
 from syncdata.conf import load_config
-from syncdata.engine.errors import ServiceInitError, SyncError
+from syncdata.errors import ServiceInitError, SyncError
 from syncdata.management.progress import SyncProgress, format_duration, make_progress
 from syncdata.service import SyncDataService, SyncResult
 

@@ -7,7 +7,7 @@ import django.db.models.functions.datetime
 from django.db import migrations, models
 
 import syncdata.models
-from syncdata.adoption import CreateOrAdoptModel
+from syncdata.predecessor.adoption import CreateOrAdoptModel
 
 
 class Migration(migrations.Migration):

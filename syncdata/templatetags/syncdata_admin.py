@@ -9,7 +9,7 @@ from django import template
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
-from syncdata.pages.dashboard import read_summary
+from syncdata.admin.dashboard import read_summary
 
 register = template.Library()
 

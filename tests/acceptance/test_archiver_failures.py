@@ -16,21 +16,15 @@ from typing import Any, BinaryIO, Self
 
 import pytest
 
+from syncdata.archive.archive import LocalArchive, LocalSettings, SftpArchive, SftpSettings, WritableArchive
 from syncdata.capture import archiver as archiver_module
-from syncdata.capture import delivery as delivery_module
+from syncdata.capture import uploader as delivery_module
 from syncdata.capture.archiver import Archiver, CaptureSettings
 from syncdata.capture.chain import CHAIN_FILE_NAME, Chain, load_chain, save_chain
+from syncdata.capture.replication import ReplicationStream, SlotInUseError
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.capture.stream import ReplicationStream, SlotInUseError
-from syncdata.engine.archive import (
-    LocalArchive,
-    LocalSettings,
-    SftpArchive,
-    SftpSettings,
-    WritableArchive,
-)
-from syncdata.engine.changefile import inspect
-from syncdata.engine.errors import (
+from syncdata.changes.reader import inspect
+from syncdata.errors import (
     DeliveryError,
     SlotError,
     SourceChangedError,

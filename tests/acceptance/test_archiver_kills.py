@@ -20,12 +20,12 @@ from typing import IO, Any
 import psycopg
 import pytest
 
+from syncdata.archive.archive import LocalArchive, LocalSettings
 from syncdata.capture.archiver import Archiver, CaptureSettings
 from syncdata.capture.chain import load_chain
 from syncdata.capture.pgoutput import Begin, Change, Decoder, Truncate
 from syncdata.capture.slot import read_slot
-from syncdata.engine.archive import LocalArchive, LocalSettings
-from syncdata.engine.changes import ChangeRecord, format_lsn
+from syncdata.changes.record import ChangeRecord, format_lsn
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 from tests.archiver_runner import STEPS
 from tests.chains import archived_records

@@ -12,7 +12,7 @@ from django.db import connections
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from syncdata.engine.errors import ApplyError
+from syncdata.errors import ApplyError
 from tests.proxy import CommitLosingProxy
 from tests.world import World, delete, insert, truncate, update
 

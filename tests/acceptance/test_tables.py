@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 
-from syncdata.engine.errors import SchemaError
+from syncdata.errors import SchemaError
 from syncsite.demo.postgres import PostgresServer
 from tests.postgres import VERSIONS
 from tests.production import Production, differences

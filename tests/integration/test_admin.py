@@ -14,8 +14,8 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from syncdata.admin import lists
 from syncdata.models import Checkpoint, SyncLog, SyncMetric, SyncRun, TableToSync
-from syncdata.pages import lists
 
 pytestmark = pytest.mark.django_db
 

@@ -16,7 +16,9 @@ from django.db import connection
 from django.test import Client
 from django.urls import include, path, reverse
 
-from syncdata import admin
+from syncdata.admin import lists
+from syncdata.admin import model_admins as admin
+from syncdata.admin.zones import COOKIE
 from syncdata.models import (
     Checkpoint,
     Dashboard,
@@ -27,8 +29,6 @@ from syncdata.models import (
     SyncRun,
     TableToSync,
 )
-from syncdata.pages import lists
-from syncdata.pages.zones import COOKIE
 
 pytestmark = pytest.mark.django_db
 

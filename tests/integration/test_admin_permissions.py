@@ -13,9 +13,9 @@ from django.db import connection
 from django.test import Client
 from django.urls import reverse
 
-from syncdata import session
+from syncdata import connections as session
+from syncdata.admin import asking, dashboard
 from syncdata.models import Checkpoint, SyncLog, SyncMetric, SyncRequest, SyncRun, TableToSync
-from syncdata.pages import asking, dashboard
 
 pytestmark = pytest.mark.django_db
 

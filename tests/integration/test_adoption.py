@@ -10,7 +10,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from syncdata.engine.errors import SchemaError
+from syncdata.errors import SchemaError
 from syncdata.models import Checkpoint, SyncLog, SyncMetric, TableToSync
 
 PREDECESSOR_SCHEMA = (Path(__file__).parents[1] / "data" / "predecessor-schema.sql").read_text()

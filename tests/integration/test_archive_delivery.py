@@ -19,10 +19,11 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from syncdata.engine import sftp
-from syncdata.engine.archive import LocalSettings, WritableArchive, open_archive, snapshot_name
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import (
+from syncdata.archive import ssh as sftp
+from syncdata.archive.archive import LocalSettings, WritableArchive, open_archive, snapshot_name
+from syncdata.archive.sftp_files import WriteBehind
+from syncdata.changes.record import TableName
+from syncdata.errors import (
     ArchiveConnectionError,
     DeliveryError,
     DiscoveryError,
@@ -30,7 +31,6 @@ from syncdata.engine.errors import (
     RetentionError,
     SpoolError,
 )
-from syncdata.engine.sftp_files import WriteBehind
 from tests.sshd import SshServer
 
 NAME = "changes_20260205_103000.json.zst"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from syncdata.engine.archive import ChangeFile, LocalArchive, LocalSettings, open_archive
-from syncdata.engine.changefile import stem
-from syncdata.engine.errors import DiscoveryError, FetchError
+from syncdata.archive.archive import ChangeFile, LocalArchive, LocalSettings, open_archive
+from syncdata.changes.reader import stem
+from syncdata.errors import DiscoveryError, FetchError
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_only_the_new_files_of_100_000_are_looked_at(
         def __exit__(self, *_: object) -> None:
             self._entries.close()
 
-    monkeypatch.setattr("syncdata.engine.archive_local.os.scandir", Watched)
+    monkeypatch.setattr("syncdata.archive.local.os.scandir", Watched)
     expected = [f"changes_2026_{number:06}.json" for number in (99_997, 99_998, 99_999)]
     assert discover(directory, expected[0]) == expected
     assert sorted(looked_at) == expected

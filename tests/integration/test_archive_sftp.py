@@ -21,11 +21,11 @@ import asyncssh
 import paramiko
 import pytest
 
-from syncdata.engine import sftp
-from syncdata.engine.archive import ChangeFile, SftpArchive, open_archive
-from syncdata.engine.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
-from syncdata.engine.sftp import SftpSettings
-from syncdata.engine.sftp_files import ReadAhead
+from syncdata.archive import ssh as sftp
+from syncdata.archive.archive import ChangeFile, SftpArchive, open_archive
+from syncdata.archive.sftp_files import ReadAhead
+from syncdata.archive.ssh import SftpSettings
+from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
 
 NAME = "changes_20260205_103000.json"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from syncdata.engine.cycle import NoProgress
-from syncdata.engine.errors import ApplyError, DiscoveryError, ParseError, ResyncError, SyncError
+from syncdata.apply.cycle import NoProgress
+from syncdata.errors import ApplyError, DiscoveryError, ParseError, ResyncError, SyncError
 from tests.world import World, insert, with_header
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"

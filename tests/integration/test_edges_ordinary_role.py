@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncdata.engine.errors import ApplyError
+from syncdata.errors import ApplyError
 from tests.world import World, delete, insert, truncate, update
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"

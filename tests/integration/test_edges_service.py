@@ -17,13 +17,13 @@ import psycopg
 import pytest
 from django.db import connections
 
-from syncdata.engine.archive import ArchivedFile, LocalArchive, LocalSettings
-from syncdata.engine.cycle import NoProgress
-from syncdata.engine.errors import ParseError, WhitelistAddError
-from syncdata.engine.ledger import CheckpointMovedError
-from syncdata.engine.target import Target
+from syncdata.apply.cycle import NoProgress
+from syncdata.apply.postgres.target import Target
+from syncdata.apply.state.checkpoints import CheckpointMovedError
+from syncdata.archive.archive import ArchivedFile, LocalArchive, LocalSettings
+from syncdata.errors import ParseError, WhitelistAddError
+from syncdata.predecessor.statefile import STATE_FILE_NAME
 from syncdata.service import SyncDataService
-from syncdata.statefile import STATE_FILE_NAME
 from tests.world import World, insert, truncate
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from syncdata.engine import ledger
-from syncdata.engine.batch import Batch
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import ServiceInitError, SyncError
-from syncdata.engine.ledger import CheckpointMovedError, Position
-from syncdata.engine.target import Target, prepare
+from syncdata.apply.plan.batches import Batch
+from syncdata.apply.postgres.target import Target, prepare
+from syncdata.apply.state import checkpoints as ledger
+from syncdata.apply.state.checkpoints import CheckpointMovedError, Position
+from syncdata.changes.record import TableName
+from syncdata.errors import ServiceInitError, SyncError
 from tests.world import World, delete, insert, update
 
 FIRST, SECOND, THIRD = (f"changes_20260205_10300{n}.json" for n in range(3))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from syncdata.engine.errors import (
+from syncdata.errors import (
     ApplyError,
     DiscoveryError,
     ParseError,

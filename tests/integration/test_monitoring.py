@@ -23,7 +23,7 @@ from health_check.views import HealthCheckView
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from syncdata.engine.errors import MonitoringError
+from syncdata.errors import MonitoringError
 from syncdata.management.commands.syncdata_start import Command
 from syncdata.monitoring import (
     SyncDataCollector,

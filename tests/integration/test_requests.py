@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from syncdata import signals
-from syncdata.engine import requests
-from syncdata.engine.cycle import NoProgress
-from syncdata.engine.errors import ClearError, RequestError
-from syncdata.statefile import STATE_FILE_NAME
+from syncdata.apply.cycle import NoProgress
+from syncdata.apply.state import queue as requests
+from syncdata.errors import ClearError, RequestError
+from syncdata.predecessor.statefile import STATE_FILE_NAME
 from tests.world import World, insert, update, with_header
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"

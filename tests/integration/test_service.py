@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from syncdata.engine.errors import (
+from syncdata.errors import (
     CloseError,
     MetricsError,
     ResyncError,
@@ -17,8 +17,8 @@ from syncdata.engine.errors import (
     WhitelistListError,
     WhitelistRemoveError,
 )
+from syncdata.predecessor.statefile import STATE_FILE_NAME
 from syncdata.service import format_status
-from syncdata.statefile import STATE_FILE_NAME
 from tests.world import World, insert
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"

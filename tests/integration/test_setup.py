@@ -19,10 +19,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from syncdata.capture.prerequisites import Finding
 from syncdata.conf import SourceConfig, source_from_toml
-from syncdata.engine.errors import SlotError, SourceConnectionError, SourceSetupError
+from syncdata.errors import SlotError, SourceConnectionError, SourceSetupError
 from syncdata.production import NewUser, ProductionService
+from syncdata.provision.preflight import Finding
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 from tests.postgres import Database
 
@@ -523,7 +523,7 @@ def test_a_connection_that_is_lost_on_the_way_is_told_and_nothing_is_changed(
 def test_a_table_that_is_locked_for_long_is_told_and_nothing_is_changed(
     production: Production, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syncdata.capture.source._LOCK_TIMEOUT", "100ms")
+    monkeypatch.setattr("syncdata.provision.database._LOCK_TIMEOUT", "100ms")
     production.execute("ALTER TABLE users REPLICA IDENTITY NOTHING")
     before = production.catalog()
     with production.database.connect() as busy:

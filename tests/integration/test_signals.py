@@ -11,8 +11,8 @@ import pytest
 from django.db import connections
 from django.dispatch import Signal
 
-from syncdata.engine import requests
-from syncdata.engine.errors import SyncError
+from syncdata.apply.state import queue as requests
+from syncdata.errors import SyncError
 from syncdata.service import SyncDataService
 from syncdata.signals import sync_cycle_finished, table_blocked, table_synced
 from tests.framed import Writer

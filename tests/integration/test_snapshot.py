@@ -13,11 +13,11 @@ import msgspec
 import psycopg
 import pytest
 
-from syncdata.capture.retention import Removals, find_removals, prune
+from syncdata.archive.retention import Removals, find_removals, prune
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
-from syncdata.engine.changefile import Header, inspect, read_records
-from syncdata.engine.changes import TableName, parse_lsn
-from syncdata.engine.errors import SlotError, SnapshotError, SourceChangedError, SourceConnectionError
+from syncdata.changes.reader import Header, inspect, read_records
+from syncdata.changes.record import TableName, parse_lsn
+from syncdata.errors import SlotError, SnapshotError, SourceChangedError, SourceConnectionError
 from syncsite.demo.postgres import PostgresServer
 from tests.production import Production
 from tests.world import World
@@ -151,7 +151,7 @@ def test_the_point_parts_the_commits_exactly(any_production: Production) -> None
 def test_a_snapshot_waits_for_running_transactions_and_says_so(
     any_production: Production, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syncdata.capture.consistent._SAY_AFTER_S", 0.2)
+    monkeypatch.setattr("syncdata.capture.exported_snapshot._SAY_AFTER_S", 0.2)
     any_production.execute(ACCOUNTS)
     any_production.publish("accounts")
     any_production.archive()
@@ -248,7 +248,7 @@ def test_a_table_that_is_truncated_when_the_snapshot_begins_is_copied_whole(
         "ALTER TABLE accounts ALTER balance TYPE bigint",
         "TRUNCATE accounts; INSERT INTO accounts VALUES (2, 'y', 0)",
     ]
-    from syncdata.capture.consistent import ConsistentSource
+    from syncdata.capture.exported_snapshot import ConsistentSource
 
     lock = ConsistentSource._lock
 

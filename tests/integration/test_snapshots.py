@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from syncdata.engine import requests
-from syncdata.engine.cycle import NoProgress
-from syncdata.engine.errors import ApplyError, DiscoveryError, ResyncError, SchemaError, SyncError
+from syncdata.apply.cycle import NoProgress
+from syncdata.apply.state import queue as requests
+from syncdata.errors import ApplyError, DiscoveryError, ResyncError, SchemaError, SyncError
 from tests.framed import Record, Writer, file_name
 from tests.sshd import SshServer
 from tests.world import World, delete, insert, update

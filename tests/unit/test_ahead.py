@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from syncdata.engine.ahead import ahead
+from syncdata.runtime.prefetch import ahead
 
 
 def threads() -> list[str]:

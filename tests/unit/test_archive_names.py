@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.engine.archive_names import (
+from syncdata.changes.filenames import (
     check_name,
     is_change_file,
     newest_first,
@@ -13,7 +13,7 @@ from syncdata.engine.archive_names import (
     snapshot_name,
     temporary_name,
 )
-from syncdata.engine.changes import TableName
+from syncdata.changes.record import TableName
 
 STAMP = "20260205_103000"
 identifiers = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)

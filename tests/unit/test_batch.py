@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncdata.engine.batch import RECORD_OVERHEAD_BYTES, Batch, Limits, cut_batches
-from syncdata.engine.changefile import LocatedRecord
-from syncdata.engine.changes import ChangeRecord, TableName, format_lsn
-from syncdata.engine.errors import ParseError
+from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, Limits, cut_batches
+from syncdata.changes.reader import LocatedRecord
+from syncdata.changes.record import ChangeRecord, TableName, format_lsn
+from syncdata.errors import ParseError
 
 T, OTHER = TableName("public", "t"), TableName("public", "other")
 WANTED: dict[TableName, int | None] = {T: None}

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from syncdata.engine.chain import check_chain, lost_beginning
-from syncdata.engine.changefile import Header
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import DiscoveryError, ParseError
-from syncdata.engine.ledger import START, Position
+from syncdata.apply.feed.continuity import check_chain, lost_beginning
+from syncdata.apply.state.checkpoints import START, Position
+from syncdata.changes.reader import Header
+from syncdata.changes.record import TableName
+from syncdata.errors import DiscoveryError, ParseError
 
 SOURCE = Header(syncdata=1, system_id="7", timeline=1, slot="s", epoch="e").source_id
 

@@ -19,11 +19,11 @@ from syncdata.capture.chain import (
     require_same_system,
     save_chain,
 )
+from syncdata.capture.replication import Identity
 from syncdata.capture.slot import Slot
 from syncdata.capture.spool import SpooledFile
-from syncdata.capture.stream import Identity
-from syncdata.engine.changefile import Footer, Header
-from syncdata.engine.errors import SlotError, SourceChangedError, SpoolError
+from syncdata.changes.reader import Footer, Header
+from syncdata.errors import SlotError, SourceChangedError, SpoolError
 
 NOW = dt.datetime(2026, 2, 5, 10, 30, tzinfo=dt.UTC)
 CHAIN = Chain(

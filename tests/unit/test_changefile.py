@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from syncdata.engine.changefile import Header, inspect, read_records, stem
-from syncdata.engine.errors import ParseError
+from syncdata.changes.reader import Header, inspect, read_records, stem
+from syncdata.errors import ParseError
 
 RECORDS = [b'{"table":"t","op":"INSERT","data":{"id":%d}}' % number for number in range(3)]
 PLAIN = b"".join(line + b"\n" for line in RECORDS)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.engine.changes import Json, TableName, format_lsn, parse_lsn, parse_record
-from syncdata.engine.errors import ParseError, SchemaError
+from syncdata.changes.record import Json, TableName, format_lsn, parse_lsn, parse_record
+from syncdata.errors import ParseError, SchemaError
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from syncdata.archive.archive import LocalSettings
+from syncdata.archive.ssh import SftpSettings
 from syncdata.conf import (
     SyncConfig,
     config_from_settings,
@@ -18,9 +20,7 @@ from syncdata.conf import (
     load_config,
     load_config_file,
 )
-from syncdata.engine.archive import LocalSettings
-from syncdata.engine.errors import ConfigError, ConfigLoadError
-from syncdata.engine.sftp import SftpSettings
+from syncdata.errors import ConfigError, ConfigLoadError
 
 LEAST = {
     "archive_host": "backup.example.com",

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from syncdata.archive.archive import LocalSettings
+from syncdata.changes.record import TableName
 from syncdata.conf import (
     SourceConfig,
     config_from_toml,
@@ -19,9 +21,7 @@ from syncdata.conf import (
     source_from_settings,
     source_from_toml,
 )
-from syncdata.engine.archive import LocalSettings
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import ConfigError, ConfigLoadError
+from syncdata.errors import ConfigError, ConfigLoadError
 
 ARCHIVE: dict[str, Any] = {"archive_backend": "local", "archive_dir": "/archive"}
 LEAST: dict[str, Any] = {"pg_user": "syncdata", "pg_database": "shop", "tables": ["users"]}

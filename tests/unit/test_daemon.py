@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from syncdata.daemon import PID_FILE_NAME, PidFile, running_pid, stop_daemon, stop_on_signals
-from syncdata.engine.errors import PidFileError
+from syncdata.errors import PidFileError
 
 # Holds the pid file until its first signal, then takes a moment to finish, as a batch would.
 DAEMON = """

@@ -7,11 +7,11 @@ from typing import BinaryIO
 
 import pytest
 
-from syncdata.capture.delivery import Delivery
+from syncdata.archive.archive import LocalArchive, LocalSettings
 from syncdata.capture.spool import FileWriter, SpooledFile
-from syncdata.engine.archive import LocalArchive, LocalSettings
-from syncdata.engine.changefile import Header
-from syncdata.engine.errors import DeliveryError, SpoolError
+from syncdata.capture.uploader import Delivery
+from syncdata.changes.reader import Header
+from syncdata.errors import DeliveryError, SpoolError
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from syncdata.engine import errors
-from syncdata.engine.errors import ApplyError, ParseError, SyncError
+from syncdata import errors
+from syncdata.errors import ApplyError, ParseError, SyncError
 
 
 @pytest.mark.parametrize(

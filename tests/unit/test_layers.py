@@ -65,7 +65,7 @@ def layer_of(module: str) -> int | None:
 
 
 def imports_of(module: str) -> set[str]:
-    """All that *module* imports, wherever in it, with dots: ``syncdata.engine.ledger``, ``msgspec.Raw``."""
+    """All that *module* imports, wherever in it, with dots: ``syncdata.apply.state.checkpoints``, ``msgspec.Raw``."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.engine.ledger import START, Position, periods
-from syncdata.engine.target import parse_time
+from syncdata.apply.postgres.target import parse_time
+from syncdata.apply.state.checkpoints import START, Position, periods
 
 UTC = dt.UTC
 

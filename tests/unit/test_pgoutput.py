@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncdata.capture.pgoutput import Begin, Change, Commit, Decoder, Relation, Truncate
-from syncdata.engine.errors import CaptureError
+from syncdata.errors import CaptureError
 
 OID = 16384
 

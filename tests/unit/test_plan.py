@@ -11,11 +11,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from syncdata.engine.changefile import LocatedRecord
-from syncdata.engine.changes import ChangeRecord, TableName, parse_record
-from syncdata.engine.errors import SchemaError
-from syncdata.engine.plan import Counts, Shape, TablePlan, as_replacement, make_plan
-from syncdata.engine.schema import Column, ColumnType, TableSchema
+from syncdata.apply.plan.net_change import Counts, Shape, TablePlan, as_replacement, make_plan
+from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
+from syncdata.changes.reader import LocatedRecord
+from syncdata.changes.record import ChangeRecord, TableName, parse_record
+from syncdata.errors import SchemaError
 
 DEFAULT = "default"
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from syncdata.capture.facts import (
+from syncdata.changes.record import TableName
+from syncdata.provision.facts import (
     ExistingSlot,
     Publication,
     PublicationPlan,
@@ -15,8 +16,7 @@ from syncdata.capture.facts import (
     SourceFacts,
     plan_publication,
 )
-from syncdata.capture.prerequisites import examine
-from syncdata.engine.changes import TableName
+from syncdata.provision.preflight import examine
 
 SERVER = Server(
     version="18.0",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from syncdata.engine.errors import FetchError
-from syncdata.engine.reading import ReadingStopped, up_to
+from syncdata.errors import FetchError
+from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

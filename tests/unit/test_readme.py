@@ -13,7 +13,7 @@ from django.dispatch import Signal
 
 from syncdata import signals
 from syncdata.conf import ArchiveConfig, SourceConfig, SyncConfig
-from syncdata.engine.errors import SyncError
+from syncdata.errors import SyncError
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

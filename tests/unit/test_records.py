@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from syncdata.capture.encoder import LineWriter, format_time
 from syncdata.capture.pgoutput import Begin, Change, Relation, Truncate
-from syncdata.capture.records import LineWriter, format_time
-from syncdata.engine.changes import parse_record
+from syncdata.changes.record import parse_record
 
 USERS = Relation(schema="public", name="users", columns=("id",), key=frozenset({"id"}))
 ORDER = Relation(schema='my "schema"', name="Örder", columns=("id",), key=frozenset({"id"}))

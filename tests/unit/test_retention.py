@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.capture.retention import ProvedSnapshot, Removals, plan_removals
-from syncdata.engine.archive import ChangeFile, SnapshotFile, snapshot_name
-from syncdata.engine.changes import TableName
+from syncdata.archive.archive import ChangeFile, SnapshotFile, snapshot_name
+from syncdata.archive.retention import ProvedSnapshot, Removals, plan_removals
+from syncdata.changes.record import TableName
 
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
 USERS, ORDERS = TableName("public", "users"), TableName("public", "orders")

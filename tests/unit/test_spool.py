@@ -19,8 +19,8 @@ from syncdata.capture.spool import (
     take_over,
     write_durably,
 )
-from syncdata.engine.changefile import Header, inspect, read_records
-from syncdata.engine.errors import SpoolError
+from syncdata.changes.reader import Header, inspect, read_records
+from syncdata.errors import SpoolError
 
 HEADER = Header(
     syncdata=1, system_id="7", timeline=1, slot="s", epoch="e", seq=1, created="2026-02-05T10:30:00Z"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.engine.errors import StateLoadError, StateSaveError
-from syncdata.statefile import (
+from syncdata.errors import StateLoadError, StateSaveError
+from syncdata.predecessor.statefile import (
     NEVER,
     STATE_FILE_NAME,
     SyncState,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncdata.status import blocking_place, explain, lag_s
+from syncdata.apply.state.status import blocking_place, explain, lag_s
 
 
 @pytest.mark.parametrize(

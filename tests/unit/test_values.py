@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.engine.changes import Json
-from syncdata.engine.schema import ColumnType
-from syncdata.engine.values import converter, to_text
+from syncdata.apply.plan.schema import ColumnType
+from syncdata.apply.plan.values import converter, to_text
+from syncdata.changes.record import Json
 
 PLAIN = ColumnType()
 JSON = ColumnType(kind="json")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from syncdata import progress
-from syncdata.progress import RequestProgress, WaitingProgress
+from syncdata.apply import progress
+from syncdata.apply.progress import RequestProgress, WaitingProgress
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from syncdata.archiverstatus import format_archiver_status, format_bytes
 from syncdata.archiving import ArchivingService
+from syncdata.capture.status import format_archiver_status, format_bytes
 from syncdata.conf import load_source_config
 from syncdata.daemon import stop_daemon, stop_on_signals
-from syncdata.engine.errors import ArchiverRunError, ArchiverStatusError, PidFileError
+from syncdata.errors import ArchiverRunError, ArchiverStatusError, PidFileError
 from syncdata.management.archiving import ArchivingCommand
 from syncdata.management.base import format_count, format_json
 from syncdata.management.interpreter import tune_interpreter

@@ -3,7 +3,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from syncdata.engine.errors import ClearError
+from syncdata.errors import ClearError
 from syncdata.management.base import SyncCommand, format_count, login_name
 
 

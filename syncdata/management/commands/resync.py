@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from syncdata.daemon import stop_on_signals
-from syncdata.engine.errors import SyncError
+from syncdata.errors import SyncError
 from syncdata.management.base import SyncCommand, add_table_names, format_result
 
 

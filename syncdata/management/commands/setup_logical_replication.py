@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from syncdata.archiving import ArchivingService
-from syncdata.capture.prerequisites import Finding
+from syncdata.changes.record import TableName
 from syncdata.conf import NEW_PASSWORD_VARIABLE, load_source_config, new_source_password
-from syncdata.engine.changes import TableName
-from syncdata.engine.errors import SourceSetupError
+from syncdata.errors import SourceSetupError
 from syncdata.management.archiving import ArchivingCommand
 from syncdata.production import NewUser, ProductionService, setup_error
+from syncdata.provision.preflight import Finding
 
 
 class Command(ArchivingCommand):

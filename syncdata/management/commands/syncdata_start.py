@@ -9,7 +9,7 @@ from typing import Any
 
 from syncdata.conf import SyncConfig, load_config
 from syncdata.daemon import PID_FILE_NAME, PidFile, stop_on_signals
-from syncdata.engine.errors import CycleError
+from syncdata.errors import CycleError
 from syncdata.management.base import SyncCommand, format_result
 from syncdata.management.interpreter import tune_interpreter
 from syncdata.monitoring import DEFAULT_ADDRESS, serve_metrics

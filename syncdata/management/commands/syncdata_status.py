@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from dataclasses import asdict
 from typing import Any
 
-from syncdata.engine.errors import StatusError
+from syncdata.errors import StatusError
 from syncdata.management.base import SyncCommand, format_json
 from syncdata.service import DaemonStatus, format_status
 

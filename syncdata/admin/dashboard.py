@@ -1,0 +1,186 @@
+"""The dashboard: what the books say now, as pieces of HTML that the page exchanges and numbers for charts."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import psycopg
+from django.db import Error as DatabaseError
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils.translation import gettext as _
+
+from syncdata.admin import texts
+from syncdata.admin.asking import ask_url, fitting_asks
+from syncdata.admin.connection import books_connection, estimates
+from syncdata.admin.zones import zone_of
+from syncdata.apply.postgres.catalog import LocalTable
+from syncdata.apply.state.queries import (
+    read_latest_run,
+    read_minutes,
+    read_periods,
+    read_requests,
+    read_tables,
+)
+from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status, explain, lag_s
+from syncdata.conf import load_config
+from syncdata.connections import is_locked
+from syncdata.errors import SyncError
+
+_RATE_MINUTES = 5
+_SUMMARY = ("tiles", "problems")
+_TEMPLATES = {"others": "problems"}
+
+
+def read_dashboard(request: HttpRequest, *, now: dt.datetime) -> dict[str, Any]:
+    """Return ``sections`` (HTML by name), ``charts`` (columns of numbers) and what to ``announce``.
+
+    Where the books cannot be read, the only section says why. Nothing is changed.
+    """
+    try:
+        return _read(request, books_connection(), now)
+    except (psycopg.Error, DatabaseError) as error:
+        what = {"code": type(error).__name__, "command": "python manage.py migrate"}
+        html = render_to_string("syncdata/dashboard/unreadable.html", what, request)
+        return {"sections": {"tiles": html}, "charts": None, "announce": ""}
+
+
+def read_summary(request: HttpRequest, *, now: dt.datetime) -> dict[str, Any]:
+    """Return the first two sections alone: for other pages to show."""
+    with zone_of(request):
+        shown = read_dashboard(request, now=now)
+    return {name: html for name, html in shown["sections"].items() if name in _SUMMARY}
+
+
+def _read(request: HttpRequest, connection: psycopg.Connection[Any], now: dt.datetime) -> dict[str, Any]:
+    tables = tuple(read_tables(connection))
+    run = read_latest_run(connection)
+    minutes = read_minutes(connection)
+    status = daemon_status(is_locked(connection), run, tables, frequency_s=_frequency_s(), now=now)
+    local = estimates(connection)
+    contexts: dict[str, dict[str, Any]] = {
+        "tiles": _tiles(status, run or {}, minutes, now=now),
+        "problems": {"problems": [explain_problem(problem) for problem in status.problems]},
+        # Those that the list of tables does not tell.
+        "others": {"problems": [explain_problem(p) for p in status.problems if " is blocked: " not in p]},
+        "tables": {
+            "tables": [_table(request, table, tables, local) for table in tables],
+            "add_url": _url(request, "tabletosync_add"),
+            "may_add": request.user.has_perm("syncdata.add_tabletosync"),
+        },
+        "requests": {
+            "requests": [_request(row, is_active=status.is_active) for row in read_requests(connection)]
+        },
+    }
+    blocked = sum(table.state == "blocked" for table in tables)
+    return {
+        "sections": {
+            name: render_to_string(f"syncdata/dashboard/{_TEMPLATES.get(name, name)}.html", context, request)
+            for name, context in contexts.items()
+        },
+        "charts": _charts(minutes, read_periods(connection)),
+        "announce": (_("The daemon runs.") if status.is_active else _("No daemon runs."))
+        + " "
+        + (_("Blocked tables: %(count)d.") % {"count": blocked}),
+    }
+
+
+def _frequency_s() -> int:
+    try:
+        return load_config().data_sync_freq
+    except SyncError:  # the daemon's own books say it better, where one runs
+        return 600
+
+
+def _tiles(
+    status: DaemonStatus, run: dict[str, Any], minutes: list[dict[str, Any]], *, now: dt.datetime
+) -> dict[str, Any]:
+    newest = max((table.last_change_at for table in status.tables if table.last_change_at), default=None)
+    since = now - dt.timedelta(minutes=_RATE_MINUTES)
+    records = sum(minute["records"] for minute in minutes if minute["minute"] >= since)
+    return {
+        "status": status,
+        "host": run.get("host"),
+        "pid": run.get("pid"),
+        "started": texts.moment(status.start_time),
+        "stopped": texts.moment(run.get("stopped_at")),
+        "last_sync": texts.moment(status.last_sync_time),
+        "frequency": texts.duration(status.sync_frequency),
+        "newest": texts.moment(newest),
+        "age": texts.duration((now - newest).total_seconds()) if newest else None,
+        "waiting_files": texts.grouped(run.get("waiting_files", 0)),
+        "waiting_size": texts.size(run.get("waiting_bytes", 0)),
+        "is_waiting": bool(run.get("waiting_files")),
+        "rate": texts.grouped(round(records / _RATE_MINUTES)),
+        "rate_minutes": _RATE_MINUTES,
+        "records": texts.grouped(status.records_synced),
+        "errors": texts.grouped(status.errors),
+        "blocked": sum(table.state == "blocked" for table in status.tables),
+        "command": "python manage.py syncdata_start",
+    }
+
+
+def explain_problem(problem: str) -> dict[str, Any]:
+    """Split a problem of the status at the error it ends with, where it has one."""
+    before, mark, error = problem.partition("SHD_SYN_")
+    return {"text": before.rstrip(" :"), "error": explain(mark + error) if mark else None}
+
+
+def _table(
+    request: HttpRequest, table: TableInfo, tables: tuple[TableInfo, ...], local: dict[str, LocalTable]
+) -> dict[str, Any]:
+    here = local.get(table.table_name)
+    behind_s = lag_s(table.checkpoint, max(other.checkpoint for other in tables))
+    return {
+        "name": table.table_name,
+        "log_url": f"{_url(request, 'synclog_changelist')}?table={table.table_name}",
+        "state": table.state,
+        "lag": texts.lag(behind_s),
+        "rows": texts.estimate(here.row_estimate) if here else _("no such table here"),
+        "rows_synced": texts.grouped(table.rows_synced),
+        "last_change": texts.moment(table.last_change_at),
+        "last_sync": texts.moment(table.last_sync_at),
+        "error": explain(table.error) if table.error else None,
+        "asks": [
+            {
+                "label": ask.label,
+                "action": ask.action,
+                "url": ask_url(request, ask, [table.table_name]),
+            }
+            for ask in fitting_asks(request, table)
+        ],
+    }
+
+
+def _request(row: dict[str, Any], *, is_active: bool) -> dict[str, Any]:
+    return {
+        "action": row["action"],
+        "tables": ", ".join(row["table_names"]),
+        "place": row["place"],
+        "state": row["state"],
+        "progress": row["progress"],
+        "is_stuck": not is_active and row["state"] in ("waiting", "running"),
+        "by": row["requested_by"],
+        "at": texts.moment(row["requested_at"]),
+        "error": explain(row["error"]) if row["error"] else None,
+    }
+
+
+def _charts(minutes: list[dict[str, Any]], periods: list[dict[str, Any]]) -> dict[str, Any]:
+    measured = [minute for minute in minutes if minute["lag_s"] is not None]
+    return {
+        "applied": {
+            "time": [period["period_start"].timestamp() for period in periods],
+            **{name: [period[name] for period in periods] for name in ("added", "updated", "deleted")},
+        },
+        "lag": {
+            "time": [minute["minute"].timestamp() for minute in measured],
+            "lag_s": [round(minute["lag_s"], 1) for minute in measured],
+        },
+    }
+
+
+def _url(request: HttpRequest, page: str) -> str:
+    return reverse(f"admin:syncdata_{page}", current_app=getattr(request, "current_app", None))

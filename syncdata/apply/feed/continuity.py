@@ -1,0 +1,86 @@
+"""What may follow a position in the archive, and what it means when that is not there. Pure.
+
+Knows headers, positions and the order of files; knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+from syncdata.apply.state.checkpoints import Position
+from syncdata.archive.archive import ChangeFile
+from syncdata.changes.reader import Header, stem
+from syncdata.changes.record import TableName
+from syncdata.errors import DiscoveryError, ParseError
+
+_RESYNC_HINT = "take snapshots of the tables at production (archive_changes --snapshot) and resync them"
+
+
+def check_chain(position: Position, header: Header, name: str) -> None:
+    """Raise DiscoveryError unless the file with *header* is the one that follows *position*."""
+    if position.source_id and position.source_id != header.source_id:
+        raise DiscoveryError(
+            "the file comes from another source (system, timeline, slot or epoch) than those before it:"
+            " changes between the two may be missing",
+            hint=_RESYNC_HINT,
+            file=name,
+        )
+    expected = "" if header.prev is None else stem(header.prev)
+    is_first_of_chain = header.prev is None and not position.source_id
+    if not is_first_of_chain and expected != stem(position.file):
+        raise DiscoveryError(
+            f"a gap: it follows {header.prev or 'none'}, but {position.file or 'none'} was applied last",
+            hint="bring the missing file into the archive and syncing goes on by itself; if it was pruned,"
+            " resync the tables: they begin with their newest snapshots then",
+            file=name,
+        )
+    if header.seq == 1 and header.prev is not None and not position.source_id:
+        raise DiscoveryError(
+            f"a new source begins here, after the plain file {header.prev}: changes between the two may be"
+            " missing",
+            hint=_RESYNC_HINT,
+            file=name,
+        )
+
+
+def lost_beginning(table: TableName, name: str, broken: ParseError | None) -> DiscoveryError:
+    """Return the error for a *table* at the archive's beginning where the first file, *name*, is not the
+    first of its chain. *broken* says why its newest snapshot is none, if it has one."""
+    why = (
+        f"no snapshot of it is good ({broken.place}: {broken.message})"
+        if broken
+        else "there is no snapshot of it"
+    )
+    return DiscoveryError(
+        f"the archive no longer holds the history of this table from its beginning, and {why}",
+        hint=f"run 'archive_changes --snapshot {table}' at production; the table goes on by itself when the"
+        " snapshot is there",
+        table=str(table),
+        file=name,
+    )
+
+
+def files_after(position: Position, files: list[ChangeFile]) -> list[ChangeFile]:
+    """Those of *files* that hold records after *position*: newer ones, and its own if it goes on."""
+    own = stem(position.file)
+    return [file for file in files if file.stem > own or (file.stem == own and _goes_on(position, file))]
+
+
+def lost_part(position: Position, files: list[ChangeFile]) -> DiscoveryError | None:
+    """Return the error when the file that *position* lies in has gone and newer ones are there."""
+    own = stem(position.file)
+    if not own or position.is_finished or not files or any(file.stem == own for file in files):
+        return None
+    return DiscoveryError(
+        f"the file is gone from the archive, but only {position.record_number} of its records were applied",
+        hint="put it back and syncing goes on by itself; if it was pruned, resync the tables",
+        file=position.file,
+    )
+
+
+def _goes_on(position: Position, file: ChangeFile) -> bool:
+    """A file applied in part goes on; and so does a plain one that has grown since it was all applied."""
+    if not position.is_finished:
+        return True
+    if position.file_size is None or position.source_id:
+        return False
+    # Compressed since, it may have grown before; only a look inside tells.
+    return file.name != position.file or file.size_bytes > position.file_size

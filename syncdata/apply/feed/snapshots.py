@@ -1,0 +1,116 @@
+"""Snapshots: a table's rows as the archive holds them, proved whole before any is taken.
+
+Knows the archive and the format; knows nothing of databases. Whatever is wrong with a snapshot is a
+ParseError, and an older one may do: it only takes more change files from there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from syncdata.apply.feed.files import Fetched, ask, fetch
+from syncdata.apply.state.checkpoints import Position
+from syncdata.archive.archive import Archive, SnapshotFile
+from syncdata.changes.reader import Header, LocatedRecord, read_records
+from syncdata.changes.record import TableName, parse_lsn
+from syncdata.errors import ParseError, SchemaError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A finished snapshot at hand. ``position``: where the change files go on from it."""
+
+    table: TableName
+    fetched: Fetched
+    position: Position
+
+    def records(self) -> Iterator[LocatedRecord]:
+        """Yield the rows. Raises ParseError at the first record that is no INSERT of the table."""
+        for located in read_records(self.fetched.stream, self.fetched.name):
+            record = located.record
+            if record.op != "INSERT" or (record.schema, record.table) != (self.table.schema, self.table.name):
+                raise ParseError(
+                    "a record that is no INSERT of the snapshot's table",
+                    hint=_hint(self.table),
+                    file=self.fetched.name,
+                    line=located.line,
+                )
+            yield located
+
+    def close(self) -> None:
+        self.fetched.stream.close()
+
+
+def find_snapshots(
+    archive: Archive, tables: Collection[TableName], *, stop: threading.Event
+) -> dict[TableName, list[SnapshotFile]]:
+    """Return the snapshots of those of *tables* that have any, newest first.
+
+    Raises DiscoveryError or ArchiveConnectionError, and ReadingStopped once *stop* is set.
+    """
+    found: dict[TableName, list[SnapshotFile]] = {}
+    if tables:
+        for file in ask(archive, archive.discover_snapshots, stop=stop):
+            if file.table in tables:
+                found.setdefault(file.table, []).append(file)
+    return found
+
+
+def open_snapshot(archive: Archive, file: SnapshotFile, *, stop: threading.Event) -> Snapshot:
+    """Fetch *file* and prove it whole and what its name says.
+
+    Raises ParseError when it is not, FetchError or ArchiveConnectionError, and ReadingStopped.
+    """
+    fetched = ask(
+        archive,
+        lambda: fetch(archive, file, stop=stop),
+        stop=stop,
+        discard=lambda late: late.stream.close(),
+    )
+    try:
+        return Snapshot(table=file.table, fetched=fetched, position=_position(fetched, file.table))
+    except ParseError:
+        fetched.stream.close()
+        raise
+
+
+def _position(fetched: Fetched, table: TableName) -> Position:
+    inspection = fetched.inspection
+    if inspection.error:
+        raise inspection.error
+    header = inspection.header
+    if inspection.unfinished:
+        problem = f"the snapshot is not finished: {inspection.unfinished}"
+    elif header is None:
+        problem = "a file without a header is no snapshot"
+    elif not _is_of(table, header):
+        problem = "its header names another table than its file name"
+    elif (commit_lsn := _commit_lsn(header)) is None:
+        problem = "its header does not say at which commit it was taken"
+    else:
+        return Position(
+            file=header.prev or "", is_finished=True, commit_lsn=commit_lsn, source_id=header.source_id
+        )
+    raise ParseError(problem, hint=_hint(table), file=fetched.name)
+
+
+def _is_of(table: TableName, header: Header) -> bool:
+    if header.snapshot == f"{table.schema}.{table.name}":
+        return True
+    try:
+        return header.snapshot is not None and TableName.parse(header.snapshot) == table
+    except SchemaError:
+        return False
+
+
+def _commit_lsn(header: Header) -> int | None:
+    try:
+        return None if header.commit_lsn is None else parse_lsn(header.commit_lsn)
+    except ValueError:
+        return None
+
+
+def _hint(table: TableName) -> str:
+    return f"take a new one at production: archive_changes --snapshot {table}"

@@ -1,0 +1,173 @@
+"""Cut the records of a file into batches that end at commits. Pure.
+
+A batch is what one local transaction applies. It ends where a transaction of the source ended, so that
+the local database only shows states that the source showed; only a transaction that alone outgrows
+``batch_bytes`` is cut inside. Memory is bounded by ``batch_bytes``, whatever the file holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+
+import msgspec
+
+from syncdata.changes.reader import LocatedRecord
+from syncdata.changes.record import TableName, parse_lsn
+from syncdata.errors import ParseError
+
+# What a decoded record costs beside its text: the objects around a dozen values.
+RECORD_OVERHEAD_BYTES = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """``batch_records``: a batch ends at the first commit after so many records.
+    ``batch_bytes``: no batch holds more (a single larger record apart)."""
+
+    batch_records: int
+    batch_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A run of records. ``end_record`` counts all records of the file up to the batch's end; ``records``
+    holds only those to apply, ``skipped`` counts those of unwanted tables, ``repeated`` those applied before.
+    ``commit_lsn`` is that of the last whole transaction read, None before any."""
+
+    records: list[LocatedRecord]
+    end_record: int
+    commit_lsn: int | None
+    skipped: int
+    repeated: int
+    size_bytes: int
+    ends_file: bool
+
+
+class _Tally(msgspec.Struct):
+    """What has been read of the file so far; only ever grows."""
+
+    end_record: int
+    kept: int = 0
+    skipped: int = 0
+    repeated: int = 0
+    size_bytes: int = 0
+    cost_bytes: int = 0
+
+
+class _Draft:
+    """The batch being gathered. ``border``: up to where it is whole transactions; ``taken``: up to where
+    batches have been made of it."""
+
+    def __init__(self, end_record: int) -> None:
+        self.records: list[LocatedRecord] = []
+        self.read = _Tally(end_record)
+        self.commit_lsn: int | None = None
+        self.open_lsn: int | None = None
+        self.border = self.taken = copy(self.read)
+
+    @property
+    def cost_bytes(self) -> int:
+        return self.read.cost_bytes - self.taken.cost_bytes
+
+    @property
+    def holds_whole_transactions(self) -> bool:
+        return self.border.end_record > self.taken.end_record
+
+    def mark_border(self) -> None:
+        """All gathered so far is whole transactions."""
+        if self.open_lsn is not None:
+            self.commit_lsn, self.open_lsn = self.open_lsn, None
+        self.border = copy(self.read)
+
+    def keep(self, located: LocatedRecord, cost_bytes: int) -> None:
+        self.records.append(located)
+        self.read.kept += 1
+        self.read.cost_bytes += cost_bytes
+
+    def take_all(self, *, ends_file: bool = False) -> Batch:
+        return self._take(copy(self.read), ends_file=ends_file)
+
+    def take_whole_transactions(self) -> Batch:
+        return self._take(self.border, ends_file=False)
+
+    def _take(self, end: _Tally, *, ends_file: bool) -> Batch:
+        start, self.taken = self.taken, end
+        kept = end.kept - start.kept
+        records, self.records = self.records[:kept], self.records[kept:]
+        return Batch(
+            records=records,
+            end_record=end.end_record,
+            commit_lsn=self.commit_lsn,
+            skipped=end.skipped - start.skipped,
+            repeated=end.repeated - start.repeated,
+            size_bytes=end.size_bytes - start.size_bytes,
+            ends_file=ends_file,
+        )
+
+
+def cut_batches(
+    records: Iterable[LocatedRecord],
+    *,
+    floors: Mapping[TableName, int | None],
+    limits: Limits,
+    start_record: int = 0,
+    until_record: int | None = None,
+) -> Iterator[Batch]:
+    """Yield the batches of *records*, which begin after *start_record* records of their file.
+
+    *floors* are the wanted tables, each with its floor: transactions whose commit LSN is at or below it
+    are in that table's rows already and left out, for that table. Stops after record *until_record*
+    where one is given; else the last batch, perhaps an empty one, has ``ends_file``. A ParseError of
+    *records* is raised after the batch of the whole transactions before it.
+    """
+    draft = _Draft(start_record)
+    read = draft.read
+    wanted = {(table.schema, table.name): floor for table, floor in floors.items()}
+    highest = max((floor for floor in wanted.values() if floor is not None), default=-1)
+    due: Collection[tuple[str, str]] = wanted
+    mark: str | None = None
+    source = iter(records)
+    while until_record is None or read.end_record < until_record:
+        try:
+            located = next(source, None)
+        except ParseError:
+            if draft.holds_whole_transactions:
+                yield draft.take_whole_transactions()
+            raise
+        if located is None:
+            draft.mark_border()
+            yield draft.take_all(ends_file=True)
+            return
+        record = located.record
+        record_mark = record.commit_lsn or record.ts
+        if record_mark != mark or record_mark is None:
+            mark = record_mark
+            draft.mark_border()
+            if len(draft.records) >= limits.batch_records:
+                yield draft.take_all()
+            lsn = parse_lsn(record.commit_lsn) if record.commit_lsn else None
+            draft.open_lsn = lsn
+            due = wanted if lsn is None or lsn > highest else _due(wanted, lsn)
+        name = (record.schema, record.table)
+        if name in due:
+            cost_bytes = located.size_bytes + RECORD_OVERHEAD_BYTES
+            while draft.records and draft.cost_bytes + cost_bytes > limits.batch_bytes:
+                is_whole = draft.border.kept > draft.taken.kept
+                yield draft.take_whole_transactions() if is_whole else draft.take_all()
+            draft.keep(located, cost_bytes)
+        elif name in wanted:
+            read.repeated += 1
+        else:
+            read.skipped += 1
+        read.end_record += 1
+        read.size_bytes += located.size_bytes
+    # Another table's checkpoint may lie inside a transaction, so this end is no commit.
+    if read.end_record > draft.taken.end_record:
+        yield draft.take_all()
+
+
+def _due(wanted: Mapping[tuple[str, str], int | None], lsn: int) -> Collection[tuple[str, str]]:
+    """The tables that a transaction with the commit LSN *lsn* is no repeat for."""
+    return {name for name, floor in wanted.items() if floor is None or lsn > floor}

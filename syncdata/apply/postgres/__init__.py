@@ -1,0 +1,1 @@
+"""The sink: batches into the tables of a PostgreSQL database."""

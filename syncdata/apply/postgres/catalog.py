@@ -1,0 +1,204 @@
+"""Reads what PostgreSQL's catalog says of tables. Knows psycopg; knows nothing of files or rows.
+
+Source: "System Catalogs" of the PostgreSQL documentation (pg_attribute, pg_index, pg_type, pg_depend).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import Connection
+from psycopg.rows import dict_row
+
+from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
+from syncdata.changes.record import TableName
+
+_TABLES = """
+SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid,
+       coalesce(key.columns, '{}') AS key, coalesce(key.is_deferrable, false) AS is_key_deferrable,
+       EXISTS (SELECT FROM pg_constraint f
+               WHERE f.contype = 'f' AND f.confrelid = c.oid AND f.conrelid <> c.oid) AS has_inbound_keys,
+       EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid
+               AND (f.confdeltype IN ('c', 'n', 'd') OR NOT f.condeferrable)) AS has_cascades
+FROM unnest(%(schemas)s::text[], %(names)s::text[]) AS wanted (schema, name)
+JOIN pg_namespace n ON n.nspname = wanted.schema
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')
+LEFT JOIN LATERAL (
+    SELECT NOT i.indimmediate AS is_deferrable,
+           (SELECT array_agg(a.attname::text ORDER BY k.position)
+            FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, position)
+            JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+            WHERE k.position <= i.indnkeyatts) AS columns
+    FROM pg_index i
+    WHERE i.indrelid = c.oid AND i.indisvalid AND (i.indisprimary OR i.indisreplident)
+    ORDER BY i.indisprimary DESC LIMIT 1
+) AS key ON true
+"""
+
+# What a person may choose from. Before the first ANALYZE, reltuples is -1; the statistics of what was
+# written may know more then.
+_CHOICE = """
+SELECT n.nspname AS schema, c.relname AS name,
+       CASE WHEN c.relkind = 'p' THEN
+           (SELECT sum(greatest(leaf.reltuples, 0))::bigint FROM pg_partition_tree(c.oid) t
+            JOIN pg_class leaf ON leaf.oid = t.relid WHERE t.isleaf)
+       ELSE coalesce(nullif(c.reltuples, -1)::bigint, nullif(pg_stat_get_live_tuples(c.oid), 0))
+       END AS row_estimate,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
+               AND (i.indisprimary OR i.indisreplident)) AS has_key
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+ORDER BY n.nspname <> 'public', n.nspname, c.relname
+"""
+
+_COLUMNS = """
+SELECT attrelid::bigint AS oid, attname AS name, atttypid::bigint AS type_oid, atttypmod AS typmod,
+       attgenerated <> '' AS is_generated, attidentity = 'a' AS is_always_identity
+FROM pg_attribute
+WHERE attrelid = ANY(%(oids)s::oid[]) AND attnum > 0 AND NOT attisdropped
+ORDER BY attrelid, attnum
+"""
+
+_PARENTS = """
+SELECT DISTINCT f.conrelid::bigint AS oid, n.nspname AS schema, c.relname AS name
+FROM pg_constraint f
+JOIN pg_class c ON c.oid = f.confrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE f.contype = 'f' AND f.conrelid = ANY(%(oids)s::oid[]) AND f.confrelid <> f.conrelid
+"""
+
+# A sequence that a column owns (serial, identity), or that a column's default draws from.
+_SEQUENCES = """
+SELECT a.attrelid::bigint AS oid, a.attname AS name, s.oid::bigint AS sequence
+FROM pg_depend d
+JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+  AND d.deptype IN ('a', 'i') AND d.refobjid = ANY(%(oids)s::oid[])
+UNION
+SELECT ad.adrelid::bigint, a.attname, s.oid::bigint
+FROM pg_attrdef ad
+JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = ad.oid
+JOIN pg_class s ON d.refclassid = 'pg_class'::regclass AND s.oid = d.refobjid AND s.relkind = 'S'
+JOIN pg_attribute a ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum
+WHERE ad.adrelid = ANY(%(oids)s::oid[])
+  AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype)
+"""
+
+_TYPE = """
+SELECT t.typtype, t.typbasetype::bigint AS base, t.typtypmod AS typmod, t.typcategory,
+       t.typelem::bigint AS element, t.typrelid::bigint AS relation
+FROM pg_type t WHERE t.oid = %(oid)s
+"""
+
+_FIELDS = """
+SELECT attname AS name, atttypid::bigint AS type_oid FROM pg_attribute
+WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+
+_JSON_OIDS = frozenset({114, 3802})
+_BYTEA_OID = 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalTable:
+    """A table of the local database. ``row_estimate``: the planner's, None before it has one."""
+
+    name: TableName
+    row_estimate: int | None
+    has_key: bool
+
+
+def local_tables(connection: Connection[Any]) -> list[LocalTable]:
+    """Return all ordinary and partitioned tables outside the system schemas, those of ``public`` first."""
+    rows = connection.cursor(row_factory=dict_row).execute(_CHOICE).fetchall()
+    return [
+        LocalTable(
+            name=TableName(row["schema"], row["name"]),
+            row_estimate=row["row_estimate"],
+            has_key=row["has_key"],
+        )
+        for row in rows
+    ]
+
+
+def read_schemas(connection: Connection[Any], names: Collection[TableName]) -> dict[TableName, TableSchema]:
+    """Return the schema of each of *names* that exists as an ordinary or partitioned table."""
+    return _Reader(connection).read(names)
+
+
+class _Reader:
+    def __init__(self, connection: Connection[Any]) -> None:
+        self._cursor = connection.cursor(row_factory=dict_row)
+        self._types: dict[int, ColumnType] = {}
+
+    def read(self, names: Collection[TableName]) -> dict[TableName, TableSchema]:
+        tables = self._rows(
+            _TABLES, schemas=[name.schema for name in names], names=[name.name for name in names]
+        )
+        oids = [table["oid"] for table in tables]
+        columns: dict[int, list[Column]] = {oid: [] for oid in oids}
+        for row in self._rows(_COLUMNS, oids=oids):
+            columns[row["oid"]].append(self._column(row))
+        parents: dict[int, set[TableName]] = {oid: set() for oid in oids}
+        for row in self._rows(_PARENTS, oids=oids):
+            parents[row["oid"]].add(TableName(row["schema"], row["name"]))
+        sequences: dict[int, list[tuple[str, int]]] = {oid: [] for oid in oids}
+        for row in self._rows(_SEQUENCES, oids=oids):
+            sequences[row["oid"]].append((row["name"], row["sequence"]))
+        return {
+            (name := TableName(table["schema"], table["name"])): TableSchema(
+                name=name,
+                oid=table["oid"],
+                columns=tuple(columns[table["oid"]]),
+                key=tuple(table["key"]),
+                is_key_deferrable=table["is_key_deferrable"],
+                has_inbound_keys=table["has_inbound_keys"],
+                has_cascades=table["has_cascades"],
+                parents=frozenset(parents[table["oid"]]),
+                sequences=tuple(sequences[table["oid"]]),
+            )
+            for table in tables
+        }
+
+    def _rows(self, query: str, **parameters: object) -> list[dict[str, Any]]:
+        return self._cursor.execute(query, parameters).fetchall()
+
+    def _column(self, row: dict[str, Any]) -> Column:
+        oid, typmod = row["type_oid"], row["typmod"]
+        while (type_row := self._rows(_TYPE, oid=oid)[0])["typtype"] == "d":
+            # Not the domain itself: one with NOT NULL would refuse the NULLs that stand for "absent".
+            oid, typmod = type_row["base"], type_row["typmod"] if typmod == -1 else typmod
+        (sql_type,) = self._rows("SELECT format_type(%(oid)s, %(typmod)s) AS t", oid=oid, typmod=typmod)
+        return Column(
+            name=row["name"],
+            sql_type=sql_type["t"],
+            type=self._type(oid),
+            is_generated=row["is_generated"],
+            is_always_identity=row["is_always_identity"],
+        )
+
+    def _type(self, oid: int) -> ColumnType:
+        if oid not in self._types:
+            self._types[oid] = self._read_type(oid)
+        return self._types[oid]
+
+    def _read_type(self, oid: int) -> ColumnType:
+        if oid in _JSON_OIDS:
+            return ColumnType(kind="json")
+        if oid == _BYTEA_OID:
+            return ColumnType(kind="bytea")
+        row = self._rows(_TYPE, oid=oid)[0]
+        if row["typtype"] == "d":
+            return self._type(row["base"])
+        if row["typcategory"] == "A" and row["element"]:
+            return ColumnType(kind="array", element=self._type(row["element"]))
+        if row["typtype"] == "c":
+            fields = self._rows(_FIELDS, oid=row["relation"])
+            return ColumnType(
+                kind="composite", fields=tuple((f["name"], self._type(f["type_oid"])) for f in fields)
+            )
+        return ColumnType()

@@ -1,0 +1,200 @@
+"""New rows for a table, beside the table, until they are complete; then they take the old ones' place.
+
+The new rows grow in a temporary table, which vanishes with the connection. The exchange deletes and
+inserts instead of renaming: the table keeps its oid, rights, views and foreign keys; and instead of
+truncating, which readers with an older snapshot would see as an empty table.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from psycopg import Connection, sql
+
+from syncdata.apply.cycle import Progress
+from syncdata.apply.feed.files import prepare_all
+from syncdata.apply.feed.snapshots import Snapshot, open_snapshot
+from syncdata.apply.plan.batches import Limits, cut_batches
+from syncdata.apply.plan.net_change import Counts
+from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.target import Outcome, PreparedBatch
+from syncdata.apply.postgres.writer import RowWriter
+from syncdata.apply.state import checkpoints as ledger
+from syncdata.apply.state.checkpoints import START, Position
+from syncdata.archive.archive import Archive, SnapshotFile
+from syncdata.changes.record import TableName
+from syncdata.errors import ParseError, SchemaError, SyncError
+from syncdata.runtime.bounded_stream import ReadingStopped
+from syncdata.runtime.prefetch import ahead
+
+logger = logging.getLogger(__name__)
+
+_SHADOW = TableName("pg_temp", "syncdata_rebuild")
+
+
+class ShadowTarget:
+    """Takes rows and batches as the real target does, into a temporary table and without any books.
+
+    ``began_with``: the snapshot it was filled from; ``broken``: why the newest one was passed over.
+    """
+
+    def __init__(self, connection: Connection[Any], table: TableName) -> None:
+        self._connection = connection
+        self._schema = self._read_schema(table)
+        self._writer = RowWriter(connection)
+        self.counts = Counts()
+        self.began_with: str | None = None
+        self.broken: ParseError | None = None
+        drop_shadow(connection)
+        connection.execute(
+            sql.SQL(
+                "CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING INDEXES)"
+            ).format(sql.Identifier(_SHADOW.name), _relation(table))
+        )
+
+    def _read_schema(self, table: TableName) -> TableSchema:
+        schema = read_schemas(self._connection, [table]).get(table)
+        if schema is None:
+            raise SchemaError(
+                "the table does not exist in the local database", hint="create it (migrate)", table=str(table)
+            )
+        return replace(schema, shadow=_SHADOW)
+
+    @property
+    def must_fit_others(self) -> bool:
+        """Whether foreign keys are awake that tie the table to others: it must show their moment, then."""
+        return not self._writer.is_silent and bool(self._schema.parents or self._schema.has_inbound_keys)
+
+    # From a snapshot
+
+    def load_newest(
+        self,
+        archive: Archive,
+        snapshots: Sequence[SnapshotFile],
+        *,
+        limits: Limits,
+        progress: Progress,
+        stop: threading.Event,
+    ) -> Position:
+        """Take the rows of the first good one of *snapshots*, newest first; return where they stand.
+
+        That is the archive's beginning, with no rows, when none is good. Raises FetchError,
+        ArchiveConnectionError, ApplyError or SchemaError, psycopg.Error, and ReadingStopped.
+        """
+        for file in snapshots:
+            progress.files_found(1, file.size_bytes)
+            try:
+                with closing(open_snapshot(archive, file, stop=stop)) as snapshot:
+                    self._load(snapshot, limits=limits, progress=progress, stop=stop)
+            except ParseError as error:
+                logger.warning("this snapshot is passed over: %s", error)
+                self.broken = self.broken or error
+                self._connection.execute(sql.SQL("TRUNCATE {}").format(_relation(_SHADOW)))
+                self.counts = Counts()
+            else:
+                self.began_with = file.name
+                return snapshot.position
+        return START
+
+    def _load(self, snapshot: Snapshot, *, limits: Limits, progress: Progress, stop: threading.Event) -> None:
+        fetched = snapshot.fetched
+        progress.file_started(fetched.name, fetched.size_bytes)
+        batches = cut_batches(snapshot.records(), floors={snapshot.table: None}, limits=limits)
+        schemas = self.schemas([snapshot.table])
+        with closing(ahead(prepare_all(batches, schemas, fetched), name="syncdata-prepare")) as ready:
+            for prepared in ready:
+                if stop.is_set():
+                    raise ReadingStopped
+                self.apply(prepared, {snapshot.table: None}, start=START, end=START)
+                batch = prepared.batch
+                progress.batch_applied(len(batch.records), fetched.share_of(batch.size_bytes))
+        progress.file_finished(fetched.name)
+
+    # From change files, as a cycle's target
+
+    def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]:
+        self._writer.forget_failures()
+        return {self._schema.name: self._schema}
+
+    def block(self, floors: Mapping[TableName, int | None], error: SyncError, *, start: Position) -> None:
+        raise error
+
+    def unblock(self, tables: Collection[TableName]) -> None:
+        """A table with new rows is not blocked: its checkpoint is a new one."""
+
+    def apply(
+        self,
+        prepared: PreparedBatch,
+        floors: Mapping[TableName, int | None],
+        *,
+        start: Position,
+        end: Position,
+    ) -> Outcome:
+        outcome = Outcome()
+        with self._connection.transaction():
+            self._writer.begin()
+            for table, part in prepared.parts.items():
+                if isinstance(part.plan, SyncError):
+                    raise part.plan
+                outcome.counts[table] = self._writer.apply(
+                    part.records, part.plan, file=prepared.file, is_plain_file=prepared.is_plain_file
+                )
+                self.counts.add(outcome.counts[table])
+        return outcome
+
+    # Into the table's place
+
+    def exchange(
+        self,
+        position: Position,
+        *,
+        action: str,
+        now: dt.datetime,
+        duration_ms: int,
+        only_from: Position | None = None,
+        run_id: int | None = None,
+        requested_by: str | None = None,
+    ) -> None:
+        """Put the new rows in the place of the old ones and the checkpoint at *position*, and audit it as
+        *action*, in one transaction.
+
+        Raises CheckpointMovedError unless the checkpoint is at *only_from*, where that is given.
+        """
+        live = replace(self._schema, shadow=None)
+        with self._connection.transaction():
+            if only_from is None:
+                ledger.lock_checkpoints(self._connection, [live.name])
+            else:
+                ledger.require_position(self._connection, {live.name: only_from.commit_lsn}, only_from)
+            self._writer.begin()
+            self._writer.exchange(live, self._schema)
+            self._writer.advance_sequences(live)
+            ledger.reset_checkpoints(self._connection, [live.name], position, counts=self.counts, now=now)
+            ledger.log_action(
+                self._connection,
+                live.name,
+                action=action,
+                reference=self.began_with or position.file,
+                now=now,
+                counts=self.counts,
+                duration_ms=duration_ms,
+                requested_by=requested_by,
+            )
+            if run_id is not None:
+                ledger.add_to_run(self._connection, run_id, records=self.counts.records)
+
+
+def drop_shadow(connection: Connection[Any]) -> None:
+    if not connection.closed:
+        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_relation(_SHADOW)))
+
+
+def _relation(table: TableName) -> sql.Identifier:
+    return sql.Identifier(table.schema, table.name)

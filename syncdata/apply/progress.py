@@ -1,0 +1,77 @@
+"""Progress that is written down for others to see, instead of shown. Knows neither database nor terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from syncdata.apply.cycle import NoProgress, Progress
+
+_NOTE_EVERY_S = 1.0
+
+
+class WaitingProgress:
+    """Notes how many files and bytes some table has still to go through, and passes on what it hears.
+
+    What one group of tables has left (they blocked, or the newest file is still being written) goes on
+    waiting while the next group is at work.
+    """
+
+    def __init__(self, note: Callable[[int, int], None], shown: Progress | None = None) -> None:
+        self._note = note
+        self._shown = shown or NoProgress()
+        self._sizes: dict[str, int] = {}
+        self._left = (0, 0)
+        self._files = self._size_bytes = 0
+        self._noted_at = 0.0
+
+    def files_found(self, count: int, size_bytes: int) -> None:
+        self._shown.files_found(count, size_bytes)
+        self._left = max(self._left, (self._files, self._size_bytes))
+        self._files, self._size_bytes = count, size_bytes
+        self._write()
+
+    def file_started(self, name: str, size_bytes: int) -> None:
+        self._shown.file_started(name, size_bytes)
+        self._sizes = {name: size_bytes}
+
+    def batch_applied(self, records: int, size_bytes: int) -> None:
+        self._shown.batch_applied(records, size_bytes)
+
+    def file_finished(self, name: str) -> None:
+        self._shown.file_finished(name)
+        self._files -= 1
+        self._size_bytes -= self._sizes.get(name, 0)
+        if time.monotonic() - self._noted_at >= _NOTE_EVERY_S:
+            self._write()
+
+    def _write(self) -> None:
+        self._noted_at = time.monotonic()
+        files, size_bytes = max(self._left, (self._files, self._size_bytes))
+        self._note(files, max(size_bytes, 0))
+
+
+class RequestProgress:
+    """Notes how far a rebuild is, about once a second, as ``42 % (12,345 records)``."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._records = self._total_bytes = self._done_bytes = 0
+        self._noted_at = 0.0
+
+    def files_found(self, count: int, size_bytes: int) -> None:
+        self._total_bytes, self._done_bytes = size_bytes, 0
+
+    def file_started(self, name: str, size_bytes: int) -> None:
+        """Its bytes count as they are applied."""
+
+    def batch_applied(self, records: int, size_bytes: int) -> None:
+        self._records += records
+        self._done_bytes += size_bytes
+        if time.monotonic() - self._noted_at >= _NOTE_EVERY_S:
+            self._noted_at = time.monotonic()
+            share = min(self._done_bytes / max(self._total_bytes, 1), 1.0)
+            self._note(f"{share:.0%} ({self._records:,} records)")
+
+    def file_finished(self, name: str) -> None:
+        """The next one goes on."""

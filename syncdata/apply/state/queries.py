@@ -1,0 +1,76 @@
+"""What the books say, read over any connection to their database. Knows their columns; changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import Connection, Cursor
+from psycopg.rows import dict_row
+from psycopg.types.datetime import TimestamptzLoader
+
+from syncdata.apply.state.status import TableInfo, table_info
+
+# Busy: a batch has committed lately, so a cycle that takes long is at work, not stuck.
+_LATEST_RUN = """
+SELECT r.*, coalesce((SELECT max(last_sync_at) FROM data_sync_checkpoints) > now() - interval '5 minutes',
+    false) AS is_busy
+FROM data_sync_runs r ORDER BY id DESC LIMIT 1
+"""
+
+_TABLES = """
+SELECT c.*, w.table_name, w.creator, w.created_at FROM tables_to_sync w
+LEFT JOIN data_sync_checkpoints c ON c.table_name = w.table_name ORDER BY w.table_name
+"""
+
+
+_MINUTES = """
+SELECT minute, lag_s, records_added + records_updated + records_deleted + records_truncated AS records
+FROM data_sync_minutes WHERE minute > now() - interval '1 day' ORDER BY minute
+"""
+
+_PERIODS = """
+SELECT period_start, sum(records_added)::bigint AS added, sum(records_updated)::bigint AS updated,
+    sum(records_deleted)::bigint AS deleted
+FROM data_sync_metrics WHERE period_type = 'FREQ' AND period_start > now() - interval '31 days'
+GROUP BY period_start ORDER BY period_start DESC LIMIT 62
+"""
+
+_REQUESTS = """
+(SELECT * FROM data_sync_requests WHERE state IN ('waiting', 'running') ORDER BY id LIMIT 20)
+UNION ALL
+(SELECT * FROM data_sync_requests WHERE state IN ('done', 'failed') AND finished_at > now() - interval '1 day'
+ ORDER BY id DESC LIMIT 5)
+"""
+
+
+def read_minutes(connection: Connection[Any]) -> list[dict[str, Any]]:
+    """Return what was applied in each minute of the last day, and how old it was."""
+    return _cursor(connection).execute(_MINUTES).fetchall()
+
+
+def read_periods(connection: Connection[Any]) -> list[dict[str, Any]]:
+    """Return what was applied to all tables in each metric period of the last month, oldest first."""
+    return _cursor(connection).execute(_PERIODS).fetchall()[::-1]
+
+
+def read_requests(connection: Connection[Any]) -> list[dict[str, Any]]:
+    """Return the requests that are open, then the newest that are over."""
+    return _cursor(connection).execute(_REQUESTS).fetchall()
+
+
+def read_tables(connection: Connection[Any]) -> list[TableInfo]:
+    """Return the whitelist with each table's checkpoint."""
+    rows = _cursor(connection).execute(_TABLES).fetchall()
+    return [table_info(row) for row in rows]
+
+
+def read_latest_run(connection: Connection[Any]) -> dict[str, Any] | None:
+    """Return the columns of the daemon's newest run, and ``is_busy``."""
+    return _cursor(connection).execute(_LATEST_RUN).fetchone()
+
+
+def _cursor(connection: Connection[Any]) -> Cursor[dict[str, Any]]:
+    """Its times have their zone, also on the connection of a project that has switched zones off."""
+    cursor = connection.cursor(row_factory=dict_row)
+    cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+    return cursor

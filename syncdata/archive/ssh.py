@@ -1,0 +1,264 @@
+"""One SFTP connection that mends itself: host keys, logins, losses.
+
+Knows SSH; knows nothing of files. A host whose key is unknown or changed is refused, always: the
+data that follows is written into a database.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import paramiko
+from paramiko.hostkeys import InvalidHostKey
+
+from syncdata.errors import ArchiveConnectionError
+
+logger = logging.getLogger(__name__)
+# paramiko logs, with a traceback, what is translated and raised here: once is enough.
+_paramiko_logger = logging.getLogger(f"{__name__}.paramiko")
+_paramiko_logger.setLevel(logging.CRITICAL)
+
+TRIES = 3
+PAUSE_S = 1.0
+CONNECT_TIMEOUT_S = 10.0
+# A server that sends nothing for this long in the middle of an answer is taken for lost.
+SILENCE_TIMEOUT_S = 60.0
+KEEPALIVE_S = 30
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftpSettings:
+    """Where the archive is and how to log in.
+
+    Credentials that are given are the only ones tried; without any, the SSH agent and then the default
+    keys are.
+    """
+
+    host: str
+    user: str
+    directory: str
+    port: int = 22
+    key_file: Path | None = None
+    key_passphrase: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    known_hosts: Path = field(default_factory=lambda: Path("~/.ssh/known_hosts").expanduser())
+
+
+class SftpConnection:
+    """Connects at first use, and again after a loss: TRIES times, with growing, jittered pauses.
+
+    Raises ArchiveConnectionError when the host cannot be reached, or refuses us, or is not the host we
+    know (the last two at once), and OSError for what the server says about a path.
+    """
+
+    def __init__(self, settings: SftpSettings) -> None:
+        self._settings = settings
+        self._client: paramiko.SSHClient | None = None
+        self._sftp: paramiko.SFTPClient | None = None
+        self._closed = threading.Event()
+
+    def persevere(self, work: Callable[[paramiko.SFTPClient], T]) -> T:
+        """Return what *work* returns; it is begun again when the connection is lost in the middle."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                return work(self._connected())
+            except (OSError, EOFError, paramiko.SSHException) as error:
+                if not self._is_loss(error):
+                    raise
+                self._disconnect()
+                reason = str(error) or type(error).__name__
+                if attempt == TRIES or self._closed.is_set():
+                    raise self._unreachable(reason) from error
+                logger.info("%s: %s; trying again", self._place, reason)
+            jitter = random.uniform(0.5, 1.5)  # noqa: S311  (no secret)
+            self._closed.wait(PAUSE_S * 2 ** (attempt - 1) * jitter)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Disconnect for good; what is running fails."""
+        self._closed.set()
+        self._disconnect()
+
+    def _is_loss(self, error: Exception) -> bool:
+        """Whether *error* is about the connection; if not, the server answered, about a path."""
+        if isinstance(error, (EOFError, paramiko.SSHException, ConnectionError, TimeoutError)):
+            return True
+        channel = self._sftp and self._sftp.get_channel()
+        return not channel or channel.closed
+
+    def _connected(self) -> paramiko.SFTPClient:
+        if self._sftp is None and not self._closed.is_set():
+            self._client = paramiko.SSHClient()
+            try:
+                self._sftp = self._connect(self._client)
+            except BaseException:
+                self._disconnect()
+                raise
+        if self._sftp is None or self._closed.is_set():
+            self._disconnect()
+            raise self._unreachable("the archive has been closed")
+        return self._sftp
+
+    def _connect(self, client: paramiko.SSHClient) -> paramiko.SFTPClient:
+        settings = self._settings
+        client.set_log_channel(_paramiko_logger.name)
+        client.set_missing_host_key_policy(_RefuseUnknownHost(self))
+        self._load_known_hosts(client)
+        key = self._load_key()
+        alone = key is not None or settings.password is not None
+        try:
+            client.connect(
+                settings.host,
+                port=settings.port,
+                username=settings.user,
+                pkey=key,
+                password=settings.password,
+                allow_agent=not alone,
+                look_for_keys=not alone and settings.key_file is None,
+                sock=_wire(settings.host, settings.port),
+                timeout=CONNECT_TIMEOUT_S,
+                banner_timeout=CONNECT_TIMEOUT_S,
+                auth_timeout=CONNECT_TIMEOUT_S,
+                channel_timeout=CONNECT_TIMEOUT_S,
+            )
+        except paramiko.BadHostKeyException as error:
+            raise self.changed_host(error.key, error.expected_key) from error
+        except paramiko.SSHException as error:
+            transport = client.get_transport()
+            # Whoever hangs up is a lost connection; who stays and says no means it.
+            if isinstance(error, paramiko.AuthenticationException) or (transport and transport.is_active()):
+                raise self._refused(key) from error
+            raise
+        transport = client.get_transport()
+        assert transport is not None
+        transport.set_keepalive(KEEPALIVE_S)
+        sftp = client.open_sftp()
+        channel = sftp.get_channel()
+        assert channel is not None
+        channel.settimeout(SILENCE_TIMEOUT_S)
+        return sftp
+
+    def _disconnect(self) -> None:
+        client, self._client, self._sftp = self._client, None, None
+        if client is not None:
+            client.close()
+
+    def _load_known_hosts(self, client: paramiko.SSHClient) -> None:
+        path = self._settings.known_hosts
+        try:
+            client.load_system_host_keys(str(path))
+        except FileNotFoundError:
+            pass  # Then every host is unknown, and the refusal says how to make it known.
+        except (OSError, UnicodeDecodeError, InvalidHostKey) as error:
+            raise ArchiveConnectionError(
+                f"the known hosts cannot be read: {type(error).__name__}",
+                hint="mend the file or name another with archive_known_hosts",
+                file=str(path),
+            ) from error
+
+    def _load_key(self) -> paramiko.PKey | None:
+        """The key of archive_key_file; None without one, or when only the agent can open it."""
+        path, passphrase = self._settings.key_file, self._settings.key_passphrase
+        if path is None:
+            return None
+        for key_class in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+            try:
+                return key_class.from_private_key_file(str(path), passphrase)
+            except paramiko.PasswordRequiredException:
+                return None
+            except OSError as error:
+                raise ArchiveConnectionError(
+                    f"the key file cannot be read: {error.strerror}",
+                    hint="check archive_key_file",
+                    file=str(path),
+                ) from error
+            except (paramiko.SSHException, ValueError):
+                continue  # Another kind of key, or a wrong passphrase: they look alike here.
+        raise ArchiveConnectionError(
+            "the key file holds no usable private key, or the passphrase is wrong",
+            hint="check archive_key_file and archive_key_passphrase with: ssh-keygen -yf FILE",
+            file=str(path),
+        )
+
+    # What the operator is told.
+
+    @property
+    def _place(self) -> str:
+        return f"{self._settings.user}@{self._settings.host}:{self._settings.port}"
+
+    @property
+    def _known_as(self) -> str:
+        """The host's name in known_hosts."""
+        host, port = self._settings.host, self._settings.port
+        return host if port == paramiko.config.SSH_PORT else f"[{host}]:{port}"
+
+    def _unreachable(self, reason: str) -> ArchiveConnectionError:
+        return ArchiveConnectionError(
+            f"{self._place} cannot be reached, or the connection was lost: {reason}",
+            hint="check archive_host, archive_port, the network and the SSH server",
+        )
+
+    def _refused(self, key: paramiko.PKey | None) -> ArchiveConnectionError:
+        settings = self._settings
+        tried = []
+        if key is not None:
+            tried.append(f"key {settings.key_file} ({key.fingerprint})")
+        elif settings.key_file is not None:
+            tried.append(f"the agent's keys, since {settings.key_file} needs archive_key_passphrase")
+        if settings.password is not None:
+            tried.append("the password")
+        if not tried:
+            tried.append("the SSH agent and the default keys")
+        return ArchiveConnectionError(
+            f"login refused for {self._place}; tried {' and '.join(tried)}",
+            hint="add the public key to authorized_keys there, or set archive_key_file,"
+            " archive_key_passphrase or archive_password",
+        )
+
+    def unknown_host(self, seen: paramiko.PKey) -> ArchiveConnectionError:
+        return ArchiveConnectionError(
+            f"host key of {self._known_as} is not known; it showed {_fingerprint(seen)}",
+            hint=f"if that is the fingerprint its administrator names, add it: {self._keyscan}",
+        )
+
+    def changed_host(self, seen: paramiko.PKey, known: paramiko.PKey) -> ArchiveConnectionError:
+        known_hosts = self._settings.known_hosts
+        return ArchiveConnectionError(
+            f"host key of {self._known_as} has changed; it showed {_fingerprint(seen)},"
+            f" known is {_fingerprint(known)}",
+            hint="somebody may be in between; only if its administrator confirms the new fingerprint:"
+            f" ssh-keygen -R '{self._known_as}' -f {known_hosts}; {self._keyscan}",
+        )
+
+    @property
+    def _keyscan(self) -> str:
+        settings = self._settings
+        return f"ssh-keyscan -p {settings.port} {settings.host} >> {settings.known_hosts}"
+
+
+class _RefuseUnknownHost(paramiko.MissingHostKeyPolicy):
+    def __init__(self, connection: SftpConnection) -> None:
+        self._connection = connection
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+        raise self._connection.unknown_host(key)
+
+
+def _wire(host: str, port: int) -> socket.socket:
+    wire = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S)
+    # Otherwise each small read request may wait until the one before is acknowledged: a third of the rate.
+    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return wire
+
+
+def _fingerprint(key: paramiko.PKey) -> str:
+    return f"{key.get_name()} {key.fingerprint}"

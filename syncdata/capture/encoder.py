@@ -1,0 +1,62 @@
+"""Changes as the lines of a change file. Pure.
+
+The format is that of :mod:`syncdata.changes.record`: every value is a string, PostgreSQL's text form, or
+null; what all records of a transaction share stands at the end of the line.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from functools import lru_cache
+
+import msgspec
+
+from syncdata.capture.pgoutput import Begin, Change, Relation, Truncate
+from syncdata.changes.record import DEFAULT_SCHEMA, format_lsn
+
+_POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_encode = msgspec.json.Encoder().encode
+
+
+class LineWriter:
+    """Makes the lines of one transaction's records."""
+
+    def __init__(self, begin: Begin) -> None:
+        mark = f'"xid":{begin.xid},"commit_lsn":"{format_lsn(begin.commit_lsn)}"'
+        self._end = f'",{mark},"ts":"{format_time(begin.committed_at_us)}"}}\n'.encode()
+
+    def change(self, change: Change, lsn: int) -> bytes:
+        """Return the line of *change*, which stands at *lsn* in the WAL."""
+        start = line_start(change.relation, change.op)
+        data, old_keys = change.data, change.old_keys
+        if old_keys is None:
+            values = b'"data":' + _encode(data)
+        elif data is None:
+            values = b'"old_keys":' + _encode(old_keys)
+        else:
+            values = b'"data":' + _encode(data) + b',"old_keys":' + _encode(old_keys)
+        return b"%b%b,%b%b" % (start, values, _lsn(lsn), self._end)
+
+    def truncate(self, truncate: Truncate, lsn: int) -> list[bytes]:
+        """Return a line for each table of *truncate*."""
+        return [
+            b"%b%b%b" % (line_start(relation, "TRUNCATE"), _lsn(lsn), self._end)
+            for relation in truncate.relations
+        ]
+
+
+@lru_cache(maxsize=1024)
+def line_start(relation: Relation, op: str) -> bytes:
+    """Return a record's line up to where its values begin."""
+    schema = b'"schema":%b,' % _encode(relation.schema) if relation.schema != DEFAULT_SCHEMA else b""
+    return b'{"table":%b,%b"op":"%b",' % (_encode(relation.name), schema, op.encode())
+
+
+def format_time(since_2000_us: int) -> str:
+    """Return a time of the protocol, microseconds since 2000-01-01 UTC, as a record's ``ts``."""
+    moment = _POSTGRES_EPOCH + dt.timedelta(microseconds=since_2000_us)
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
+
+
+def _lsn(lsn: int) -> bytes:
+    return b'"lsn":"%X/%X' % (lsn >> 32, lsn & 0xFFFFFFFF)

@@ -1,0 +1,331 @@
+"""The source's tables as they are at one exactly known commit. Knows SQL and the replication protocol's
+``CREATE_REPLICATION_SLOT``; knows nothing of files.
+
+A logical slot, while it is made, finds a point in the WAL such that a snapshot and the stream meet there
+without a gap and without an overlap. A temporary slot with ``USE_SNAPSHOT`` gives its transaction that
+snapshot; then the slot has done its work and is dropped, so that a long copy pins no WAL. What else must
+hold, and why:
+
+1. The tables are in the publication before the slot is made. Making it waits for all transactions that
+   run, so none that changed a table before it was published commits after the point.
+2. The tables are locked against rewriting as soon as the point is known, and none was rewritten between:
+   a table that was looks empty to an older snapshot.
+3. Row-level security is off, so that it is an error instead of missing rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from syncdata.capture.replication import Identity, connect_for_replication, read_identity, source_error
+from syncdata.capture.slot import Slot, read_slot
+from syncdata.changes.record import TableName, parse_lsn
+from syncdata.errors import SnapshotError, SyncError
+
+logger = logging.getLogger(__name__)
+
+_POINT_TRIES = 3
+_TICK_S = 0.2
+_SAY_AFTER_S, _SAY_EVERY_S = 3.0, 30.0
+
+# What a role or a database may have set for its applications. `set_config`, for not every version has all.
+_PATIENCE = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
+               'idle_in_transaction_session_timeout', 'idle_session_timeout')
+"""
+
+# Read once before the slot is made, and once in its snapshot. `relfilenode` is then the snapshot's, and
+# `pg_relation_filenode` is that of now. The names come without parameters, see `connect_for_replication`.
+_TABLES = """
+SELECT wanted.schema, wanted.name, c.relkind::text AS kind, current_user::text AS role,
+       coalesce(has_schema_privilege(n.oid, 'USAGE'), false) AS may_use_schema,
+       coalesce(has_table_privilege(c.oid, 'SELECT'), false) AS may_select,
+       coalesce(row_security_active(c.oid), false) AS hides_rows,
+       p.tablename IS NOT NULL AS is_published,
+       to_jsonb(p) ->> 'rowfilter' IS NOT NULL AS is_filtered,
+       ARRAY(
+           SELECT a.attname::text FROM pg_attribute a
+           WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+           -- From 18 on the view says exactly which; before, generated columns are never in the stream.
+           AND coalesce(to_jsonb(p) -> 'attnames' ? a.attname::text, true)
+           AND (a.attgenerated = '' OR current_setting('server_version_num')::int >= 180000)
+           ORDER BY a.attnum
+       ) AS columns,
+       coalesce(members.rows, 0) AS rows,
+       coalesce(members.is_rewritten, false) AS is_rewritten
+FROM (VALUES {wanted}) AS wanted (position, schema, name)
+LEFT JOIN pg_namespace n ON n.nspname = wanted.schema
+LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
+LEFT JOIN pg_publication_tables p
+    ON p.pubname = {publication} AND p.schemaname = n.nspname AND p.tablename = c.relname
+CROSS JOIN LATERAL (
+    SELECT sum(greatest(m.reltuples, 0))::bigint AS rows,
+           bool_or(m.relfilenode IS DISTINCT FROM pg_relation_filenode(m.oid)) AS is_rewritten
+    FROM pg_class m
+    WHERE m.relkind = 'r' AND m.oid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid))
+) AS members
+ORDER BY wanted.position
+"""
+
+# Everybody may read pg_locks; whose transactions they are and how old, not everybody may know.
+_RUNNING = """
+SELECT count(DISTINCT l.virtualtransaction) AS count,
+       extract(epoch FROM max(clock_timestamp() - a.xact_start))::float AS age_s
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
+"""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTable:
+    """``columns``: those whose values the stream has, too. ``rows``: about how many; 0 when unknown."""
+
+    name: TableName
+    columns: tuple[str, ...]
+    rows: int
+    has_leaves: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """``commit_lsn``: every transaction with this commit LSN or a lower one is in, none above is."""
+
+    commit_lsn: int
+    tables: tuple[SourceTable, ...]
+
+
+class ConsistentSource:
+    """A connection to the source that shows it as it was at one `Point`; made by `open_consistent`.
+
+    Its methods raise psycopg.Error, too; `open_consistent` translates.
+    """
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        params: Mapping[str, Any],
+        publication: str,
+        stop: threading.Event,
+    ) -> None:
+        self._connection = connection
+        self._params = params
+        self._publication = publication
+        self._stop = stop
+        connection.execute(_PATIENCE)
+        connection.execute("SET row_security = off")
+
+    def identify(self) -> Identity:
+        return read_identity(self._connection)
+
+    def slot(self, name: str) -> Slot | None:
+        return read_slot(self._connection, name)
+
+    def begin(self, tables: Sequence[TableName]) -> Point:
+        """From now on show *tables* as they are at the point that is returned.
+
+        Waits for the transactions that run at the source, and says so. Raises SnapshotError when a table
+        cannot be copied completely, or its later changes would not be in the stream.
+        """
+        for row in self._read(tables):
+            _refuse(row, self._publication)
+        for _ in range(_POINT_TRIES):
+            consistent_point = self._find_point()
+            self._lock(tables)
+            rows = self._read(tables)
+            if not any(row["is_rewritten"] for row in rows):
+                # The point is where the first record after it begins; a commit's LSN is where it begins.
+                return Point(commit_lsn=consistent_point - 1, tables=tuple(map(_table, rows)))
+            self._connection.execute("ROLLBACK")
+        raise SnapshotError(
+            "the table was truncated or rewritten each time the snapshot began",
+            hint="take the snapshot again when nothing alters the table",
+            table=next(str(TableName(row["schema"], row["name"])) for row in rows if row["is_rewritten"]),
+        )
+
+    def rows(self, table: SourceTable) -> Iterator[tuple[str | None, ...]]:
+        """Yield the table's rows: for each column PostgreSQL's text form, or None."""
+        columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
+        # ONLY, for children by inheritance are published under their own names, and leaves are not.
+        only = sql.SQL("" if table.has_leaves else "ONLY ")
+        copy_out = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
+            columns, only, sql.Identifier(table.name.schema, table.name.name)
+        )
+        with self._connection.cursor().copy(copy_out) as copy:
+            yield from copy.rows()
+
+    def _read(self, tables: Sequence[TableName]) -> list[dict[str, Any]]:
+        wanted = sql.SQL(", ").join(
+            sql.SQL("({}, {}::text, {}::text)").format(position, table.schema, table.name)
+            for position, table in enumerate(tables)
+        )
+        query = sql.SQL(_TABLES).format(wanted=wanted, publication=self._publication)
+        return self._connection.cursor(row_factory=dict_row).execute(query).fetchall()
+
+    def _find_point(self) -> int:
+        name = sql.Identifier(f"syncdata_snapshot_{secrets.token_hex(8)}")
+        self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        row = self._patiently(
+            sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput USE_SNAPSHOT").format(name)
+        ).fetchone()
+        assert row is not None
+        self._connection.execute(sql.SQL("DROP_REPLICATION_SLOT {}").format(name))
+        return parse_lsn(row[1])
+
+    def _lock(self, tables: Sequence[TableName]) -> None:
+        names = sql.SQL(", ").join(sql.Identifier(table.schema, table.name) for table in tables)
+        self._patiently(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
+
+    def _patiently(self, statement: sql.Composed) -> psycopg.Cursor[Any]:
+        """Execute what may have to wait for others; a stop ends it, and a long wait is told."""
+        say_at_s = _SAY_AFTER_S
+
+        def tell(waited_s: float) -> None:
+            nonlocal say_at_s
+            if waited_s >= say_at_s:
+                say_at_s = waited_s + _SAY_EVERY_S
+                logger.warning("the snapshot waits for %s", self._running())
+
+        return interruptible(
+            lambda: self._connection.execute(statement),
+            stop=self._stop,
+            interrupt=self._connection.cancel_safe,
+            waiting=tell,
+        )
+
+    def _running(self) -> str:
+        """What the source does meanwhile, asked on a connection of its own."""
+        try:
+            with psycopg.connect(**self._params, autocommit=True) as connection:
+                row = connection.execute(_RUNNING).fetchone()
+        except psycopg.Error as error:
+            return f"transactions at the source ({type(error).__name__} when asked which)"
+        assert row is not None
+        age = "" if row[1] is None else f"; the oldest began {row[1]:.0f} s ago"
+        return f"{row[0]} transaction(s) at the source that have written{age}"
+
+
+@contextmanager
+def open_consistent(
+    params: Mapping[str, Any], publication: str, stop: threading.Event
+) -> Iterator[ConsistentSource]:
+    """Connect to the source, and disconnect when the block is left: then nothing is left of it there.
+
+    Raises SourceConnectionError when the source cannot be reached or is lost, SnapshotError when it
+    refuses.
+    """
+    try:
+        connection = connect_for_replication(params)
+    except psycopg.Error as error:
+        raise _connect_error(error) from error
+    try:
+        yield ConsistentSource(connection, params, publication, stop)
+    except psycopg.Error as error:
+        raise _translated(error, is_lost=connection.broken) from error
+    finally:
+        connection.close()
+
+
+def interruptible(
+    work: Callable[[], T],
+    *,
+    stop: threading.Event,
+    interrupt: Callable[[], object],
+    waiting: Callable[[float], object] = lambda waited_s: None,
+) -> T:
+    """Do *work*, which blocks, in a thread; return what it returns, or raise what it raises.
+
+    *interrupt* lets it fail soon, and is called when *stop* is set; *waiting* is called now and then
+    with the time waited so far.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(work)
+        started_s = time.monotonic()
+        try:
+            while not wait_for([future], _TICK_S).done:
+                if stop.is_set():
+                    interrupt()
+                else:
+                    waiting(time.monotonic() - started_s)
+        except BaseException:
+            interrupt()
+            raise
+        return future.result()
+
+
+def _table(row: dict[str, Any]) -> SourceTable:
+    return SourceTable(
+        name=TableName(row["schema"], row["name"]),
+        columns=tuple(row["columns"]),
+        rows=row["rows"],
+        has_leaves=row["kind"] == "p",
+    )
+
+
+def _refuse(row: dict[str, Any], publication: str) -> None:
+    """Raise SnapshotError when a copy of the table would not be all of it, or not be followed by changes."""
+    table = TableName(row["schema"], row["name"])
+    quoted = sql.Identifier(table.schema, table.name).as_string(None)
+    role = sql.Identifier(row["role"]).as_string(None)
+    if row["kind"] is None:
+        problem, hint = "the source has no such table", "check [source].tables"
+    elif not row["is_published"]:
+        problem = f"it is not in the publication {publication}, so its later changes would be missing"
+        hint = "add it to [source].tables and run 'python manage.py setup_logical_replication'"
+    elif row["is_filtered"]:
+        problem = f"the publication {publication} leaves out some of its rows"
+        hint = f"ALTER PUBLICATION {sql.Identifier(publication).as_string(None)} so that it has no WHERE"
+    elif not row["may_use_schema"]:
+        problem = f"the role {role} may not use the schema"
+        schema = sql.Identifier(table.schema).as_string(None)
+        hint = f"GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {quoted} TO {role};"
+    elif not row["may_select"]:
+        problem, hint = f"the role {role} may not read it", f"GRANT SELECT ON {quoted} TO {role};"
+    elif row["hides_rows"]:
+        problem, hint = f"row-level security hides rows from {role}", f"ALTER ROLE {role} BYPASSRLS;"
+    else:
+        return
+    raise SnapshotError(problem, hint=hint, table=str(table))
+
+
+def _connect_error(error: psycopg.Error) -> SyncError:
+    # No SQLSTATE here: libpq gives the text only.
+    message = str(error).strip().splitlines()[-1]
+    if "max_wal_senders" in message:
+        return SnapshotError(message, hint="raise max_wal_senders at the source, and restart it")
+    if "walsender" in message or "WAL sender" in message:
+        return SnapshotError(message, hint="give the role the attribute REPLICATION")
+    return source_error(error)
+
+
+def _translated(error: psycopg.Error, *, is_lost: bool) -> SyncError:
+    if is_lost:
+        return source_error(error)
+    message = error.diag.message_primary or type(error).__name__
+    match error:
+        case psycopg.errors.ConfigurationLimitExceeded():
+            hint = "raise max_replication_slots at the source, or drop a slot that nobody needs"
+        case psycopg.errors.ObjectNotInPrerequisiteState():
+            hint = "set wal_level = logical at the source, and restart it"
+        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
+            hint = "the table was altered when the snapshot began; take it again"
+        case psycopg.errors.InsufficientPrivilege():
+            hint = "run 'python manage.py setup_logical_replication --check' to see what is missing"
+        case _:
+            hint = "see the source's log; the snapshot can be taken again at any time"
+    return SnapshotError(f"the source refuses: {message}", hint=hint)

@@ -1,0 +1,128 @@
+"""The names of an archive's files: what each one says, and their order. Pure; lists nothing itself.
+
+A change file's *stem* (its name without ``.json``, ``.json.gz``, ``.json.zst``) is its identity and its
+place in the order, so a file that is compressed after it was applied is not a new file. A snapshot is a
+directory named by its time, with one file for each table. What begins with a dot is unfinished.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+from urllib.parse import unquote
+
+from syncdata.changes.reader import stem
+from syncdata.changes.record import TableName
+
+_CHANGE_FILE = re.compile(r"changes_[^/]*\.json(\.gz|\.zst)?", re.DOTALL)
+_STAMP = re.compile(r"[0-9]{8}_[0-9]{6}")
+_SNAPSHOT_DIRECTORY = re.compile(rf"snapshot_{_STAMP.pattern}")
+_SNAPSHOT_FILE = re.compile(rf"snapshot_({_STAMP.pattern})/([^./]+)\.([^./]+)\.json\.gz", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeFile:
+    """A change file as the archive lists it; *size_bytes* as stored, so compressed where it is."""
+
+    name: str
+    size_bytes: int
+
+    @property
+    def stem(self) -> str:
+        return stem(self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFile:
+    """One table of a snapshot as the archive lists it; *name* with its directory."""
+
+    table: TableName
+    name: str
+    size_bytes: int
+
+    @property
+    def stamp(self) -> str:
+        """The snapshot's time, ``YYYYMMDD_HHMMSS``, by which the files of one snapshot belong together."""
+        return self.name.removeprefix("snapshot_").partition("/")[0]
+
+
+ArchivedFile: TypeAlias = ChangeFile | SnapshotFile
+
+
+def is_change_file(name: str) -> bool:
+    return _CHANGE_FILE.fullmatch(name) is not None
+
+
+def is_wanted(name: str, since: str | None) -> bool:
+    """Whether *name* is a change file's whose stem is not before *since*'s."""
+    return is_change_file(name) and (since is None or stem(name) >= stem(since))
+
+
+def is_snapshot_directory(name: str) -> bool:
+    return _SNAPSHOT_DIRECTORY.fullmatch(name) is not None
+
+
+def snapshot_name(stamp: str, table: TableName) -> str:
+    """Return the name of *table*'s file in the snapshot of *stamp* (``YYYYMMDD_HHMMSS``)."""
+    if _STAMP.fullmatch(stamp) is None:
+        raise ValueError(f"{stamp!r} is no time of a snapshot")
+    return f"snapshot_{stamp}/{_encode(table.schema)}.{_encode(table.name)}.json.gz"
+
+
+def parse_snapshot_name(name: str) -> tuple[str, TableName] | None:
+    """Return stamp and table of a name that `snapshot_name` makes; None for any other."""
+    match = _SNAPSHOT_FILE.fullmatch(name)
+    if match is None:
+        return None
+    stamp, schema, table = match.groups()
+    try:
+        name.encode()  # A local name that is not UTF-8 is no text.
+        found = TableName(unquote(schema, errors="strict"), unquote(table, errors="strict"))
+    except UnicodeError:
+        return None
+    return (stamp, found) if snapshot_name(stamp, found) == name else None
+
+
+def snapshot_file(name: str, size_bytes: int) -> SnapshotFile | None:
+    """The snapshot file of that name; None when the name is no snapshot file's."""
+    parsed = parse_snapshot_name(name)
+    return parsed and SnapshotFile(table=parsed[1], name=name, size_bytes=size_bytes)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that no file of an archive has, such as one that leads out of it."""
+    if not is_change_file(name) and parse_snapshot_name(name) is None:
+        raise ValueError(f"{name!r} is neither a change file nor a snapshot file")
+
+
+def temporary_name(name: str) -> str:
+    """What *name* is called until it is complete: hidden, in the same directory."""
+    directory, slash, file = name.rpartition("/")
+    return f"{directory}{slash}.{file}.part"
+
+
+def in_order(files: Iterable[ChangeFile]) -> list[ChangeFile]:
+    """One file for each stem, the plainest, sorted by stem."""
+    by_stem: dict[str, ChangeFile] = {}
+    # Endings sort by length, and the least preferred is written first and overwritten.
+    for file in sorted(files, key=lambda file: len(file.name) - len(file.stem), reverse=True):
+        by_stem[file.stem] = file
+    return [by_stem[key] for key in sorted(by_stem)]
+
+
+def newest_first(files: Iterable[SnapshotFile]) -> list[SnapshotFile]:
+    """The newest snapshot first, the tables of each in their order."""
+    return sorted(sorted(files, key=lambda file: file.table), key=lambda file: file.stamp, reverse=True)
+
+
+def _encode(identifier: str) -> str:
+    """*identifier* with what a file name cannot hold, or gives a meaning to, as ``%XX`` of its UTF-8."""
+    return "".join(
+        "".join(f"%{byte:02X}" for byte in character.encode())
+        if character in "%/\\." or unicodedata.category(character) == "Cc"
+        else character
+        for character in identifier
+    )

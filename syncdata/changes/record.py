@@ -1,0 +1,229 @@
+"""Positions, table names and change records: what one line of a change file says. Pure; no I/O."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from syncdata.errors import ParseError, SchemaError
+
+DEFAULT_SCHEMA = "public"
+
+Op = Literal["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
+
+
+_LSN = re.compile("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
+
+
+@lru_cache(maxsize=16)  # the records of one transaction share theirs
+def parse_lsn(text: str) -> int:
+    """Return the 64-bit position that ``X/Y`` (two hexadecimal halves) stands for.
+
+    Raises ValueError when *text* is not an LSN.
+    """
+    match = _LSN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not an LSN: {text!r}")
+    return (int(match[1], 16) << 32) | int(match[2], 16)
+
+
+def format_lsn(lsn: int) -> str:
+    """Return *lsn* as PostgreSQL prints it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+class TableName(msgspec.Struct, frozen=True, order=True):
+    """A table's schema and name, in the exact case of the catalog."""
+
+    schema: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> TableName:
+        """Read ``table``, ``schema.table`` or parts in double quotes; case is kept as given.
+
+        Raises SchemaError when *text* names no table.
+        """
+        parts = _split_identifiers(text.strip())
+        is_name = parts is not None and len(parts) <= 2 and all(map(_is_identifier, parts))
+        if parts is None or not is_name:
+            raise SchemaError(
+                f"{text!r} is not a table name",
+                hint='write table, schema.table, or "quoted.name" for a name with a dot',
+            )
+        return cls(*parts) if len(parts) == 2 else cls(DEFAULT_SCHEMA, parts[0])
+
+    def __str__(self) -> str:
+        name = _quote_if_needed(self.name)
+        return name if self.schema == DEFAULT_SCHEMA else f"{_quote_if_needed(self.schema)}.{name}"
+
+
+def _is_identifier(part: str) -> bool:
+    """PostgreSQL cuts longer names off, so a longer one names no table."""
+    return 0 < len(part.encode(errors="replace")) <= 63 and "\0" not in part
+
+
+def _split_identifiers(text: str) -> list[str] | None:
+    """Split at the dots outside double quotes; None when the quoting is broken."""
+    parts: list[str] = []
+    rest = text
+    while True:
+        if rest.startswith('"'):
+            part, rest = "", rest[1:]
+            while True:
+                piece, quote, rest = rest.partition('"')
+                if not quote:
+                    return None
+                part += piece
+                if not rest.startswith('"'):
+                    break
+                part, rest = part + '"', rest[1:]
+            if rest and not rest.startswith("."):
+                return None
+            dot, rest = rest[:1], rest[1:]
+        else:
+            part, dot, rest = rest.partition(".")
+            if '"' in part:
+                return None
+        parts.append(part)
+        if not dot:
+            return parts
+
+
+def _quote_if_needed(part: str) -> str:
+    if "." in part or '"' in part or part != part.strip():
+        return '"' + part.replace('"', '""') + '"'
+    return part
+
+
+class ChangeRecord(msgspec.Struct, frozen=True, gc=False):
+    """One row's INSERT, UPDATE or DELETE, or one TRUNCATE.
+
+    ``data`` and ``old_keys`` map column names to values: strings and fractional numbers are text,
+    digit for digit; whole numbers, booleans and None are themselves; an array or object is
+    :class:`Json`, its text as it stood in the file. A column absent from ``data`` is unchanged.
+    """
+
+    table: Annotated[str, msgspec.Meta(min_length=1)]
+    op: Op
+    data: dict[str, Any] | None = None
+    old_keys: dict[str, Any] | None = None
+    lsn: str | None = None
+    ts: str | None = None
+    schema: Annotated[str, msgspec.Meta(min_length=1)] = DEFAULT_SCHEMA
+    xid: int | str | None = None
+    commit_lsn: str | None = None
+
+
+class Json(str):
+    """The text of a JSON array or object, exactly as it stood in the file."""
+
+    __slots__ = ()
+
+
+class _RawRecord(msgspec.Struct):
+    """A record whose values are the bytes of the file."""
+
+    table: Annotated[str, msgspec.Meta(min_length=1)]
+    op: Op
+    data: dict[str, msgspec.Raw] | None = None
+    old_keys: dict[str, msgspec.Raw] | None = None
+    lsn: str | None = None
+    ts: str | None = None
+    schema: Annotated[str, msgspec.Meta(min_length=1)] = DEFAULT_SCHEMA
+    xid: int | str | None = None
+    commit_lsn: str | None = None
+
+
+# float_hook: a numeric must never pass through a float. Its cost is nil.
+_decoder = msgspec.json.Decoder(ChangeRecord, float_hook=str)
+_raw_decoder = msgspec.json.Decoder(_RawRecord)
+_string_decoder = msgspec.json.Decoder(str)
+
+_PARSE_HINT = "mend or replace the file in the archive; syncing goes on from this line by itself"
+_NESTED = frozenset((dict, list))
+_find_negative_zero = re.compile(rb"-0[,}\s]").search
+
+
+def parse_record(line: bytes) -> ChangeRecord:
+    """Read one line of a change file. Raises ParseError (without file and line) when it is no record."""
+    try:
+        record = _decode(line)
+    except msgspec.ValidationError as error:
+        raise ParseError(f"not a change record: {error}", hint=_PARSE_HINT) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ParseError(f"not a line of JSON: {error}", hint=_PARSE_HINT) from None
+    problem = _find_problem(record)
+    if problem:
+        raise ParseError(problem, hint=_PARSE_HINT)
+    return record
+
+
+def _decode(line: bytes) -> ChangeRecord:
+    try:
+        record = _decoder.decode(line)
+    except msgspec.ValidationError as error:
+        if "Integer value out of range" not in str(error):
+            raise
+        return _decode_exactly(line)
+    return _decode_exactly(line) if _has_lost(record, line) else record
+
+
+def _has_lost(record: ChangeRecord, line: bytes) -> bool:
+    """Tell whether plain decoding lost something: the text of nested JSON, or the sign of -0."""
+    for values in (record.data, record.old_keys):
+        if values and not _NESTED.isdisjoint(map(type, values.values())):
+            return True
+    return _find_negative_zero(line) is not None
+
+
+def _decode_exactly(line: bytes) -> ChangeRecord:
+    raw = _raw_decoder.decode(line)
+    return ChangeRecord(
+        table=raw.table,
+        op=raw.op,
+        data=_exact_values(raw.data),
+        old_keys=_exact_values(raw.old_keys),
+        lsn=raw.lsn,
+        ts=raw.ts,
+        schema=raw.schema,
+        xid=raw.xid,
+        commit_lsn=raw.commit_lsn,
+    )
+
+
+def _exact_values(values: dict[str, msgspec.Raw] | None) -> dict[str, Any] | None:
+    return None if values is None else {name: exact_value(bytes(raw)) for name, raw in values.items()}
+
+
+def exact_value(raw: bytes) -> str | bool | None:
+    """Return a JSON value with nothing lost: numbers as their text, arrays and objects as Json."""
+    match raw[:1]:
+        case b'"':
+            return _string_decoder.decode(raw)
+        case b"{" | b"[":
+            return Json(raw.decode())
+        case b"n":
+            return None
+        case b"t" | b"f":
+            return raw == b"true"
+        case _:
+            return raw.decode()
+
+
+def _find_problem(record: ChangeRecord) -> str | None:
+    op = record.op
+    if op == "INSERT" or op == "UPDATE":
+        if not record.data:
+            return f"{op} without data"
+    elif op == "DELETE" and not record.old_keys and not record.data:
+        return "DELETE without old_keys"
+    if record.commit_lsn is not None:
+        try:
+            parse_lsn(record.commit_lsn)
+        except ValueError:
+            return "commit_lsn is not an LSN"
+    return None

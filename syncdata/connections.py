@@ -1,0 +1,141 @@
+"""The engine's own connection to a Django alias, and the lock that makes its holder the only daemon.
+
+Knows Django's connections and PostgreSQL's advisory locks; knows nothing of what is synced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import psycopg.types.datetime
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from syncdata.apply.postgres.target import prepare_session
+from syncdata.errors import CycleError, RunError, ServiceInitError
+
+# "sync" and "data" as two 32-bit keys: one daemon a database, whatever host it runs on.
+_LOCK_KEYS = (0x73796E63, 0x64617461)
+
+_IS_LOCKED = """
+SELECT EXISTS (
+    SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
+    AND classid = %s AND objid = %s
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
+"""
+
+
+class EngineSession:
+    """One connection at a time, opened when it is asked for and anew when it has broken.
+
+    *timeout_s*: for those who only look and must not hang, the most that connecting and any statement take.
+    """
+
+    def __init__(self, alias: str, *, timeout_s: int | None = None) -> None:
+        self._alias = alias
+        self._timeout_s = timeout_s
+        self._wrapper: BaseDatabaseWrapper | None = None
+        self._holds_lock = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._wrapper is not None and not self._wrapper.connection.closed
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Return the connection, in autocommit mode and with the engine's settings.
+
+        A lock that was held is taken again. Raises ServiceInitError, or CycleError when the lock is not
+        free yet.
+        """
+        if not self.is_open:
+            self.close()
+            self._wrapper = self._open()
+        assert self._wrapper is not None
+        connection: psycopg.Connection[Any] = self._wrapper.connection
+        return connection
+
+    def close(self) -> None:
+        """Let go of the connection, and with it of the lock; a later `connect` takes both again."""
+        if self._wrapper is not None:
+            wrapper, self._wrapper = self._wrapper, None
+            wrapper.close()
+
+    def lock(self) -> None:
+        """Become the one daemon of this database. Raises RunError when there is another."""
+        if not self._holds_lock and not _try_lock(self.connect()):
+            raise RunError(
+                "another syncdata daemon runs on this database",
+                hint="stop it first (syncdata_stop, on the host where it runs); syncdata_status shows it",
+            )
+        self._holds_lock = True
+
+    def unlock(self) -> None:
+        """Make room for another daemon. Raises psycopg.Error when the connection has broken."""
+        held, self._holds_lock = self._holds_lock, False
+        if held and self._wrapper is not None and self.is_open:
+            self._wrapper.connection.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK_KEYS)
+
+    def _open(self) -> BaseDatabaseWrapper:
+        try:
+            wrapper = connections.create_connection(self._alias)
+            _keep_from_pool(wrapper)
+            if self._timeout_s is not None:
+                wrapper.settings_dict["OPTIONS"] |= {"connect_timeout": self._timeout_s}
+            wrapper.ensure_connection()
+            # The engine's transactions are its own, whatever the project's default is.
+            wrapper.set_autocommit(True)
+            # The loop may run in another thread than the one that closes the service.
+            wrapper.inc_thread_sharing()
+            prepare_session(wrapper.connection)
+            _load_times_with_zone(wrapper.connection)
+            if self._timeout_s is not None:
+                wrapper.connection.execute(
+                    "SELECT set_config('statement_timeout', %s, false)", [f"{self._timeout_s}s"]
+                )
+            has_lock = not self._holds_lock or _try_lock(wrapper.connection)
+        except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
+            raise init_error(error) from error
+        if not has_lock:
+            wrapper.close()
+            # The server may not know yet that our old session is gone.
+            raise CycleError(
+                "the lock on the database is still held, by our lost session or by another daemon",
+                hint="it is tried again; the server drops a lost session within two minutes",
+            )
+        return wrapper
+
+
+def is_locked(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether a daemon runs on this database, on whatever host."""
+    row = connection.execute(_IS_LOCKED, _LOCK_KEYS).fetchone()
+    return bool(row and row[0])
+
+
+def init_error(error: Exception) -> ServiceInitError:
+    """Return the error for a database that cannot be used: the driver's first line, never a password."""
+    cause = error.__cause__ if isinstance(error.__cause__, psycopg.Error) else error
+    first_line = str(cause).strip().partition("\n")[0]
+    is_schema = isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn)
+    hint = (
+        "run 'python manage.py migrate'" if is_schema else "check the database's address, role and password"
+    )
+    return ServiceInitError(f"the database cannot be used: {first_line or type(cause).__name__}", hint=hint)
+
+
+def _keep_from_pool(wrapper: BaseDatabaseWrapper) -> None:
+    """A pool would hand the engine's session, with its settings, to the project's next request."""
+    options = {name: value for name, value in wrapper.settings_dict["OPTIONS"].items() if name != "pool"}
+    wrapper.settings_dict = {**wrapper.settings_dict, "OPTIONS": options}
+
+
+def _load_times_with_zone(connection: psycopg.Connection[Any]) -> None:
+    """A project with ``USE_TZ = False`` has the zone cut off what it reads; the books hold points in time."""
+    connection.adapters.register_loader("timestamptz", psycopg.types.datetime.TimestamptzLoader)
+
+
+def _try_lock(connection: psycopg.Connection[Any]) -> bool:
+    row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", _LOCK_KEYS).fetchone()
+    return bool(row and row[0])

@@ -1,1 +1,0 @@
-"""The engine: change files in, rows and checkpoints out. Knows nothing of Django."""

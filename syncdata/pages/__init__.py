@@ -1,1 +1,0 @@
-"""What the admin pages are made of; ``syncdata.admin`` registers them."""

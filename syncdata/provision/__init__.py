@@ -1,0 +1,1 @@
+"""Production, prepared: what logical replication needs of the source; checked, set up, dropped."""

@@ -1,0 +1,1 @@
+"""Threads, streams and retries that know nothing of syncing."""
