@@ -22,7 +22,7 @@ from syncdata.capture.slot import Slot, published_tables, read_slot
 from syncdata.capture.snapshot import NO_PROGRESS, SnapshotProgress, TakenSnapshot, take_snapshots
 from syncdata.capture.spool import Compression, list_finished, translated
 from syncdata.capture.status import ArchiverStatus, archiver_status, retention_warning, unpublished_warning
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
 from syncdata.daemon import PidFile, running_pid
 from syncdata.errors import ArchiverRunError, PidFileError, SnapshotError, SyncError

@@ -22,7 +22,7 @@ from django.db.models import Model
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.whitelist import parse_syncable
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.conf import (
     CONFIG_VARIABLE,
     SyncConfig,

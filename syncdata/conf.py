@@ -19,7 +19,7 @@ from typing import Any
 
 from syncdata.archive.archive import LocalSettings
 from syncdata.archive.ssh import SftpSettings
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.confkeys import (
     ARCHIVE_KEYS,
     DATABASE_KEYS,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from syncdata.apply.whitelist import parse_syncable
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.errors import ConfigError, WhitelistAddError
 
 # How one value is read. A parser raises ValueError with what the value must be.

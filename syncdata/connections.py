@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from syncdata.apply.postgres.target import prepare_session
+from syncdata.apply.postgres.connection import prepare_session
 from syncdata.errors import CycleError, RunError, ServiceInitError
 
 # "sync" and "data" as two 32-bit keys: one daemon a database, whatever host it runs on.

@@ -8,7 +8,7 @@ from contextlib import suppress
 from django.apps import apps
 from django.db.models import Model
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError, WhitelistAddError
 
 

@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from syncdata.apply.whitelist import parse_syncable
-from syncdata.changes.record import format_lsn, parse_lsn
+from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import WhitelistAddError
 
 
@@ -199,7 +199,7 @@ class Checkpoint(models.Model):
     source_id = models.TextField(_("source"), db_default="")
     state = models.TextField(choices=State, db_default=State.ACTIVE.value)
     error = models.TextField(null=True)
-    # Places, file:line, that an operator has said to skip, each with who said so; see `engine.ledger`.
+    # Places, file:line, that an operator has said to skip, each with who said so.
     skips = models.JSONField(db_default=models.Value([], models.JSONField()))
     blocked_at = models.DateTimeField(null=True)
     last_change_at = models.DateTimeField(null=True)

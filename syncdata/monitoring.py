@@ -22,7 +22,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from syncdata.changes.record import parse_lsn
+from syncdata.changes.position import parse_lsn
 from syncdata.conf import SyncConfig, load_config
 from syncdata.errors import MonitoringError, SyncError
 from syncdata.service import DaemonStatus, SyncDataService, TableInfo

@@ -14,13 +14,23 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
+from syncdata.apply.plan.schema import parents_first
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.target import parents_first, translate
+from syncdata.apply.postgres.connection import translate
 from syncdata.apply.postgres.writer import RowWriter
-from syncdata.apply.state import checkpoints as ledger
-from syncdata.apply.state.checkpoints import Checkpoint, Skip
+from syncdata.apply.state.audit import log_action
+from syncdata.apply.state.checkpoints import (
+    Checkpoint,
+    Skip,
+    lock_checkpoints,
+    mark_paused,
+    mark_resumed,
+    open_checkpoints,
+    remember_skip,
+    reset_checkpoints,
+)
 from syncdata.apply.state.status import blocking_place
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.errors import ClearError, ParseError, RequestError
 from syncdata.whitelisting import canonical
 
@@ -30,7 +40,7 @@ def pause(connection: Connection[Any], names: Sequence[str], *, requested_by: st
 
     Raises RequestError, with nothing changed, when one is not whitelisted.
     """
-    return _change_state(connection, names, ledger.pause, action="pause", requested_by=requested_by)
+    return _change_state(connection, names, mark_paused, action="pause", requested_by=requested_by)
 
 
 def resume(connection: Connection[Any], names: Sequence[str], *, requested_by: str | None) -> list[TableName]:
@@ -38,7 +48,7 @@ def resume(connection: Connection[Any], names: Sequence[str], *, requested_by: s
 
     Raises RequestError, with nothing changed, when one is not whitelisted.
     """
-    return _change_state(connection, names, ledger.resume, action="resume", requested_by=requested_by)
+    return _change_state(connection, names, mark_resumed, action="resume", requested_by=requested_by)
 
 
 def skip_record(
@@ -51,14 +61,14 @@ def skip_record(
     """
     with _in_transaction(connection, "nothing is skipped"):
         (name,) = _whitelisted(connection, [table])
-        tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
-        names = _blocked_at(place, name, ledger.lock_checkpoints(connection, tables))
+        tables = [checkpoint.table for checkpoint in open_checkpoints(connection)]
+        names = _blocked_at(place, name, lock_checkpoints(connection, tables))
         if not read_schemas(connection, names):
             raise RequestError("the table does not exist locally", hint="create it", table=str(name))
         file, _, line = place.rpartition(":")
         for blocked in names:
             skip = Skip(file=file, line=int(line), requested_by=requested_by or "")
-            ledger.remember_skip(connection, blocked, skip)
+            remember_skip(connection, blocked, skip)
     return names
 
 
@@ -72,7 +82,7 @@ def empty(
     now = _utcnow()
     try:
         with connection.transaction():
-            names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+            names = [checkpoint.table for checkpoint in open_checkpoints(connection)]
             if tables is not None:
                 wanted = {canonical(name, names) for name in tables}
                 if unknown := wanted - {str(name) for name in names}:
@@ -80,13 +90,11 @@ def empty(
                         f"not whitelisted: {', '.join(sorted(unknown))}", hint="nothing is cleared"
                     )
                 names = [name for name in names if str(name) in wanted]
-            ledger.lock_checkpoints(connection, names)
+            lock_checkpoints(connection, names)
             _empty_tables(connection, names)
-            ledger.reset_checkpoints(connection, names)
+            reset_checkpoints(connection, names)
             for name in names:
-                ledger.log_action(
-                    connection, name, action="clear", reference="", now=now, requested_by=requested_by
-                )
+                log_action(connection, name, action="clear", reference="", now=now, requested_by=requested_by)
     except psycopg.Error as error:
         cause = translate(error)
         raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
@@ -103,10 +111,10 @@ def _change_state(
 ) -> list[TableName]:
     with _in_transaction(connection, "nothing is changed"):
         tables = _whitelisted(connection, names)
-        ledger.lock_checkpoints(connection, tables)
+        lock_checkpoints(connection, tables)
         changed = change(connection, tables)
         for table in changed:
-            ledger.log_action(
+            log_action(
                 connection, table, action=action, reference="", now=_utcnow(), requested_by=requested_by
             )
     return changed
@@ -125,7 +133,7 @@ def _in_transaction(connection: Connection[Any], outcome: str) -> Iterator[None]
 
 def _whitelisted(connection: Connection[Any], names: Sequence[str]) -> list[TableName]:
     """Return the tables that *names* name. Raises RequestError unless all of them are whitelisted."""
-    tables = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
+    tables = [checkpoint.table for checkpoint in open_checkpoints(connection)]
     known = {str(table) for table in tables}
     wanted = dict.fromkeys(canonical(name, tables) for name in names)
     if missing := [name for name in wanted if name not in known]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
 from syncdata.errors import SlotError, SourceSetupError
 from syncdata.provision.database import SourceDatabase, open_source

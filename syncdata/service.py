@@ -21,20 +21,35 @@ from typing import Any, Self
 import psycopg
 
 from syncdata import operations, signals, whitelisting
-from syncdata.apply.cycle import Activity, Cycle, CycleResult, NoProgress, Progress
+from syncdata.apply.bootstrap import begin
+from syncdata.apply.context import Tools
+from syncdata.apply.cycle import Cycle
 from syncdata.apply.feed.snapshots import find_snapshots
 from syncdata.apply.plan.batches import Limits
-from syncdata.apply.postgres.target import Outcome, PreparedBatch, Target, parents_first, translate
-from syncdata.apply.progress import RequestProgress, WaitingProgress
-from syncdata.apply.resync import Tools, begin, rebuild
-from syncdata.apply.state import checkpoints as ledger
+from syncdata.apply.plan.prepare import PreparedBatch
+from syncdata.apply.plan.schema import parents_first
+from syncdata.apply.position import START, Position
+from syncdata.apply.postgres.connection import translate
+from syncdata.apply.postgres.target import Outcome, Target
+from syncdata.apply.progress import NoProgress, Progress, RequestProgress, WaitingProgress
+from syncdata.apply.result import Activity, CycleResult
+from syncdata.apply.resync import rebuild
 from syncdata.apply.state import queue as requests
-from syncdata.apply.state.checkpoints import START, Checkpoint, CheckpointMovedError, Position
+from syncdata.apply.state.audit import log_action
+from syncdata.apply.state.checkpoints import (
+    Checkpoint,
+    CheckpointMovedError,
+    open_checkpoints,
+    reset_checkpoints,
+)
+from syncdata.apply.state.metrics import forget_minutes
 from syncdata.apply.state.queries import read_latest_run, read_tables
-from syncdata.apply.state.queue import Doorbell, Request
+from syncdata.apply.state.queue import Listener, Request
+from syncdata.apply.state.runs import end_cycle, end_run, note_waiting, start_run
 from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status, file_time, format_status
 from syncdata.archive.archive import Archive, open_archive
-from syncdata.changes.record import TableName, parse_lsn
+from syncdata.changes.names import TableName
+from syncdata.changes.position import parse_lsn
 from syncdata.conf import SyncConfig
 from syncdata.connections import EngineSession, init_error, is_locked
 from syncdata.errors import (
@@ -114,7 +129,7 @@ class SyncDataService:
         self._archive: Archive | None = None
         self._run_id: int | None = None
         self._target: Target | None = None
-        self._doorbell: Doorbell | None = None
+        self._listener: Listener | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -316,10 +331,10 @@ class SyncDataService:
         try:
             try:
                 self._session.lock()
-                if self._doorbell is not None:
-                    self._doorbell.ring()  # for what a run that was stopped has left
+                if self._listener is not None:
+                    self._listener.ring()  # for what a run that was stopped has left
                 self._adopt_predecessors_state(connection)
-                self._run_id = ledger.start_run(
+                self._run_id = start_run(
                     connection, host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
                 )
             except psycopg.Error as error:
@@ -333,7 +348,7 @@ class SyncDataService:
         run_id, self._run_id, self._target = self._run_id, None, None  # the target writes the run's books
         try:
             if self._session.is_open and run_id is not None:
-                ledger.end_run(self._session.connect(), run_id, now=_utcnow())
+                end_run(self._session.connect(), run_id, now=_utcnow())
         except psycopg.Error as error:
             logger.warning("the end of the run is not in the books: %s", type(error).__name__)
         try:
@@ -407,7 +422,7 @@ class SyncDataService:
         parents = {name: schemas[name].parents if name in schemas else frozenset() for name in snapshots}
         waiting = parents_first(parents)
         while waiting and not stop.is_set():
-            if self._open_doorbell().has_rung:
+            if self._open_listener().has_rung:
                 raise _RequestedError
             table = waiting[0]
             try:
@@ -447,7 +462,7 @@ class SyncDataService:
     ) -> None:
         cycle = Cycle(
             self._open_archive(),
-            _InterruptibleTarget(target, self._open_doorbell()),
+            _InterruptibleTarget(target, self._open_listener()),
             limits=self._limits,
             progress=self._watch(),
             stop=stop,
@@ -482,8 +497,8 @@ class SyncDataService:
             last_error = str(errors[-1]) if errors else None
             try:
                 connection = self._session.connect()
-                ledger.end_cycle(connection, self._run_id, now=now, errors=len(errors), last_error=last_error)
-                ledger.forget_minutes(connection, before=now - _MINUTES_KEPT)
+                end_cycle(connection, self._run_id, now=now, errors=len(errors), last_error=last_error)
+                forget_minutes(connection, before=now - _MINUTES_KEPT)
             except psycopg.Error as error:
                 raise translate(error) from error
         logger.log(
@@ -520,7 +535,7 @@ class SyncDataService:
         """Put a failed cycle into the run's books, or drop the connection if that fails, too."""
         try:
             if self._run_id is not None:
-                ledger.end_cycle(
+                end_cycle(
                     self._session.connect(), self._run_id, now=_utcnow(), errors=1, last_error=str(error)
                 )
         except (psycopg.Error, SyncError):
@@ -529,7 +544,7 @@ class SyncDataService:
 
     def _log_failed_resync(self, table: TableName, error: ResyncError, requested_by: str | None) -> None:
         try:
-            ledger.log_action(
+            log_action(
                 self._session.connect(),
                 table,
                 action="resync",
@@ -550,7 +565,7 @@ class SyncDataService:
             try:
                 if self._work_off_requests(stop) & _CALLS_FOR_CYCLE:
                     return
-                self._open_doorbell().wait(min(left_s, _LISTEN_S))
+                self._open_listener().wait(min(left_s, _LISTEN_S))
             except (psycopg.Error, SyncError) as error:
                 # The cycle that comes next reports a database that stays away.
                 logger.debug("not listening for requests: %s", type(error).__name__)
@@ -559,15 +574,15 @@ class SyncDataService:
     def _work_off_requests(self, stop: threading.Event) -> set[str]:
         """Carry out what waits in the queue, oldest first; return the actions that were carried out."""
         actions = set()
-        doorbell = self._open_doorbell()
-        if doorbell.answer():
+        listener = self._open_listener()
+        if listener.answer():
             connection = self._session.connect()
             try:
                 while not stop.is_set() and (request := requests.take(connection)) is not None:
                     self._attempt(connection, request, stop)
                     actions.add(request.action)
             except psycopg.Error as error:
-                doorbell.ring()  # what waits would go unheard otherwise
+                listener.ring()  # what waits would go unheard otherwise
                 raise translate(error) from error
         return actions
 
@@ -626,14 +641,14 @@ class SyncDataService:
             records += result.records_synced
         requests.finish(connection, request, f"{records:,} records")
 
-    def _open_doorbell(self) -> Doorbell:
+    def _open_listener(self) -> Listener:
         connection = self._session.connect()
-        if self._doorbell is None or not self._doorbell.is_on(connection):
+        if self._listener is None or not self._listener.is_on(connection):
             try:
-                self._doorbell = Doorbell(connection)
+                self._listener = Listener(connection)
             except psycopg.Error as error:
                 raise translate(error) from error
-        return self._doorbell
+        return self._listener
 
     def _watch(self) -> Progress | None:
         """Put what a run has still to go through into its books, beside showing it."""
@@ -643,14 +658,14 @@ class SyncDataService:
 
         def note(files: int, size_bytes: int) -> None:
             try:
-                ledger.note_waiting(self._session.connect(), run_id, files=files, size_bytes=size_bytes)
+                note_waiting(self._session.connect(), run_id, files=files, size_bytes=size_bytes)
             except psycopg.Error as error:
                 raise translate(error) from error
 
         return WaitingProgress(note, self._progress)
 
     def _disconnect(self) -> None:
-        self._target = self._doorbell = None
+        self._target = self._listener = None
         self._session.close()
 
     def _open_target(self) -> Target:
@@ -683,8 +698,8 @@ class SyncDataService:
             row = connection.execute("SELECT EXISTS (SELECT FROM data_sync_checkpoints)").fetchone()
             if row and row[0]:
                 return
-            names = [checkpoint.table for checkpoint in ledger.open_checkpoints(connection)]
-            ledger.reset_checkpoints(connection, names, Position(file=state.last_file, is_finished=True))
+            names = [checkpoint.table for checkpoint in open_checkpoints(connection)]
+            reset_checkpoints(connection, names, Position(file=state.last_file, is_finished=True))
         logger.info(
             "the predecessor's state is adopted: syncing goes on after %s",
             state.last_file,
@@ -720,24 +735,24 @@ class _RequestedError(Exception):
 
 
 class _InterruptibleTarget:
-    """The target, until the doorbell rings: then the next batch is not begun."""
+    """The target, until the listener rings: then the next batch is not begun."""
 
-    def __init__(self, target: Target, doorbell: Doorbell) -> None:
+    def __init__(self, target: Target, listener: Listener) -> None:
         self._target = target
-        self._doorbell = doorbell
+        self._listener = listener
         self.schemas, self.block, self.unblock = target.schemas, target.block, target.unblock
 
     def apply(
         self,
         prepared: PreparedBatch,
-        floors: Mapping[TableName, int | None],
+        watermarks: Mapping[TableName, int | None],
         *,
         start: Position,
         end: Position,
     ) -> Outcome:
-        if self._doorbell.has_rung:
+        if self._listener.has_rung:
             raise _RequestedError
-        return self._target.apply(prepared, floors, start=start, end=end)
+        return self._target.apply(prepared, watermarks, start=start, end=end)
 
 
 def _sync_result(result: CycleResult, started: float) -> SyncResult:

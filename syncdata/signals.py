@@ -15,8 +15,8 @@ from typing import Any
 from django.db import close_old_connections
 from django.dispatch import Signal
 
-from syncdata.apply.cycle import Activity
-from syncdata.changes.record import TableName
+from syncdata.apply.result import Activity
+from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
 from syncdata.modelnames import find_model_of
 

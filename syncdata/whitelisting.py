@@ -14,9 +14,9 @@ import psycopg
 from psycopg import Connection
 
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.target import translate
+from syncdata.apply.postgres.connection import translate
 from syncdata.apply.whitelist import require_syncable
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError, WhitelistAddError, WhitelistRemoveError
 from syncdata.modelnames import resolve, tables_of_app
 

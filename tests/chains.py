@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from syncdata.changes.reader import Footer, Header, inspect, read_records
-from syncdata.changes.record import ChangeRecord, parse_lsn
+from syncdata.changes.header import Footer, Header
+from syncdata.changes.position import parse_lsn
+from syncdata.changes.reader import inspect, read_records
+from syncdata.changes.record import ChangeRecord
 
 
 def archived_records(directory: Path) -> list[ChangeRecord]:
@@ -17,7 +19,7 @@ def archived_records(directory: Path) -> list[ChangeRecord]:
     """
     records: list[ChangeRecord] = []
     previous: Header | None = None
-    previous_name, floor = None, 0
+    previous_name, watermark = None, 0
     for path in sorted(directory.glob("changes_*")):
         with path.open("rb") as stream:
             found = inspect(stream, path.name)
@@ -26,10 +28,10 @@ def archived_records(directory: Path) -> list[ChangeRecord]:
         _require_successor(found.header, previous, previous_name)
         _require_footer(found.footer, own)
         if found.header.seq == 1:
-            floor = 0  # A new epoch may begin with what the last one ended with.
-        assert own and _commit(own[0]) > floor, f"{path.name} repeats what is in the file before it"
+            watermark = 0  # A new epoch may begin with what the last one ended with.
+        assert own and _commit(own[0]) > watermark, f"{path.name} repeats what is in the file before it"
         records += own
-        previous, previous_name, floor = found.header, path.name, _commit(own[-1])
+        previous, previous_name, watermark = found.header, path.name, _commit(own[-1])
     return records
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from syncdata.archive.archive import snapshot_name
-from syncdata.changes.record import TableName, format_lsn
+from syncdata.changes.names import TableName
+from syncdata.changes.position import format_lsn
 
 Record = dict[str, Any]
 

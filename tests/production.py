@@ -19,7 +19,7 @@ from syncdata.capture.archiver import Archiver, CaptureSettings
 from syncdata.capture.chain import load_chain
 from syncdata.capture.replication import TEXT_SETTINGS
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncsite.demo.postgres import PostgresServer
 from tests.postgres import Database
 

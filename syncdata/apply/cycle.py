@@ -12,23 +12,26 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from syncdata.apply.feed.continuity import check_chain, files_after, lost_beginning, lost_part
 from syncdata.apply.feed.files import Fetched, ask, fetch, prepare_all
 from syncdata.apply.feed.groups import Group, group_by_position
 from syncdata.apply.plan.batches import Batch, Limits, cut_batches
-from syncdata.apply.plan.net_change import Counts
+from syncdata.apply.plan.prepare import PreparedBatch
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.postgres.target import Outcome, PreparedBatch
-from syncdata.apply.state.checkpoints import START, Checkpoint, Position, Skip
+from syncdata.apply.position import START, Position
+from syncdata.apply.postgres.target import Outcome
+from syncdata.apply.progress import NoProgress, Progress
+from syncdata.apply.result import Activity, CycleResult
+from syncdata.apply.state.checkpoints import Checkpoint, Skip
 from syncdata.archive.archive import Archive, ChangeFile
-from syncdata.changes.reader import NO_TABLE, read_records, stem
-from syncdata.changes.record import TableName
+from syncdata.changes.filenames import stem
+from syncdata.changes.names import TableName
+from syncdata.changes.reader import NO_TABLE, read_records
 from syncdata.errors import DiscoveryError, ParseError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
-from syncdata.runtime.prefetch import ahead
+from syncdata.runtime.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -38,103 +41,20 @@ class BatchTarget(Protocol):
 
     def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]: ...
 
-    def block(self, floors: Mapping[TableName, int | None], error: SyncError, *, start: Position) -> None: ...
+    def block(
+        self, watermarks: Mapping[TableName, int | None], error: SyncError, *, start: Position
+    ) -> None: ...
 
     def unblock(self, tables: Collection[TableName]) -> None: ...
 
     def apply(
         self,
         prepared: PreparedBatch,
-        floors: Mapping[TableName, int | None],
+        watermarks: Mapping[TableName, int | None],
         *,
         start: Position,
         end: Position,
     ) -> Outcome: ...
-
-
-class Progress(Protocol):
-    """What someone who watches a cycle is told. Sizes are of files as stored, compressed ones too;
-    each ``files_found`` begins anew, and one of no files ends."""
-
-    def files_found(self, count: int, size_bytes: int) -> None: ...
-
-    def file_started(self, name: str, size_bytes: int) -> None: ...
-
-    def batch_applied(self, records: int, size_bytes: int) -> None: ...
-
-    def file_finished(self, name: str) -> None: ...
-
-
-class NoProgress:
-    """Nobody watches."""
-
-    def files_found(self, count: int, size_bytes: int) -> None: ...
-
-    def file_started(self, name: str, size_bytes: int) -> None: ...
-
-    def batch_applied(self, records: int, size_bytes: int) -> None: ...
-
-    def file_finished(self, name: str) -> None: ...
-
-
-@dataclass(slots=True, kw_only=True)
-class Activity:
-    """What was applied to one table. ``files``: how many files, snapshots among them, held records of it."""
-
-    counts: Counts = field(default_factory=Counts)
-    files: int = 0
-    first_file: str = ""
-    last_file: str = ""
-
-    def add(self, counts: Counts, *, file: str) -> None:
-        self.counts.add(counts)
-        self.files += file != self.last_file
-        self.first_file = self.first_file or file
-        self.last_file = file
-
-    def join(self, later: Activity) -> None:
-        """Add what a later pass applied, perhaps of the same file."""
-        self.counts.add(later.counts)
-        self.files += later.files - (later.first_file == self.last_file != "")
-        self.first_file = self.first_file or later.first_file
-        self.last_file = later.last_file or self.last_file
-
-
-@dataclass(slots=True, kw_only=True)
-class CycleResult:
-    """What a cycle did. ``skipped``: records of tables that are not whitelisted. ``waiting_for``: the
-    newest file, while it is being written. ``activity``: by table, what has been committed.
-    ``newly_blocked``: those that were not blocked before, or for another reason."""
-
-    files_processed: int = 0
-    counts: Counts = field(default_factory=Counts)
-    activity: dict[TableName, Activity] = field(default_factory=dict)
-    skipped: int = 0
-    failed: int = 0
-    last_lsn: str = ""
-    position: Position = field(default_factory=Position)
-    blocked: dict[TableName, SyncError] = field(default_factory=dict)
-    newly_blocked: dict[TableName, SyncError] = field(default_factory=dict)
-    waiting_for: str = ""
-
-    def add(self, later: CycleResult) -> None:
-        """Add what a *later* pass did."""
-        self.files_processed += later.files_processed
-        self.counts.add(later.counts)
-        for table, activity in later.activity.items():
-            self.activity.setdefault(table, Activity()).join(activity)
-        self.skipped += later.skipped
-        self.failed += later.failed
-        self.last_lsn = later.last_lsn or self.last_lsn
-        self.position = max(self.position, later.position, key=lambda position: position.order)
-        self.blocked |= later.blocked
-        self.newly_blocked |= later.newly_blocked
-        self.waiting_for = later.waiting_for
-
-    def note_blocked(self, table: TableName, error: SyncError, *, reason_before: str | None) -> None:
-        self.blocked[table] = error
-        if str(error) != reason_before:
-            self.newly_blocked[table] = error
 
 
 class Cycle:
@@ -202,7 +122,7 @@ class Cycle:
             for next_group in behind[number + 1 :]:
                 goes_on = self.advance(group, files, until=next_group.position, deadline=self._deadline)
                 if group.is_with(next_group):
-                    next_group.floors |= group.floors
+                    next_group.watermarks |= group.watermarks
                     break
                 if not goes_on:
                     break
@@ -228,7 +148,7 @@ class Cycle:
         if until is not None:
             todo = [file for file in todo if (file.stem, False, 0) < until.order]
         self._progress.files_found(len(todo), sum(file.size_bytes for file in todo))
-        fetching = ahead(
+        fetching = prefetch(
             self._fetch_all(todo),
             name="syncdata-fetch",
             discard=lambda fetched: fetched.stream.close(),
@@ -301,10 +221,10 @@ class Cycle:
         schemas = self._target.schemas(group.tables)
         ignored = self._ignored_lines(group, fetched.name)
         batches = _read_batches(group, fetched, limits=self._limits, until=until, ignored=ignored)
-        with closing(ahead(prepare_all(batches, schemas, fetched), name="syncdata-prepare")) as ready:
+        with closing(prefetch(prepare_all(batches, schemas, fetched), name="syncdata-prepare")) as ready:
             for prepared in ready:
                 end = _position_after(prepared.batch, fetched)
-                outcome = self._target.apply(prepared, group.floors, start=group.position, end=end)
+                outcome = self._target.apply(prepared, group.watermarks, start=group.position, end=end)
                 self._note(prepared, outcome, fetched)
                 group.leave(outcome.blocked)
                 group.move_to(end)
@@ -344,13 +264,13 @@ class Cycle:
 
     def _block(self, group: Group, tables: Iterable[TableName], error: SyncError) -> None:
         """Block those *tables* of *group*, which leave it."""
-        floors = {table: group.floors[table] for table in tables}
+        watermarks = {table: group.watermarks[table] for table in tables}
         logger.error("%s", error, extra=error.fields)
-        self._target.block(floors, error, start=group.position)
-        for table in floors:
+        self._target.block(watermarks, error, start=group.position)
+        for table in watermarks:
             self._note_blocked(table, error)
         self.result.failed += 1
-        group.leave(floors)
+        group.leave(watermarks)
 
     def _note_blocked(self, table: TableName, error: SyncError) -> None:
         self.result.note_blocked(table, error, reason_before=self._reasons.get(table))
@@ -378,7 +298,7 @@ def _read_batches(
     header = fetched.inspection.header
     return cut_batches(
         read_records(fetched.stream, fetched.name, skip=start_record, ignored=ignored),
-        floors={**group.floors_in(header.source_id if header else ""), NO_TABLE: None},
+        watermarks={**group.watermarks_in(header.source_id if header else ""), NO_TABLE: None},
         limits=limits,
         start_record=start_record,
         until_record=until.record_number if until is not None and is_last else None,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-
-from syncdata.apply.cycle import NoProgress, Progress
+from typing import Protocol
 
 _NOTE_EVERY_S = 1.0
 
@@ -75,3 +74,28 @@ class RequestProgress:
 
     def file_finished(self, name: str) -> None:
         """The next one goes on."""
+
+
+class Progress(Protocol):
+    """What someone who watches a cycle is told. Sizes are of files as stored, compressed ones too;
+    each ``files_found`` begins anew, and one of no files ends."""
+
+    def files_found(self, count: int, size_bytes: int) -> None: ...
+
+    def file_started(self, name: str, size_bytes: int) -> None: ...
+
+    def batch_applied(self, records: int, size_bytes: int) -> None: ...
+
+    def file_finished(self, name: str) -> None: ...
+
+
+class NoProgress:
+    """Nobody watches."""
+
+    def files_found(self, count: int, size_bytes: int) -> None: ...
+
+    def file_started(self, name: str, size_bytes: int) -> None: ...
+
+    def batch_applied(self, records: int, size_bytes: int) -> None: ...
+
+    def file_finished(self, name: str) -> None: ...

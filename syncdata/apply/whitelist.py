@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError, WhitelistAddError
 
 # Changes from production to these would rewrite the record of what was applied here.

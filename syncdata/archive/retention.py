@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from syncdata.archive.archive import Archive, ChangeFile, SnapshotFile, WritableArchive
-from syncdata.changes.reader import inspect, stem
-from syncdata.changes.record import TableName
+from syncdata.changes.filenames import stem
+from syncdata.changes.names import TableName
+from syncdata.changes.reader import inspect
 
 logger = logging.getLogger(__name__)
 

@@ -61,8 +61,8 @@ from syncdata.capture.spool import (
     translated,
 )
 from syncdata.capture.uploader import Delivery, deliver
+from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.changes.reader import inspect
-from syncdata.changes.record import format_lsn, parse_lsn
 from syncdata.errors import (
     ArchiveConnectionError,
     CaptureError,
@@ -407,7 +407,7 @@ class _Session:
 
     def _begin(self, begin: Begin) -> None:
         self._commit_lsn = begin.commit_lsn
-        is_archived = begin.commit_lsn <= max(self._head.floor, self._file.last_commit_lsn or -1)
+        is_archived = begin.commit_lsn <= max(self._head.watermark, self._file.last_commit_lsn or -1)
         self._lines = None if is_archived else LineWriter(begin)
         self._file.records_before = self._file.records
 

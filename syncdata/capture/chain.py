@@ -20,8 +20,9 @@ import msgspec
 from syncdata.capture.replication import NEW_EPOCH_HINT, Identity
 from syncdata.capture.slot import Slot
 from syncdata.capture.spool import SpooledFile, translated, write_durably
-from syncdata.changes.reader import Footer, Header, stem
-from syncdata.changes.record import format_lsn, parse_lsn
+from syncdata.changes.filenames import stem
+from syncdata.changes.header import Footer, Header
+from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import SlotError, SourceChangedError, SpoolError
 
 CHAIN_FILE_NAME = "chain.json"
@@ -43,7 +44,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     confirmed_at: str = ""
 
     @property
-    def floor(self) -> int:
+    def watermark(self) -> int:
         """Transactions with this commit LSN or a lower one are in the chain."""
         return parse_lsn(self.last_commit_lsn) if self.last_commit_lsn else -1
 
@@ -99,7 +100,7 @@ def load_chain(directory: Path) -> Chain | None:
         raise
     try:
         chain = msgspec.json.decode(content, type=Chain)
-        chain.confirmed, chain.floor  # noqa: B018  (they parse)
+        chain.confirmed, chain.watermark  # noqa: B018  (they parse)
     except (msgspec.MsgspecError, ValueError) as error:
         raise SpoolError(
             "the state of the chain is broken",
@@ -173,7 +174,7 @@ def require_same_system(chain: Chain, identity: Identity) -> None:
             " or failed over",
             hint=NEW_EPOCH_HINT,
         )
-    if max(chain.confirmed, chain.floor) > identity.wal_lsn:
+    if max(chain.confirmed, chain.watermark) > identity.wal_lsn:
         raise SourceChangedError(
             f"the source's WAL ends at {format_lsn(identity.wal_lsn)}, before what is archived"
             f" ({chain.confirmed_lsn}): it was restored from an older copy",

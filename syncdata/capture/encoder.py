@@ -12,7 +12,8 @@ from functools import lru_cache
 import msgspec
 
 from syncdata.capture.pgoutput import Begin, Change, Relation, Truncate
-from syncdata.changes.record import DEFAULT_SCHEMA, format_lsn
+from syncdata.changes.names import DEFAULT_SCHEMA
+from syncdata.changes.position import format_lsn
 
 _POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _encode = msgspec.json.Encoder().encode

@@ -32,7 +32,8 @@ from psycopg.rows import dict_row
 
 from syncdata.capture.replication import Identity, connect_for_replication, read_identity, source_error
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.changes.record import TableName, parse_lsn
+from syncdata.changes.names import TableName
+from syncdata.changes.position import parse_lsn
 from syncdata.errors import SnapshotError, SyncError
 
 logger = logging.getLogger(__name__)

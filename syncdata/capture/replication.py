@@ -21,7 +21,7 @@ import psycopg
 from psycopg import pq, sql
 
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.changes.record import parse_lsn
+from syncdata.changes.position import parse_lsn
 from syncdata.errors import SlotError, SourceConnectionError, SourceSetupError, SyncError
 
 # What the values' text forms depend on, pinned whatever the role's or the database's defaults are. With

@@ -11,7 +11,8 @@ from typing import Any
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
-from syncdata.changes.record import TableName, parse_lsn
+from syncdata.changes.names import TableName
+from syncdata.changes.position import parse_lsn
 
 _SLOT = """
 SELECT slot_name, plugin, slot_type, database, active_pid, wal_status, safe_wal_size,

@@ -42,8 +42,9 @@ from syncdata.capture.pgoutput import Relation
 from syncdata.capture.replication import NEW_EPOCH_HINT, Identity
 from syncdata.capture.slot import Slot
 from syncdata.capture.spool import FileWriter, SpooledFile, next_stamp, translated
-from syncdata.changes.reader import Header
-from syncdata.changes.record import TableName, format_lsn
+from syncdata.changes.header import Header
+from syncdata.changes.names import TableName
+from syncdata.changes.position import format_lsn
 from syncdata.errors import SlotError, SnapshotError, SourceChangedError, SyncError
 
 logger = logging.getLogger(__name__)

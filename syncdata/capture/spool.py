@@ -21,8 +21,10 @@ from typing import BinaryIO, Literal
 import msgspec
 import zstandard
 
-from syncdata.changes.reader import Footer, Header, inspect, stem
-from syncdata.changes.record import format_lsn
+from syncdata.changes.filenames import stem
+from syncdata.changes.header import Footer, Header
+from syncdata.changes.position import format_lsn
+from syncdata.changes.reader import inspect
 from syncdata.errors import SpoolError
 
 Compression = Literal["none", "gzip", "zstd"]

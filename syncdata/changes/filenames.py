@@ -11,11 +11,13 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import unquote
 
-from syncdata.changes.reader import stem
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
+
+if TYPE_CHECKING:
+    pass
 
 _CHANGE_FILE = re.compile(r"changes_[^/]*\.json(\.gz|\.zst)?", re.DOTALL)
 _STAMP = re.compile(r"[0-9]{8}_[0-9]{6}")
@@ -126,3 +128,14 @@ def _encode(identifier: str) -> str:
         else character
         for character in identifier
     )
+
+
+def stem(name: str) -> str:
+    """Return a file's name without ``.json``, ``.json.gz`` or ``.json.zst``: its identity and its order.
+
+    Compressing a file in place changes its name but not what it holds, so it must not look new.
+    """
+    for suffix in (".json.zst", ".json.gz", ".json"):
+        if name.endswith(suffix):
+            return name[: -len(suffix)]
+    return name

@@ -17,71 +17,24 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import msgspec
 import zstandard
 
-from syncdata.changes.record import ChangeRecord, TableName, parse_lsn, parse_record
+from syncdata.changes.names import TableName
+from syncdata.changes.record import ChangeRecord, parse_record
 from syncdata.errors import ParseError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+from syncdata.changes.header import HEADER_PREFIX, REFETCH_HINT, Footer, Header, parse_footer, parse_header
 
-HEADER_PREFIX = b'# {"syncdata":'
-FOOTER_PREFIX = b'# {"end":'
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 CHUNK_BYTES = 1 << 20
+
 COMPRESSED_CHUNK_BYTES = 1 << 15  # what it holds may be a thousand times as much
+
 # Stands for a line that an operator has said to skip: no table can have this name.
 UNREADABLE = ChangeRecord(table="", schema="", op="UPDATE")
+
 NO_TABLE = TableName(UNREADABLE.schema, UNREADABLE.table)
-_REFETCH_HINT = "replace the file in the archive by a good copy; syncing goes on by itself"
-
-
-def stem(name: str) -> str:
-    """Return a file's name without ``.json``, ``.json.gz`` or ``.json.zst``: its identity and its order.
-
-    Compressing a file in place changes its name but not what it holds, so it must not look new.
-    """
-    for suffix in (".json.zst", ".json.gz", ".json"):
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-class Header(msgspec.Struct, frozen=True):
-    """The first line of a file written by syncdata: where its changes come from.
-
-    A snapshot's names its table in ``snapshot``, and in ``commit_lsn`` the last commit that it holds.
-    """
-
-    syncdata: int
-    system_id: str | int = ""
-    timeline: int = 0
-    slot: str = ""
-    epoch: str | int = ""
-    seq: int | None = None
-    prev: str | None = None
-    start_lsn: str | None = None
-    created: str | None = None
-    snapshot: str | None = None
-    commit_lsn: str | None = None
-
-    @property
-    def source_id(self) -> str:
-        """The stream this file belongs to; a change of any part may hide a hole."""
-        return f"{self.system_id}/{self.timeline}/{self.slot}/{self.epoch}"
-
-
-class Footer(msgspec.Struct, frozen=True, kw_only=True):
-    """The last line of a file written by syncdata: what must have arrived before it.
-
-    ``end_lsn``: what was committed before it is in this file or in those before.
-    """
-
-    end: bool
-    records: int
-    transactions: int | None = None
-    first_commit_lsn: str | None = None
-    last_commit_lsn: str | None = None
-    end_lsn: str | None = None
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +64,7 @@ def inspect(stream: BinaryIO, name: str) -> Inspection:
     except EOFError:
         inspection = Inspection(header=None, footer=None, unfinished="its compressed data ends early")
     except (zlib.error, zstandard.ZstdError):
-        error = ParseError("the compressed data is corrupt", hint=_REFETCH_HINT, file=name)
+        error = ParseError("the compressed data is corrupt", hint=REFETCH_HINT, file=name)
         inspection = Inspection(header=None, footer=None, error=error)
     except ParseError as error:
         inspection = Inspection(header=None, footer=None, error=error)
@@ -147,7 +100,7 @@ def read_records(
     if number < skip:
         raise ParseError(
             f"the file holds {number} records, but {skip} of it were applied",
-            hint=_REFETCH_HINT,
+            hint=REFETCH_HINT,
             file=name,
         )
 
@@ -157,7 +110,7 @@ def _number_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
         yield from enumerate(_decompress(stream, name), start=1)
     except (EOFError, zlib.error, zstandard.ZstdError):
         # It was whole when it was inspected, so it has changed since.
-        raise ParseError("the compressed data is corrupt", hint=_REFETCH_HINT, file=name) from None
+        raise ParseError("the compressed data is corrupt", hint=REFETCH_HINT, file=name) from None
 
 
 def _inspect(stream: BinaryIO, name: str) -> Inspection:
@@ -174,17 +127,17 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
         cut = tail.rfind(b"\n", 0, len(tail) - 1) + 1
         digest.update(tail[:cut])
         tail = tail[cut:]
-    header = _parse_header(head, name)
+    header = parse_header(head, name)
     if header is None and head and HEADER_PREFIX.startswith(head):
         return Inspection(header=None, footer=None, unfinished="its header is incomplete")
     if header is None:
         unfinished = _why_plain_is_unfinished(tail)
         return Inspection(header=None, footer=None, unfinished=unfinished, text_bytes=text_bytes)
-    footer = _parse_footer(tail)
+    footer = parse_footer(tail)
     if footer is None:
         return Inspection(header=header, footer=None, unfinished="it has no footer yet")
     if footer.sha256 != digest.hexdigest():
-        raise ParseError("the SHA-256 in the footer is not that of the file", hint=_REFETCH_HINT, file=name)
+        raise ParseError("the SHA-256 in the footer is not that of the file", hint=REFETCH_HINT, file=name)
     return Inspection(header=header, footer=footer, text_bytes=text_bytes)
 
 
@@ -197,39 +150,6 @@ def _why_plain_is_unfinished(last_line: bytes) -> str:
     except ParseError:
         return "its last line is incomplete"
     return ""
-
-
-def _parse_header(head: bytes, name: str) -> Header | None:
-    if not head.startswith(HEADER_PREFIX):
-        return None
-    first_line, newline, _ = head.partition(b"\n")
-    if not newline:
-        return Header(syncdata=1)  # cut inside the header: unfinished, for there is no footer
-    try:
-        header = msgspec.json.decode(first_line[2:], type=Header)
-    except msgspec.MsgspecError as error:
-        raise ParseError(f"broken header: {error}", hint=_REFETCH_HINT, file=name, line=1) from None
-    if header.syncdata != 1:
-        raise ParseError(
-            f"format version {header.syncdata} is newer than this program",
-            hint="upgrade syncdata",
-            file=name,
-            line=1,
-        )
-    return header
-
-
-def _parse_footer(last_line: bytes) -> Footer | None:
-    if not last_line.startswith(FOOTER_PREFIX) or not last_line.endswith(b"\n"):
-        return None
-    try:
-        footer = msgspec.json.decode(last_line[2:], type=Footer)
-        for lsn in (footer.first_commit_lsn, footer.last_commit_lsn):
-            if lsn is not None:
-                parse_lsn(lsn)
-    except (msgspec.MsgspecError, ValueError):
-        return None
-    return footer if footer.end else None
 
 
 def _decompress(stream: BinaryIO, name: str) -> BinaryIO:

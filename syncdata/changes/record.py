@@ -3,100 +3,15 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from syncdata.errors import ParseError, SchemaError
-
-DEFAULT_SCHEMA = "public"
+from syncdata.changes.names import DEFAULT_SCHEMA
+from syncdata.changes.position import parse_lsn
+from syncdata.errors import ParseError
 
 Op = Literal["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
-
-
-_LSN = re.compile("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
-
-
-@lru_cache(maxsize=16)  # the records of one transaction share theirs
-def parse_lsn(text: str) -> int:
-    """Return the 64-bit position that ``X/Y`` (two hexadecimal halves) stands for.
-
-    Raises ValueError when *text* is not an LSN.
-    """
-    match = _LSN.fullmatch(text)
-    if match is None:
-        raise ValueError(f"not an LSN: {text!r}")
-    return (int(match[1], 16) << 32) | int(match[2], 16)
-
-
-def format_lsn(lsn: int) -> str:
-    """Return *lsn* as PostgreSQL prints it."""
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
-
-
-class TableName(msgspec.Struct, frozen=True, order=True):
-    """A table's schema and name, in the exact case of the catalog."""
-
-    schema: str
-    name: str
-
-    @classmethod
-    def parse(cls, text: str) -> TableName:
-        """Read ``table``, ``schema.table`` or parts in double quotes; case is kept as given.
-
-        Raises SchemaError when *text* names no table.
-        """
-        parts = _split_identifiers(text.strip())
-        is_name = parts is not None and len(parts) <= 2 and all(map(_is_identifier, parts))
-        if parts is None or not is_name:
-            raise SchemaError(
-                f"{text!r} is not a table name",
-                hint='write table, schema.table, or "quoted.name" for a name with a dot',
-            )
-        return cls(*parts) if len(parts) == 2 else cls(DEFAULT_SCHEMA, parts[0])
-
-    def __str__(self) -> str:
-        name = _quote_if_needed(self.name)
-        return name if self.schema == DEFAULT_SCHEMA else f"{_quote_if_needed(self.schema)}.{name}"
-
-
-def _is_identifier(part: str) -> bool:
-    """PostgreSQL cuts longer names off, so a longer one names no table."""
-    return 0 < len(part.encode(errors="replace")) <= 63 and "\0" not in part
-
-
-def _split_identifiers(text: str) -> list[str] | None:
-    """Split at the dots outside double quotes; None when the quoting is broken."""
-    parts: list[str] = []
-    rest = text
-    while True:
-        if rest.startswith('"'):
-            part, rest = "", rest[1:]
-            while True:
-                piece, quote, rest = rest.partition('"')
-                if not quote:
-                    return None
-                part += piece
-                if not rest.startswith('"'):
-                    break
-                part, rest = part + '"', rest[1:]
-            if rest and not rest.startswith("."):
-                return None
-            dot, rest = rest[:1], rest[1:]
-        else:
-            part, dot, rest = rest.partition(".")
-            if '"' in part:
-                return None
-        parts.append(part)
-        if not dot:
-            return parts
-
-
-def _quote_if_needed(part: str) -> str:
-    if "." in part or '"' in part or part != part.strip():
-        return '"' + part.replace('"', '""') + '"'
-    return part
 
 
 class ChangeRecord(msgspec.Struct, frozen=True, gc=False):
@@ -140,11 +55,15 @@ class _RawRecord(msgspec.Struct):
 
 # float_hook: a numeric must never pass through a float. Its cost is nil.
 _decoder = msgspec.json.Decoder(ChangeRecord, float_hook=str)
+
 _raw_decoder = msgspec.json.Decoder(_RawRecord)
+
 _string_decoder = msgspec.json.Decoder(str)
 
 _PARSE_HINT = "mend or replace the file in the archive; syncing goes on from this line by itself"
+
 _NESTED = frozenset((dict, list))
+
 _find_negative_zero = re.compile(rb"-0[,}\s]").search
 
 

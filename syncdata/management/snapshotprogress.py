@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from syncdata.capture.snapshot import SnapshotProgress
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.management.progress import LINE_EVERY_S, make_bar
 
 

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.errors import SlotError, SourceConnectionError, SourceSetupError
 from syncdata.provision.facts import (
     PLUGIN,

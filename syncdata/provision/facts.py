@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 
 PLUGIN = "pgoutput"
 

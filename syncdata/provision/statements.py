@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.provision.facts import PublicationPlan, Relation, quote
 
 # What is left out of a publication is lost, silently. Partitions are published under their root's name:

@@ -17,7 +17,7 @@ class _End:
         self.error = error
 
 
-def ahead(
+def prefetch(
     items: Iterator[T],
     *,
     name: str,

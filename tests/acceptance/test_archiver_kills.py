@@ -25,7 +25,8 @@ from syncdata.capture.archiver import Archiver, CaptureSettings
 from syncdata.capture.chain import load_chain
 from syncdata.capture.pgoutput import Begin, Change, Decoder, Truncate
 from syncdata.capture.slot import read_slot
-from syncdata.changes.record import ChangeRecord, format_lsn
+from syncdata.changes.position import format_lsn
+from syncdata.changes.record import ChangeRecord
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 from tests.archiver_runner import STEPS
 from tests.chains import archived_records

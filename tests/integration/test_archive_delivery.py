@@ -22,7 +22,7 @@ import pytest
 from syncdata.archive import ssh as sftp
 from syncdata.archive.archive import LocalSettings, WritableArchive, open_archive, snapshot_name
 from syncdata.archive.sftp_files import WriteBehind
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.errors import (
     ArchiveConnectionError,
     DeliveryError,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from syncdata.archive.archive import ChangeFile, LocalArchive, LocalSettings, open_archive
-from syncdata.changes.reader import stem
+from syncdata.changes.filenames import stem
 from syncdata.errors import DiscoveryError, FetchError
 
 

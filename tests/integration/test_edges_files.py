@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from syncdata.apply.cycle import NoProgress
+from syncdata.apply.progress import NoProgress
 from syncdata.errors import ApplyError, DiscoveryError, ParseError, ResyncError, SyncError
 from tests.world import World, insert, with_header
 

@@ -17,8 +17,8 @@ import psycopg
 import pytest
 from django.db import connections
 
-from syncdata.apply.cycle import NoProgress
 from syncdata.apply.postgres.target import Target
+from syncdata.apply.progress import NoProgress
 from syncdata.apply.state.checkpoints import CheckpointMovedError
 from syncdata.archive.archive import ArchivedFile, LocalArchive, LocalSettings
 from syncdata.errors import ParseError, WhitelistAddError

@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 
 from syncdata.apply.plan.batches import Batch
-from syncdata.apply.postgres.target import Target, prepare
-from syncdata.apply.state import checkpoints as ledger
-from syncdata.apply.state.checkpoints import CheckpointMovedError, Position
-from syncdata.changes.record import TableName
+from syncdata.apply.plan.prepare import prepare
+from syncdata.apply.position import Position
+from syncdata.apply.postgres.target import Target
+from syncdata.apply.state.checkpoints import (
+    CheckpointMovedError,
+    lock_checkpoints,
+    open_checkpoints,
+    require_position,
+)
+from syncdata.changes.names import TableName
 from syncdata.errors import ServiceInitError, SyncError
 from tests.world import World, delete, insert, update
 
@@ -38,10 +44,10 @@ def test_a_table_taken_off_the_whitelist_meanwhile_moves_nothing(one: World) -> 
     one.whitelist("o")
     one.sync()
     with one.connect() as connection, one.service() as service:
-        before = ledger.open_checkpoints(connection)
+        before = open_checkpoints(connection)
         service.remove_tables(["o"])
         with pytest.raises(CheckpointMovedError), connection.transaction():
-            ledger.require_position(connection, {c.table: None for c in before}, before[0].position)
+            require_position(connection, {c.table: None for c in before}, before[0].position)
 
 
 def test_a_batch_that_was_prepared_before_a_clear_is_not_applied(one: World) -> None:
@@ -66,7 +72,7 @@ def test_a_clear_waits_for_the_batch_that_is_running(one: World) -> None:
     with one.connect() as connection, one.service() as service:
         clearing = threading.Thread(target=service.clear)
         with connection.transaction():
-            ledger.lock_checkpoints(connection, [TableName("public", "t")])  # as a batch begins
+            lock_checkpoints(connection, [TableName("public", "t")])  # as a batch begins
             clearing.start()
             clearing.join(0.5)
             assert clearing.is_alive()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from syncdata import signals
-from syncdata.apply.cycle import NoProgress
+from syncdata.apply.progress import NoProgress
 from syncdata.apply.state import queue as requests
 from syncdata.errors import ClearError, RequestError
 from syncdata.predecessor.statefile import STATE_FILE_NAME
@@ -363,11 +363,11 @@ def test_the_doorbell_rings_in_a_process_with_many_open_files(users: World) -> N
             cleanup.enter_context(open(os.devnull))
         connection = cleanup.enter_context(users.connect())
         assert connection.fileno() > 1024
-        doorbell = requests.Doorbell(connection)
-        assert doorbell.answer()
+        listener = requests.Listener(connection)
+        assert listener.answer()
         ask(users, "pause", "users")
-        doorbell.wait(10)
-        assert doorbell.answer()
+        listener.wait(10)
+        assert listener.answer()
 
 
 def test_a_daemon_listens_again_after_its_connection_was_lost(users: World) -> None:

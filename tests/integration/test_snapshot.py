@@ -15,8 +15,10 @@ import pytest
 
 from syncdata.archive.retention import Removals, find_removals, prune
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
-from syncdata.changes.reader import Header, inspect, read_records
-from syncdata.changes.record import TableName, parse_lsn
+from syncdata.changes.header import Header
+from syncdata.changes.names import TableName
+from syncdata.changes.position import parse_lsn
+from syncdata.changes.reader import inspect, read_records
 from syncdata.errors import SlotError, SnapshotError, SourceChangedError, SourceConnectionError
 from syncsite.demo.postgres import PostgresServer
 from tests.production import Production

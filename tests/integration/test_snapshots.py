@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from syncdata.apply.cycle import NoProgress
+from syncdata.apply.progress import NoProgress
 from syncdata.apply.state import queue as requests
 from syncdata.errors import ApplyError, DiscoveryError, ResyncError, SchemaError, SyncError
 from tests.framed import Record, Writer, file_name

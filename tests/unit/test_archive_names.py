@@ -13,7 +13,7 @@ from syncdata.changes.filenames import (
     snapshot_name,
     temporary_name,
 )
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 
 STAMP = "20260205_103000"
 identifiers = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)

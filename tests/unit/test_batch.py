@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, Limits, cut_batches
+from syncdata.changes.names import TableName
+from syncdata.changes.position import format_lsn
 from syncdata.changes.reader import LocatedRecord
-from syncdata.changes.record import ChangeRecord, TableName, format_lsn
+from syncdata.changes.record import ChangeRecord
 from syncdata.errors import ParseError
 
 T, OTHER = TableName("public", "t"), TableName("public", "other")
@@ -26,9 +28,13 @@ def record(mark: int | None, *, table: str = "t", size: int = 100, is_plain: boo
 
 
 def cut(
-    records: Iterable[LocatedRecord], limits: Limits = NO_LIMITS, *, floor: int | None = None, **options: Any
+    records: Iterable[LocatedRecord],
+    limits: Limits = NO_LIMITS,
+    *,
+    watermark: int | None = None,
+    **options: Any,
 ) -> list[Batch]:
-    return list(cut_batches(records, floors={T: floor}, limits=limits, **options))
+    return list(cut_batches(records, watermarks={T: watermark}, limits=limits, **options))
 
 
 def ends(batches: Iterable[Batch]) -> list[int]:
@@ -90,25 +96,25 @@ def test_a_table_of_the_same_name_in_another_schema_is_unwanted() -> None:
 
 def test_transactions_that_were_applied_already_are_left_out() -> None:
     records = [record(mark) for mark in (5, 5, 7, 9)]
-    (batch,) = cut(records, floor=7)
+    (batch,) = cut(records, watermark=7)
     assert (batch.records, batch.repeated, batch.commit_lsn) == (records[3:], 3, 9)
 
 
 def test_each_table_has_a_floor_of_its_own() -> None:
     records = [record(mark, table=table) for mark in (5, 7, 9) for table in ("t", "other", "stranger")]
-    (batch,) = cut_batches(records, floors={T: 5, OTHER: 7}, limits=NO_LIMITS)
+    (batch,) = cut_batches(records, watermarks={T: 5, OTHER: 7}, limits=NO_LIMITS)
     assert batch.records == [records[3], records[6], records[7]]
     assert (batch.repeated, batch.skipped, batch.commit_lsn) == (3, 3, 9)
 
 
 def test_a_table_without_a_floor_takes_what_another_has_already() -> None:
     records = [record(5), record(5, table="other")]
-    (batch,) = cut_batches(records, floors={T: 5, OTHER: None}, limits=NO_LIMITS)
+    (batch,) = cut_batches(records, watermarks={T: 5, OTHER: None}, limits=NO_LIMITS)
     assert (batch.records, batch.repeated) == (records[1:], 1)
 
 
 def test_a_record_that_does_not_tell_its_commit_is_never_taken_for_a_repeat() -> None:
-    (batch,) = cut([record(5), record(6, is_plain=True), record(None)], floor=7)
+    (batch,) = cut([record(5), record(6, is_plain=True), record(None)], watermark=7)
     assert (len(batch.records), batch.repeated) == (2, 1)
 
 
@@ -124,7 +130,7 @@ def test_whole_transactions_before_an_unreadable_line_are_a_batch() -> None:
         yield from (record(1), record(2), record(2))
         raise ParseError("broken")
 
-    batches = cut_batches(source(), floors=WANTED, limits=NO_LIMITS)
+    batches = cut_batches(source(), watermarks=WANTED, limits=NO_LIMITS)
     assert next(batches).end_record == 1
     with pytest.raises(ParseError):
         next(batches)
@@ -174,15 +180,15 @@ def mark_of(item: LocatedRecord) -> str | None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(records=records_of_files, limits=all_limits, floor=st.none() | st.integers(0, 8))
+@given(records=records_of_files, limits=all_limits, watermark=st.none() | st.integers(0, 8))
 def test_batches_together_are_the_records_and_each_keeps_its_promises(
-    records: list[LocatedRecord], limits: Limits, floor: int | None
+    records: list[LocatedRecord], limits: Limits, watermark: int | None
 ) -> None:
     def is_repeat(item: LocatedRecord) -> bool:
         lsn = lsn_of(item)
-        return item.record.table == "t" and lsn is not None and floor is not None and lsn <= floor
+        return item.record.table == "t" and lsn is not None and watermark is not None and lsn <= watermark
 
-    batches = cut(records, limits, floor=floor)
+    batches = cut(records, limits, watermark=watermark)
     start = 0
     for batch in batches:
         own = records[start : batch.end_record]
@@ -209,7 +215,7 @@ def test_batches_together_are_the_records_and_each_keeps_its_promises(
 def test_going_on_at_any_batchs_end_gives_the_rest(records: list[LocatedRecord], limits: Limits) -> None:
     for batch in cut(records, limits):
         end = batch.end_record
-        rest = cut(records[end:], limits, start_record=end, floor=batch.commit_lsn)
+        rest = cut(records[end:], limits, start_record=end, watermark=batch.commit_lsn)
         assert [item for batch in rest for item in batch.records] == [
             item for item in records[end:] if item.record.table == "t"
         ]

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from syncdata.apply.feed.continuity import check_chain, lost_beginning
-from syncdata.apply.state.checkpoints import START, Position
-from syncdata.changes.reader import Header
-from syncdata.changes.record import TableName
+from syncdata.apply.position import START, Position
+from syncdata.changes.header import Header
+from syncdata.changes.names import TableName
 from syncdata.errors import DiscoveryError, ParseError
 
 SOURCE = Header(syncdata=1, system_id="7", timeline=1, slot="s", epoch="e").source_id

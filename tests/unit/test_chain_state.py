@@ -22,7 +22,7 @@ from syncdata.capture.chain import (
 from syncdata.capture.replication import Identity
 from syncdata.capture.slot import Slot
 from syncdata.capture.spool import SpooledFile
-from syncdata.changes.reader import Footer, Header
+from syncdata.changes.header import Footer, Header
 from syncdata.errors import SlotError, SourceChangedError, SpoolError
 
 NOW = dt.datetime(2026, 2, 5, 10, 30, tzinfo=dt.UTC)
@@ -95,7 +95,7 @@ def test_the_header_that_follows_counts_on_and_names_the_last_file() -> None:
 def test_a_new_epoch_counts_from_one_and_follows_the_archive() -> None:
     chain = new_epoch(HERE, slot(), "changes_x.json", NOW)
     assert chain.epoch == "20260205T103000.000000Z"
-    assert (chain.header(NOW).seq, chain.header(NOW).prev, chain.floor) == (1, "changes_x.json", -1)
+    assert (chain.header(NOW).seq, chain.header(NOW).prev, chain.watermark) == (1, "changes_x.json", -1)
 
 
 @pytest.mark.parametrize(

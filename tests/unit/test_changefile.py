@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import zstandard
 
-from syncdata.changes.reader import Header, inspect, read_records, stem
+from syncdata.changes.filenames import stem
+from syncdata.changes.header import Header
+from syncdata.changes.reader import inspect, read_records
 from syncdata.errors import ParseError
 
 RECORDS = [b'{"table":"t","op":"INSERT","data":{"id":%d}}' % number for number in range(3)]

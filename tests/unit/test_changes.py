@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.changes.record import Json, TableName, format_lsn, parse_lsn, parse_record
+from syncdata.changes.names import TableName
+from syncdata.changes.position import format_lsn, parse_lsn
+from syncdata.changes.record import Json, parse_record
 from syncdata.errors import ParseError, SchemaError
 
 

@@ -16,7 +16,7 @@ import pytest
 from django.core.management import CommandError, call_command, load_command_class
 from django.db import IntegrityError, OperationalError, ProgrammingError
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.conf import load_config
 from syncdata.daemon import PID_FILE_NAME, PidFile
 from syncdata.errors import (

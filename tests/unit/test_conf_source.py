@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from syncdata.archive.archive import LocalSettings
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.conf import (
     SourceConfig,
     config_from_toml,

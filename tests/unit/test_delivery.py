@@ -10,7 +10,7 @@ import pytest
 from syncdata.archive.archive import LocalArchive, LocalSettings
 from syncdata.capture.spool import FileWriter, SpooledFile
 from syncdata.capture.uploader import Delivery
-from syncdata.changes.reader import Header
+from syncdata.changes.header import Header
 from syncdata.errors import DeliveryError, SpoolError
 
 

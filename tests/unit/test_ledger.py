@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from syncdata.apply.position import START, Position
 from syncdata.apply.postgres.target import parse_time
-from syncdata.apply.state.checkpoints import START, Position, periods
+from syncdata.apply.state.metrics import periods
 
 UTC = dt.UTC
 

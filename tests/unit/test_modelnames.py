@@ -9,7 +9,7 @@ from django.db import models
 from django.test import override_settings
 from django.test.utils import isolate_apps
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError, WhitelistAddError
 from syncdata.modelnames import find_model_of, resolve, table_of, tables_of_app
 

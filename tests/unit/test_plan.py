@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from syncdata.apply.plan.net_change import Counts, Shape, TablePlan, as_replacement, make_plan
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
+from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
-from syncdata.changes.record import ChangeRecord, TableName, parse_record
+from syncdata.changes.record import ChangeRecord, parse_record
 from syncdata.errors import SchemaError
 
 DEFAULT = "default"

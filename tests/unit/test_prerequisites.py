@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.provision.facts import (
     ExistingSlot,
     Publication,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from syncdata.archive.archive import ChangeFile, SnapshotFile, snapshot_name
 from syncdata.archive.retention import ProvedSnapshot, Removals, plan_removals
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
 USERS, ORDERS = TableName("public", "users"), TableName("public", "orders")

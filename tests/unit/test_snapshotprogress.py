@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.management.snapshotprogress import SnapshotBar, SnapshotLines, make_snapshot_progress
 
 USERS, ORDERS = TableName("public", "users"), TableName("public", "orders")

@@ -19,7 +19,8 @@ from syncdata.capture.spool import (
     take_over,
     write_durably,
 )
-from syncdata.changes.reader import Header, inspect, read_records
+from syncdata.changes.header import Header
+from syncdata.changes.reader import inspect, read_records
 from syncdata.errors import SpoolError
 
 HEADER = Header(

@@ -5,10 +5,11 @@ Knows headers, positions and the order of files; knows nothing of what is in the
 
 from __future__ import annotations
 
-from syncdata.apply.state.checkpoints import Position
+from syncdata.apply.position import Position
 from syncdata.archive.archive import ChangeFile
-from syncdata.changes.reader import Header, stem
-from syncdata.changes.record import TableName
+from syncdata.changes.filenames import stem
+from syncdata.changes.header import Header
+from syncdata.changes.names import TableName
 from syncdata.errors import DiscoveryError, ParseError
 
 _RESYNC_HINT = "take snapshots of the tables at production (archive_changes --snapshot) and resync them"

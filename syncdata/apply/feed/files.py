@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
 from syncdata.apply.plan.batches import Batch
+from syncdata.apply.plan.prepare import PreparedBatch, prepare
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.postgres.target import PreparedBatch, prepare
 from syncdata.archive.archive import Archive, ArchivedFile
+from syncdata.changes.names import TableName
 from syncdata.changes.reader import Inspection, inspect
-from syncdata.changes.record import TableName
 from syncdata.errors import ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
-from syncdata.runtime.prefetch import ahead
+from syncdata.runtime.prefetch import prefetch
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def ask(
 
     Raises what *question* raises, and ReadingStopped.
     """
-    answers = ahead(
+    answers = prefetch(
         (answer_of() for answer_of in [question]),
         name="syncdata-ask",
         discard=discard,

@@ -1,7 +1,7 @@
-"""Tables that stand at one position go on together; each has a floor of its own. Pure.
+"""Tables that stand at one position go on together; each has a watermark of its own. Pure.
 
 Two tables may stand after the same file and yet differ: what a snapshot held already, a file that comes
-later may hold once more. So each table has its floor, and a transaction at or below it is a repeat for
+later may hold once more. So each table has its watermark, and a transaction at or below it is a repeat for
 that table alone.
 """
 
@@ -10,29 +10,30 @@ from __future__ import annotations
 from collections.abc import Iterable, KeysView, Sequence
 from dataclasses import dataclass, replace
 
-from syncdata.apply.state.checkpoints import Checkpoint, Floors, Position, floor_after
-from syncdata.changes.record import TableName
+from syncdata.apply.position import Position, Watermarks, watermark_after
+from syncdata.apply.state.checkpoints import Checkpoint
+from syncdata.changes.names import TableName
 
 
 @dataclass(slots=True)
 class Group:
-    """Tables at one position, going on together. ``floors``: by table, the commit LSN in the stream
+    """Tables at one position, going on together. ``watermarks``: by table, the commit LSN in the stream
     ``position.source_id`` up to which it holds everything; None where none is known."""
 
     position: Position
-    floors: Floors
+    watermarks: Watermarks
 
     @property
     def tables(self) -> KeysView[TableName]:
-        return self.floors.keys()
+        return self.watermarks.keys()
 
     def position_of(self, table: TableName) -> Position:
-        return replace(self.position, commit_lsn=self.floors[table])
+        return replace(self.position, commit_lsn=self.watermarks[table])
 
-    def floors_in(self, source_id: str) -> Floors:
-        """The floors as they hold for a file of *source_id*; plain files, of the source "", have none."""
+    def watermarks_in(self, source_id: str) -> Watermarks:
+        """The watermarks as they hold for a file of *source_id*; plain files, of the source "", have none."""
         is_same = source_id != "" and source_id == self.position.source_id
-        return dict(self.floors) if is_same else dict.fromkeys(self.floors)
+        return dict(self.watermarks) if is_same else dict.fromkeys(self.watermarks)
 
     def is_with(self, other: Group) -> bool:
         """Whether both stand between the same two records of the same source."""
@@ -40,14 +41,14 @@ class Group:
 
     def move_to(self, end: Position) -> None:
         """All records up to *end* are applied to all tables of the group."""
-        for table, floor in self.floors.items():
-            self.floors[table] = floor_after(floor, self.position, end)
+        for table, watermark in self.watermarks.items():
+            self.watermarks[table] = watermark_after(watermark, self.position, end)
         self.position = end
 
     def leave(self, tables: Iterable[TableName]) -> None:
         """Those of *tables* that are in the group do not go on with it."""
         for table in tables:
-            self.floors.pop(table, None)
+            self.watermarks.pop(table, None)
 
 
 def group_by_position(checkpoints: Sequence[Checkpoint]) -> list[Group]:
@@ -56,7 +57,7 @@ def group_by_position(checkpoints: Sequence[Checkpoint]) -> list[Group]:
     for checkpoint in checkpoints:
         position = checkpoint.position
         group = groups.setdefault(_place(position), Group(position, {}))
-        group.floors[checkpoint.table] = position.commit_lsn
+        group.watermarks[checkpoint.table] = position.commit_lsn
     return sorted(groups.values(), key=lambda group: (group.position.order, group.position.source_id))
 
 

@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from syncdata.apply.feed.files import Fetched, ask, fetch
-from syncdata.apply.state.checkpoints import Position
+from syncdata.apply.position import Position
 from syncdata.archive.archive import Archive, SnapshotFile
-from syncdata.changes.reader import Header, LocatedRecord, read_records
-from syncdata.changes.record import TableName, parse_lsn
+from syncdata.changes.header import Header
+from syncdata.changes.names import TableName
+from syncdata.changes.position import parse_lsn
+from syncdata.changes.reader import LocatedRecord, read_records
 from syncdata.errors import ParseError, SchemaError
 
 

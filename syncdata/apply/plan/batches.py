@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from syncdata.changes.names import TableName
+from syncdata.changes.position import parse_lsn
 from syncdata.changes.reader import LocatedRecord
-from syncdata.changes.record import TableName, parse_lsn
 from syncdata.errors import ParseError
 
 # What a decoded record costs beside its text: the objects around a dozen values.
@@ -110,22 +111,22 @@ class _Draft:
 def cut_batches(
     records: Iterable[LocatedRecord],
     *,
-    floors: Mapping[TableName, int | None],
+    watermarks: Mapping[TableName, int | None],
     limits: Limits,
     start_record: int = 0,
     until_record: int | None = None,
 ) -> Iterator[Batch]:
     """Yield the batches of *records*, which begin after *start_record* records of their file.
 
-    *floors* are the wanted tables, each with its floor: transactions whose commit LSN is at or below it
+    *watermarks* are the wanted tables, each with its own: transactions whose commit LSN is at or below it
     are in that table's rows already and left out, for that table. Stops after record *until_record*
     where one is given; else the last batch, perhaps an empty one, has ``ends_file``. A ParseError of
     *records* is raised after the batch of the whole transactions before it.
     """
     draft = _Draft(start_record)
     read = draft.read
-    wanted = {(table.schema, table.name): floor for table, floor in floors.items()}
-    highest = max((floor for floor in wanted.values() if floor is not None), default=-1)
+    wanted = {(table.schema, table.name): watermark for table, watermark in watermarks.items()}
+    highest = max((watermark for watermark in wanted.values() if watermark is not None), default=-1)
     due: Collection[tuple[str, str]] = wanted
     mark: str | None = None
     source = iter(records)
@@ -170,4 +171,4 @@ def cut_batches(
 
 def _due(wanted: Mapping[tuple[str, str], int | None], lsn: int) -> Collection[tuple[str, str]]:
     """The tables that a transaction with the commit LSN *lsn* is no repeat for."""
-    return {name for name, floor in wanted.items() if floor is None or lsn > floor}
+    return {name for name, watermark in wanted.items() if watermark is None or lsn > watermark}

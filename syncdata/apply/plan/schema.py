@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Literal
 
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,3 +56,14 @@ class TableSchema:
     def writable(self) -> tuple[Column, ...]:
         """The columns that rows are written to: all but the generated ones."""
         return tuple(column for column in self.columns if not column.is_generated)
+
+
+def parents_first(parents: Mapping[TableName, Collection[TableName]]) -> list[TableName]:
+    """Order tables so that foreign keys point backwards; where they form a ring, by name."""
+    graph = {
+        table: [parent for parent in sorted(parents[table]) if parent in parents] for table in sorted(parents)
+    }
+    try:
+        return list(TopologicalSorter(graph).static_order())
+    except CycleError:
+        return list(graph)

@@ -13,7 +13,7 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 
 _TABLES = """
 SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid,

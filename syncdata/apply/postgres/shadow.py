@@ -17,22 +17,25 @@ from typing import Any
 
 from psycopg import Connection, sql
 
-from syncdata.apply.cycle import Progress
 from syncdata.apply.feed.files import prepare_all
 from syncdata.apply.feed.snapshots import Snapshot, open_snapshot
 from syncdata.apply.plan.batches import Limits, cut_batches
 from syncdata.apply.plan.net_change import Counts
+from syncdata.apply.plan.prepare import PreparedBatch
 from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.position import START, Position
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.target import Outcome, PreparedBatch
+from syncdata.apply.postgres.target import Outcome
 from syncdata.apply.postgres.writer import RowWriter
-from syncdata.apply.state import checkpoints as ledger
-from syncdata.apply.state.checkpoints import START, Position
+from syncdata.apply.progress import Progress
+from syncdata.apply.state.audit import log_action
+from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
+from syncdata.apply.state.runs import add_to_run
 from syncdata.archive.archive import Archive, SnapshotFile
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.errors import ParseError, SchemaError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
-from syncdata.runtime.prefetch import ahead
+from syncdata.runtime.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +109,9 @@ class ShadowTarget:
     def _load(self, snapshot: Snapshot, *, limits: Limits, progress: Progress, stop: threading.Event) -> None:
         fetched = snapshot.fetched
         progress.file_started(fetched.name, fetched.size_bytes)
-        batches = cut_batches(snapshot.records(), floors={snapshot.table: None}, limits=limits)
+        batches = cut_batches(snapshot.records(), watermarks={snapshot.table: None}, limits=limits)
         schemas = self.schemas([snapshot.table])
-        with closing(ahead(prepare_all(batches, schemas, fetched), name="syncdata-prepare")) as ready:
+        with closing(prefetch(prepare_all(batches, schemas, fetched), name="syncdata-prepare")) as ready:
             for prepared in ready:
                 if stop.is_set():
                     raise ReadingStopped
@@ -123,7 +126,7 @@ class ShadowTarget:
         self._writer.forget_failures()
         return {self._schema.name: self._schema}
 
-    def block(self, floors: Mapping[TableName, int | None], error: SyncError, *, start: Position) -> None:
+    def block(self, watermarks: Mapping[TableName, int | None], error: SyncError, *, start: Position) -> None:
         raise error
 
     def unblock(self, tables: Collection[TableName]) -> None:
@@ -132,7 +135,7 @@ class ShadowTarget:
     def apply(
         self,
         prepared: PreparedBatch,
-        floors: Mapping[TableName, int | None],
+        watermarks: Mapping[TableName, int | None],
         *,
         start: Position,
         end: Position,
@@ -170,14 +173,14 @@ class ShadowTarget:
         live = replace(self._schema, shadow=None)
         with self._connection.transaction():
             if only_from is None:
-                ledger.lock_checkpoints(self._connection, [live.name])
+                lock_checkpoints(self._connection, [live.name])
             else:
-                ledger.require_position(self._connection, {live.name: only_from.commit_lsn}, only_from)
+                require_position(self._connection, {live.name: only_from.commit_lsn}, only_from)
             self._writer.begin()
             self._writer.exchange(live, self._schema)
             self._writer.advance_sequences(live)
-            ledger.reset_checkpoints(self._connection, [live.name], position, counts=self.counts, now=now)
-            ledger.log_action(
+            reset_checkpoints(self._connection, [live.name], position, counts=self.counts, now=now)
+            log_action(
                 self._connection,
                 live.name,
                 action=action,
@@ -188,7 +191,7 @@ class ShadowTarget:
                 requested_by=requested_by,
             )
             if run_id is not None:
-                ledger.add_to_run(self._connection, run_id, records=self.counts.records)
+                add_to_run(self._connection, run_id, records=self.counts.records)
 
 
 def drop_shadow(connection: Connection[Any]) -> None:

@@ -15,67 +15,37 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 
-from syncdata.apply.plan.batches import Batch
-from syncdata.apply.plan.net_change import Counts, TablePlan, make_plan
-from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.plan.net_change import Counts, TablePlan
+from syncdata.apply.plan.prepare import PreparedBatch, TablePart, plan_table, runs_of_one_table, without
+from syncdata.apply.plan.schema import TableSchema, parents_first
+from syncdata.apply.position import Position
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.writer import RowWriter, is_servers_fault
-from syncdata.apply.state import checkpoints as ledger
-from syncdata.apply.state.checkpoints import Checkpoint, Entry, Position, Skip
-from syncdata.changes.reader import NO_TABLE, LocatedRecord
-from syncdata.changes.record import TableName, format_lsn, parse_lsn
-from syncdata.errors import ApplyError, MetricsError, SchemaError, SyncError
-
-# What the values' text forms depend on, and what keeps the planner from compiling its bad guesses.
-SESSION_SETTINGS = {
-    "client_encoding": "UTF8",
-    "client_min_messages": "warning",
-    "timezone": "UTC",
-    "datestyle": "ISO, MDY",
-    "intervalstyle": "postgres",
-    "bytea_output": "hex",
-    "extra_float_digits": "1",
-    "standard_conforming_strings": "on",
-    "xmloption": "content",
-    "array_nulls": "on",
-    "lc_monetary": "C",
-    "jit": "off",
-    "row_security": "off",
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
-    # So that the server gives up a session whose client has vanished, and its locks, within two minutes.
-    "tcp_keepalives_idle": "60",
-    "tcp_keepalives_interval": "10",
-    "tcp_keepalives_count": "5",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TablePart:
-    """One table's share of a batch: its records and their plan, or why there is none."""
-
-    records: list[LocatedRecord]
-    plan: TablePlan | SyncError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedBatch:
-    """A batch with each table's share worked out."""
-
-    batch: Batch
-    parts: dict[TableName, TablePart]
-    file: str
-    is_plain_file: bool
+from syncdata.apply.postgres.connection import is_servers_fault, prepare_session, translated_errors
+from syncdata.apply.postgres.writer import RowWriter
+from syncdata.apply.result import Entry
+from syncdata.apply.state.checkpoints import (
+    Checkpoint,
+    Skip,
+    advance_checkpoints,
+    mark_blocked,
+    mark_unblocked,
+    open_checkpoints,
+    require_position,
+    settle_skips,
+)
+from syncdata.apply.state.metrics import add_metrics, add_to_minute
+from syncdata.apply.state.runs import add_to_run
+from syncdata.changes.names import TableName
+from syncdata.changes.position import format_lsn, parse_lsn
+from syncdata.changes.reader import NO_TABLE
+from syncdata.errors import ApplyError, MetricsError, SyncError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,63 +54,6 @@ class Outcome:
 
     counts: dict[TableName, Counts] = field(default_factory=dict)
     blocked: dict[TableName, SyncError] = field(default_factory=dict)
-
-
-def prepare(
-    batch: Batch, schemas: Mapping[TableName, TableSchema], *, file: str, is_plain_file: bool
-) -> PreparedBatch:
-    """Work out each table's share of *batch*. Pure; a table that cannot be planned carries its error."""
-    by_name: dict[tuple[str, str], list[LocatedRecord]] = {}
-    for located in batch.records:
-        record = located.record
-        by_name.setdefault((record.schema, record.table), []).append(located)
-    parts = {}
-    for (schema_name, table_name), records in by_name.items():
-        table = TableName(schema_name, table_name)
-        parts[table] = TablePart(
-            records=records, plan=_plan(table, records, schemas, file=file, is_plain_file=is_plain_file)
-        )
-    return PreparedBatch(batch=batch, parts=parts, file=file, is_plain_file=is_plain_file)
-
-
-def _plan(
-    table: TableName,
-    records: list[LocatedRecord],
-    schemas: Mapping[TableName, TableSchema],
-    *,
-    file: str,
-    is_plain_file: bool,
-) -> TablePlan | SyncError:
-    schema = schemas.get(table)
-    if schema is None:
-        return SchemaError(
-            "the table does not exist in the local database",
-            hint="create it (migrate), or take it off the whitelist with remove_tables",
-            table=str(table),
-            file=file,
-            line=records[0].line,
-        )
-    try:
-        return make_plan(records, schema, file=file, is_plain_file=is_plain_file)
-    except SyncError as error:
-        return error
-
-
-def without(
-    prepared: PreparedBatch, table: TableName, line: int, schemas: Mapping[TableName, TableSchema]
-) -> PreparedBatch:
-    """Return *prepared* without the record of *table* in *line*."""
-    records = [
-        located
-        for located in prepared.batch.records
-        if located.line != line or (located.record.schema, located.record.table) != (table.schema, table.name)
-    ]
-    return prepare(
-        replace(prepared.batch, records=records),
-        schemas,
-        file=prepared.file,
-        is_plain_file=prepared.is_plain_file,
-    )
 
 
 class Target:
@@ -161,7 +74,7 @@ class Target:
         self._sequences_due: dict[TableName, TableSchema] = {}
         self._known: set[TableName] = set()
         self._schemas: dict[TableName, TableSchema] = {}
-        with _translated():
+        with translated_errors():
             prepare_session(connection)
             self._writer = RowWriter(connection)
 
@@ -170,13 +83,13 @@ class Target:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return the checkpoint of every whitelisted table that is not paused, new ones at the beginning."""
-        with _translated(), self._connection.transaction():
-            checkpoints = ledger.open_checkpoints(self._connection)
+        with translated_errors(), self._connection.transaction():
+            checkpoints = open_checkpoints(self._connection)
         return [checkpoint for checkpoint in checkpoints if not checkpoint.is_paused]
 
     def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]:
         """Return what the catalog says now of those of *tables* that exist."""
-        with _translated():
+        with translated_errors():
             schemas = read_schemas(self._connection, tables)
         self._writer.forget_failures()
         # Rows that came before this process may be ahead of their sequences, too.
@@ -188,44 +101,45 @@ class Target:
 
     def rest(self) -> None:
         """Drop what the session holds between cycles: staging tables would keep types from being dropped."""
-        with _translated():
+        with translated_errors():
             self._connection.execute("DISCARD TEMP")
 
     def unblock(self, tables: Collection[TableName]) -> None:
         """Mark *tables* as not blocked any more."""
-        with _translated(), self._connection.transaction():
-            ledger.unblock(self._connection, tables)
+        with translated_errors(), self._connection.transaction():
+            mark_unblocked(self._connection, tables)
 
-    def block(self, floors: Mapping[TableName, int | None], error: SyncError, *, start: Position) -> None:
-        """Mark the tables of *floors*, which stand at *start*, blocked by *error*.
+    def block(self, watermarks: Mapping[TableName, int | None], error: SyncError, *, start: Position) -> None:
+        """Mark the tables of *watermarks*, which stand at *start*, blocked by *error*.
 
         Raises CheckpointMovedError when one does not stand there any more.
         """
-        with _translated(), self._connection.transaction():
-            ledger.require_position(self._connection, floors, start)
-            ledger.block(self._connection, floors.keys(), error, file=error.file or "", now=self._clock())
+        with translated_errors(), self._connection.transaction():
+            require_position(self._connection, watermarks, start)
+            mark_blocked(self._connection, watermarks.keys(), error, file=error.file or "", now=self._clock())
 
     def apply(
         self,
         prepared: PreparedBatch,
-        floors: Mapping[TableName, int | None],
+        watermarks: Mapping[TableName, int | None],
         *,
         start: Position,
         end: Position,
     ) -> Outcome:
-        """Apply *prepared* to the tables of *floors* and move their checkpoints from *start* to *end*, in one
-        transaction.
+        """Apply *prepared* to the tables of *watermarks* and move their checkpoints from *start* to *end*.
+
+        All of that is one transaction.
 
         Tables that fail are in the outcome's ``blocked`` and stay at *start*, unless an operator has said to
         skip the record at which one fails: then it is left out, and audited. Raises CheckpointMovedError
-        when a checkpoint is not at *start* with its floor, ApplyError when the server fails.
+        when a checkpoint is not at *start* with its watermark, ApplyError when the server fails.
         """
         failed: dict[TableName, SyncError] = {}
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
         while True:
             try:
-                with _translated(), self._connection.transaction():
-                    return self._apply(prepared, floors, failed, skipped, start=start, end=end)
+                with translated_errors(), self._connection.transaction():
+                    return self._apply(prepared, watermarks, failed, skipped, start=start, end=end)
             except _SkippedError as told:
                 skipped.setdefault(told.table, {})[told.skip] = told.error
                 prepared = without(prepared, told.table, told.skip.line, self._schemas)
@@ -236,19 +150,19 @@ class Target:
     def _apply(
         self,
         prepared: PreparedBatch,
-        floors: Mapping[TableName, int | None],
+        watermarks: Mapping[TableName, int | None],
         failed: dict[TableName, SyncError],
         skipped: dict[TableName, dict[Skip, SyncError | None]],
         *,
         start: Position,
         end: Position,
     ) -> Outcome:
-        checkpoints = {c.table: c for c in ledger.require_position(self._connection, floors, start)}
+        checkpoints = {c.table: c for c in require_position(self._connection, watermarks, start)}
         self._writer.begin()
         now = self._clock()
         entries: dict[TableName, Entry] = {}
         failed = dict(failed)
-        parts = {t: part for t, part in prepared.parts.items() if t in floors and t not in failed}
+        parts = {t: part for t, part in prepared.parts.items() if t in watermarks and t not in failed}
         if self._may_cascade(parts):
             try:
                 entries = self._apply_in_order(prepared, parts)
@@ -265,17 +179,17 @@ class Target:
         self._check_constraints(prepared, entries)
         if end.is_finished:
             self._advance_sequences()
-        healthy = {table: floor for table, floor in floors.items() if table not in failed}
-        ledger.advance(self._connection, healthy, entries, start=start, end=end, now=now)
+        healthy = {table: watermark for table, watermark in watermarks.items() if table not in failed}
+        advance_checkpoints(self._connection, healthy, entries, start=start, end=end, now=now)
         self._settle_skips(prepared, [checkpoints[table] for table in healthy], skipped, end, now=now)
         for table, error in failed.items():
-            ledger.block(self._connection, [table], error, file=prepared.file, now=now)
+            mark_blocked(self._connection, [table], error, file=prepared.file, now=now)
         self._add_metrics(entries, now)
         if entries:
-            ledger.add_to_minute(self._connection, entries, now=now)
+            add_to_minute(self._connection, entries, now=now)
         if self._run_id is not None and entries:
             records = sum(entry.counts.records for entry in entries.values())
-            ledger.add_to_run(self._connection, self._run_id, records=records)
+            add_to_run(self._connection, self._run_id, records=records)
         return Outcome(counts={table: entry.counts for table, entry in entries.items()}, blocked=failed)
 
     def _settle_skips(
@@ -295,7 +209,7 @@ class Target:
                 for skip in checkpoint.skips:
                     if skip.line in lines and skip.is_at(prepared.file, skip.line):
                         used.setdefault(skip, None)
-                ledger.settle_skips(self._connection, checkpoint, used, end, now=now)
+                settle_skips(self._connection, checkpoint, used, end, now=now)
 
     def _may_cascade(self, parts: Mapping[TableName, TablePart]) -> bool:
         """Whether a delete of this batch can change rows that the batch has moved out of its way."""
@@ -310,10 +224,10 @@ class Target:
         """Apply the batch in the order of its records, as runs of one table each: a cascade then finds
         what it found at the source. Raises _TableFailedError."""
         entries = {table: Entry() for table in parts}
-        for table, run in _runs(prepared.batch.records, parts):
+        for table, run in runs_of_one_table(prepared.batch.records, parts):
             plan = parts[table].plan
             if isinstance(plan, TablePlan):
-                plan = _plan(
+                plan = plan_table(
                     table,
                     run,
                     {table: plan.schema},
@@ -393,7 +307,7 @@ class Target:
 
     def _add_metrics(self, entries: Mapping[TableName, Entry], now: dt.datetime) -> None:
         try:
-            ledger.add_metrics(self._connection, entries, metric_freq_hours=self._metric_freq_hours, now=now)
+            add_metrics(self._connection, entries, metric_freq_hours=self._metric_freq_hours, now=now)
         except psycopg.Error as error:
             if is_servers_fault(error):
                 raise
@@ -425,15 +339,6 @@ def _leave_out_if_told(checkpoint: Checkpoint, error: SyncError) -> None:
             raise _SkippedError(checkpoint.table, skip, error) from error
 
 
-def prepare_session(connection: Connection[Any]) -> None:
-    """Pin the settings of *connection* that rows depend on, and make its cursors plain ones."""
-    connection.cursor_factory = psycopg.Cursor
-    connection.execute(
-        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS setting (name, value)",
-        (list(SESSION_SETTINGS), list(SESSION_SETTINGS.values())),
-    )
-
-
 def parse_time(text: str | None) -> dt.datetime | None:
     """Return a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``), or None if it is none."""
     try:
@@ -456,67 +361,10 @@ def _valid_lsn(text: str | None) -> str | None:
         return None
 
 
-def _runs(
-    records: Iterable[LocatedRecord], parts: Mapping[TableName, TablePart]
-) -> Iterator[tuple[TableName, list[LocatedRecord]]]:
-    """Cut *records* where the table changes, and between those that remove rows and the others."""
-    last: tuple[TableName, bool] | None = None
-    run: list[LocatedRecord] = []
-    for located in records:
-        record = located.record
-        table = TableName(record.schema, record.table)
-        if table not in parts:
-            continue
-        removes = record.op in ("DELETE", "TRUNCATE")
-        if last is not None and last != (table, removes):
-            yield last[0], run
-            run = []
-        last = (table, removes)
-        run.append(located)
-    if last is not None:
-        yield last[0], run
-
-
 def _parents_first(parts: Mapping[TableName, TablePart]) -> list[TableName]:
     return parents_first(
         {
             table: part.plan.schema.parents if isinstance(part.plan, TablePlan) else frozenset()
             for table, part in parts.items()
         }
-    )
-
-
-def parents_first(parents: Mapping[TableName, Collection[TableName]]) -> list[TableName]:
-    """Order tables so that foreign keys point backwards; where they form a ring, by name."""
-    graph = {
-        table: [parent for parent in sorted(parents[table]) if parent in parents] for table in sorted(parents)
-    }
-    try:
-        return list(TopologicalSorter(graph).static_order())
-    except CycleError:
-        return list(graph)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn what the driver raises into an ApplyError, without DETAIL, which may hold row values."""
-    try:
-        yield
-    except psycopg.Error as error:
-        raise translate(error) from error
-
-
-def translate(error: psycopg.Error) -> ApplyError:
-    """Return the ApplyError for a driver's error that no single record is to blame for."""
-    if is_servers_fault(error):
-        what = error.diag.message_primary or str(error).strip().partition("\n")[0]
-        return ApplyError(
-            f"the database failed or went away ({what})",
-            hint="nothing is lost; syncing goes on from the checkpoints when it is back",
-        )
-    detail = f"{type(error).__name__}" + (f", SQLSTATE {error.sqlstate}" if error.sqlstate else "")
-    # Not its message, which may hold a value.
-    return ApplyError(
-        f"the database refuses ({detail})",
-        hint="run 'python manage.py migrate' and check the role's rights",
     )

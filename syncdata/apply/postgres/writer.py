@@ -26,6 +26,7 @@ from psycopg import Connection, sql
 from syncdata.apply.plan.columns import Key
 from syncdata.apply.plan.net_change import Counts, Shape, TablePlan, as_replacement, key_getter, make_plan
 from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.postgres.connection import is_servers_fault
 from syncdata.apply.postgres.staging import (
     COUNT,
     EXPECTED,
@@ -38,9 +39,6 @@ from syncdata.apply.postgres.staging import (
 )
 from syncdata.changes.reader import LocatedRecord
 from syncdata.errors import ApplyError
-
-# Connection, rollback, resources, lock, intervention, system: halving the batch would not help.
-_SERVER_FAULTS = ("08", "40", "53", "55P03", "57", "58")
 
 
 class RowWriter:
@@ -512,15 +510,6 @@ def _refuse_chains(plan: TablePlan) -> None:
             taken.update(key_of(row[width:]) for row in rows)
     if not left.isdisjoint(taken):
         raise _ReplayNeededError
-
-
-def is_servers_fault(error: Exception) -> bool:
-    """Whether the server or the connection, not a row, is to blame."""
-    if not isinstance(error, psycopg.Error):
-        return False
-    if error.sqlstate is None:
-        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return error.sqlstate.startswith(_SERVER_FAULTS)
 
 
 class _BooleanDumper(psycopg.adapt.Dumper):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
@@ -18,55 +18,14 @@ from psycopg.types.json import Jsonb
 from psycopg.types.string import TextLoader
 
 from syncdata.apply.plan.net_change import Counts
+from syncdata.apply.position import START, Position, watermark_after
+from syncdata.apply.result import Entry
+from syncdata.apply.state.audit import log_action, parameters_of
 from syncdata.apply.whitelist import parse_syncable
-from syncdata.changes.reader import stem
-from syncdata.changes.record import TableName, format_lsn, parse_lsn
+from syncdata.changes.filenames import stem
+from syncdata.changes.names import TableName
+from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import SyncError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """How far records have been durably applied: *record_number* records of *file*.
-
-    An empty *file* is the beginning of the archive. ``commit_lsn``: of the last whole transaction, or of
-    the snapshot the rows came from: then *file* is the one the snapshot goes on from, or empty.
-    ``source_id``: the stream these belong to; empty for plain files.
-    """
-
-    file: str = ""
-    is_finished: bool = False
-    record_number: int = 0
-    file_size: int | None = None
-    commit_lsn: int | None = None
-    source_id: str = ""
-
-    @property
-    def order(self) -> tuple[str, bool, int]:
-        """Sorts positions as the archive does; equal for positions between the same two records.
-
-        A file with a header is whole, so its end is one place, however many records it holds.
-        """
-        is_whole = self.is_finished and self.source_id != ""
-        return (stem(self.file), self.is_finished, _END if is_whole else self.record_number)
-
-    def has_reached(self, other: Position) -> bool:
-        """Whether nothing lies between this position and *other*, or this one is beyond."""
-        is_same_end = self.is_finished and other.is_finished and stem(self.file) == stem(other.file)
-        return self.order >= other.order or (is_same_end and self.source_id != other.source_id)
-
-
-START = Position()
-_END = 1 << 63
-
-# By table, the commit LSN at or below which transactions of its position's source are in its rows already.
-Floors = dict[TableName, int | None]
-
-
-def floor_after(floor: int | None, start: Position, end: Position) -> int | None:
-    """Return the floor of a table that has gone from *start* to *end*: within a source it never falls."""
-    if not end.source_id or end.source_id != start.source_id or floor is None:
-        return end.commit_lsn
-    return floor if end.commit_lsn is None else max(floor, end.commit_lsn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +51,6 @@ class Checkpoint:
     error: str | None = None
     is_paused: bool = False
     skips: tuple[Skip, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What one batch did to one table. ``last_change_at`` and ``last_lsn``: of its newest record."""
-
-    counts: Counts = field(default_factory=Counts)
-    last_change_at: dt.datetime | None = None
-    last_lsn: str | None = None
-    duration_ms: int = 0
 
 
 class CheckpointMovedError(Exception):
@@ -169,36 +118,37 @@ def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName])
 
 
 def require_position(
-    connection: Connection[Any], floors: Mapping[TableName, int | None], position: Position
+    connection: Connection[Any], watermarks: Mapping[TableName, int | None], position: Position
 ) -> list[Checkpoint]:
-    """Lock and return the checkpoints of the tables of *floors*.
+    """Lock and return the checkpoints of the tables of *watermarks*.
 
-    Raises CheckpointMovedError unless all stand at *position*, each with its floor, and none is paused: a
+    Raises CheckpointMovedError unless all stand at *position*, each with its watermark, and none is paused: a
     resync may have put newer rows there and left the file the same.
     """
-    checkpoints = lock_checkpoints(connection, floors.keys())
+    checkpoints = lock_checkpoints(connection, watermarks.keys())
     expected = (position.order, position.source_id)
-    if len(checkpoints) != len(floors) or any(
+    if len(checkpoints) != len(watermarks) or any(
         c.is_paused
         or (c.position.order, c.position.source_id) != expected
-        or c.position.commit_lsn != floors[c.table]
+        or c.position.commit_lsn != watermarks[c.table]
         for c in checkpoints
     ):
         raise CheckpointMovedError
     return checkpoints
 
 
-def advance(
+def advance_checkpoints(
     connection: Connection[Any],
-    floors: Mapping[TableName, int | None],
+    watermarks: Mapping[TableName, int | None],
     entries: Mapping[TableName, Entry],
     *,
     start: Position,
     end: Position,
     now: dt.datetime,
 ) -> None:
-    """Move the checkpoints of the tables of *floors* from *start* to *end* and add *entries* to them; they
-    are not blocked now. The caller holds their locks (see `require_position`).
+    """Move the checkpoints of the tables of *watermarks* from *start* to *end* and add *entries* to them.
+
+    They are not blocked now. The caller holds their locks (see `require_position`).
 
     At the end of a file its counts become one audit row a table with activity.
     """
@@ -209,17 +159,17 @@ def advance(
             "size": end.file_size,
             "finished": end.is_finished,
             "number": end.record_number,
-            "lsn": _lsn_text(floor_after(floor, start, end)),
+            "lsn": _lsn_text(watermark_after(watermark, start, end)),
             "source": end.source_id,
             "now": now,
-            **_parameters(entries.get(table, Entry())),
+            **parameters_of(entries.get(table, Entry())),
         }
-        for table, floor in sorted(floors.items())
+        for table, watermark in sorted(watermarks.items())
     ]
     with connection.cursor() as cursor:
         cursor.executemany(_ADVANCE, parameters)
         if end.is_finished:
-            names = [str(table) for table in floors]
+            names = [str(table) for table in watermarks]
             cursor.execute(_CLOSE_FILE, {"names": names, "now": now})
 
 
@@ -256,7 +206,7 @@ WHERE table_name = ANY(%(names)s)
 """
 
 
-def block(
+def mark_blocked(
     connection: Connection[Any],
     tables: Collection[TableName],
     error: SyncError,
@@ -281,7 +231,7 @@ def block(
     )
 
 
-def unblock(connection: Connection[Any], tables: Collection[TableName]) -> None:
+def mark_unblocked(connection: Connection[Any], tables: Collection[TableName]) -> None:
     """Mark *tables* as not blocked any more: what blocked them has gone without a record to apply.
 
     Those that an operator has paused meanwhile stay paused.
@@ -293,7 +243,7 @@ def unblock(connection: Connection[Any], tables: Collection[TableName]) -> None:
     )
 
 
-def pause(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:
+def mark_paused(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:
     """Keep *tables* where they stand; return those that were not paused before."""
     rows = connection.execute(
         "UPDATE data_sync_checkpoints SET state = 'paused'"
@@ -303,7 +253,7 @@ def pause(connection: Connection[Any], tables: Collection[TableName]) -> list[Ta
     return sorted(TableName.parse(name) for (name,) in rows)
 
 
-def resume(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:
+def mark_resumed(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:
     """Let *tables* go on from where they stand; return those that were paused."""
     rows = connection.execute(
         "UPDATE data_sync_checkpoints SET state = CASE WHEN error IS NULL THEN 'active' ELSE 'blocked' END"
@@ -354,153 +304,6 @@ def settle_skips(
             now=now,
             requested_by=skip.requested_by,
         )
-
-
-def log_action(
-    connection: Connection[Any],
-    table: TableName,
-    *,
-    action: str,
-    reference: str,
-    now: dt.datetime,
-    counts: Counts | None = None,
-    error: SyncError | None = None,
-    detail: str | None = None,
-    duration_ms: int = 0,
-    requested_by: str | None = None,
-) -> None:
-    """Audit what was done to a whole table (a resync, a clear, the load of a snapshot), or asked for it."""
-    entry = Entry(counts=counts or Counts(), duration_ms=duration_ms)
-    connection.execute(
-        "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time,"
-        " rows_synced, records_added, records_updated, records_deleted, records_truncated, records_missing,"
-        " duration_ms, requested_by) VALUES (%(name)s, %(status)s, %(action)s, %(reference)s, %(error)s,"
-        " %(now)s, %(added)s + %(updated)s + %(deleted)s, %(added)s, %(updated)s, %(deleted)s, %(truncated)s,"
-        " %(missing)s, %(duration_ms)s, %(requested_by)s)",
-        {
-            "name": str(table),
-            "status": "FAILED" if error else "SUCCESS",
-            "action": action,
-            "reference": reference,
-            "error": str(error) if error else detail,
-            "now": now,
-            "requested_by": requested_by or None,
-            **_parameters(entry),
-        },
-    )
-
-
-def add_metrics(
-    connection: Connection[Any],
-    entries: Mapping[TableName, Entry],
-    *,
-    metric_freq_hours: int,
-    now: dt.datetime,
-) -> None:
-    """Add *entries* to the periods that *now* falls in."""
-    parameters = [
-        {"name": str(table), "type": kind, "start": start, "end": end, **_parameters(entry)}
-        for table, entry in sorted(entries.items())
-        if entry.counts.records
-        for kind, start, end in periods(now, metric_freq_hours=metric_freq_hours)
-    ]
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO data_sync_metrics AS m (table_name, period_start, period_end, period_type,"
-            " records_added, records_updated, records_deleted)"
-            " VALUES (%(name)s, %(start)s, %(end)s, %(type)s, %(added)s, %(updated)s, %(deleted)s)"
-            " ON CONFLICT (table_name, period_start, period_type) DO UPDATE SET"
-            " records_added = coalesce(m.records_added, 0) + excluded.records_added,"
-            " records_updated = coalesce(m.records_updated, 0) + excluded.records_updated,"
-            " records_deleted = coalesce(m.records_deleted, 0) + excluded.records_deleted",
-            parameters,
-        )
-
-
-def add_to_minute(
-    connection: Connection[Any], entries: Mapping[TableName, Entry], *, now: dt.datetime
-) -> None:
-    """Add *entries* to the minute that *now* falls in, for the dashboard."""
-    counts = Counts()
-    for entry in entries.values():
-        counts.add(entry.counts)
-    newest = max((e.last_change_at for e in entries.values() if e.last_change_at), default=None)
-    connection.execute(
-        "INSERT INTO data_sync_minutes AS m (minute, records_added, records_updated, records_deleted,"
-        " records_truncated, lag_s) VALUES (date_trunc('minute', %(now)s), %(added)s, %(updated)s,"
-        " %(deleted)s, %(truncated)s, %(lag_s)s) ON CONFLICT (minute) DO UPDATE SET"
-        " records_added = m.records_added + excluded.records_added,"
-        " records_updated = m.records_updated + excluded.records_updated,"
-        " records_deleted = m.records_deleted + excluded.records_deleted,"
-        " records_truncated = m.records_truncated + excluded.records_truncated,"
-        " lag_s = greatest(m.lag_s, excluded.lag_s)",
-        {
-            "now": now,
-            "lag_s": None if newest is None else max((now - newest).total_seconds(), 0.0),
-            **_parameters(Entry(counts=counts)),
-        },
-    )
-
-
-def forget_minutes(connection: Connection[Any], *, before: dt.datetime) -> None:
-    connection.execute("DELETE FROM data_sync_minutes WHERE minute < %s", (before,))
-
-
-def periods(now: dt.datetime, *, metric_freq_hours: int) -> list[tuple[str, dt.datetime, dt.datetime]]:
-    """Return (type, start, end) of the metric periods that hold *now*, all in UTC.
-
-    ``FREQ`` periods are *metric_freq_hours* long and counted from 1970; weeks begin on Monday.
-    """
-    now = now.astimezone(dt.UTC)
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    freq_s = metric_freq_hours * 3600
-    freq_start = dt.datetime.fromtimestamp(int(now.timestamp()) // freq_s * freq_s, dt.UTC)
-    week_start = midnight - dt.timedelta(days=midnight.weekday())
-    month_start = midnight.replace(day=1)
-    next_month = (month_start + dt.timedelta(days=31)).replace(day=1)
-    return [
-        ("FREQ", freq_start, freq_start + dt.timedelta(seconds=freq_s)),
-        ("WEEK", week_start, week_start + dt.timedelta(days=7)),
-        ("MONTH", month_start, next_month),
-    ]
-
-
-def start_run(connection: Connection[Any], *, host: str, pid: int, sync_frequency_s: int) -> int:
-    """Open the books of a daemon's run; return its id."""
-    row = connection.execute(
-        "INSERT INTO data_sync_runs (host, pid, sync_frequency) VALUES (%s, %s, %s) RETURNING id",
-        (host, pid, sync_frequency_s),
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def add_to_run(connection: Connection[Any], run_id: int, *, records: int) -> None:
-    connection.execute(
-        "UPDATE data_sync_runs SET records_synced = records_synced + %s WHERE id = %s", (records, run_id)
-    )
-
-
-def end_cycle(
-    connection: Connection[Any], run_id: int, *, now: dt.datetime, errors: int, last_error: str | None
-) -> None:
-    """Note that a cycle of the run has ended, with so many errors; *last_error* is None when it had none."""
-    connection.execute(
-        "UPDATE data_sync_runs SET last_sync_at = %s, errors = errors + %s, last_error = %s WHERE id = %s",
-        (now, errors, last_error, run_id),
-    )
-
-
-def note_waiting(connection: Connection[Any], run_id: int, *, files: int, size_bytes: int) -> None:
-    """Note how much the archive holds that some table has still to go through."""
-    connection.execute(
-        "UPDATE data_sync_runs SET waiting_files = %s, waiting_bytes = %s WHERE id = %s",
-        (files, size_bytes, run_id),
-    )
-
-
-def end_run(connection: Connection[Any], run_id: int, *, now: dt.datetime) -> None:
-    connection.execute("UPDATE data_sync_runs SET stopped_at = %s WHERE id = %s", (now, run_id))
 
 
 def reset_checkpoints(
@@ -571,17 +374,3 @@ def _checkpoint(row: dict[str, Any]) -> Checkpoint:
         is_paused=row["state"] == "paused",
         skips=msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
     )
-
-
-def _parameters(entry: Entry) -> dict[str, Any]:
-    counts = entry.counts
-    return {
-        "added": counts.added,
-        "updated": counts.updated,
-        "deleted": counts.deleted,
-        "truncated": counts.truncated,
-        "missing": counts.missing,
-        "last_change_at": entry.last_change_at,
-        "last_lsn": entry.last_lsn,
-        "duration_ms": entry.duration_ms,
-    }

@@ -95,7 +95,7 @@ def put_back(connection: Connection[Any], request: Request) -> None:
     )
 
 
-class Doorbell:
+class Listener:
     """Tells whether requests have come in since it was last asked, without asking the database."""
 
     def __init__(self, connection: Connection[Any]) -> None:

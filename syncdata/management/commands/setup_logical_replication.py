@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from syncdata.archiving import ArchivingService
-from syncdata.changes.record import TableName
+from syncdata.changes.names import TableName
 from syncdata.conf import NEW_PASSWORD_VARIABLE, load_source_config, new_source_password
 from syncdata.errors import SourceSetupError
 from syncdata.management.archiving import ArchivingCommand

@@ -5,24 +5,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from syncdata.runtime.prefetch import ahead
+from syncdata.runtime.prefetch import prefetch
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "ahead"]
+    return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def test_items_come_in_their_order() -> None:
-    assert list(ahead(iter(range(50)), name="ahead")) == list(range(50))
+    assert list(prefetch(iter(range(50)), name="prefetch")) == list(range(50))
     assert not threads()
 
 
 def test_nothing_comes_of_nothing() -> None:
-    assert list(ahead(iter(()), name="ahead")) == []
+    assert list(prefetch(iter(()), name="prefetch")) == []
 
 
 def test_items_may_be_none() -> None:
-    assert list(ahead(iter([None, None]), name="ahead")) == [None, None]
+    assert list(prefetch(iter([None, None]), name="prefetch")) == [None, None]
 
 
 def test_the_next_item_is_made_while_the_caller_works_on_the_last() -> None:
@@ -33,7 +33,7 @@ def test_the_next_item_is_made_while_the_caller_works_on_the_last() -> None:
         is_made.set()
         yield 2
 
-    following = ahead(items(), name="ahead")
+    following = prefetch(items(), name="prefetch")
     assert next(following) == 1
     assert is_made.wait(timeout=10)
     assert list(following) == [2]
@@ -50,7 +50,7 @@ def test_no_more_than_one_item_waits_and_one_is_in_the_making() -> None:
                 third_is_begun.set()
             yield number
 
-    following = ahead(items(), name="ahead")
+    following = prefetch(items(), name="prefetch")
     assert next(following) == 0
     assert third_is_begun.wait(timeout=10)
     assert made == [0, 1, 2]
@@ -63,7 +63,7 @@ def test_an_error_comes_in_its_place() -> None:
         yield 1
         raise LookupError("broken")
 
-    following = ahead(items(), name="ahead")
+    following = prefetch(items(), name="prefetch")
     assert next(following) == 1
     with pytest.raises(LookupError, match="broken"):
         next(following)
@@ -80,16 +80,16 @@ def test_closing_closes_the_items_and_ends_the_thread() -> None:
         finally:
             closed.append(threading.current_thread().name)
 
-    following = ahead(items(), name="ahead")
+    following = prefetch(items(), name="prefetch")
     assert next(following) == 1
     assert threads()
     following.close()
-    assert closed == ["ahead"]
+    assert closed == ["prefetch"]
     assert not threads()
 
 
 def test_an_error_of_the_caller_ends_the_thread() -> None:
-    following = ahead(iter(range(10)), name="ahead")
+    following = prefetch(iter(range(10)), name="prefetch")
     assert next(following) == 0
     with pytest.raises(LookupError):
         following.throw(LookupError())
@@ -106,7 +106,7 @@ def test_what_nobody_took_is_discarded() -> None:
         second_waits.set()
         yield 3
 
-    following = ahead(items(), name="ahead", discard=discarded.append)
+    following = prefetch(items(), name="prefetch", discard=discarded.append)
     assert next(following) == 1
     assert second_waits.wait(timeout=10)
     following.close()
@@ -121,6 +121,6 @@ def test_a_stop_does_not_wait_for_an_item_in_the_making() -> None:
         stop.set()
         interrupted.wait(timeout=30)
 
-    assert list(ahead(items(), name="ahead", stop=stop, interrupt=interrupted.set)) == [1]
+    assert list(prefetch(items(), name="prefetch", stop=stop, interrupt=interrupted.set)) == [1]
     assert interrupted.is_set()
     assert not threads()

@@ -1,0 +1,54 @@
+"""A place in the archive: how far records have been applied. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from syncdata.changes.filenames import stem
+from syncdata.changes.names import TableName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far records have been durably applied: *record_number* records of *file*.
+
+    An empty *file* is the beginning of the archive. ``commit_lsn``: of the last whole transaction, or of
+    the snapshot the rows came from: then *file* is the one the snapshot goes on from, or empty.
+    ``source_id``: the stream these belong to; empty for plain files.
+    """
+
+    file: str = ""
+    is_finished: bool = False
+    record_number: int = 0
+    file_size: int | None = None
+    commit_lsn: int | None = None
+    source_id: str = ""
+
+    @property
+    def order(self) -> tuple[str, bool, int]:
+        """Sorts positions as the archive does; equal for positions between the same two records.
+
+        A file with a header is whole, so its end is one place, however many records it holds.
+        """
+        is_whole = self.is_finished and self.source_id != ""
+        return (stem(self.file), self.is_finished, _END if is_whole else self.record_number)
+
+    def has_reached(self, other: Position) -> bool:
+        """Whether nothing lies between this position and *other*, or this one is beyond."""
+        is_same_end = self.is_finished and other.is_finished and stem(self.file) == stem(other.file)
+        return self.order >= other.order or (is_same_end and self.source_id != other.source_id)
+
+
+START = Position()
+
+_END = 1 << 63
+
+# By table, the commit LSN at or below which transactions of its position's source are in its rows already.
+Watermarks = dict[TableName, int | None]
+
+
+def watermark_after(watermark: int | None, start: Position, end: Position) -> int | None:
+    """Return the watermark of a table that has gone from *start* to *end*: within a source it never falls."""
+    if not end.source_id or end.source_id != start.source_id or watermark is None:
+        return end.commit_lsn
+    return watermark if end.commit_lsn is None else max(watermark, end.commit_lsn)

@@ -1,0 +1,81 @@
+"""What was done, as values: to one table by one batch, by a cycle, by a resync."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+
+from syncdata.apply.plan.net_change import Counts
+from syncdata.apply.position import Position
+from syncdata.changes.names import TableName
+from syncdata.errors import SyncError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one batch did to one table. ``last_change_at`` and ``last_lsn``: of its newest record."""
+
+    counts: Counts = field(default_factory=Counts)
+    last_change_at: dt.datetime | None = None
+    last_lsn: str | None = None
+    duration_ms: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Activity:
+    """What was applied to one table. ``files``: how many files, snapshots among them, held records of it."""
+
+    counts: Counts = field(default_factory=Counts)
+    files: int = 0
+    first_file: str = ""
+    last_file: str = ""
+
+    def add(self, counts: Counts, *, file: str) -> None:
+        self.counts.add(counts)
+        self.files += file != self.last_file
+        self.first_file = self.first_file or file
+        self.last_file = file
+
+    def join(self, later: Activity) -> None:
+        """Add what a later pass applied, perhaps of the same file."""
+        self.counts.add(later.counts)
+        self.files += later.files - (later.first_file == self.last_file != "")
+        self.first_file = self.first_file or later.first_file
+        self.last_file = later.last_file or self.last_file
+
+
+@dataclass(slots=True, kw_only=True)
+class CycleResult:
+    """What a cycle did. ``skipped``: records of tables that are not whitelisted. ``waiting_for``: the
+    newest file, while it is being written. ``activity``: by table, what has been committed.
+    ``newly_blocked``: those that were not blocked before, or for another reason."""
+
+    files_processed: int = 0
+    counts: Counts = field(default_factory=Counts)
+    activity: dict[TableName, Activity] = field(default_factory=dict)
+    skipped: int = 0
+    failed: int = 0
+    last_lsn: str = ""
+    position: Position = field(default_factory=Position)
+    blocked: dict[TableName, SyncError] = field(default_factory=dict)
+    newly_blocked: dict[TableName, SyncError] = field(default_factory=dict)
+    waiting_for: str = ""
+
+    def add(self, later: CycleResult) -> None:
+        """Add what a *later* pass did."""
+        self.files_processed += later.files_processed
+        self.counts.add(later.counts)
+        for table, activity in later.activity.items():
+            self.activity.setdefault(table, Activity()).join(activity)
+        self.skipped += later.skipped
+        self.failed += later.failed
+        self.last_lsn = later.last_lsn or self.last_lsn
+        self.position = max(self.position, later.position, key=lambda position: position.order)
+        self.blocked |= later.blocked
+        self.newly_blocked |= later.newly_blocked
+        self.waiting_for = later.waiting_for
+
+    def note_blocked(self, table: TableName, error: SyncError, *, reason_before: str | None) -> None:
+        self.blocked[table] = error
+        if str(error) != reason_before:
+            self.newly_blocked[table] = error

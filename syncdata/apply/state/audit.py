@@ -1,0 +1,61 @@
+"""The audit log: what was done to a table, by whom and with what outcome. Append-only."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from psycopg import Connection
+
+from syncdata.apply.plan.net_change import Counts
+from syncdata.apply.result import Entry
+from syncdata.changes.names import TableName
+from syncdata.errors import SyncError
+
+
+def log_action(
+    connection: Connection[Any],
+    table: TableName,
+    *,
+    action: str,
+    reference: str,
+    now: dt.datetime,
+    counts: Counts | None = None,
+    error: SyncError | None = None,
+    detail: str | None = None,
+    duration_ms: int = 0,
+    requested_by: str | None = None,
+) -> None:
+    """Audit what was done to a whole table (a resync, a clear, the load of a snapshot), or asked for it."""
+    entry = Entry(counts=counts or Counts(), duration_ms=duration_ms)
+    connection.execute(
+        "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time,"
+        " rows_synced, records_added, records_updated, records_deleted, records_truncated, records_missing,"
+        " duration_ms, requested_by) VALUES (%(name)s, %(status)s, %(action)s, %(reference)s, %(error)s,"
+        " %(now)s, %(added)s + %(updated)s + %(deleted)s, %(added)s, %(updated)s, %(deleted)s, %(truncated)s,"
+        " %(missing)s, %(duration_ms)s, %(requested_by)s)",
+        {
+            "name": str(table),
+            "status": "FAILED" if error else "SUCCESS",
+            "action": action,
+            "reference": reference,
+            "error": str(error) if error else detail,
+            "now": now,
+            "requested_by": requested_by or None,
+            **parameters_of(entry),
+        },
+    )
+
+
+def parameters_of(entry: Entry) -> dict[str, Any]:
+    counts = entry.counts
+    return {
+        "added": counts.added,
+        "updated": counts.updated,
+        "deleted": counts.deleted,
+        "truncated": counts.truncated,
+        "missing": counts.missing,
+        "last_change_at": entry.last_change_at,
+        "last_lsn": entry.last_lsn,
+        "duration_ms": entry.duration_ms,
+    }

@@ -1,0 +1,92 @@
+"""The first and the last line of a file that syncdata wrote: its source, and the proof of it. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from syncdata.changes.position import parse_lsn
+from syncdata.errors import ParseError
+
+if TYPE_CHECKING:
+    pass
+
+
+HEADER_PREFIX = b'# {"syncdata":'
+
+FOOTER_PREFIX = b'# {"end":'
+
+REFETCH_HINT = "replace the file in the archive by a good copy; syncing goes on by itself"
+
+
+class Header(msgspec.Struct, frozen=True):
+    """The first line of a file written by syncdata: where its changes come from.
+
+    A snapshot's names its table in ``snapshot``, and in ``commit_lsn`` the last commit that it holds.
+    """
+
+    syncdata: int
+    system_id: str | int = ""
+    timeline: int = 0
+    slot: str = ""
+    epoch: str | int = ""
+    seq: int | None = None
+    prev: str | None = None
+    start_lsn: str | None = None
+    created: str | None = None
+    snapshot: str | None = None
+    commit_lsn: str | None = None
+
+    @property
+    def source_id(self) -> str:
+        """The stream this file belongs to; a change of any part may hide a hole."""
+        return f"{self.system_id}/{self.timeline}/{self.slot}/{self.epoch}"
+
+
+class Footer(msgspec.Struct, frozen=True, kw_only=True):
+    """The last line of a file written by syncdata: what must have arrived before it.
+
+    ``end_lsn``: what was committed before it is in this file or in those before.
+    """
+
+    end: bool
+    records: int
+    transactions: int | None = None
+    first_commit_lsn: str | None = None
+    last_commit_lsn: str | None = None
+    end_lsn: str | None = None
+    sha256: str
+
+
+def parse_header(head: bytes, name: str) -> Header | None:
+    if not head.startswith(HEADER_PREFIX):
+        return None
+    first_line, newline, _ = head.partition(b"\n")
+    if not newline:
+        return Header(syncdata=1)  # cut inside the header: unfinished, for there is no footer
+    try:
+        header = msgspec.json.decode(first_line[2:], type=Header)
+    except msgspec.MsgspecError as error:
+        raise ParseError(f"broken header: {error}", hint=REFETCH_HINT, file=name, line=1) from None
+    if header.syncdata != 1:
+        raise ParseError(
+            f"format version {header.syncdata} is newer than this program",
+            hint="upgrade syncdata",
+            file=name,
+            line=1,
+        )
+    return header
+
+
+def parse_footer(last_line: bytes) -> Footer | None:
+    if not last_line.startswith(FOOTER_PREFIX) or not last_line.endswith(b"\n"):
+        return None
+    try:
+        footer = msgspec.json.decode(last_line[2:], type=Footer)
+        for lsn in (footer.first_commit_lsn, footer.last_commit_lsn):
+            if lsn is not None:
+                parse_lsn(lsn)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    return footer if footer.end else None

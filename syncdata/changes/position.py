@@ -1,0 +1,25 @@
+"""LSNs: a 64-bit integer in memory, ``X/Y`` text at the edges, never compared as text. Pure."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_LSN = re.compile("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
+
+
+@lru_cache(maxsize=16)  # the records of one transaction share theirs
+def parse_lsn(text: str) -> int:
+    """Return the 64-bit position that ``X/Y`` (two hexadecimal halves) stands for.
+
+    Raises ValueError when *text* is not an LSN.
+    """
+    match = _LSN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not an LSN: {text!r}")
+    return (int(match[1], 16) << 32) | int(match[2], 16)
+
+
+def format_lsn(lsn: int) -> str:
+    """Return *lsn* as PostgreSQL prints it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
