@@ -199,9 +199,8 @@ class Cycle:
                     self._block(group, [table], lost_beginning(table, name, self._bad_snapshots.get(table)))
                 return None
             check_chain(group.position, header, name)
-        return _batches_for(
-            group, fetched, limits=self._limits, until=until, ignored=self._ignored(group, name)
-        )
+        ignored = _ignored_lines(group, name, self._skips)
+        return _batches_for(group, fetched, limits=self._limits, until=until, ignored=ignored)
 
     def _is_finished(self, fetched: Fetched, *, is_newest: bool) -> bool:
         """Whether the file is whole; False while it is being written. Raises ParseError when it is broken."""
@@ -221,14 +220,6 @@ class Cycle:
         logger.info("%s is still being written: %s", name, inspection.unfinished, extra={"file": name})
         self.result.waiting_for = name
         return False
-
-    def _ignored(self, group: Group, file: str) -> frozenset[int]:
-        """Return the lines of *file* that an operator has said to skip, for all tables of *group*."""
-        lines = (
-            frozenset(skip.line for skip in self._skips.get(table, ()) if stem(skip.file) == stem(file))
-            for table in group.tables
-        )
-        return frozenset.intersection(*lines)
 
     # Plan and apply
 
@@ -309,6 +300,15 @@ def _warn_of_older_rows(group: Group, name: str) -> None:
             name,
             tables,
         )
+
+
+def _ignored_lines(group: Group, file: str, skips: Mapping[TableName, Sequence[Skip]]) -> frozenset[int]:
+    """Return the lines of *file* that an operator has said to skip, for all tables of *group*."""
+    lines = (
+        frozenset(skip.line for skip in skips.get(table, ()) if stem(skip.file) == stem(file))
+        for table in group.tables
+    )
+    return frozenset.intersection(*lines)
 
 
 def _batches_for(

@@ -1,5 +1,5 @@
-"""Where batches go: the port between the cycle and whatever takes them. Knows batches and positions;
-knows nothing of rows, plans or databases.
+"""The port that the cycle hands batches to. Knows batches and positions; knows nothing of rows, plans or
+databases.
 
 PostgreSQL's sinks are postgres/target.py (the tables) and postgres/shadow.py (one table being rebuilt).
 Another consumer is one module with a class of these five methods, and the line that makes it.
@@ -31,7 +31,7 @@ class Outcome:
 
 
 class Sink(Protocol[P]):
-    """What takes batches. *P* is what `prepare` makes of one for `apply`; nobody else looks inside."""
+    """A consumer of batches. *P*: what `prepare` returns and `apply` takes; nobody else looks inside."""
 
     def begin_file(self, tables: Collection[TableName]) -> None:
         """Get ready for batches of one file for *tables*: look up what preparing them needs."""

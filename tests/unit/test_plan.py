@@ -432,6 +432,30 @@ def test_a_removal_that_may_mean_a_row_of_the_batch_in_another_spelling_is_repla
     assert not plan_of(KEYLESS, delete(a="x", b="1"), insert(a="x", b=1)).replay_if_missing
 
 
+# The example of the module's docstring.
+
+
+def test_order_7_is_paid_and_becomes_17_and_another_order_takes_its_number() -> None:
+    orders = schema_of("id", "status", "note")
+    records = [
+        update(id=7, status="paid"),
+        update({"id": 7}, id=17, status="sent"),
+        insert(id=7, status="new", note="none"),
+    ]
+    plan = plan_of(orders, *records)
+    assert plan.writes == {
+        Shape("move", ("id", "status")): [("7", 17, "sent")],
+        Shape("upsert", ("id", "status", "note")): [(7, "new", "none")],
+    }
+    assert (plan.gone, plan.counts) == ({}, Counts(added=1, updated=2))
+    table: Table = {("7",): {"id": "7", "status": "new", "note": "ring twice"}}
+    apply(table, plan)
+    assert table == {
+        ("7",): {"id": "7", "status": "new", "note": "none"},
+        ("17",): {"id": "17", "status": "sent", "note": "ring twice"},
+    }
+
+
 # Single facts.
 
 PLAIN = schema_of("id", "a", "big")

@@ -24,7 +24,7 @@ RECORD_OVERHEAD_BYTES = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """``batch_records``: a batch ends at the first commit after so many records.
+    """How much a batch may hold. ``batch_records``: it ends at the first commit after so many records.
     ``batch_bytes``: no batch holds more (a single larger record apart)."""
 
     batch_records: int
@@ -62,7 +62,7 @@ class Batch:
 
 
 class _Tally(msgspec.Struct):
-    """What has been read of the file so far; only ever grows."""
+    """Sums over what has been read of the file so far."""
 
     end_record: int
     kept: int = 0
@@ -93,7 +93,7 @@ class _Draft:
         return self.border.end_record > self.taken.end_record
 
     def mark_border(self) -> None:
-        """All gathered so far is whole transactions."""
+        """Note that all records gathered so far are whole transactions."""
         if self.open_lsn is not None:
             self.commit_lsn, self.open_lsn = self.open_lsn, None
         self.border = copy(self.read)

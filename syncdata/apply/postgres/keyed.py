@@ -47,7 +47,9 @@ class KeyedWriter:
             if shape.mode == "move":
                 missing += self._move(target, number, shape, len(plan.writes[shape]))
         if not moves_in_place:
-            # After the moves, which complete their rows from rows that may be removed here.
+            # After the moves: a replacement removes all keys that it writes, and a move may have left one of
+            # them. Order 7 becomes 17, another takes number 7: row 17 gets its note from the old row 7 first.
+            # Test: test_a_replacement_equals_its_plan_and_writes_only_where_nothing_is_left.
             missing += self._remove_keys(target, plan.gone.keys(), plan.gone)
         for number, shape in shapes:
             if shape.mode == "update":
@@ -65,8 +67,9 @@ class KeyedWriter:
 
         Order 7 becomes 17. Where foreign keys are awake, a DELETE of 7 could take its order lines along, so
         the key is updated; test: test_a_key_that_changes_does_not_cascade_to_children_for_an_ordinary_role.
-        A key that is GENERATED ALWAYS AS IDENTITY cannot be updated, so that row is deleted and inserted even
-        then; test: test_rows_with_an_identity_that_is_always_generated_are_touched_and_moved.
+        PostgreSQL refuses to update a column that is GENERATED ALWAYS AS IDENTITY, so where the key holds
+        one, the row is deleted and inserted even then; test:
+        test_rows_with_an_identity_that_is_always_generated_are_touched_and_moved.
         """
         always = {column.name for column in schema.columns if column.is_always_identity}
         return not self._is_silent and always.isdisjoint(schema.key)

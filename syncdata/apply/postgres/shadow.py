@@ -1,8 +1,9 @@
-"""New rows for a table, beside the table, until they are complete; then they take the old ones' place.
+"""Gives a table new rows: they grow in a temporary table until they are complete, then replace the old ones.
 
-The new rows grow in a temporary table, which vanishes with the connection. The exchange deletes and
-inserts instead of renaming: the table keeps its oid, rights, views and foreign keys; and instead of
-truncating, which readers with an older snapshot would see as an empty table.
+The temporary table vanishes with the connection. In the end the old rows are deleted and the new ones
+inserted. Renaming the temporary table instead would lose the table's oid, rights, views and foreign keys;
+truncating the old one would show readers with an older database snapshot an empty table. Test:
+test_readers_never_see_a_half_built_table_during_a_resync.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _SHADOW = TableName("pg_temp", "syncdata_rebuild")
 
 
 class ShadowTarget:
-    """A sink as the real target is one, but into a temporary table, and without checkpoints or audit.
+    """A sink like the real target, but into a temporary table, and without checkpoints, audit or metrics.
 
     ``began_with``: the snapshot it was filled from; ``broken``: the error of the newest one, where that was
     passed over.
@@ -137,7 +138,7 @@ class ShadowTarget:
         raise error
 
     def unblock(self, tables: Collection[TableName]) -> None:
-        """A table with new rows is not blocked: its checkpoint is a new one."""
+        """Do nothing: the table's checkpoint, which `exchange` writes anew, is not blocked."""
 
     def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
         """Apply *prepared*; the checkpoint moves in `exchange`. Raises what blocks a table elsewhere."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -94,7 +94,7 @@ class Target:
         return [checkpoint for checkpoint in checkpoints if not checkpoint.is_paused]
 
     def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]:
-        """Return what the catalog says now of those of *tables* that exist."""
+        """Return the schemas of those of *tables* that exist, as the catalog has them now."""
         with translated_errors():
             schemas = read_schemas(self._connection, tables)
         self._writer.forget_failures()
@@ -179,8 +179,10 @@ class Target:
         advance_checkpoints(
             self._connection, healthy.watermarks, entries, start=advance.start, end=advance.end, now=now
         )
-        left = [checkpoints[table] for table in healthy.watermarks]
-        self._settle_skips(prepared, left, skipped, advance.end, now=now)
+        for table in healthy.watermarks:
+            if (checkpoint := checkpoints[table]).skips:
+                used = _used_skips(checkpoint, prepared, skipped.get(table, {}))
+                settle_skips(self._connection, checkpoint, used, advance.end, now=now)
         for table, error in failed.items():
             mark_blocked(self._connection, [table], error, file=prepared.file.name, now=now)
         self._count(entries, now)
@@ -210,26 +212,6 @@ class Target:
                 _leave_out_if_told(checkpoints[table], reason)
                 newly_failed[table] = reason
         return entries, newly_failed
-
-    def _settle_skips(
-        self,
-        prepared: PreparedBatch,
-        checkpoints: Iterable[Checkpoint],
-        skipped: Mapping[TableName, Mapping[Skip, SyncError | None]],
-        end: Position,
-        *,
-        now: dt.datetime,
-    ) -> None:
-        """Audit the skips that this batch has used, and forget them."""
-        unreadable = prepared.parts.get(NO_TABLE)
-        lines = {located.line for located in unreadable.records} if unreadable else set()
-        for checkpoint in checkpoints:
-            if checkpoint.skips:
-                used = dict(skipped.get(checkpoint.table, {}))
-                for skip in checkpoint.skips:
-                    if skip.line in lines and skip.is_at(prepared.file.name, skip.line):
-                        used.setdefault(skip, None)
-                settle_skips(self._connection, checkpoint, used, end, now=now)
 
     def _may_cascade(self, parts: Mapping[TableName, TablePart]) -> bool:
         """Whether a delete of this batch can change rows that the batch has moved out of its way.
@@ -340,6 +322,20 @@ def _leave_out_if_told(checkpoint: Checkpoint, error: SyncError) -> None:
             raise _SkippedError(checkpoint.table, skip, error) from error
 
 
+def _used_skips(
+    checkpoint: Checkpoint, prepared: PreparedBatch, left_out: Mapping[Skip, SyncError | None]
+) -> dict[Skip, SyncError | None]:
+    """Return the skips of *checkpoint* that this batch has used: the records that it left out, each with its
+    error, and the lines of no table that an operator has said to skip."""
+    unreadable = prepared.parts.get(NO_TABLE)
+    lines = {located.line for located in unreadable.records} if unreadable else set()
+    used = dict(left_out)
+    for skip in checkpoint.skips:
+        if skip.line in lines and skip.is_at(prepared.file.name, skip.line):
+            used.setdefault(skip, None)
+    return used
+
+
 def parse_time(text: str | None) -> dt.datetime | None:
     """Return a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``), or None if it is none."""
     try:
@@ -355,7 +351,7 @@ def parse_time(text: str | None) -> dt.datetime | None:
 
 
 def _valid_lsn(text: str | None) -> str | None:
-    """A record's own LSN only informs; a plain file may hold anything there."""
+    """Return a record's own LSN, or None if it is none: it only informs, and a plain file may lack it."""
     try:
         return format_lsn(parse_lsn(text)) if text else None
     except ValueError:
