@@ -169,7 +169,7 @@ class Beginning:
 def begin(context: Context, table: TableName, snapshots: Sequence[SnapshotFile]) -> Beginning:
     """Load the newest good one of *snapshots* into *table*, which stands at the archive's beginning.
 
-    Its checkpoint, an audit row and the run's books commit with the rows. Where foreign keys are awake
+    Its checkpoint, an audit row and the run's counts commit with the rows. Where foreign keys are awake
     between it and other tables, it goes on to where those stand before its rows show. Raises ApplyError
     when the server fails, ArchiveConnectionError, CheckpointMovedError when the table has begun
     meanwhile, and ReadingStopped; what else fails is the table's own.
