@@ -28,12 +28,13 @@ from syncdata.apply.feed.snapshots import find_snapshots
 from syncdata.apply.plan.batches import Limits
 from syncdata.apply.plan.schema import parents_first
 from syncdata.apply.position import START, Advance, Position
-from syncdata.apply.postgres.connection import translate
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.connection import translate, translated_errors
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.progress import NoProgress, Progress, RequestProgress, WaitingProgress
 from syncdata.apply.result import Activity, CycleResult
 from syncdata.apply.resync import rebuild
-from syncdata.apply.sink import Outcome, Sink
+from syncdata.apply.sink import DaemonSink, Outcome, Sink
 from syncdata.apply.state import queue as requests
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import (
@@ -128,7 +129,7 @@ class SyncDataService:
         self._session = EngineSession(config.database, timeout_s=timeout_s)
         self._archive: Archive | None = None
         self._run_id: int | None = None
-        self._target: Target | None = None
+        self._target: DaemonSink[Any] | None = None
         self._listener: Listener | None = None
 
     def __enter__(self) -> Self:
@@ -399,7 +400,7 @@ class SyncDataService:
             self._close_archive()  # It may have been closed in the middle of a fetch.
 
     def _sync(
-        self, result: CycleResult, target: Target, stop: threading.Event, deadline: float | None
+        self, result: CycleResult, target: DaemonSink[Any], stop: threading.Event, deadline: float | None
     ) -> None:
         """Bring all tables on, and add what was done to *result*.
 
@@ -418,7 +419,8 @@ class SyncDataService:
         if not snapshots:
             return
         broken: dict[TableName, ParseError] = {}
-        schemas = target.schemas(snapshots.keys())
+        with translated_errors():
+            schemas = read_schemas(self._session.connect(), snapshots.keys())
         parents = {name: schemas[name].parents if name in schemas else frozenset() for name in snapshots}
         waiting = parents_first(parents)
         while waiting and not stop.is_set():
@@ -454,7 +456,7 @@ class SyncDataService:
     def _cycle(
         self,
         result: CycleResult,
-        target: Target,
+        target: DaemonSink[Any],
         checkpoints: Sequence[Checkpoint],
         stop: threading.Event,
         deadline: float | None,
@@ -668,7 +670,7 @@ class SyncDataService:
         self._target = self._listener = None
         self._session.close()
 
-    def _open_target(self) -> Target:
+    def _open_target(self) -> DaemonSink[Any]:
         connection = self._session.connect()
         if self._target is None or not self._target.is_on(connection):
             self._target = Target(connection, metric_freq_hours=self._config.metric_freq, run_id=self._run_id)
