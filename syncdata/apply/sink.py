@@ -52,9 +52,10 @@ class Sink(Protocol[P]):
     def apply(self, prepared: P, advance: Advance) -> Outcome:
         """Apply *prepared* and move the checkpoints of the tables of *advance*, all of it or nothing.
 
-        Tables that fail stay at the start and are in the outcome's ``blocked``. Raises CheckpointMovedError,
-        with nothing done, when a table does not stand at the start with its watermark, and SyncError when
-        the sink itself fails.
+        Tables that fail stay at the start and are in the outcome's ``blocked``. The next batch may have been
+        prepared with their records, so records of tables that are not in *advance* are left out. Raises
+        CheckpointMovedError, with nothing done, when a table does not stand at the start with its
+        watermark, and SyncError when the sink itself fails.
         """
         ...
 

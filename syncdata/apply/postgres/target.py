@@ -98,7 +98,8 @@ class Target:
         with translated_errors():
             schemas = read_schemas(self._connection, tables)
         self._writer.forget_failures()
-        # Rows that came before this process may be ahead of their sequences, too.
+        # Rows that came before this process may be ahead of their sequences, too. Test:
+        # test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
         for table in schemas.keys() - self._known:
             self._sequences_due[table] = schemas[table]
         self._known |= schemas.keys()

@@ -113,7 +113,8 @@ class RowWriter:
                 return replace(plan.counts)
             writer = self._keyed if plan.schema.key else self._keyless
             missing = writer.write(target, plan)
-            # A single record has no order to go wrong, and would be replayed for ever.
+            # One record alone is its own replay: a row that it did not find is missing. Test:
+            # test_a_missing_row_is_inserted_when_complete_and_else_counted_as_missing.
             if missing and plan.replay_if_missing and plan.counts.records > 1:
                 raise ReplayNeededError
             return replace(plan.counts, missing=plan.counts.missing + missing)
