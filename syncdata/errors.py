@@ -155,7 +155,7 @@ class ResyncError(SyncError, code="SHD_SYN_055"):
 
 
 class RequestError(SyncError, code="SHD_SYN_056"):
-    """What an operator asked for (pause, resume, retry, skip) cannot be done."""
+    """An operator's request (pause, resume, retry, skip) cannot be carried out."""
 
 
 class ArchiveConnectionError(SyncError, code="SHD_SYN_060"):

@@ -23,19 +23,18 @@ from rangefilter.filters import DateTimeRangeFilterBuilder
 
 from syncdata.admin import texts
 from syncdata.admin.asking import ASKS, Ask, ask_url, ask_view, fitting_asks
-from syncdata.admin.connection import books_connection
+from syncdata.admin.connection import tables_service
 from syncdata.admin.dashboard import read_dashboard
 from syncdata.admin.lists import PlainlyTitledAdmin, ReadOnlyAdmin, TableFilter, columns
 from syncdata.admin.picker import picker_view
 from syncdata.admin.zones import in_users_time_zone
-from syncdata.apply.state.queries import read_tables
 from syncdata.apply.state.status import lag_s
 from syncdata.models import Checkpoint, Dashboard, SyncLog, SyncMetric, SyncRequest, SyncRun, TableToSync
 
 
 @admin.register(Dashboard)
 class DashboardAdmin(ReadOnlyAdmin):
-    """One page, which asks for news of itself every few seconds."""
+    """One page, which asks every few seconds for its newest sections."""
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
@@ -74,7 +73,7 @@ class DashboardAdmin(ReadOnlyAdmin):
 
 
 def _asking(ask: Ask) -> Callable[..., HttpResponse]:
-    """Return the action that leads from chosen rows to the page that asks back."""
+    """Return the action that leads from chosen rows to the page that asks "really?"."""
 
     @admin.action(description=ask.label)
     def lead_on(
@@ -95,7 +94,7 @@ def _action_name(ask: Ask) -> str:
 
 @admin.register(TableToSync)
 class TableToSyncAdmin(PlainlyTitledAdmin):
-    """The whitelist. To remove a row leaves the table's data, and its checkpoint, where they are."""
+    """The whitelist. Removing a row leaves the table's rows and its checkpoint as they are."""
 
     change_list_template = "admin/syncdata/tabletosync/change_list.html"
     change_form_template = "admin/syncdata/tabletosync/change_form.html"
@@ -137,9 +136,7 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
         if object_id is None:
             return picker_view(self, request)
         name = TableToSync.objects.filter(pk=object_id).first() if object_id.isdecimal() else None
-        tables = [
-            table for table in read_tables(books_connection()) if name and table.table_name == str(name)
-        ]
+        tables = [table for table in tables_service().list_tables() if table.table_name == str(name)]
         asks = [(ask, ask_url(request, ask, [str(name)])) for t in tables for ask in fitting_asks(request, t)]
         return super().changeform_view(request, object_id, form_url, {"asks": asks, **(extra_context or {})})
 
@@ -182,11 +179,11 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
     # Permissions
 
     def has_change_permission(self, request: HttpRequest, obj: TableToSync | None = None) -> bool:
-        """A renamed row would keep nothing of what it was: remove it, and add the other name."""
+        """Nobody renames a row: the checkpoint would not follow. Remove it, and add the other name."""
         return False
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Leave out what the user may not ask for."""
+        """Leave out the actions that the user may not ask for."""
         allowed = {_action_name(ask): ask.is_allowed(request) for ask in ASKS.values()}
         return {
             name: action for name, action in super().get_actions(request).items() if allowed.get(name, True)
@@ -253,7 +250,7 @@ class _WhitelistPage(ChangeList):
 
 def _add_infos(request: HttpRequest, rows: Iterable[Any]) -> None:
     """Give each of *rows* its ``info``, the service's view of it, and the ``farthest`` checkpoint of all."""
-    tables = read_tables(books_connection())
+    tables = tables_service().list_tables()
     infos = {table.table_name: table for table in tables}
     farthest = max((table.checkpoint for table in tables), default="")
     for row in rows:

@@ -87,6 +87,7 @@ def test_a_table_that_does_not_exist_yet_is_accepted_with_a_warning(client: Clie
         ("public.users", "users"),
         ('"users"', "users"),
         ("shop.Order", "shop.Order"),
+        ("auth.Group", "auth_group"),
         ('public."odd.name"', '"odd.name"'),
     ],
 )

@@ -367,7 +367,7 @@ def test_a_request_waits_no_longer_when_taking_it_was_interrupted(users: World) 
     assert outcome(users, request)[0] == "done"
 
 
-def test_the_doorbell_rings_in_a_process_with_many_open_files(users: World) -> None:
+def test_the_listener_hears_in_a_process_with_many_open_files(users: World) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
     with ExitStack() as cleanup:
@@ -529,10 +529,10 @@ def test_requests_and_lost_connections_beside_a_busy_daemon_lose_and_double_noth
     assert (done.count("clear"), done.count("pause"), done.count("resume")) == (2, 3, 2)
 
 
-# The books of the dashboard
+# What the dashboard shows
 
 
-def test_what_is_waiting_is_in_the_books(users: World) -> None:
+def test_what_is_waiting_is_noted_with_the_run(users: World) -> None:
     users.write(FIRST, [insert("users", id=1), "no record"])
     second = users.write(SECOND, [insert("users", id=2)])
     users.sync()

@@ -54,12 +54,12 @@ UNION ALL
 
 
 def read_minutes(connection: Connection[Any]) -> list[dict[str, Any]]:
-    """Return what was applied in each minute of the last day, and how old it was."""
+    """Return ``minute``, ``records`` and ``lag_s`` of each minute of the last day with applied records."""
     return _cursor(connection).execute(_MINUTES).fetchall()
 
 
 def read_periods(connection: Connection[Any]) -> list[dict[str, Any]]:
-    """Return what was applied to all tables in each metric period of the last month, oldest first."""
+    """Return the counts of all tables together in each metric period of the last month, oldest first."""
     return _cursor(connection).execute(_PERIODS).fetchall()[::-1]
 
 

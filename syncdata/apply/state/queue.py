@@ -1,4 +1,4 @@
-"""The queue of what operators ask the daemon to do, as rows of ``data_sync_requests``. Knows psycopg.
+"""The queue of operators' requests to the daemon, as rows of ``data_sync_requests``. Knows psycopg.
 
 Only the holder of the daemon's lock takes requests, one at a time. So a request that is found running was
 left by a daemon that ended in the middle of it, and is taken again. That is safe because the work for it
@@ -105,7 +105,7 @@ class Listener:
 
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
-        self._has_rung = True  # what came in before we listened
+        self._has_rung = True  # requests may have come in before we listened
         connection.add_notify_handler(lambda notification: self.ring())
         connection.execute(f"LISTEN {CHANNEL}")
 
@@ -119,7 +119,7 @@ class Listener:
 
     @property
     def has_rung(self) -> bool:
-        """The driver hands notifications over with the results of statements, so ask after one."""
+        """Whether a request has come in. The driver learns of it with the result of the next statement."""
         return self._has_rung
 
     def wait(self, timeout_s: float) -> None:
