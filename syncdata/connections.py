@@ -1,17 +1,19 @@
-"""The engine's own connection to a Django alias, and the lock that makes its holder the only daemon.
+"""Connections to a Django alias: one of our own, with the lock that makes its holder the only daemon, or
+that of the running request.
 
 Knows Django's connections and PostgreSQL's advisory locks; knows nothing of what is synced.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 import psycopg.types.datetime
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.pq import TransactionStatus
 
 from syncdata.apply.postgres.connection import prepare_session
 from syncdata.errors import CycleError, RunError, ServiceInitError
@@ -26,6 +28,50 @@ SELECT EXISTS (
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 )
 """
+
+
+class Connector(Protocol):
+    """Hands out the connection to work on. What is done there in ``connection.transaction()`` commits by
+    itself, or with the transaction that the connection is in already."""
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Return the connection. Raises ServiceInitError when the database cannot be used."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
+class RequestConnection:
+    """Django's own connection to *alias*, as the running request has it.
+
+    Its transaction, autocommit and settings stay as they are: what is done here commits, or is rolled
+    back, with the rest of the request.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Return the connection, inside its transaction where it is to be in one.
+
+        Raises ServiceInitError when the database cannot be used.
+        """
+        try:
+            wrapper = connections[self._alias]
+            wrapper.ensure_connection()
+            connection: psycopg.Connection[Any] = wrapper.connection
+            if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+                # Django's transaction begins with its first statement. Were that ours, psycopg would take
+                # the transaction for its own, and commit it at the end of connection.transaction().
+                connection.execute("SELECT")
+        except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
+            raise init_error(error) from error
+        return connection
+
+    def close(self) -> None:
+        """The request goes on with it."""
 
 
 class EngineSession:

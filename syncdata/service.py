@@ -12,7 +12,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -20,7 +20,8 @@ from typing import Any, Self
 
 import psycopg
 
-from syncdata import operations, signals, whitelisting
+from syncdata import signals
+from syncdata.apply import actions
 from syncdata.apply.bootstrap import begin
 from syncdata.apply.context import Tools
 from syncdata.apply.cycle import Cycle
@@ -43,15 +44,14 @@ from syncdata.apply.state.checkpoints import (
     reset_checkpoints,
 )
 from syncdata.apply.state.metrics import forget_minutes
-from syncdata.apply.state.queries import read_latest_run, read_tables
 from syncdata.apply.state.queue import Listener, Request
 from syncdata.apply.state.runs import end_cycle, end_run, note_waiting, start_run
-from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status, file_time, format_status
+from syncdata.apply.state.status import DaemonStatus, TableInfo, file_time, format_status
 from syncdata.archive.archive import Archive, open_archive
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.conf import SyncConfig
-from syncdata.connections import EngineSession, init_error, is_locked
+from syncdata.connections import EngineSession, init_error
 from syncdata.errors import (
     CloseError,
     CycleError,
@@ -59,9 +59,7 @@ from syncdata.errors import (
     RequestError,
     ResyncError,
     StateLoadError,
-    StatusError,
     SyncError,
-    WhitelistListError,
 )
 from syncdata.modelnames import resolve
 from syncdata.predecessor.statefile import (
@@ -73,7 +71,7 @@ from syncdata.predecessor.statefile import (
     save_state,
 )
 from syncdata.runtime.bounded_stream import ReadingStopped
-from syncdata.whitelisting import parse_all
+from syncdata.tables import TablesService
 
 __all__ = ["DaemonStatus", "SyncDataService", "SyncResult", "TableInfo", "format_status"]
 
@@ -114,7 +112,7 @@ class SyncResult:
         return self.records_added + self.records_updated + self.records_deleted + self.records_truncated
 
 
-class SyncDataService:
+class SyncDataService(TablesService):
     """One configuration at work; a context manager. Not for use from several threads at once.
 
     *timeout_s*: for those who only look, the most that connecting to the database and any statement take.
@@ -126,6 +124,7 @@ class SyncDataService:
         self._config = config
         self._progress = progress
         self._session = EngineSession(config.database, timeout_s=timeout_s)
+        super().__init__(self._session, frequency_s=config.data_sync_freq)
         self._archive: Archive | None = None
         self._run_id: int | None = None
         self._target: Target | None = None
@@ -192,7 +191,7 @@ class SyncDataService:
 
         Raises ResyncError; the old rows remain then.
         """
-        whitelist = parse_all(info.table_name for info in self.list_tables())
+        whitelist = self._whitelist()
         name = resolve(table, whitelist)
         if name not in whitelist:
             raise ResyncError(
@@ -228,95 +227,13 @@ class SyncDataService:
 
         Returns the tables' names. Raises ClearError; then nothing is changed.
         """
-        names = operations.empty(self._session.connect(), tables, requested_by=requested_by)
-        self._tell_of_clear(names)
-        return [str(name) for name in names]
+        names = super().clear(tables, requested_by=requested_by)
+        self._tell_of_clear([TableName.parse(name) for name in names])
+        return names
 
     def _tell_of_clear(self, names: Sequence[TableName]) -> None:
         self._save_state(Position(), _utcnow())
         self._announce_action("clear", {name: Activity() for name in names})
-
-    # What else an operator may ask for
-
-    def pause_tables(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
-        """Keep tables where they stand until they are resumed; return those that were not paused before.
-
-        A batch that is running commits first. Raises RequestError, with nothing changed, when one is not
-        whitelisted.
-        """
-        return _texts(operations.pause(self._session.connect(), names, requested_by=requested_by))
-
-    def resume_tables(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
-        """Let paused tables go on from where they stand; return those that were paused.
-
-        Raises RequestError, with nothing changed, when one is not whitelisted.
-        """
-        return _texts(operations.resume(self._session.connect(), names, requested_by=requested_by))
-
-    def skip_record(self, table: str, place: str, *, requested_by: str | None = None) -> list[str]:
-        """Let *table* go on without the record at which it is blocked, which must be the one at *place*
-        (``file:line``); a line that no table can read is skipped for all tables that it blocks.
-
-        Returns these tables. The skip happens, and is audited, in the transaction of the batch that meets
-        the record again and still cannot apply it. Raises RequestError when the table is not blocked there.
-        """
-        connection = self._session.connect()
-        return _texts(operations.skip_record(connection, table, place, requested_by=requested_by))
-
-    # The whitelist
-
-    def find_tables(self, names: Sequence[str], *, apps: Sequence[str] = ()) -> list[str]:
-        """Return the tables, as the whitelist calls them, that *names* and app labels stand for.
-
-        A name is a table's, or ``app_label.Model``; of both, a table that exists. Raises WhitelistAddError
-        for what must not be synced.
-        """
-        return _texts(whitelisting.find_tables(self._session.connect(), names, apps))
-
-    def add_tables(
-        self, names: Sequence[str], *, apps: Sequence[str] = (), creator: str | None = None
-    ) -> list[str]:
-        """Whitelist tables; return those that were not before. All are added or, on an error, none.
-
-        *names* and *apps* are as for `find_tables`. A table that does not exist locally is accepted with
-        a warning. Raises WhitelistAddError.
-        """
-        connection = self._session.connect()
-        tables = whitelisting.find_tables(connection, names, apps)
-        return _texts(whitelisting.add_tables(connection, tables, creator=creator))
-
-    def remove_tables(self, names: Sequence[str]) -> list[str]:
-        """Take tables off the whitelist; return their names. Their rows and checkpoints stay.
-
-        A name is a table's, or ``app_label.Model``. Raises WhitelistRemoveError, with nothing removed,
-        when one is not whitelisted.
-        """
-        whitelist = parse_all(info.table_name for info in self.list_tables())
-        return whitelisting.remove_tables(self._session.connect(), names, whitelist)
-
-    def list_tables(self) -> list[TableInfo]:
-        """Return the whitelist with each table's checkpoint. Raises WhitelistListError."""
-        connection = self._session.connect()
-        try:
-            return read_tables(connection)
-        except psycopg.Error as error:
-            cause = translate(error)
-            raise WhitelistListError(
-                f"the whitelist cannot be read: {cause.message}", hint=cause.hint
-            ) from error
-
-    # Status
-
-    def get_status(self) -> DaemonStatus:
-        """Return how the daemon does, wherever it runs. Raises StatusError."""
-        tables = tuple(self.list_tables())
-        connection = self._session.connect()
-        try:
-            is_active, run = is_locked(connection), read_latest_run(connection)
-        except psycopg.Error as error:
-            cause = translate(error)
-            raise StatusError(f"the status cannot be read: {cause.message}", hint=cause.hint) from error
-        return daemon_status(is_active, run, tables, frequency_s=self._config.data_sync_freq, now=_utcnow())
 
     # Inside
 
@@ -621,7 +538,9 @@ class SyncDataService:
             case "skip":
                 self.skip_record(names[0], request.place, requested_by=by)
             case "clear":
-                cleared = operations.empty(self._session.connect(), names, requested_by=by)
+                cleared = actions.empty(
+                    self._session.connect(), [TableName.parse(n) for n in names], requested_by=by
+                )
                 return lambda: self._tell_of_clear(cleared)
             case "retry":
                 pass  # the cycle that follows does it
@@ -773,10 +692,6 @@ def _sync_result(result: CycleResult, started: float) -> SyncResult:
 
 def _nothing_to_tell() -> None:
     """What was done needs no mirror, and no signal."""
-
-
-def _texts(tables: Iterable[TableName]) -> list[str]:
-    return [str(table) for table in tables]
 
 
 def _retry_delay_s(failures: int) -> float:

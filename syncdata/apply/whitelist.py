@@ -1,9 +1,18 @@
-"""Which tables may be synced, and what they are called. Knows names; connects to nothing."""
+"""The whitelist: which tables may be in it, and how they get in and out.
+
+Knows names and the table ``tables_to_sync``; knows nothing of checkpoints, rows or models.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from psycopg import Connection
+
 from syncdata.changes.names import TableName
-from syncdata.errors import SchemaError, WhitelistAddError
+from syncdata.errors import SchemaError, WhitelistAddError, WhitelistRemoveError
 
 # Changes from production to these would rewrite the record of what was applied here.
 RESERVED = frozenset(
@@ -45,3 +54,46 @@ def require_syncable(table: TableName) -> TableName:
     if table.schema in _SYSTEM_SCHEMAS:
         raise WhitelistAddError(f"{table} is a system table", hint="choose tables of your application")
     return table
+
+
+def parse_all(names: Iterable[str]) -> set[TableName]:
+    """Return the tables that *names* name; those that name none are left out."""
+    tables = set()
+    for name in names:
+        with suppress(SchemaError):
+            tables.add(TableName.parse(name))
+    return tables
+
+
+def add_to_whitelist(
+    connection: Connection[Any], tables: Collection[TableName], *, creator: str | None
+) -> list[TableName]:
+    """Whitelist *tables* in one transaction; return those that were not before."""
+    with connection.transaction():
+        return [table for table in tables if _insert(connection, table, creator)]
+
+
+def _insert(connection: Connection[Any], table: TableName, creator: str | None) -> bool:
+    cursor = connection.execute(
+        "INSERT INTO tables_to_sync (table_name, creator) VALUES (%s, %s)"
+        " ON CONFLICT (table_name) DO NOTHING",
+        (str(table), creator),
+    )
+    return cursor.rowcount == 1
+
+
+def remove_from_whitelist(connection: Connection[Any], names: Sequence[str]) -> None:
+    """Take *names*, as the whitelist spells them, off it; rows and checkpoints of the tables stay.
+
+    Raises WhitelistRemoveError, with nothing removed, when one is not there.
+    """
+    with connection.transaction():
+        rows = connection.execute(
+            "DELETE FROM tables_to_sync WHERE table_name = ANY(%s) RETURNING table_name", (list(names),)
+        ).fetchall()
+        removed = {row[0] for row in rows}
+        if missing := [name for name in names if name not in removed]:
+            raise WhitelistRemoveError(
+                f"not whitelisted: {', '.join(missing)}",
+                hint="list_tables shows what is; nothing was removed",
+            )

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from syncdata.errors import ApplyError
+from syncdata.errors import ApplyError, SyncError
 
 # Connection, rollback, resources, lock, intervention, system: halving the batch would not help.
 _SERVER_FAULTS = ("08", "40", "53", "55P03", "57", "58")
@@ -65,6 +65,16 @@ def translated_errors() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         raise translate(error) from error
+
+
+@contextmanager
+def errors_as(kind: type[SyncError], outcome: str) -> Iterator[None]:
+    """Turn what the driver raises into a *kind* whose message begins with *outcome*: ``nothing is added``."""
+    try:
+        yield
+    except psycopg.Error as error:
+        cause = translate(error)
+        raise kind(f"{outcome}: {cause.message}", hint=cause.hint) from error
 
 
 def translate(error: psycopg.Error) -> ApplyError:

@@ -1,7 +1,7 @@
 """What an operator may ask for beside syncing: pause, resume, skip a record, empty tables.
 
 Every function is one transaction of the connection it is given, or a part of the caller's, and audits what
-it did. Knows the books; knows nothing of files, or of the daemon that takes notice.
+it did. Knows the state; knows nothing of files, or of the daemon that takes notice.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import psycopg
 from psycopg import Connection
 
 from syncdata.apply.plan.schema import parents_first
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.connection import translate
+from syncdata.apply.postgres.connection import errors_as
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import (
@@ -31,27 +30,30 @@ from syncdata.apply.state.skips import remember_skip
 from syncdata.apply.state.status import record_place
 from syncdata.changes.names import TableName
 from syncdata.errors import ClearError, ParseError, RequestError
-from syncdata.whitelisting import canonical
 
 
-def pause(connection: Connection[Any], names: Sequence[str], *, requested_by: str | None) -> list[TableName]:
+def pause(
+    connection: Connection[Any], tables: Sequence[TableName], *, requested_by: str | None
+) -> list[TableName]:
     """Keep tables where they stand until they are resumed; return those that were not paused before.
 
     Raises RequestError, with nothing changed, when one is not whitelisted.
     """
-    return _change_state(connection, names, mark_paused, action="pause", requested_by=requested_by)
+    return _change_state(connection, tables, mark_paused, action="pause", requested_by=requested_by)
 
 
-def resume(connection: Connection[Any], names: Sequence[str], *, requested_by: str | None) -> list[TableName]:
+def resume(
+    connection: Connection[Any], tables: Sequence[TableName], *, requested_by: str | None
+) -> list[TableName]:
     """Let paused tables go on from where they stand; return those that were paused.
 
     Raises RequestError, with nothing changed, when one is not whitelisted.
     """
-    return _change_state(connection, names, mark_resumed, action="resume", requested_by=requested_by)
+    return _change_state(connection, tables, mark_resumed, action="resume", requested_by=requested_by)
 
 
 def skip_record(
-    connection: Connection[Any], table: str, place: str, *, requested_by: str | None
+    connection: Connection[Any], table: TableName, place: str, *, requested_by: str | None
 ) -> list[TableName]:
     """Remember to leave out the record at *place* (``file:line``), at which *table* is blocked; a line that
     no table can read, for all tables that it blocks. Returns these tables.
@@ -59,11 +61,10 @@ def skip_record(
     Raises RequestError when the table is not blocked there.
     """
     with _in_transaction(connection, "nothing is skipped"):
-        (name,) = _whitelisted(connection, [table])
-        tables = [checkpoint.table for checkpoint in open_checkpoints(connection)]
-        names = _blocked_at(place, name, lock_checkpoints(connection, tables))
+        whitelist = _require_whitelisted(connection, [table])
+        names = _blocked_at(place, table, lock_checkpoints(connection, whitelist))
         if not read_schemas(connection, names):
-            raise RequestError("the table does not exist locally", hint="create it", table=str(name))
+            raise RequestError("the table does not exist locally", hint="create it", table=str(table))
         file, _, line = place.rpartition(":")
         for blocked in names:
             skip = Skip(file=file, line=int(line), requested_by=requested_by or "")
@@ -72,44 +73,39 @@ def skip_record(
 
 
 def empty(
-    connection: Connection[Any], tables: Sequence[str] | None, *, requested_by: str | None
+    connection: Connection[Any], tables: Sequence[TableName] | None, *, requested_by: str | None
 ) -> list[TableName]:
     """Empty *tables* (all synced ones without it) and set their checkpoints back; return them.
 
     Raises ClearError; then nothing is changed.
     """
     now = _utcnow()
-    try:
-        with connection.transaction():
-            names = [checkpoint.table for checkpoint in open_checkpoints(connection)]
-            if tables is not None:
-                wanted = {canonical(name, names) for name in tables}
-                if unknown := wanted - {str(name) for name in names}:
-                    raise ClearError(
-                        f"not whitelisted: {', '.join(sorted(unknown))}", hint="nothing is cleared"
-                    )
-                names = [name for name in names if str(name) in wanted]
-            lock_checkpoints(connection, names)
-            _empty_tables(connection, names)
-            reset_checkpoints(connection, names)
-            for name in names:
-                log_action(connection, name, action="clear", reference="", now=now, requested_by=requested_by)
-    except psycopg.Error as error:
-        cause = translate(error)
-        raise ClearError(f"nothing is cleared: {cause.message}", hint=cause.hint) from error
+    with errors_as(ClearError, "nothing is cleared"), connection.transaction():
+        names = [checkpoint.table for checkpoint in open_checkpoints(connection)]
+        if tables is not None:
+            if unknown := set(tables) - set(names):
+                raise ClearError(
+                    f"not whitelisted: {', '.join(sorted(map(str, unknown)))}", hint="nothing is cleared"
+                )
+            names = [name for name in names if name in tables]
+        lock_checkpoints(connection, names)
+        _empty_tables(connection, names)
+        reset_checkpoints(connection, names)
+        for name in names:
+            log_action(connection, name, action="clear", reference="", now=now, requested_by=requested_by)
     return names
 
 
 def _change_state(
     connection: Connection[Any],
-    names: Sequence[str],
+    tables: Sequence[TableName],
     change: Callable[[Connection[Any], Sequence[TableName]], list[TableName]],
     *,
     action: str,
     requested_by: str | None,
 ) -> list[TableName]:
     with _in_transaction(connection, "nothing is changed"):
-        tables = _whitelisted(connection, names)
+        _require_whitelisted(connection, tables)
         lock_checkpoints(connection, tables)
         changed = change(connection, tables)
         for table in changed:
@@ -122,25 +118,19 @@ def _change_state(
 @contextmanager
 def _in_transaction(connection: Connection[Any], outcome: str) -> Iterator[None]:
     """Raises RequestError, beginning with *outcome*, for what the database refuses."""
-    try:
-        with connection.transaction():
-            yield
-    except psycopg.Error as error:
-        cause = translate(error)
-        raise RequestError(f"{outcome}: {cause.message}", hint=cause.hint) from error
+    with errors_as(RequestError, outcome), connection.transaction():
+        yield
 
 
-def _whitelisted(connection: Connection[Any], names: Sequence[str]) -> list[TableName]:
-    """Return the tables that *names* name. Raises RequestError unless all of them are whitelisted."""
-    tables = [checkpoint.table for checkpoint in open_checkpoints(connection)]
-    known = {str(table) for table in tables}
-    wanted = dict.fromkeys(canonical(name, tables) for name in names)
-    if missing := [name for name in wanted if name not in known]:
+def _require_whitelisted(connection: Connection[Any], tables: Sequence[TableName]) -> list[TableName]:
+    """Return the whole whitelist. Raises RequestError unless all of *tables* are in it."""
+    whitelist = [checkpoint.table for checkpoint in open_checkpoints(connection)]
+    if missing := [str(table) for table in dict.fromkeys(tables) if table not in whitelist]:
         raise RequestError(
             f"not whitelisted: {', '.join(missing)}",
             hint="list_tables shows what is; nothing was changed",
         )
-    return [TableName.parse(name) for name in wanted]
+    return whitelist
 
 
 def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint]) -> list[TableName]:

@@ -1,0 +1,262 @@
+"""The tables service: the whitelist, the state of its tables, and what may be asked for them.
+
+Needs a connection to the database of syncdata's own tables, and nothing else: no archive, no valid
+configuration. The admin uses it on the connection of its request, `SyncDataService` on a session of its own.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from psycopg import Connection
+
+from syncdata.apply import actions
+from syncdata.apply.postgres.catalog import LocalTable, local_tables, read_schemas
+from syncdata.apply.postgres.connection import errors_as
+from syncdata.apply.state import queries, queue
+from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status
+from syncdata.apply.whitelist import add_to_whitelist, parse_all, remove_from_whitelist, require_syncable
+from syncdata.changes.names import TableName
+from syncdata.conf import load_config
+from syncdata.connections import Connector, RequestConnection, is_locked
+from syncdata.errors import (
+    ClearError,
+    RequestError,
+    SchemaError,
+    StatusError,
+    SyncError,
+    WhitelistAddError,
+    WhitelistListError,
+    WhitelistRemoveError,
+)
+from syncdata.modelnames import resolve, tables_of_app
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FREQUENCY_S = 600
+
+
+class TablesService:
+    """*connector*: whose connection to work on. *frequency_s*: the interval of the cycles, as far as known;
+    a daemon that runs says its own.
+
+    Each method that changes something does all of it or, on an error, nothing. Names of tables are
+    resolved as `find_tables` says.
+    """
+
+    def __init__(self, connector: Connector, *, frequency_s: int = DEFAULT_FREQUENCY_S) -> None:
+        self._connector = connector
+        self._frequency_s = frequency_s
+
+    # The whitelist
+
+    def find_tables(self, names: Sequence[str], *, apps: Sequence[str] = ()) -> list[str]:
+        """Return the tables, as the whitelist calls them, that *names* and app labels stand for.
+
+        A name is a table's, or ``app_label.Model``; of both, a table that exists. Raises WhitelistAddError
+        for what must not be synced.
+        """
+        return _texts(_find_tables(self._connector.connect(), names, apps))
+
+    def add_tables(
+        self, names: Sequence[str], *, apps: Sequence[str] = (), creator: str | None = None
+    ) -> list[str]:
+        """Whitelist tables; return those that were not before. All are added or, on an error, none.
+
+        *names* and *apps* are as for `find_tables`. A table that does not exist locally is accepted with
+        a warning. Raises WhitelistAddError.
+        """
+        connection = self._connector.connect()
+        tables = _find_tables(connection, names, apps)
+        with errors_as(WhitelistAddError, "nothing is added"):
+            added = add_to_whitelist(connection, tables, creator=creator)
+            _warn_of_unusual(connection, tables)
+        return _texts(added)
+
+    def remove_tables(self, names: Sequence[str]) -> list[str]:
+        """Take tables off the whitelist; return their names. Their rows and checkpoints stay.
+
+        A name is a table's, or ``app_label.Model``. Raises WhitelistRemoveError, with nothing removed,
+        when one is not whitelisted.
+        """
+        known = self._whitelist()
+        wanted = list(dict.fromkeys(_spelled_in_whitelist(name, known) for name in names))
+        with errors_as(WhitelistRemoveError, "nothing is removed"):
+            remove_from_whitelist(self._connector.connect(), wanted)
+        return wanted
+
+    def list_tables(self) -> list[TableInfo]:
+        """Return the whitelist with each table's state and checkpoint. Raises WhitelistListError."""
+        connection = self._connector.connect()
+        with errors_as(WhitelistListError, "the whitelist cannot be read"):
+            return queries.read_tables(connection)
+
+    def local_tables(self) -> list[LocalTable]:
+        """Return all tables of the local database that are not the system's. Raises StatusError."""
+        connection = self._connector.connect()
+        with errors_as(StatusError, "the catalog cannot be read"):
+            return local_tables(connection)
+
+    # What an operator may ask for
+
+    def pause_tables(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
+        """Keep tables where they stand until they are resumed; return those that were not paused before.
+
+        A batch that is running commits first. Raises RequestError, with nothing changed, when one is not
+        whitelisted.
+        """
+        tables = self._resolve(names)
+        return _texts(actions.pause(self._connector.connect(), tables, requested_by=requested_by))
+
+    def resume_tables(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
+        """Let paused tables go on from where they stand; return those that were paused.
+
+        Raises RequestError, with nothing changed, when one is not whitelisted.
+        """
+        tables = self._resolve(names)
+        return _texts(actions.resume(self._connector.connect(), tables, requested_by=requested_by))
+
+    def skip_record(self, table: str, place: str, *, requested_by: str | None = None) -> list[str]:
+        """Let *table* go on without the record at which it is blocked, which must be the one at *place*
+        (``file:line``); a line that no table can read is skipped for all tables that it blocks.
+
+        Returns these tables. The skip happens, and is audited, in the transaction of the batch that meets
+        the record again and still cannot apply it. Raises RequestError when the table is not blocked there.
+        """
+        (name,) = self._resolve([table])
+        return _texts(actions.skip_record(self._connector.connect(), name, place, requested_by=requested_by))
+
+    def clear(self, tables: Sequence[str] | None = None, *, requested_by: str | None = None) -> list[str]:
+        """Empty *tables* (all synced ones without it) and set their checkpoints back, so that the next cycle
+        begins anew.
+
+        Returns the tables' names. Raises ClearError; then nothing is changed.
+        """
+        names = None if tables is None else self._resolve(tables, ClearError)
+        return _texts(actions.empty(self._connector.connect(), names, requested_by=requested_by))
+
+    def submit_request(
+        self, action: str, tables: Sequence[str], place: str = "", requested_by: str = ""
+    ) -> int:
+        """Ask the daemon to do *action* (``pause``, ``resume``, ``retry``, ``skip``, ``clear`` or ``resync``)
+        to *tables*, all or none; return the request's id.
+
+        It wakes up when the transaction commits. ``place``: the record to skip, as ``file:line``. What it
+        cannot do, it says in the request (`read_requests`). Raises RequestError when nothing is asked.
+        """
+        known = self._whitelist()
+        names = [_spelled_in_whitelist(name, known) for name in tables]
+        connection = self._connector.connect()
+        with errors_as(RequestError, "nothing is asked"), connection.transaction():
+            return queue.submit(connection, action, names, place=place, requested_by=requested_by)
+
+    # How it goes
+
+    def get_status(self) -> DaemonStatus:
+        """Return how the daemon does, wherever it runs. Raises StatusError or WhitelistListError."""
+        tables = tuple(self.list_tables())
+        is_active, run = self.is_active(), self.read_run()
+        return daemon_status(is_active, run, tables, frequency_s=self._frequency_s, now=_utcnow())
+
+    def is_active(self) -> bool:
+        """Whether a daemon runs on this database, wherever it runs. Raises StatusError."""
+        connection = self._connector.connect()
+        with errors_as(StatusError, "the status cannot be read"):
+            return is_locked(connection)
+
+    def read_run(self) -> dict[str, Any] | None:
+        """Return the columns of the daemon's newest run, None before the first. Raises StatusError."""
+        connection = self._connector.connect()
+        with errors_as(StatusError, "the status cannot be read"):
+            return queries.read_latest_run(connection)
+
+    def read_requests(self) -> list[dict[str, Any]]:
+        """Return the requests that are open, then the newest that are over. Raises StatusError."""
+        connection = self._connector.connect()
+        with errors_as(StatusError, "the requests cannot be read"):
+            return queries.read_requests(connection)
+
+    def read_minutes(self) -> list[dict[str, Any]]:
+        """Return what was applied in each minute of the last day, and how old it was. Raises StatusError."""
+        connection = self._connector.connect()
+        with errors_as(StatusError, "the metrics cannot be read"):
+            return queries.read_minutes(connection)
+
+    def read_periods(self) -> list[dict[str, Any]]:
+        """Return what was applied in each metric period of the last month, oldest first.
+
+        Raises StatusError.
+        """
+        connection = self._connector.connect()
+        with errors_as(StatusError, "the metrics cannot be read"):
+            return queries.read_periods(connection)
+
+    # Inside
+
+    def _whitelist(self) -> set[TableName]:
+        return parse_all(info.table_name for info in self.list_tables())
+
+    def _resolve(self, names: Sequence[str], refusal: type[SyncError] = RequestError) -> list[TableName]:
+        """Return the tables that *names* name. Raises *refusal* for a name that is none."""
+        known = self._whitelist()
+        tables = []
+        for name in names:
+            try:
+                tables.append(resolve(name, known))
+            except SchemaError:
+                raise refusal(
+                    f"not whitelisted: {name}", hint="list_tables shows what is; nothing was changed"
+                ) from None
+        return list(dict.fromkeys(tables))
+
+
+def tables_of_request(alias: str) -> TablesService:
+    """Return the service on the running request's connection to *alias*; no configuration need be valid."""
+    try:
+        frequency_s = load_config().data_sync_freq
+    except SyncError:  # a daemon that runs says its own, and it is its start that must tell what is wrong
+        frequency_s = DEFAULT_FREQUENCY_S
+    return TablesService(RequestConnection(alias), frequency_s=frequency_s)
+
+
+def _find_tables(connection: Connection[Any], names: Sequence[str], apps: Sequence[str]) -> list[TableName]:
+    with errors_as(WhitelistAddError, "the tables cannot be looked up"):
+        existing = read_schemas(connection, parse_all(names))
+    try:
+        tables = [resolve(name, existing) for name in names]
+        tables += [table for label in apps for table in tables_of_app(label)]
+    except SchemaError as error:
+        raise WhitelistAddError(error.message, hint=error.hint) from None
+    return list(dict.fromkeys(require_syncable(table) for table in tables))
+
+
+def _warn_of_unusual(connection: Connection[Any], tables: Collection[TableName]) -> None:
+    existing = read_schemas(connection, tables)
+    for table in tables:
+        if table not in existing:
+            _warn(table, "table %s does not exist locally yet: create it before it is synced")
+        elif not existing[table].key:
+            _warn(table, "table %s has no key: its rows are matched on all their old values")
+
+
+def _warn(table: TableName, message: str) -> None:
+    logger.warning(message, table, extra={"table": str(table)})
+
+
+def _spelled_in_whitelist(name: str, known: Collection[TableName]) -> str:
+    """A name that is none may stand in the whitelist all the same, put there by other means."""
+    try:
+        return str(resolve(name, known))
+    except SchemaError:
+        return name
+
+
+def _texts(tables: Iterable[TableName]) -> list[str]:
+    return [str(table) for table in tables]
+
+
+def _utcnow() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
