@@ -98,9 +98,7 @@ def _tables_of_logins() -> set[str]:
     }
 
 
-def _add(
-    model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest, names: Sequence[str]
-) -> list[str]:
+def _add(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest, names: Sequence[str]) -> list[str]:
     """Whitelist the tables, all of them or none; return what is wrong with the choice."""
     service = tables_service()
     errors = [] if names else [_("Choose at least one table, or type its name.")]
