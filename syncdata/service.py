@@ -27,14 +27,14 @@ from syncdata.apply.context import Tools
 from syncdata.apply.cycle import Cycle
 from syncdata.apply.feed.snapshots import find_snapshots
 from syncdata.apply.plan.batches import Limits
-from syncdata.apply.plan.prepare import PreparedBatch
 from syncdata.apply.plan.schema import parents_first
-from syncdata.apply.position import START, Position
+from syncdata.apply.position import START, Advance, Position
 from syncdata.apply.postgres.connection import translate
-from syncdata.apply.postgres.target import Outcome, Target
+from syncdata.apply.postgres.target import Target
 from syncdata.apply.progress import NoProgress, Progress, RequestProgress, WaitingProgress
 from syncdata.apply.result import Activity, CycleResult
 from syncdata.apply.resync import rebuild
+from syncdata.apply.sink import Outcome, Sink
 from syncdata.apply.state import queue as requests
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import (
@@ -379,12 +379,12 @@ class SyncDataService(TablesService):
     ) -> None:
         cycle = Cycle(
             self._open_archive(),
-            _InterruptibleTarget(target, self._open_listener()),
+            _InterruptibleSink(target, self._open_listener()),
             limits=self._limits,
             progress=self._watch(),
             stop=stop,
             deadline=deadline,
-            broken=broken,
+            bad_snapshots=broken,
         )
         try:
             cycle.run(checkpoints)
@@ -651,25 +651,19 @@ class _RequestedError(Exception):
     """A request has come in; the cycle makes room for it between two batches, or the loads of two tables."""
 
 
-class _InterruptibleTarget:
-    """The target, until the listener rings: then the next batch is not begun."""
+class _InterruptibleSink:
+    """The sink, until the listener rings: then the next batch is not begun."""
 
-    def __init__(self, target: Target, listener: Listener) -> None:
-        self._target = target
+    def __init__(self, sink: Sink[Any], listener: Listener) -> None:
+        self._sink = sink
         self._listener = listener
-        self.schemas, self.block, self.unblock = target.schemas, target.block, target.unblock
+        self.begin_file, self.prepare = sink.begin_file, sink.prepare
+        self.block, self.unblock = sink.block, sink.unblock
 
-    def apply(
-        self,
-        prepared: PreparedBatch,
-        watermarks: Mapping[TableName, int | None],
-        *,
-        start: Position,
-        end: Position,
-    ) -> Outcome:
+    def apply(self, prepared: Any, advance: Advance) -> Outcome:
         if self._listener.has_rung:
             raise _RequestedError
-        return self._target.apply(prepared, watermarks, start=start, end=end)
+        return self._sink.apply(prepared, advance)
 
 
 def _sync_result(result: CycleResult, started: float) -> SyncResult:

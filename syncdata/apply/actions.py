@@ -16,6 +16,7 @@ from psycopg import Connection
 from syncdata.apply.plan.schema import parents_first
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import errors_as
+from syncdata.apply.postgres.whole_table import empty_all
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import (
@@ -160,7 +161,7 @@ def _empty_tables(connection: Connection[Any], names: Sequence[TableName]) -> No
     writer = RowWriter(connection)
     writer.begin()
     order = parents_first({name: schema.parents for name, schema in schemas.items()})
-    writer.empty_all([schemas[name] for name in order])
+    empty_all(writer.cursor, [schemas[name] for name in order])
 
 
 def _utcnow() -> dt.datetime:

@@ -10,7 +10,7 @@ import psycopg
 
 from syncdata.apply.context import Tools
 from syncdata.apply.position import START
-from syncdata.apply.postgres.connection import is_servers_fault, translate
+from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, translate
 from syncdata.apply.postgres.shadow import ShadowTarget, drop_shadow
 from syncdata.apply.result import CycleResult
 from syncdata.apply.resync import load_newest, ms_since, replay, where_the_others_stand
@@ -73,12 +73,7 @@ def begin(tools: Tools, table: TableName, snapshots: Sequence[SnapshotFile]) -> 
 
 def _refused(table: TableName, error: psycopg.Error) -> ApplyError:
     """What the database has against the rows as a whole, without its DETAIL, which holds values."""
+    if isinstance(error, psycopg.errors.IntegrityError):
+        return constraint_error(error, table, rows="the snapshot's rows")
     cause = translate(error)
-    if not isinstance(error, psycopg.errors.IntegrityError):
-        return ApplyError(cause.message, hint=cause.hint, table=str(table))
-    return ApplyError(
-        f"the snapshot's rows break the constraint {error.diag.constraint_name} of {error.diag.table_name}",
-        hint="whitelist the table it refers to as well, or let the role set session_replication_role; it is"
-        " tried again in every cycle",
-        table=str(table),
-    )
+    return ApplyError(cause.message, hint=cause.hint, table=str(table))

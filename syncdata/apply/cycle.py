@@ -1,4 +1,9 @@
-"""One cycle: discover, fetch, parse, plan, apply. Knows the order of things; knows nothing of Django.
+"""One cycle in five steps: discover, fetch, parse, plan, apply. Knows their order; knows neither Django nor
+what becomes of a batch.
+
+`Cycle.discover` lists the archive. `Cycle._fetch` brings the files one ahead of their use. `Cycle._parse`
+says whether a file is finished and the one that follows, and cuts it into batches. The sink plans a batch
+(`prepare`) in a thread of its own while it applies the one before (`apply`).
 
 Tables that stand at one position advance together, so that the database shows only states that the
 source showed. The group that is farthest ahead goes first, for its freshness must not wait; then those
@@ -10,20 +15,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from typing import Protocol
+from typing import Any
 
 from syncdata.apply.feed.continuity import check_chain, files_after, lost_beginning, lost_part
-from syncdata.apply.feed.files import Fetched, ask, fetch, prepare_all
+from syncdata.apply.feed.files import Fetched, ask, fetch, read_batches
 from syncdata.apply.feed.groups import Group, group_by_position
-from syncdata.apply.plan.batches import Batch, Limits, cut_batches
-from syncdata.apply.plan.prepare import PreparedBatch
-from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.plan.batches import Batch, Limits
 from syncdata.apply.position import START, Position
-from syncdata.apply.postgres.target import Outcome
 from syncdata.apply.progress import NoProgress, Progress
 from syncdata.apply.result import Activity, CycleResult
+from syncdata.apply.sink import Outcome, Sink, prepare_ahead
 from syncdata.apply.state.checkpoints import Checkpoint, Skip
 from syncdata.archive.archive import Archive, ChangeFile
 from syncdata.changes.filenames import stem
@@ -36,49 +39,32 @@ from syncdata.runtime.prefetch import prefetch
 logger = logging.getLogger(__name__)
 
 
-class BatchTarget(Protocol):
-    """Where batches go: the local database, or a table that is being rebuilt."""
-
-    def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]: ...
-
-    def block(
-        self, watermarks: Mapping[TableName, int | None], error: SyncError, *, start: Position
-    ) -> None: ...
-
-    def unblock(self, tables: Collection[TableName]) -> None: ...
-
-    def apply(
-        self,
-        prepared: PreparedBatch,
-        watermarks: Mapping[TableName, int | None],
-        *,
-        start: Position,
-        end: Position,
-    ) -> Outcome: ...
-
-
 class Cycle:
-    """One pass over the archive. *deadline*: monotonic seconds after which tables behind wait for the
-    next cycle. *broken*: why a table's newest snapshot is none, where it has no good one."""
+    """One pass over the archive.
+
+    *deadline*: monotonic seconds after which tables behind wait for the next cycle. *bad_snapshots*: for
+    tables that have snapshots of which none is good, the error of the newest one; it is told where such a
+    table cannot begin without a snapshot.
+    """
 
     def __init__(
         self,
         archive: Archive,
-        target: BatchTarget,
+        sink: Sink[Any],
         *,
         limits: Limits,
         progress: Progress | None = None,
         stop: threading.Event | None = None,
         deadline: float | None = None,
-        broken: Mapping[TableName, ParseError] | None = None,
+        bad_snapshots: Mapping[TableName, ParseError] | None = None,
     ) -> None:
         self._archive = archive
-        self._target = target
+        self._sink = sink
         self._limits = limits
         self._progress = progress or NoProgress()
         self._stop = stop or threading.Event()
         self._deadline = deadline
-        self._broken = broken or {}
+        self._bad_snapshots = bad_snapshots or {}
         self._at_end: set[TableName] = set()
         self._reasons: dict[TableName, str | None] = {}
         self._skips: dict[TableName, tuple[Skip, ...]] = {}
@@ -93,7 +79,7 @@ class Cycle:
         """
         self._reasons = {checkpoint.table: checkpoint.error for checkpoint in checkpoints}
         self._skips = {checkpoint.table: checkpoint.skips for checkpoint in checkpoints}
-        groups = group_by_position(checkpoints)
+        groups = group_by_position({checkpoint.table: checkpoint.position for checkpoint in checkpoints})
         if not groups:
             return self.result
         files = self.discover(since=groups[0].position.file or None)
@@ -101,33 +87,9 @@ class Cycle:
         self.advance(front, files)
         self.result.position = front.position
         self._catch_up(behind, files)
-        # What blocked them has gone without a record to apply: the file was withdrawn, say.
-        healed = self._at_end & {checkpoint.table for checkpoint in checkpoints if checkpoint.error}
-        healed -= self.result.blocked.keys()  # those that have met another error since they were noted
-        if healed:
-            self._target.unblock(healed)
+        self._unblock_healed(checkpoints)
         self._progress.files_found(0, 0)
         return self.result
-
-    def discover(self, since: str | None) -> list[ChangeFile]:
-        """List the archive; nothing when a stop comes first, however long the host takes to answer."""
-        try:
-            return ask(self._archive, lambda: self._archive.discover(since), stop=self._stop)
-        except ReadingStopped:
-            return []
-
-    def _catch_up(self, behind: list[Group], files: list[ChangeFile]) -> None:
-        """Let each group go up to those before it, one after the other, until it meets one and joins it."""
-        for number, group in enumerate(behind):
-            for next_group in behind[number + 1 :]:
-                goes_on = self.advance(group, files, until=next_group.position, deadline=self._deadline)
-                if group.is_with(next_group):
-                    next_group.watermarks |= group.watermarks
-                    break
-                if not goes_on:
-                    break
-            else:
-                self.advance(group, files, deadline=self._deadline)
 
     def advance(
         self,
@@ -148,14 +110,7 @@ class Cycle:
         if until is not None:
             todo = [file for file in todo if (file.stem, False, 0) < until.order]
         self._progress.files_found(len(todo), sum(file.size_bytes for file in todo))
-        fetching = prefetch(
-            self._fetch_all(todo),
-            name="syncdata-fetch",
-            discard=lambda fetched: fetched.stream.close(),
-            stop=self._stop,
-            interrupt=self._archive.close,
-        )
-        with closing(fetching) as fetched_files, suppress(ReadingStopped):
+        with closing(self._fetch(todo)) as fetched_files, suppress(ReadingStopped):
             for fetched in fetched_files:
                 with closing(fetched.stream):
                     is_newest = fetched.name == files[-1].name
@@ -169,19 +124,29 @@ class Cycle:
             self._at_end.update(group.tables)
         return True
 
-    def _fetch_all(self, files: list[ChangeFile]) -> Iterator[Fetched]:
-        for file in files:
-            yield fetch(self._archive, file, stop=self._stop)
+    def _catch_up(self, behind: list[Group], files: list[ChangeFile]) -> None:
+        """Let each group go up to those before it, one after the other, until it meets one and joins it."""
+        for number, group in enumerate(behind):
+            for next_group in behind[number + 1 :]:
+                goes_on = self.advance(group, files, until=next_group.position, deadline=self._deadline)
+                if group.is_with(next_group):
+                    next_group.watermarks |= group.watermarks
+                    break
+                if not goes_on:
+                    break
+            else:
+                self.advance(group, files, deadline=self._deadline)
 
     def _apply_file(self, group: Group, fetched: Fetched, *, is_newest: bool, until: Position | None) -> bool:
         """Apply one file to *group*; False when the group cannot go on to the next one."""
         start = group.position
         try:
-            if not self._is_readable(group, fetched, is_newest=is_newest):
+            batches = self._parse(group, fetched, is_newest=is_newest, until=until)
+            if batches is None:
                 self._at_end.update(group.tables)
                 return False
             self._progress.file_started(fetched.name, fetched.size_bytes)
-            self._apply_batches(group, fetched, until=until)
+            self._plan_and_apply(group, fetched, batches)
         except (ParseError, DiscoveryError) as error:
             self._block(group, list(group.tables), error)
             return False
@@ -193,60 +158,93 @@ class Cycle:
         self._progress.file_finished(fetched.name)
         return True
 
-    def _is_readable(self, group: Group, fetched: Fetched, *, is_newest: bool) -> bool:
-        """Whether the file is finished and follows *group*. Raises ParseError or DiscoveryError."""
+    # Discover
+
+    def discover(self, since: str | None) -> list[ChangeFile]:
+        """List the archive; nothing when a stop comes first, however long the host takes to answer."""
+        try:
+            return ask(self._archive, lambda: self._archive.discover(since), stop=self._stop)
+        except ReadingStopped:
+            return []
+
+    # Fetch
+
+    def _fetch(self, files: list[ChangeFile]) -> Generator[Fetched]:
+        """Yield *files*, the next being fetched while the caller works on one and closes it."""
+        return prefetch(
+            (fetch(self._archive, file, stop=self._stop) for file in files),
+            name="syncdata-fetch",
+            discard=lambda fetched: fetched.stream.close(),
+            stop=self._stop,
+            interrupt=self._archive.close,
+        )
+
+    # Parse
+
+    def _parse(
+        self, group: Group, fetched: Fetched, *, is_newest: bool, until: Position | None
+    ) -> Iterator[Batch] | None:
+        """Return the batches of the file that *group* lacks, or None while the file is being written.
+
+        Raises ParseError when the file is broken, DiscoveryError when it is not the one that follows; the
+        batches do, too, when it turns out to be broken inside. Tables whose beginning is lost leave *group*.
+        """
+        if not self._is_finished(fetched, is_newest=is_newest):
+            return None
+        name, header = fetched.name, fetched.inspection.header
+        if header is not None and stem(group.position.file) != stem(name):
+            if group.position == START and header.prev is not None:
+                # Test: test_a_pruned_chain_lets_new_tables_start_and_stops_those_that_need_it.
+                for table in sorted(group.tables):
+                    self._block(group, [table], lost_beginning(table, name, self._bad_snapshots.get(table)))
+                return None
+            check_chain(group.position, header, name)
+        ignored = _ignored_lines(group, name, self._skips)
+        return _batches_for(group, fetched, limits=self._limits, until=until, ignored=ignored)
+
+    def _is_finished(self, fetched: Fetched, *, is_newest: bool) -> bool:
+        """Whether the file is whole; False while it is being written. Raises ParseError when it is broken."""
         name, inspection = fetched.name, fetched.inspection
         if inspection.error:
             raise inspection.error
-        if inspection.unfinished:
-            if not is_newest:
-                raise ParseError(
-                    f"the file is cut short: {inspection.unfinished}, yet newer files are there",
-                    hint="replace it in the archive by a good copy; syncing goes on by itself",
-                    file=name,
-                )
-            logger.info("%s is still being written: %s", name, inspection.unfinished, extra={"file": name})
-            self.result.waiting_for = name
-            return False
-        if inspection.header is None or stem(group.position.file) == stem(name):
+        if not inspection.unfinished:
             return True
-        if group.position == START and inspection.header.prev is not None:
-            for table in sorted(group.tables):
-                self._block(group, [table], lost_beginning(table, name, self._broken.get(table)))
-            return False
-        check_chain(group.position, inspection.header, name)
-        return True
+        # Only the newest file may still be growing.
+        # Test: test_a_truncated_file_with_newer_ones_behind_it_stops_loudly.
+        if not is_newest:
+            raise ParseError(
+                f"the file is cut short: {inspection.unfinished}, yet newer files are there",
+                hint="replace it in the archive by a good copy; syncing goes on by itself",
+                file=name,
+            )
+        logger.info("%s is still being written: %s", name, inspection.unfinished, extra={"file": name})
+        self.result.waiting_for = name
+        return False
 
-    def _apply_batches(self, group: Group, fetched: Fetched, *, until: Position | None) -> None:
-        schemas = self._target.schemas(group.tables)
-        ignored = self._ignored_lines(group, fetched.name)
-        batches = _read_batches(group, fetched, limits=self._limits, until=until, ignored=ignored)
-        with closing(prefetch(prepare_all(batches, schemas, fetched), name="syncdata-prepare")) as ready:
-            for prepared in ready:
-                end = _position_after(prepared.batch, fetched)
-                outcome = self._target.apply(prepared, group.watermarks, start=group.position, end=end)
-                self._note(prepared, outcome, fetched)
+    # Plan and apply
+
+    def _plan_and_apply(self, group: Group, fetched: Fetched, batches: Iterator[Batch]) -> None:
+        """Hand *batches* to the sink, and move *group* along as they are applied."""
+        self._sink.begin_file(group.tables)
+        with prepare_ahead(self._sink, batches) as planned:
+            for batch, prepared in planned:
+                end = _position_after(batch, fetched)
+                outcome = self._sink.apply(prepared, group.advance_to(end))
+                self._note(batch, outcome, fetched)
                 group.leave(outcome.blocked)
                 group.move_to(end)
                 if not group.tables or self._stop.is_set():
                     return
 
-    def _ignored_lines(self, group: Group, file: str) -> frozenset[int]:
-        """Return the lines of *file* that an operator has said to skip, for all tables of *group*."""
-        lines = (
-            frozenset(skip.line for skip in self._skips.get(table, ()) if stem(skip.file) == stem(file))
-            for table in group.tables
-        )
-        return frozenset.intersection(*lines)
-
-    def _note(self, prepared: PreparedBatch, outcome: Outcome, fetched: Fetched) -> None:
-        result, batch = self.result, prepared.batch
+    def _note(self, batch: Batch, outcome: Outcome, fetched: Fetched) -> None:
+        """Add what *batch* did to the result, and tell log and progress."""
+        result, file = self.result, fetched.name
         for table, counts in outcome.counts.items():
             result.counts.add(counts)
-            result.activity.setdefault(table, Activity()).add(counts, file=prepared.file)
+            result.activity.setdefault(table, Activity()).add(counts, file=file)
         result.skipped += batch.skipped
         for table, error in outcome.blocked.items():
-            records = len(prepared.parts[table].records)
+            records = batch.count_of(table)
             logger.error("%s", error, extra=error.fields | {"table": str(table), "records": records})
             result.failed += records
             self._note_blocked(table, error)
@@ -255,18 +253,20 @@ class Cycle:
         records = len(batch.records) + batch.skipped + batch.repeated
         logger.debug(
             "%s: %d records applied up to record %d",
-            prepared.file,
+            file,
             records,
             batch.end_record,
-            extra={"file": prepared.file, "records": records},
+            extra={"file": file, "records": records},
         )
         self._progress.batch_applied(records, fetched.share_of(batch.size_bytes))
+
+    # Blocked tables
 
     def _block(self, group: Group, tables: Iterable[TableName], error: SyncError) -> None:
         """Block those *tables* of *group*, which leave it."""
         watermarks = {table: group.watermarks[table] for table in tables}
         logger.error("%s", error, extra=error.fields)
-        self._target.block(watermarks, error, start=group.position)
+        self._sink.block(watermarks, error, start=group.position)
         for table in watermarks:
             self._note_blocked(table, error)
         self.result.failed += 1
@@ -275,9 +275,22 @@ class Cycle:
     def _note_blocked(self, table: TableName, error: SyncError) -> None:
         self.result.note_blocked(table, error, reason_before=self._reasons.get(table))
 
+    def _unblock_healed(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Unblock the tables that got to the archive's end without a record to apply.
+
+        What blocked them has gone: the broken file was withdrawn, say. (A batch that is applied unblocks its
+        tables itself.) Tables that met another error after they had been noted at the end stay blocked; test:
+        test_a_table_that_catches_up_and_blocks_anew_stays_blocked.
+        """
+        healed = self._at_end & {checkpoint.table for checkpoint in checkpoints if checkpoint.error}
+        healed -= self.result.blocked.keys()
+        if healed:
+            self._sink.unblock(healed)
+
 
 def _warn_of_older_rows(group: Group, name: str) -> None:
-    """The archive shows where it begins, but not whether the tables had rows before."""
+    """Warn that rows from before the archive's first file are missing, if the tables had any then: the
+    archive shows where it begins, but not that."""
     tables = " ".join(map(str, sorted(group.tables)))
     if tables:
         logger.warning(
@@ -289,15 +302,28 @@ def _warn_of_older_rows(group: Group, name: str) -> None:
         )
 
 
-def _read_batches(
+def _ignored_lines(group: Group, file: str, skips: Mapping[TableName, Sequence[Skip]]) -> frozenset[int]:
+    """Return the lines of *file* that an operator has said to skip, for all tables of *group*."""
+    lines = (
+        frozenset(skip.line for skip in skips.get(table, ()) if stem(skip.file) == stem(file))
+        for table in group.tables
+    )
+    return frozenset.intersection(*lines)
+
+
+def _batches_for(
     group: Group, fetched: Fetched, *, limits: Limits, until: Position | None, ignored: frozenset[int]
 ) -> Iterator[Batch]:
+    """Return the batches of the file from where *group* stands, up to *until* where that lies inside it."""
     position, own = group.position, stem(fetched.name)
     start_record = position.record_number if stem(position.file) == own else 0
     is_last = until is not None and stem(until.file) == own and not until.is_finished
     header = fetched.inspection.header
-    return cut_batches(
+    return read_batches(
+        fetched,
         read_records(fetched.stream, fetched.name, skip=start_record, ignored=ignored),
+        # A line that is skipped is a record of no table. The sink is to see it, so that the skip is audited.
+        # Test: test_a_line_that_no_table_can_read_is_skipped_for_all_that_it_blocks.
         watermarks={**group.watermarks_in(header.source_id if header else ""), NO_TABLE: None},
         limits=limits,
         start_record=start_record,

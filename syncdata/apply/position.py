@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
@@ -45,6 +46,21 @@ _END = 1 << 63
 
 # By table, the commit LSN at or below which transactions of its position's source are in its rows already.
 Watermarks = dict[TableName, int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advance:
+    """The way of tables that go on together: they stand at *start*, each with its watermark, and a batch
+    brings them to *end*."""
+
+    watermarks: Mapping[TableName, int | None]
+    start: Position
+    end: Position
+
+    def without(self, tables: Iterable[TableName]) -> Advance:
+        """Return the advance of the others, while *tables* stay where they stand."""
+        staying = set(tables)
+        return replace(self, watermarks={t: w for t, w in self.watermarks.items() if t not in staying})
 
 
 def watermark_after(watermark: int | None, start: Position, end: Position) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass, field
 
-from syncdata.apply.plan.net_change import Counts
+from syncdata.apply.counts import Counts
 from syncdata.apply.position import Position
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError

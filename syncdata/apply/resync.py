@@ -82,7 +82,7 @@ def replay(tools: Tools, shadow: ShadowTarget, group: Group, until: Position | N
         limits=tools.limits,
         progress=tools.progress,
         stop=tools.stop,
-        broken={} if shadow.broken is None else dict.fromkeys(group.tables, shadow.broken),
+        bad_snapshots={} if shadow.broken is None else dict.fromkeys(group.tables, shadow.broken),
     )
     result = cycle.result
     if shadow.began_with is not None:

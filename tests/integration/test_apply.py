@@ -36,6 +36,24 @@ def test_the_key_comes_from_the_catalog_not_from_the_json(any_world: World) -> N
     assert rows(any_world) == [("a", "x", 10)]
 
 
+@pytest.mark.parametrize("is_ordinary", [False, True])
+def test_the_example_of_the_plan_and_the_writer(any_world: World, is_ordinary: bool) -> None:
+    start(any_world, "CREATE TABLE orders (id int PRIMARY KEY, status text, note text)", tables=("orders",))
+    any_world.execute("INSERT INTO orders VALUES (7, 'new', 'ring twice')")
+    if is_ordinary:
+        any_world.use_ordinary_role()
+    any_world.write(
+        FILE,
+        [
+            update("orders", None, id=7, status="paid"),
+            update("orders", {"id": 7}, id=17, status="sent"),
+            insert("orders", id=7, status="new", note="none"),
+        ],
+    )
+    assert any_world.sync().errors == ()
+    assert rows(any_world, "orders") == [(7, "new", "none"), (17, "sent", "ring twice")]
+
+
 def test_a_composite_key_and_a_change_of_it_move_the_row(any_world: World) -> None:
     start(any_world, "CREATE TABLE t (a int, b int, note text, big text DEFAULT 'kept', PRIMARY KEY (a, b))")
     any_world.execute("INSERT INTO t VALUES (1, 1, 'one'), (2, 2, 'two')")

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from syncdata.apply.plan.batches import Batch
-from syncdata.apply.plan.prepare import prepare
-from syncdata.apply.position import Position
+from syncdata.apply.plan.batches import Batch, FileContext
+from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.state.checkpoints import (
     CheckpointMovedError,
@@ -52,7 +51,14 @@ def test_a_table_taken_off_the_whitelist_meanwhile_moves_nothing(one: World) -> 
 
 def test_a_batch_that_was_prepared_before_a_clear_is_not_applied(one: World) -> None:
     batch = Batch(
-        records=[], end_record=2, commit_lsn=None, skipped=1, repeated=0, size_bytes=1, ends_file=True
+        file=FileContext(name=FIRST, is_plain=True),
+        records=[],
+        end_record=2,
+        commit_lsn=None,
+        skipped=1,
+        repeated=0,
+        size_bytes=1,
+        ends_file=True,
     )
     with one.connect() as connection, one.service() as service:
         target = Target(connection, metric_freq_hours=24)
@@ -60,10 +66,12 @@ def test_a_batch_that_was_prepared_before_a_clear_is_not_applied(one: World) -> 
         service.clear()
         with pytest.raises(CheckpointMovedError):
             target.apply(
-                prepare(batch, {}, file=FIRST, is_plain_file=True),
-                {before.table: None},
-                start=before.position,
-                end=Position(file=FIRST, is_finished=True, record_number=2),
+                target.prepare(batch),
+                Advance(
+                    watermarks={before.table: None},
+                    start=before.position,
+                    end=Position(file=FIRST, is_finished=True, record_number=2),
+                ),
             )
     assert one.checkpoint("t")[:2] == ("", 0)
 

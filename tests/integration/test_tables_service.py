@@ -102,6 +102,7 @@ def test_the_settings_of_the_requests_connection_stay_as_they_are(users: World) 
     for do, _ in CHANGES.values():
         do(tables_of_request(users.alias))
         users.whitelist("users")
+        tables_of_request(users.alias).resume_tables(["users"])
     assert settings() == before
     assert connections[users.alias].connection.cursor_factory is factory
 

@@ -34,6 +34,14 @@ VIOLATIONS = {
         ("apply/plan/net_change.py", "import psycopg"),
         ("changes/header.py", "import threading"),
     ],
+    "The cycle knows its sink as a port, not whose it is": [
+        ("apply/cycle.py", "import syncdata.apply.postgres.target"),
+        ("apply/feed/files.py", "import syncdata.apply.plan.prepare"),
+    ],
+    "What comes next in the archive knows no database": [
+        ("apply/feed/groups.py", "import syncdata.apply.state.checkpoints"),
+        ("apply/feed/files.py", "import psycopg"),
+    ],
     "An archive knows no database": [("archive/retention.py", "import psycopg")],
     "Neither side of the archive knows SSH": [("capture/archiver.py", "import paramiko")],
     "The two sides share a format and an archive, and nothing else": [

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from syncdata.apply.plan.net_change import Counts, Shape, TablePlan, as_replacement, make_plan
+from syncdata.apply.counts import Counts
+from syncdata.apply.plan.batches import FileContext
+from syncdata.apply.plan.net_change import make_plan
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
+from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan, as_replacement
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
 from syncdata.changes.record import ChangeRecord, parse_record
@@ -64,7 +67,7 @@ def located(records: Iterable[dict[str, Any]]) -> list[LocatedRecord]:
 
 
 def plan_of(schema: TableSchema, *records: dict[str, Any]) -> TablePlan:
-    return make_plan(located(records), schema, file="f.json", is_plain_file=True)
+    return planned(schema, located(records))
 
 
 # The model: a table is a dict of rows by key, and every value is its text.
@@ -277,7 +280,8 @@ def stale_tables(schema: TableSchema) -> st.SearchStrategy[Table]:
 
 
 def planned(schema: TableSchema, records: list[LocatedRecord]) -> TablePlan:
-    return make_plan(records, schema, file="f.json", is_plain_file=True)
+    file = FileContext(name="f.json", is_plain=True)
+    return make_plan(TableBatch(schema=schema, records=records, file=file))
 
 
 def replayed(schema: TableSchema, table: Table, records: list[LocatedRecord]) -> tuple[Table, int]:
@@ -426,6 +430,30 @@ def test_a_removal_that_may_mean_a_row_of_the_batch_in_another_spelling_is_repla
     assert plan.replay_if_missing
     assert plan.removals == {(("a", "b"), ("x", "1")): 1}
     assert not plan_of(KEYLESS, delete(a="x", b="1"), insert(a="x", b=1)).replay_if_missing
+
+
+# The example of the module's docstring.
+
+
+def test_order_7_is_paid_and_becomes_17_and_another_order_takes_its_number() -> None:
+    orders = schema_of("id", "status", "note")
+    records = [
+        update(id=7, status="paid"),
+        update({"id": 7}, id=17, status="sent"),
+        insert(id=7, status="new", note="none"),
+    ]
+    plan = plan_of(orders, *records)
+    assert plan.writes == {
+        Shape("move", ("id", "status")): [("7", 17, "sent")],
+        Shape("upsert", ("id", "status", "note")): [(7, "new", "none")],
+    }
+    assert (plan.gone, plan.counts) == ({}, Counts(added=1, updated=2))
+    table: Table = {("7",): {"id": "7", "status": "new", "note": "ring twice"}}
+    apply(table, plan)
+    assert table == {
+        ("7",): {"id": "7", "status": "new", "note": "none"},
+        ("17",): {"id": "17", "status": "sent", "note": "ring twice"},
+    }
 
 
 # Single facts.

@@ -1,1 +1,1 @@
-"""What comes next: files, what may follow what, tables that go on together, snapshots."""
+"""From the archive to batches: files, what may follow what, tables that go on together, snapshots."""

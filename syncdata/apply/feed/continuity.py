@@ -1,6 +1,6 @@
-"""What may follow a position in the archive, and what it means when that is not there. Pure.
+"""Decides what file may follow a position in the archive, and which error it is when another one does. Pure.
 
-Knows headers, positions and the order of files; knows nothing of what is in them.
+Knows headers, positions and the order of files; knows nothing of the records in them.
 """
 
 from __future__ import annotations
@@ -42,12 +42,16 @@ def check_chain(position: Position, header: Header, name: str) -> None:
         )
 
 
-def lost_beginning(table: TableName, name: str, broken: ParseError | None) -> DiscoveryError:
-    """Return the error for a *table* at the archive's beginning where the first file, *name*, is not the
-    first of its chain. *broken* says why its newest snapshot is none, if it has one."""
+def lost_beginning(table: TableName, name: str, bad_snapshot: ParseError | None) -> DiscoveryError:
+    """Return the error for a *table* that cannot begin: its rows from before the first file are lost.
+
+    *name* is that file. They are lost where the table stands at the archive's beginning and *name* follows
+    another file, which was pruned. *bad_snapshot*: the error of its newest snapshot, where it has some and
+    none is good.
+    """
     why = (
-        f"no snapshot of it is good ({broken.place}: {broken.message})"
-        if broken
+        f"no snapshot of it is good ({bad_snapshot.place}: {bad_snapshot.message})"
+        if bad_snapshot
         else "there is no snapshot of it"
     )
     return DiscoveryError(
@@ -60,7 +64,7 @@ def lost_beginning(table: TableName, name: str, broken: ParseError | None) -> Di
 
 
 def files_after(position: Position, files: list[ChangeFile]) -> list[ChangeFile]:
-    """Those of *files* that hold records after *position*: newer ones, and its own if it goes on."""
+    """Return the *files* that may hold records after *position*: newer ones, and its own if it goes on."""
     own = stem(position.file)
     return [file for file in files if file.stem > own or (file.stem == own and _goes_on(position, file))]
 
@@ -78,10 +82,14 @@ def lost_part(position: Position, files: list[ChangeFile]) -> DiscoveryError | N
 
 
 def _goes_on(position: Position, file: ChangeFile) -> bool:
-    """A file applied in part goes on; and so does a plain one that has grown since it was all applied."""
+    """Whether *file*, the one that *position* lies in, may hold records beyond it.
+
+    A file applied in part does; and so does a plain one that has grown since it was all applied.
+    """
     if not position.is_finished:
         return True
     if position.file_size is None or position.source_id:
         return False
-    # Compressed since, it may have grown before; only a look inside tells.
+    # A file that was compressed since may have grown before that; only a look inside tells.
+    # Test: test_a_plain_file_that_grew_before_it_was_compressed_goes_on.
     return file.name != position.file or file.size_bytes > position.file_size

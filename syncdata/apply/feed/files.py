@@ -1,23 +1,21 @@
-"""A file of the archive at hand: fetched, looked over, and its batches made ready while the server works.
+"""A file of the archive at hand: fetched, looked over, and cut into batches.
 
-Knows archives, files and threads; knows nothing of what follows what, or where rows go.
+Knows archives, files and threads; knows nothing of what follows what, of rows, or of where batches go.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
-from syncdata.apply.plan.batches import Batch
-from syncdata.apply.plan.prepare import PreparedBatch, prepare
-from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.plan.batches import Batch, FileContext, Limits, cut_batches
 from syncdata.archive.archive import Archive, ArchivedFile
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import Inspection, inspect
+from syncdata.changes.reader import Inspection, LocatedRecord, inspect
 from syncdata.errors import ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.prefetch import prefetch
@@ -34,16 +32,20 @@ class Fetched:
     size_bytes: int
     inspection: Inspection
 
+    @property
+    def context(self) -> FileContext:
+        return FileContext(name=self.name, is_plain=self.inspection.header is None)
+
     def share_of(self, text_bytes: int) -> int:
-        """How many of ``size_bytes`` stand for *text_bytes* of what the file holds."""
+        """Return how many of ``size_bytes``, perhaps compressed, stand for *text_bytes* of its text."""
         return round(text_bytes / max(self.inspection.text_bytes, 1) * self.size_bytes)
 
 
 def fetch(archive: Archive, file: ArchivedFile, *, stop: threading.Event) -> Fetched:
     """Fetch *file* and look over all of it.
 
-    Raises FetchError or ArchiveConnectionError, and ReadingStopped once *stop* is set. What is wrong with
-    the file itself is in the inspection.
+    Raises FetchError or ArchiveConnectionError, and ReadingStopped once *stop* is set. A broken file is no
+    error here: its inspection says what is wrong with it.
     """
     stream = archive.fetch(file)
     size_bytes = stream.seek(0, os.SEEK_END)
@@ -63,9 +65,10 @@ def ask(
     stop: threading.Event,
     discard: Callable[[T], None] = lambda answer: None,
 ) -> T:
-    """Return *question*'s answer; however long the archive's host takes, a stop comes first.
+    """Return the answer to *question*, which may wait for the archive's host; a stop ends the wait.
 
-    Raises what *question* raises, and ReadingStopped.
+    An answer that comes after the stop goes to *discard*. Raises what *question* raises, and ReadingStopped
+    once *stop* is set.
     """
     answers = prefetch(
         (answer_of() for answer_of in [question]),
@@ -80,17 +83,34 @@ def ask(
     raise ReadingStopped
 
 
-def prepare_all(
-    batches: Iterator[Batch], schemas: Mapping[TableName, TableSchema], fetched: Fetched
-) -> Iterator[PreparedBatch]:
-    """Yield *batches* of the file ready to be applied. Raises ParseError when its footer counts otherwise."""
+def read_batches(
+    fetched: Fetched,
+    records: Iterable[LocatedRecord],
+    *,
+    watermarks: Mapping[TableName, int | None],
+    limits: Limits,
+    start_record: int = 0,
+    until_record: int | None = None,
+) -> Iterator[Batch]:
+    """Cut *records*, which are those of *fetched* after *start_record*, into batches (see `cut_batches`).
+
+    Raises ParseError, too, when the file's footer counts its records otherwise.
+    """
     footer = fetched.inspection.footer
-    is_plain = fetched.inspection.header is None
+    batches = cut_batches(
+        records,
+        file=fetched.context,
+        watermarks=watermarks,
+        limits=limits,
+        start_record=start_record,
+        until_record=until_record,
+    )
     for batch in batches:
+        # Before the file's last batch goes on, so that the file does not count as applied.
         if footer and batch.ends_file and batch.end_record != footer.records:
             raise ParseError(
                 f"the file holds {batch.end_record} records, but its footer says {footer.records}",
                 hint="replace the file in the archive by a good copy; syncing goes on by itself",
                 file=fetched.name,
             )
-        yield prepare(batch, schemas, file=fetched.name, is_plain_file=is_plain)
+        yield batch

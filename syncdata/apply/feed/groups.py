@@ -1,24 +1,27 @@
-"""Tables that stand at one position go on together; each has a watermark of its own. Pure.
+"""Tables at one position of the archive go on together, each with a watermark of its own. Pure.
 
-Two tables may stand after the same file and yet differ: what a snapshot held already, a file that comes
-later may hold once more. So each table has its watermark, and a transaction at or below it is a repeat for
-that table alone.
+Example: orders and customers both stand after file F3. customers has read every file up to there; orders
+began with a snapshot that was taken at commit 0/500 and goes on from F3. File F4 still holds commit 0/480,
+which is in the snapshot already: a repeat for orders, whose watermark is 0/500, and new for customers, whose
+watermark is 0/470. So both read F4 together, and the record of 0/480 is left out for orders alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, KeysView, Sequence
+from collections.abc import Iterable, KeysView, Mapping
 from dataclasses import dataclass, replace
 
-from syncdata.apply.position import Position, Watermarks, watermark_after
-from syncdata.apply.state.checkpoints import Checkpoint
+from syncdata.apply.position import Advance, Position, Watermarks, watermark_after
 from syncdata.changes.names import TableName
 
 
 @dataclass(slots=True)
 class Group:
-    """Tables at one position, going on together. ``watermarks``: by table, the commit LSN in the stream
-    ``position.source_id`` up to which it holds everything; None where none is known."""
+    """Tables at one position, going on together.
+
+    ``watermarks``: by table, the commit LSN up to which its rows hold everything of the source
+    ``position.source_id``; None where that is not known.
+    """
 
     position: Position
     watermarks: Watermarks
@@ -31,7 +34,11 @@ class Group:
         return replace(self.position, commit_lsn=self.watermarks[table])
 
     def watermarks_in(self, source_id: str) -> Watermarks:
-        """The watermarks as they hold for a file of *source_id*; plain files, of the source "", have none."""
+        """Return the watermarks that hold for a file of *source_id*.
+
+        LSNs of another source mean nothing here, so there are none then; nor for plain files, whose source
+        is "". Test: test_transactions_that_the_archive_repeats_are_applied_once.
+        """
         is_same = source_id != "" and source_id == self.position.source_id
         return dict(self.watermarks) if is_same else dict.fromkeys(self.watermarks)
 
@@ -39,29 +46,32 @@ class Group:
         """Whether both stand between the same two records of the same source."""
         return _place(self.position) == _place(other.position)
 
+    def advance_to(self, end: Position) -> Advance:
+        return Advance(watermarks=dict(self.watermarks), start=self.position, end=end)
+
     def move_to(self, end: Position) -> None:
-        """All records up to *end* are applied to all tables of the group."""
+        """Note that all records up to *end* are applied to all tables of the group."""
         for table, watermark in self.watermarks.items():
             self.watermarks[table] = watermark_after(watermark, self.position, end)
         self.position = end
 
     def leave(self, tables: Iterable[TableName]) -> None:
-        """Those of *tables* that are in the group do not go on with it."""
+        """Take *tables* out of the group, as far as they are in it."""
         for table in tables:
             self.watermarks.pop(table, None)
 
 
-def group_by_position(checkpoints: Sequence[Checkpoint]) -> list[Group]:
-    """Return the tables by position, the farthest behind first."""
+def group_by_position(positions: Mapping[TableName, Position]) -> list[Group]:
+    """Return the tables grouped by their positions, the group that is farthest behind first."""
     groups: dict[tuple[object, ...], Group] = {}
-    for checkpoint in checkpoints:
-        position = checkpoint.position
+    for table, position in positions.items():
         group = groups.setdefault(_place(position), Group(position, {}))
-        group.watermarks[checkpoint.table] = position.commit_lsn
+        group.watermarks[table] = position.commit_lsn
     return sorted(groups.values(), key=lambda group: (group.position.order, group.position.source_id))
 
 
 def _place(position: Position) -> tuple[object, ...]:
-    # After a plain file may stand tables that came with it, and tables whose snapshot of the next source
-    # began there: what follows is a gap for the ones and not for the others.
+    # The source belongs to it. After the plain file P9 may stand users, which has read it, and orders, whose
+    # snapshot of the next source begins there: the first file of that source continues orders, while for
+    # users there is a gap before it. Test: test_the_way_from_the_predecessors_files_leads_over_snapshots.
     return (position.order, position.source_id)

@@ -1,7 +1,7 @@
-"""Snapshots: a table's rows as the archive holds them, proved whole before any is taken.
+"""Snapshots: a table's rows as the archive holds them, checked to be whole before any row is used.
 
 Knows the archive and the format; knows nothing of databases. Whatever is wrong with a snapshot is a
-ParseError, and an older one may do: it only takes more change files from there.
+ParseError. The caller then takes the next older one, from which there are only more change files to apply.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def find_snapshots(
 
 
 def open_snapshot(archive: Archive, file: SnapshotFile, *, stop: threading.Event) -> Snapshot:
-    """Fetch *file* and prove it whole and what its name says.
+    """Fetch *file* and check that it is whole and of the table that its name says.
 
     Raises ParseError when it is not, FetchError or ArchiveConnectionError, and ReadingStopped.
     """

@@ -24,7 +24,7 @@ RECORD_OVERHEAD_BYTES = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """``batch_records``: a batch ends at the first commit after so many records.
+    """How much a batch may hold. ``batch_records``: it ends at the first commit after so many records.
     ``batch_bytes``: no batch holds more (a single larger record apart)."""
 
     batch_records: int
@@ -32,11 +32,21 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileContext:
+    """The file that records come from. ``is_plain``: it has no header, so wal2json wrote its values."""
+
+    name: str
+    is_plain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A run of records. ``end_record`` counts all records of the file up to the batch's end; ``records``
-    holds only those to apply, ``skipped`` counts those of unwanted tables, ``repeated`` those applied before.
+    """A run of records of one file. ``end_record`` counts all records of the file up to the batch's end;
+    ``records`` holds only those to apply, ``skipped`` counts those of unwanted tables, ``repeated`` those
+    applied before.
     ``commit_lsn`` is that of the last whole transaction read, None before any."""
 
+    file: FileContext
     records: list[LocatedRecord]
     end_record: int
     commit_lsn: int | None
@@ -45,9 +55,14 @@ class Batch:
     size_bytes: int
     ends_file: bool
 
+    def count_of(self, table: TableName) -> int:
+        """Return how many records of *table* are to be applied."""
+        name = (table.schema, table.name)
+        return sum((located.record.schema, located.record.table) == name for located in self.records)
+
 
 class _Tally(msgspec.Struct):
-    """What has been read of the file so far; only ever grows."""
+    """Sums over what has been read of the file so far."""
 
     end_record: int
     kept: int = 0
@@ -58,10 +73,11 @@ class _Tally(msgspec.Struct):
 
 
 class _Draft:
-    """The batch being gathered. ``border``: up to where it is whole transactions; ``taken``: up to where
-    batches have been made of it."""
+    """The batch being gathered. Its records up to ``border`` are whole transactions; those up to ``taken``
+    have gone into batches already."""
 
-    def __init__(self, end_record: int) -> None:
+    def __init__(self, file: FileContext, end_record: int) -> None:
+        self.file = file
         self.records: list[LocatedRecord] = []
         self.read = _Tally(end_record)
         self.commit_lsn: int | None = None
@@ -77,7 +93,7 @@ class _Draft:
         return self.border.end_record > self.taken.end_record
 
     def mark_border(self) -> None:
-        """All gathered so far is whole transactions."""
+        """Note that all records gathered so far are whole transactions."""
         if self.open_lsn is not None:
             self.commit_lsn, self.open_lsn = self.open_lsn, None
         self.border = copy(self.read)
@@ -98,6 +114,7 @@ class _Draft:
         kept = end.kept - start.kept
         records, self.records = self.records[:kept], self.records[kept:]
         return Batch(
+            file=self.file,
             records=records,
             end_record=end.end_record,
             commit_lsn=self.commit_lsn,
@@ -111,19 +128,20 @@ class _Draft:
 def cut_batches(
     records: Iterable[LocatedRecord],
     *,
+    file: FileContext,
     watermarks: Mapping[TableName, int | None],
     limits: Limits,
     start_record: int = 0,
     until_record: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield the batches of *records*, which begin after *start_record* records of their file.
+    """Yield the batches of *records*, which begin after *start_record* records of *file*.
 
     *watermarks* are the wanted tables, each with its own: transactions whose commit LSN is at or below it
     are in that table's rows already and left out, for that table. Stops after record *until_record*
     where one is given; else the last batch, perhaps an empty one, has ``ends_file``. A ParseError of
     *records* is raised after the batch of the whole transactions before it.
     """
-    draft = _Draft(start_record)
+    draft = _Draft(file, start_record)
     read = draft.read
     wanted = {(table.schema, table.name): watermark for table, watermark in watermarks.items()}
     highest = max((watermark for watermark in wanted.values() if watermark is not None), default=-1)
@@ -134,6 +152,8 @@ def cut_batches(
         try:
             located = next(source, None)
         except ParseError:
+            # What committed before the broken line is applied; the line alone holds the tables up.
+            # Test: test_whole_transactions_before_an_unreadable_line_are_a_batch.
             if draft.holds_whole_transactions:
                 yield draft.take_whole_transactions()
             raise
@@ -143,17 +163,23 @@ def cut_batches(
             return
         record = located.record
         record_mark = record.commit_lsn or record.ts
+        # A transaction's records share a commit LSN or, in a plain file, a time. A record with neither is
+        # its own transaction. Test: test_a_batch_ends_at_the_first_commit_after_so_many_records.
         if record_mark != mark or record_mark is None:
             mark = record_mark
             draft.mark_border()
             if len(draft.records) >= limits.batch_records:
                 yield draft.take_all()
+            # The commit's LSN, not the record's own: records of several transactions interleave in the WAL,
+            # their commits do not. Test: test_records_whose_lsn_goes_backwards_are_all_applied.
             lsn = parse_lsn(record.commit_lsn) if record.commit_lsn else None
             draft.open_lsn = lsn
             due = wanted if lsn is None or lsn > highest else _due(wanted, lsn)
         name = (record.schema, record.table)
         if name in due:
             cost_bytes = located.size_bytes + RECORD_OVERHEAD_BYTES
+            # Only a transaction that alone is too large is cut inside. Test:
+            # test_a_batch_holds_no_more_bytes_than_it_may_and_cuts_only_what_alone_is_too_large.
             while draft.records and draft.cost_bytes + cost_bytes > limits.batch_bytes:
                 is_whole = draft.border.kept > draft.taken.kept
                 yield draft.take_whole_transactions() if is_whole else draft.take_all()
@@ -164,11 +190,12 @@ def cut_batches(
             read.skipped += 1
         read.end_record += 1
         read.size_bytes += located.size_bytes
-    # Another table's checkpoint may lie inside a transaction, so this end is no commit.
+    # Another table's checkpoint may lie inside a transaction (one that was too large), so this end is not
+    # marked as a commit. Test: test_batches_end_where_another_table_stands.
     if read.end_record > draft.taken.end_record:
         yield draft.take_all()
 
 
 def _due(wanted: Mapping[tuple[str, str], int | None], lsn: int) -> Collection[tuple[str, str]]:
-    """The tables that a transaction with the commit LSN *lsn* is no repeat for."""
+    """Return the tables whose rows do not hold the transaction with the commit LSN *lsn* yet."""
     return {name for name, watermark in wanted.items() if watermark is None or lsn > watermark}

@@ -29,8 +29,8 @@ class RecordReader:
         }
         self._is_plain_file = is_plain_file
         self._read_key = self._choose_key_reader()
-        # By the names of a record's columns, for many records have the same: what its values need, and
-        # what makes its row.
+        # Both by the names of a record's columns, for many records have the same ones: what converts the
+        # values (None: nothing needs to), and what makes a row of them.
         self._works: dict[tuple[str, ...], Callable[[Values], Values] | None] = {}
         self._getters: dict[tuple[str, ...], tuple[tuple[str, ...], Callable[[Values], tuple[Any, ...]]]] = {}
 
@@ -61,7 +61,7 @@ class RecordReader:
         return self._convert_some(written)
 
     def _convert_some(self, values: Values) -> Values:
-        """Return *values* itself where none of them changes, which is the rule: most come as text."""
+        """Return *values* converted: itself where nothing changes, which is usual, for most come as text."""
         changed = None
         for name, convert in self._converters.items():
             if name in values and (text := convert(value := values[name])) is not value:
@@ -83,7 +83,10 @@ class RecordReader:
         )
 
     def _choose_key_reader(self) -> Callable[[Values], Key]:
-        """Return what reads a key out of values, or raises KeyError; the usual key is one column."""
+        """Return a function that reads the key out of values and raises KeyError where it is not whole.
+
+        The usual key, of one column that needs no conversion, gets a faster one.
+        """
         names, key_text = self.schema.key, self._key_text
         if len(names) != 1 or names[0] in self._converters:
             return lambda values: tuple([key_text(name, values[name]) for name in names])

@@ -2,9 +2,9 @@
 
 Invariants that the plan keeps, and that the target relies on:
 
-1. Applying it equals replaying the table's records one by one, in their order (a Hypothesis test
-   holds it to that). Where that cannot be promised, ``is_order_sensitive`` says so, and the target
-   replays the records instead.
+1. Applying it equals replaying the table's records one by one, in their order (a Hypothesis test holds it
+   to that: test_applying_a_plan_equals_replaying_its_records). Where that cannot be promised,
+   ``is_order_sensitive`` or ``replay_if_missing`` says so, and the target replays the records instead.
 2. Its steps run in this order: empty the table (``truncate``), complete the moved rows that lack
    columns from the rows they were, remove the keys in ``gone``, update, upsert.
 3. A key appears at most once in ``gone`` and at most once among the rows. No key in ``gone`` is one that
@@ -16,113 +16,69 @@ with the columns it is known by; ``origin`` is the key of the target's row it be
 the batch made it. Updates that lack columns (unchanged TOAST values are absent from them) can only
 update a row, however many of them come together; an INSERT may always be inserted, for the columns it
 lacks have defaults, and so may an UPDATE with every column.
+
+An example (tests/unit/test_plan.py has it, too). Table orders (id, status, note) holds order 7:
+
+    (7, 'new', 'ring twice')
+
+Order 7 is paid, gets the number 17 when it is sent, and another order takes its old number:
+
+    UPDATE                 data {id: 7, status: 'paid'}        note is unchanged, so it is absent
+    UPDATE  old_keys {7}   data {id: 17, status: 'sent'}
+    INSERT                 data {id: 7, status: 'new', note: 'none'}
+
+The fold, after each record, as key: (values, origin):
+
+    7:  ({id: 7, status: 'paid'}, origin 7)
+    17: ({id: 17, status: 'sent'}, origin 7)         and 7 is vacated
+    17: as before,  7: ({id: 7, status: 'new', note: 'none'}, origin None)
+
+The plan is two rows. Row 17 lacks its note, which only the target's row 7 has, so it is a move that begins
+with the key it leaves; row 7 is whole and is upserted. Nothing is ``gone``, for the move leaves by itself:
+
+    writes  move   (id, status):        ('7', 17, 'sent')
+            upsert (id, status, note):  (7, 'new', 'none')
+    counts  added 1, updated 2
+
+writer.py goes on with this example to the statements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from syncdata.apply.plan.columns import Key, RecordReader, Values, located_by
-from syncdata.apply.plan.schema import ColumnType, TableSchema
-from syncdata.apply.plan.values import to_text
+from syncdata.apply.plan.columns import Key, RecordReader, Values
+from syncdata.apply.plan.keyless import KeylessFold
+from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan
 from syncdata.changes.reader import LocatedRecord
 from syncdata.changes.record import ChangeRecord
-from syncdata.errors import ApplyError, SchemaError, SyncError
-
-Mode = Literal["upsert", "update", "move"]
+from syncdata.errors import ApplyError, SyncError
 
 
-@dataclass(slots=True)
-class Counts:
-    """Records by operation; ``missing``: rows that updates and deletes looked for and did not find, each
-    once a batch."""
-
-    added: int = 0
-    updated: int = 0
-    deleted: int = 0
-    truncated: int = 0
-    missing: int = 0
-
-    @property
-    def records(self) -> int:
-        return self.added + self.updated + self.deleted + self.truncated
-
-    def add(self, other: Counts) -> None:
-        self.added += other.added
-        self.updated += other.updated
-        self.deleted += other.deleted
-        self.truncated += other.truncated
-        self.missing += other.missing
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Rows that go to the server together: what is done with them, and the columns they carry."""
-
-    mode: Mode
-    columns: tuple[str, ...]
-
-
-@dataclass(slots=True, kw_only=True)
-class TablePlan:
-    """The net change of one table.
-
-    ``gone``: key -> whether its row is expected to be there. ``writes``: rows of values in the order of
-    the shape's columns; those of a move begin with the key they leave. ``rekeyed``: the key that is in
-    ``gone`` -> the key that is upserted, where they are one row, so that a target whose deletes cascade can
-    update its key in place. ``removals`` and ``writes`` serve
-    tables without a key, too: there ``removals`` maps (columns, values) to how many such rows to remove.
-    ``replay_if_missing`` says that a record that finds no row may have meant one that the fold does not know.
-    """
-
-    schema: TableSchema
-    counts: Counts = field(default_factory=Counts)
-    truncate: bool = False
-    gone: dict[Key, bool] = field(default_factory=dict)
-    rekeyed: dict[Key, Key] = field(default_factory=dict)
-    removals: dict[tuple[tuple[str, ...], tuple[Any, ...]], int] = field(default_factory=dict)
-    writes: dict[Shape, list[tuple[Any, ...]]] = field(default_factory=dict)
-    is_order_sensitive: bool = False
-    only_inserts: bool = False
-    replay_if_missing: bool = False
-    last_ts: str | None = None
-
-    @property
-    def removes_rows(self) -> bool:
-        return self.truncate or bool(self.gone) or bool(self.removals)
-
-
-def make_plan(
-    records: Iterable[LocatedRecord], schema: TableSchema, *, file: str, is_plain_file: bool
-) -> TablePlan:
-    """Fold *records*, all of one table, to its net change.
+def make_plan(batch: TableBatch) -> TablePlan:
+    """Fold the records of *batch* to their net change.
 
     Raises SchemaError, with file and line, when the table lacks a column that a record carries or a
     row cannot be located by its key.
     """
-    reader = RecordReader(schema, is_plain_file=is_plain_file)
-    fold = _KeyedFold(reader) if schema.key else _KeylessFold(reader)
+    schema = batch.schema
+    reader = RecordReader(schema, is_plain_file=batch.file.is_plain)
+    fold = _KeyedFold(reader) if schema.key else KeylessFold(reader)
     plan = fold.plan
     records_by_op = {"INSERT": 0, "UPDATE": 0, "DELETE": 0, "TRUNCATE": 0}
     record = None
-    for located in records:
+    for located in batch.records:
         record = located.record
         try:
             fold.add(record)
         except SyncError as error:
-            raise type(error)(
-                error.message, hint=error.hint, table=str(schema.name), file=file, line=located.line
-            ) from None
+            raise _at(located, batch, error) from None
         except RecursionError:
-            raise ApplyError(
-                "a value is nested too deeply",
-                hint="compare the record with the column's type",
-                table=str(schema.name),
-                file=file,
-                line=located.line,
-            ) from None
+            # Test: test_nesting_however_deep_stops_at_its_line_until_it_is_mended.
+            nested = ApplyError(
+                "a value is nested too deeply", hint="compare the record with the column's type"
+            )
+            raise _at(located, batch, nested) from None
         records_by_op[record.op] += 1
     counts = plan.counts
     counts.added, counts.updated, counts.deleted, counts.truncated = records_by_op.values()
@@ -132,38 +88,23 @@ def make_plan(
     return plan
 
 
-def as_replacement(plan: TablePlan) -> TablePlan | None:
-    """Return *plan* with every written row removed before any is written, or None where rows would lose.
-
-    Values that rows exchange (two customers swap their unique e-mail addresses) then never meet.
-    Rows that lack columns become moves from their own key, which completes them first. An INSERT that
-    lacks columns may meet a row that has them, and only an upsert keeps those. What may have to be
-    replayed is not worth replacing.
-    """
-    if plan.replay_if_missing:
-        return None
-    width = len(plan.schema.writable)
-    gone = dict(plan.gone)
-    writes: dict[Shape, list[tuple[Any, ...]]] = {}
-    for shape, rows in plan.writes.items():
-        if shape.mode == "move":
-            writes.setdefault(shape, []).extend(rows)
-            continue
-        key_of = key_getter(shape.columns, plan.schema.key)
-        if shape.mode == "update":
-            writes.setdefault(Shape("move", shape.columns), []).extend((*key_of(row), *row) for row in rows)
-        elif len(shape.columns) == width:
-            for row in rows:
-                gone.setdefault(key_of(row), False)
-            writes[shape] = rows
-        else:
-            return None
-    return replace(plan, gone=gone, writes=writes)
+def try_plan(batch: TableBatch) -> TablePlan | SyncError:
+    """Return the plan of *batch*, or the error that keeps it from having one."""
+    try:
+        return make_plan(batch)
+    except SyncError as error:
+        return error
 
 
-def key_getter(columns: tuple[str, ...], key: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Key]:
-    positions = [columns.index(name) for name in key]
-    return lambda row: tuple([to_text(row[position], ColumnType()) or "" for position in positions])
+def _at(located: LocatedRecord, batch: TableBatch, error: SyncError) -> SyncError:
+    """Return *error* with the place of the record that it is about."""
+    return type(error)(
+        error.message,
+        hint=error.hint,
+        table=str(batch.schema.name),
+        file=batch.file.name,
+        line=located.line,
+    )
 
 
 class _Row:
@@ -178,16 +119,20 @@ class _Row:
 
     def merge(self, values: Values, *, is_insertable: bool) -> None:
         self.values = {**self.values, **values}
+        # Two updates that lack columns stay an update, even if together they have all columns: a replay
+        # would not insert either of them.
+        # Test: test_updates_that_lack_columns_never_insert_even_when_together_they_have_all.
         self.is_insertable = self.is_insertable or is_insertable
 
 
 class _KeyedFold:
-    """The fold of a table with a key."""
+    """Folds the records of a table with a key, one after the other, into ``plan``."""
 
     def __init__(self, reader: RecordReader) -> None:
         self.plan = TablePlan(schema=reader.schema)
         self._reader = reader
         self._rows: dict[Key, _Row] = {}
+        # Keys that rows of the target had before the batch gave them other keys.
         self._vacated: set[Key] = set()
         self._width = len(reader.writable)
         self._key_names = frozenset(reader.schema.key)
@@ -213,6 +158,8 @@ class _KeyedFold:
         if row is None:
             self._rows[key] = _Row(values, origin=None, is_insertable=True)
         else:
+            # A file that inserts a key twice repeats itself, and the table may hold its rows already.
+            # Test: test_only_inserts_of_one_shape_and_no_key_twice_may_be_copied_straight.
             self._saw_only_inserts = False
             row.merge(values, is_insertable=True)
 
@@ -223,7 +170,9 @@ class _KeyedFold:
             return
         old_key = reader.key(old_keys, data)
         if len(old_keys) > len(self._key_names) or not self._key_names <= data.keys():
-            # What the new row leaves out is unchanged, so it is what the old one says.
+            # What the new row leaves out is unchanged, so it is what the old one says. Tests:
+            # test_under_identity_full_the_old_row_completes_the_new_one,
+            # test_a_key_that_only_old_keys_carry_locates_the_row.
             data = {**old_keys, **data}
         new_key = reader.key(data)
         if old_key == new_key:
@@ -246,7 +195,8 @@ class _KeyedFold:
 
     def _move(self, old_key: Key, new_key: Key, values: Values) -> None:
         if new_key in self._rows:
-            # Only a deferrable key lets two rows share a key for a moment; whose is whose is lost here.
+            # Only a deferrable key lets two rows share a key for a moment; which values belong to which
+            # row is lost here. Test: test_two_rows_at_one_key_make_the_order_matter.
             self.plan.is_order_sensitive = True
             return
         gone = self.plan.gone
@@ -256,6 +206,9 @@ class _KeyedFold:
             self._note_second_touch(row, old_key)
             row.merge(values, is_insertable=is_whole)
             if row.origin != old_key:
+                # The batch brought the row to old_key and takes it away again; what the target holds
+                # there, if anything, was replaced by it.
+                # Test: test_a_stale_row_on_the_way_of_a_moving_one_is_removed.
                 gone.setdefault(old_key, False)
         elif not self._is_absent(old_key):
             row = _Row(values, origin=old_key, is_insertable=is_whole)
@@ -266,13 +219,21 @@ class _KeyedFold:
             return
         self._rows[new_key] = row
         if new_key == row.origin:
+            # Back where it began. The key may be in ``gone`` for another row that stood there meanwhile.
+            # Test: test_a_row_that_comes_back_to_its_key_survives_one_that_stood_there_meanwhile.
             self._vacated.discard(new_key)
-            gone.pop(new_key, None)  # of a row that stood here meanwhile
+            gone.pop(new_key, None)
         elif row.origin is not None:
             self._vacated.add(row.origin)
 
     def _note_second_touch(self, row: _Row, key: Key) -> None:
-        """Were a row not there to be moved, what follows would mean the one that it did not replace."""
+        """Ask for a replay should a row that was moved to *key*, and is now touched again, turn out missing.
+
+        Orders 7 -> 17, then 17 is paid. If the target has no row 7, the first record does nothing, and the
+        second means whatever row 17 the target holds. The fold knows nothing of that row, for it took the
+        moved one to have replaced it; only a replay finds it.
+        Test: test_a_moved_row_that_is_touched_again_must_be_there_or_the_records_are_replayed.
+        """
         if row.origin is not None and row.origin != key and not row.is_insertable:
             self.plan.replay_if_missing = True
 
@@ -286,11 +247,16 @@ class _KeyedFold:
                 gone[key] = True
             return
         if row.origin is not None:
+            # A whole update would have inserted a missing row, so only other rows are expected to be there.
             gone[row.origin] = not row.is_insertable
         if row.origin != key:
+            # The batch put the row there, perhaps in the place of one that the target holds.
+            # Test: test_a_row_made_and_removed_in_one_batch_leaves_only_a_key_to_remove.
             gone.setdefault(key, False)
 
     def _truncate(self) -> None:
+        # All rows go, so nothing that came before needs doing.
+        # Test: test_a_truncate_empties_the_table_and_forgets_what_was_before.
         self.plan.truncate = True
         self.plan.gone.clear()
         self._rows.clear()
@@ -312,65 +278,13 @@ class _KeyedFold:
                     plan.rekeyed[row.origin] = key  # type: ignore[index]
                 shapes.setdefault(columns, []).append(values)
             elif is_moved:
-                plan.gone.pop(row.origin, None)  # type: ignore[arg-type]  # it leaves by itself
+                # The move takes the row away from its key by itself. Were the key in ``gone`` (for another
+                # row that stood there meanwhile), a target that removes first would lose the row.
+                # Test: test_rows_may_be_moved_in_place_when_what_is_gone_is_removed_first.
+                plan.gone.pop(row.origin, None)  # type: ignore[arg-type]
                 plan.writes.setdefault(Shape("move", columns), []).append((*row.origin, *values))  # type: ignore[misc]
             else:
                 plan.writes.setdefault(Shape("update", columns), []).append(values)
         for columns, rows in shapes.items():
             plan.writes[Shape("upsert", columns)] = rows
         plan.only_inserts = self._saw_only_inserts and len(plan.writes) == 1
-
-
-class _KeylessFold:
-    """The fold of a table without a key: a bag of rows, each located by all its old values."""
-
-    def __init__(self, reader: RecordReader) -> None:
-        self.plan = TablePlan(schema=reader.schema)
-        self._reader = reader
-        self._inserts: dict[tuple[tuple[str, ...], tuple[Any, ...]], int] = {}
-
-    def add(self, record: ChangeRecord) -> None:
-        reader = self._reader
-        match record.op:
-            case "INSERT":
-                self._insert(reader.read(record.data or {}))
-            case "UPDATE":
-                old = reader.read(located_by(record))
-                new = {**old, **reader.read(record.data or {})}
-                if len(new) < len(reader.writable):
-                    raise SchemaError(
-                        "an UPDATE leaves out columns and the table has no key to find the old row by",
-                        hint="give the table a primary key, or REPLICA IDENTITY FULL in production",
-                    )
-                self._remove(old)
-                # Where no row is removed, an UPDATE still inserts: only a replay can count that.
-                self.plan.replay_if_missing = True
-                self._insert(new)
-            case "DELETE":
-                self._remove(reader.read(record.old_keys or record.data or {}))
-            case "TRUNCATE":
-                self.plan.truncate = True
-                self.plan.removals.clear()
-                self._inserts.clear()
-
-    def _insert(self, values: Values) -> None:
-        row = self._reader.row(values)
-        self._inserts[row] = self._inserts.get(row, 0) + 1
-
-    def _remove(self, values: Values) -> None:
-        row = self._reader.row(values)
-        inserted = self._inserts.get(row, 0)
-        if inserted > 1:
-            self._inserts[row] = inserted - 1
-        elif inserted == 1:
-            del self._inserts[row]
-        else:
-            self.plan.removals[row] = self.plan.removals.get(row, 0) + 1
-            if self._inserts:
-                self.plan.replay_if_missing = True
-
-    def finish(self) -> None:
-        writes = self.plan.writes
-        for (columns, values), count in self._inserts.items():
-            writes.setdefault(Shape("upsert", columns), []).extend([values] * count)
-        self.plan.only_inserts = not self.plan.removals and not self.plan.truncate and len(writes) == 1

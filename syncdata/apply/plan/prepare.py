@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from syncdata.apply.plan.batches import Batch
-from syncdata.apply.plan.net_change import TablePlan, make_plan
+from syncdata.apply.plan.batches import Batch, FileContext
+from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
 from syncdata.errors import SchemaError, SyncError
@@ -27,14 +28,14 @@ class PreparedBatch:
 
     batch: Batch
     parts: dict[TableName, TablePart]
-    file: str
-    is_plain_file: bool
+
+    @property
+    def file(self) -> FileContext:
+        return self.batch.file
 
 
-def prepare(
-    batch: Batch, schemas: Mapping[TableName, TableSchema], *, file: str, is_plain_file: bool
-) -> PreparedBatch:
-    """Work out each table's share of *batch*. Pure; a table that cannot be planned carries its error."""
+def prepare(batch: Batch, schemas: Mapping[TableName, TableSchema]) -> PreparedBatch:
+    """Work out each table's share of *batch*; a table that cannot be planned carries its error."""
     by_name: dict[tuple[str, str], list[LocatedRecord]] = {}
     for located in batch.records:
         record = located.record
@@ -42,33 +43,24 @@ def prepare(
     parts = {}
     for (schema_name, table_name), records in by_name.items():
         table = TableName(schema_name, table_name)
-        parts[table] = TablePart(
-            records=records, plan=plan_table(table, records, schemas, file=file, is_plain_file=is_plain_file)
-        )
-    return PreparedBatch(batch=batch, parts=parts, file=file, is_plain_file=is_plain_file)
+        parts[table] = _part(table, schemas.get(table), records, batch.file)
+    return PreparedBatch(batch=batch, parts=parts)
 
 
-def plan_table(
-    table: TableName,
-    records: list[LocatedRecord],
-    schemas: Mapping[TableName, TableSchema],
-    *,
-    file: str,
-    is_plain_file: bool,
-) -> TablePlan | SyncError:
-    schema = schemas.get(table)
+def _part(
+    table: TableName, schema: TableSchema | None, records: list[LocatedRecord], file: FileContext
+) -> TablePart:
     if schema is None:
-        return SchemaError(
+        # Test: test_a_missing_table_blocks_only_itself_until_it_is_created.
+        error = SchemaError(
             "the table does not exist in the local database",
             hint="create it (migrate), or take it off the whitelist with remove_tables",
             table=str(table),
-            file=file,
+            file=file.name,
             line=records[0].line,
         )
-    try:
-        return make_plan(records, schema, file=file, is_plain_file=is_plain_file)
-    except SyncError as error:
-        return error
+        return TablePart(records=records, plan=error)
+    return TablePart(records=records, plan=try_plan(TableBatch(schema=schema, records=records, file=file)))
 
 
 def without(
@@ -80,18 +72,17 @@ def without(
         for located in prepared.batch.records
         if located.line != line or (located.record.schema, located.record.table) != (table.schema, table.name)
     ]
-    return prepare(
-        replace(prepared.batch, records=records),
-        schemas,
-        file=prepared.file,
-        is_plain_file=prepared.is_plain_file,
-    )
+    return prepare(replace(prepared.batch, records=records), schemas)
 
 
 def runs_of_one_table(
     records: Iterable[LocatedRecord], parts: Mapping[TableName, TablePart]
 ) -> Iterator[tuple[TableName, list[LocatedRecord]]]:
-    """Cut *records* where the table changes, and between those that remove rows and the others."""
+    """Cut *records* where the table changes, and between those that remove rows and the others.
+
+    Of orders 7, 8 inserted, customer 1 inserted, order 7 deleted this makes three runs: orders (two
+    inserts), customers (one), orders (one delete). Records of tables that are not in *parts* are left out.
+    """
     last: tuple[TableName, bool] | None = None
     run: list[LocatedRecord] = []
     for located in records:

@@ -1,4 +1,4 @@
-"""What the catalog says of a table, as values. Pure; read from PostgreSQL by target.py."""
+"""A table's definition as values. Pure; postgres/catalog.py reads it from PostgreSQL's catalog."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from syncdata.changes.names import TableName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnType:
-    """How a value's text is made: ``element`` for arrays, ``fields`` (name, type) for composites."""
+    """How a value becomes text. ``element``: the type of an array's elements; ``fields``: the names and types
+    of a composite's."""
 
     kind: Literal["plain", "json", "bytea", "array", "composite"] = "plain"
     element: ColumnType | None = None
@@ -21,7 +22,7 @@ class ColumnType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """``sql_type``: the type as SQL spells it, domains resolved to what they stand on."""
+    """A column. ``sql_type``: its type as SQL spells it; for a domain, the one that it is made of."""
 
     name: str
     sql_type: str
@@ -32,10 +33,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSchema:
-    """``key``: the columns of the primary key, else of the replica identity index, else empty.
-    ``has_cascades``: a delete changes, or is refused at once for, rows that refer to it. ``sequences``:
-    (column, oid) of the sequences that columns own or default to. ``shadow``: the table that is written in
-    this one's place while it is rebuilt."""
+    """A table as the local database defines it.
+
+    ``key``: the columns of the primary key, else of the replica identity index, else empty.
+    ``has_inbound_keys``: other tables refer to it. ``has_cascades``: some of their rows go or change with a
+    row that is deleted here, or forbid the delete at once. ``parents``: the tables that it refers to.
+    ``sequences``: (column, oid) of the sequences that columns own or default to. ``shadow``: the table that
+    is written in this one's place while it is rebuilt.
+    """
 
     name: TableName
     oid: int
@@ -54,12 +59,12 @@ class TableSchema:
 
     @property
     def writable(self) -> tuple[Column, ...]:
-        """The columns that rows are written to: all but the generated ones."""
+        """The columns that rows may give values for: all but the generated ones."""
         return tuple(column for column in self.columns if not column.is_generated)
 
 
 def parents_first(parents: Mapping[TableName, Collection[TableName]]) -> list[TableName]:
-    """Order tables so that foreign keys point backwards; where they form a ring, by name."""
+    """Return the tables so that each comes after those that it refers to; by name where they form a ring."""
     graph = {
         table: [parent for parent in sorted(parents[table]) if parent in parents] for table in sorted(parents)
     }

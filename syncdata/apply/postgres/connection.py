@@ -1,4 +1,8 @@
-"""A session of the local database: the settings that rows depend on, and the driver's errors as ours."""
+"""A session of the local database: the settings that rows depend on, and the driver's errors as ours.
+
+All of ``apply`` translates the driver's errors here, and nowhere else. Messages never hold the server's
+DETAIL or CONTEXT, which may hold row values.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,9 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
+from syncdata.changes.names import TableName
+from syncdata.changes.reader import LocatedRecord
 from syncdata.errors import ApplyError, SyncError
-
-# Connection, rollback, resources, lock, intervention, system: halving the batch would not help.
-_SERVER_FAULTS = ("08", "40", "53", "55P03", "57", "58")
-
-
-def is_servers_fault(error: Exception) -> bool:
-    """Whether the server or the connection, not a row, is to blame."""
-    if not isinstance(error, psycopg.Error):
-        return False
-    if error.sqlstate is None:
-        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return error.sqlstate.startswith(_SERVER_FAULTS)
-
 
 # What the values' text forms depend on, and what keeps the planner from compiling its bad guesses.
 SESSION_SETTINGS = {
@@ -58,9 +51,36 @@ def prepare_session(connection: Connection[Any]) -> None:
     )
 
 
+def allow_only_nested_loops(cursor: psycopg.Cursor[Any], only: bool) -> None:
+    """Leave the planner no other join, until the transaction ends or this is called again.
+
+    Staging tables have no statistics, and with a wrong guess it hashes the whole target to find a few rows.
+    """
+    cursor.execute(
+        "SELECT set_config(name, %s, true)"
+        " FROM unnest('{enable_hashjoin,enable_mergejoin,enable_seqscan}'::text[]) AS name",
+        ("off" if only else "on",),
+    )
+
+
+# Connection, rollback, resources, lock, intervention, system: no record is to blame, so a batch that fails
+# with one of these is not halved to find it.
+# Test: test_a_database_that_goes_away_in_the_middle_of_a_batch_loses_nothing.
+_SERVER_FAULTS = ("08", "40", "53", "55P03", "57", "58")
+
+
+def is_servers_fault(error: Exception) -> bool:
+    """Whether the server or the connection, not a record, is to blame for *error*."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return error.sqlstate.startswith(_SERVER_FAULTS)
+
+
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn what the driver raises into an ApplyError, without DETAIL, which may hold row values."""
+    """Turn what the driver raises into an ApplyError."""
     try:
         yield
     except psycopg.Error as error:
@@ -85,9 +105,48 @@ def translate(error: psycopg.Error) -> ApplyError:
             f"the database failed or went away ({what})",
             hint="nothing is lost; syncing goes on from the checkpoints when it is back",
         )
-    detail = f"{type(error).__name__}" + (f", SQLSTATE {error.sqlstate}" if error.sqlstate else "")
     # Not its message, which may hold a value.
     return ApplyError(
-        f"the database refuses ({detail})",
+        f"the database refuses ({_kind(error)})",
         hint="run 'python manage.py migrate' and check the role's rights",
     )
+
+
+def constraint_error(
+    error: psycopg.errors.IntegrityError, table: TableName, *, rows: str = "the rows", file: str | None = None
+) -> ApplyError:
+    """Return the error for *rows* of *table* that break a constraint, when it is checked after all are in."""
+    return ApplyError(
+        f"{rows} break the constraint {error.diag.constraint_name} of {error.diag.table_name}",
+        hint="whitelist the table it refers to as well, or let the role set session_replication_role; it is"
+        " tried again in every cycle",
+        table=str(table),
+        file=file,  # any of the rows may be the one: there is no line to name
+    )
+
+
+def record_error(
+    error: psycopg.Error | None, record: LocatedRecord, table: TableName, *, file: str
+) -> ApplyError:
+    """Return the error for the one record that the database refuses, or that cannot be applied by itself."""
+    op = record.record.op
+    if error is None:
+        what = f"this {op} cannot be applied by itself"
+    else:
+        parts = [_kind(error)]
+        for label, value in (("column", error.diag.column_name), ("constraint", error.diag.constraint_name)):
+            if value:
+                parts.append(f"{label} {value}")
+        what = f"the database refuses this {op} ({', '.join(parts)})"
+    return ApplyError(
+        what,
+        hint="compare the table's definition with production's and mend it, or resync the table;"
+        " it is tried again in every cycle",
+        table=str(table),
+        file=file,
+        line=record.line,
+    )
+
+
+def _kind(error: psycopg.Error) -> str:
+    return type(error).__name__ + (f", SQLSTATE {error.sqlstate}" if error.sqlstate else "")

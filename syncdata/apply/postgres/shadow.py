@@ -1,8 +1,9 @@
-"""New rows for a table, beside the table, until they are complete; then they take the old ones' place.
+"""Gives a table new rows: they grow in a temporary table until they are complete, then replace the old ones.
 
-The new rows grow in a temporary table, which vanishes with the connection. The exchange deletes and
-inserts instead of renaming: the table keeps its oid, rights, views and foreign keys; and instead of
-truncating, which readers with an older snapshot would see as an empty table.
+The temporary table vanishes with the connection. In the end the old rows are deleted and the new ones
+inserted. Renaming the temporary table instead would lose the table's oid, rights, views and foreign keys;
+truncating the old one would show readers with an older database snapshot an empty table. Test:
+test_readers_never_see_a_half_built_table_during_a_resync.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from typing import Any
 
 from psycopg import Connection, sql
 
-from syncdata.apply.feed.files import prepare_all
+from syncdata.apply.counts import Counts
+from syncdata.apply.feed.files import read_batches
 from syncdata.apply.feed.snapshots import Snapshot, open_snapshot
-from syncdata.apply.plan.batches import Limits, cut_batches
-from syncdata.apply.plan.net_change import Counts
-from syncdata.apply.plan.prepare import PreparedBatch
+from syncdata.apply.plan.batches import Batch, Limits
+from syncdata.apply.plan.prepare import PreparedBatch, prepare
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.position import START, Position
+from syncdata.apply.plan.table_plan import TableBatch
+from syncdata.apply.position import START, Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.target import Outcome
+from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.progress import Progress
+from syncdata.apply.sink import Outcome, prepare_ahead
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
 from syncdata.apply.state.runs import add_to_run
@@ -35,7 +39,6 @@ from syncdata.archive.archive import Archive, SnapshotFile
 from syncdata.changes.names import TableName
 from syncdata.errors import ParseError, SchemaError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
-from syncdata.runtime.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +46,10 @@ _SHADOW = TableName("pg_temp", "syncdata_rebuild")
 
 
 class ShadowTarget:
-    """Takes rows and batches as the real target does, into a temporary table and without any books.
+    """A sink like the real target, but into a temporary table, and without checkpoints, audit or metrics.
 
-    ``began_with``: the snapshot it was filled from; ``broken``: why the newest one was passed over.
+    ``began_with``: the snapshot it was filled from; ``broken``: the error of the newest one, where that was
+    passed over.
     """
 
     def __init__(self, connection: Connection[Any], table: TableName) -> None:
@@ -72,7 +76,8 @@ class ShadowTarget:
 
     @property
     def must_fit_others(self) -> bool:
-        """Whether foreign keys are awake that tie the table to others: it must show their moment, then."""
+        """Whether foreign keys are awake that tie the table to others, so that its rows must be of the moment
+        that theirs are of. Test: test_an_ordinary_role_loads_tables_that_refer_to_each_other."""
         return not self._writer.is_silent and bool(self._schema.parents or self._schema.has_inbound_keys)
 
     # From a snapshot
@@ -109,46 +114,42 @@ class ShadowTarget:
     def _load(self, snapshot: Snapshot, *, limits: Limits, progress: Progress, stop: threading.Event) -> None:
         fetched = snapshot.fetched
         progress.file_started(fetched.name, fetched.size_bytes)
-        batches = cut_batches(snapshot.records(), watermarks={snapshot.table: None}, limits=limits)
-        schemas = self.schemas([snapshot.table])
-        with closing(prefetch(prepare_all(batches, schemas, fetched), name="syncdata-prepare")) as ready:
-            for prepared in ready:
+        watermarks = {snapshot.table: None}
+        batches = read_batches(fetched, snapshot.records(), watermarks=watermarks, limits=limits)
+        advance = Advance(watermarks=watermarks, start=START, end=START)
+        self.begin_file([snapshot.table])
+        with prepare_ahead(self, batches) as planned:
+            for batch, prepared in planned:
                 if stop.is_set():
                     raise ReadingStopped
-                self.apply(prepared, {snapshot.table: None}, start=START, end=START)
-                batch = prepared.batch
+                self.apply(prepared, advance)
                 progress.batch_applied(len(batch.records), fetched.share_of(batch.size_bytes))
         progress.file_finished(fetched.name)
 
-    # From change files, as a cycle's target
+    # From change files, as a cycle's sink
 
-    def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]:
+    def begin_file(self, tables: Collection[TableName]) -> None:
         self._writer.forget_failures()
-        return {self._schema.name: self._schema}
+
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        return prepare(batch, {self._schema.name: self._schema})
 
     def block(self, watermarks: Mapping[TableName, int | None], error: SyncError, *, start: Position) -> None:
         raise error
 
     def unblock(self, tables: Collection[TableName]) -> None:
-        """A table with new rows is not blocked: its checkpoint is a new one."""
+        """Do nothing: the table's checkpoint, which `exchange` writes anew, is not blocked."""
 
-    def apply(
-        self,
-        prepared: PreparedBatch,
-        watermarks: Mapping[TableName, int | None],
-        *,
-        start: Position,
-        end: Position,
-    ) -> Outcome:
+    def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
+        """Apply *prepared*; the checkpoint moves in `exchange`. Raises what blocks a table elsewhere."""
         outcome = Outcome()
         with self._connection.transaction():
             self._writer.begin()
             for table, part in prepared.parts.items():
                 if isinstance(part.plan, SyncError):
                     raise part.plan
-                outcome.counts[table] = self._writer.apply(
-                    part.records, part.plan, file=prepared.file, is_plain_file=prepared.is_plain_file
-                )
+                batch = TableBatch(schema=part.plan.schema, records=part.records, file=prepared.file)
+                outcome.counts[table] = apply_table(self._writer, batch, part.plan)
                 self.counts.add(outcome.counts[table])
         return outcome
 
@@ -177,8 +178,8 @@ class ShadowTarget:
             else:
                 require_position(self._connection, {live.name: only_from.commit_lsn}, only_from)
             self._writer.begin()
-            self._writer.exchange(live, self._schema)
-            self._writer.advance_sequences(live)
+            exchange(self._writer.cursor, live, self._schema, is_silent=self._writer.is_silent)
+            advance_sequences(self._writer.cursor, live)
             reset_checkpoints(self._connection, [live.name], position, counts=self.counts, now=now)
             log_action(
                 self._connection,

@@ -1,79 +1,73 @@
-"""The names and pieces of SQL that the statements of one table share. Pure; nothing is executed here."""
+"""Temporary tables that rows travel through. Knows COPY; knows nothing of what the rows are for."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Sequence
-from typing import LiteralString
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import psycopg
 from psycopg import sql
 
-from syncdata.apply.plan.schema import TableSchema
-
-SHAPE = sql.Identifier("syncdata_shape")
-EXPECTED = sql.Identifier("syncdata_expected")
-COUNT = sql.Identifier("syncdata_count")
+from syncdata.apply.plan.table_plan import Shape
+from syncdata.apply.postgres.pieces import SHAPE, TargetNames
 
 
-class TargetNames:
-    """The names that the statements of one table use."""
+class Staging:
+    """The temporary tables of one connection, and the cursor that fills them.
 
-    def __init__(self, schema: TableSchema) -> None:
-        self.schema = schema
-        self.relation = relation_of(schema)
-        self.columns = tuple(column.name for column in schema.writable)
-        self.key = [sql.Identifier(name) for name in schema.key]
-        self.old_key = [sql.Identifier(f"syncdata_old_{number}") for number in range(len(schema.key))]
-        types = {column.name: sql.SQL(column.sql_type) for column in schema.columns}
-        self._types = types
-        key_types = [types[name] for name in schema.key]
-        shape = sql.SQL("{} integer").format(SHAPE)
-        old_key = [sql.SQL("{} {}").format(*pair) for pair in zip(self.old_key, key_types, strict=True)]
-        columns = [sql.SQL("{} {}").format(sql.Identifier(name), types[name]) for name in self.columns]
-        new_key = [sql.SQL("{} {}").format(*pair) for pair in zip(self.key, key_types, strict=True)]
-        self.staging_columns = sql.SQL(", ").join([shape, *old_key, *columns])
-        self.rekeyed_columns = sql.SQL(", ").join([*old_key, *new_key])
-        self.gone_columns = sql.SQL(", ").join([sql.SQL("{} boolean").format(EXPECTED), *new_key])
-        # Another definition of the table is another staging table: the old one may still exist.
-        signature = repr([(column.name, column.sql_type, column.is_generated) for column in schema.columns])
-        self.suffix = f"{schema.oid}_{zlib.crc32((signature + repr(schema.key)).encode()):08x}"
-        self.staging = f"syncdata_rows_{self.suffix}"
-        self.gone = f"syncdata_gone_{self.suffix}"
-        self.rekeyed = f"syncdata_keys_{self.suffix}"
+    They are empty when a transaction begins and stay for the next one, for making them costs more than
+    emptying them.
+    """
 
-    def settable(self, columns: Iterable[str]) -> list[str]:
-        """Those of *columns* that an UPDATE may set and that can differ."""
-        fixed = {column.name for column in self.schema.columns if column.is_always_identity}
-        fixed.update(self.schema.key)
-        return [name for name in columns if name not in fixed]
+    def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
+        self._cursor = cursor
+        self._used: set[str] = set()
 
-    def bag_columns(self, columns: Sequence[str]) -> sql.Composed:
-        typed = [sql.SQL("{} {}").format(sql.Identifier(name), self._types[name]) for name in columns]
-        return sql.SQL(", ").join([sql.SQL("{} bigint").format(COUNT), *typed])
+    def begin(self) -> None:
+        """Note that a transaction has begun: the one before has left the tables empty."""
+        self._used.clear()
 
+    def create(self, name: str, columns: sql.Composable) -> None:
+        """Make the temporary table *name*, or empty it where this transaction has used it already."""
+        self._cursor.execute(
+            sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS").format(
+                sql.Identifier(name), columns
+            )
+        )
+        if name in self._used:
+            self._cursor.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier("pg_temp", name)))
+        self._used.add(name)
 
-def relation_of(schema: TableSchema) -> sql.Identifier:
-    return sql.Identifier(schema.written_to.schema, schema.written_to.name)
+    def stage(
+        self, target: TargetNames, writes: Mapping[Shape, Sequence[tuple[Any, ...]]]
+    ) -> list[tuple[int, Shape]]:
+        """COPY all rows into the staging table, each marked with its shape's number; return the shapes."""
+        if not writes:
+            return []
+        self.create(target.staging, target.staging_columns)
+        shapes = list(enumerate(writes))
+        for number, shape in shapes:
+            names = [SHAPE]
+            if shape.mode == "move":
+                names += target.old_key
+            names += [sql.Identifier(name) for name in shape.columns]
+            self.copy(sql.Identifier(target.staging), names, writes[shape], prefix=(number,))
+        return shapes
 
-
-def names_of(columns: Iterable[str]) -> sql.Composed:
-    return sql.SQL(", ").join(map(sql.Identifier, columns))
-
-
-def assignments(columns: Iterable[str], source: str) -> sql.Composed:
-    return sql.SQL(", ").join(
-        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Identifier(source, name)) for name in columns
-    )
-
-
-def equalities(
-    left: Sequence[sql.Identifier],
-    left_alias: LiteralString,
-    right: Sequence[sql.Identifier],
-    right_alias: LiteralString,
-) -> sql.Composed:
-    pairs = (
-        sql.SQL("{}.{} = {}.{}").format(sql.SQL(left_alias), a, sql.SQL(right_alias), b)
-        for a, b in zip(left, right, strict=True)
-    )
-    return sql.SQL(" AND ").join(pairs)
+    def copy(
+        self,
+        relation: sql.Composable,
+        columns: Sequence[sql.Composable],
+        rows: Iterable[tuple[Any, ...]],
+        *,
+        prefix: tuple[Any, ...] = (),
+    ) -> None:
+        """COPY *rows*, each after *prefix*, into *columns* of *relation*, a temporary table or not."""
+        statement = sql.SQL("COPY {} ({}) FROM STDIN").format(relation, sql.SQL(", ").join(columns))
+        with self._cursor.copy(statement) as copy:
+            if prefix:
+                for row in rows:
+                    copy.write_row(prefix + row)
+            else:
+                for row in rows:
+                    copy.write_row(row)

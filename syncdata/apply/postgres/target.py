@@ -1,35 +1,49 @@
-"""The local database: applies a batch to its tables and its books in one transaction. Knows psycopg.
+"""The local database as a sink: applies a batch to its tables and syncdata's own in one transaction.
 
 Invariants:
 
 1. Rows, checkpoints, audit and metrics of a batch commit together, or none of them does. So whatever
    happens to the process or the connection, even during COMMIT, the checkpoints tell the truth: read
-   them again and go on from there.
+   them again and go on from there. Test: tests/acceptance/test_exactly_once.py kills it everywhere.
 2. Whoever moves a checkpoint locks it first. A batch begins by locking those of its tables and goes on
-   only if they still stand where the batch begins.
+   only if they still stand where the batch begins. Tests:
+   test_a_batch_that_was_prepared_before_a_clear_is_not_applied,
+   test_a_clear_waits_for_the_batch_that_is_running.
 3. A table that fails is rolled back to where the batch began, and marked blocked in the same
    transaction in which the others advance.
+   Test: test_a_missing_column_blocks_its_table_while_the_others_go_on.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 
-from syncdata.apply.plan.net_change import Counts, TablePlan
-from syncdata.apply.plan.prepare import PreparedBatch, TablePart, plan_table, runs_of_one_table, without
+from syncdata.apply.plan.batches import Batch, FileContext
+from syncdata.apply.plan.net_change import try_plan
+from syncdata.apply.plan.prepare import PreparedBatch, TablePart, prepare, runs_of_one_table, without
 from syncdata.apply.plan.schema import TableSchema, parents_first
-from syncdata.apply.position import Position
+from syncdata.apply.plan.table_plan import TableBatch, TablePlan
+from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.connection import is_servers_fault, prepare_session, translated_errors
+from syncdata.apply.postgres.connection import (
+    constraint_error,
+    is_servers_fault,
+    prepare_session,
+    translated_errors,
+)
+from syncdata.apply.postgres.constraints import check_constraints
+from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Entry
+from syncdata.apply.sink import Outcome
 from syncdata.apply.state.checkpoints import (
     Checkpoint,
     Skip,
@@ -44,15 +58,7 @@ from syncdata.apply.state.skips import settle_skips
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.changes.reader import NO_TABLE
-from syncdata.errors import ApplyError, MetricsError, SyncError
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What a batch did, by table, and which tables it left blocked."""
-
-    counts: dict[TableName, Counts] = field(default_factory=dict)
-    blocked: dict[TableName, SyncError] = field(default_factory=dict)
+from syncdata.errors import MetricsError, SyncError
 
 
 class Target:
@@ -87,7 +93,7 @@ class Target:
         return [checkpoint for checkpoint in checkpoints if not checkpoint.is_paused]
 
     def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]:
-        """Return what the catalog says now of those of *tables* that exist."""
+        """Return the schemas of those of *tables* that exist, as the catalog has them now."""
         with translated_errors():
             schemas = read_schemas(self._connection, tables)
         self._writer.forget_failures()
@@ -95,8 +101,18 @@ class Target:
         for table in schemas.keys() - self._known:
             self._sequences_due[table] = schemas[table]
         self._known |= schemas.keys()
-        self._schemas = schemas
         return schemas
+
+    def begin_file(self, tables: Collection[TableName]) -> None:
+        """Read the catalog anew: a table may have been altered since the last file.
+
+        Test: test_a_change_of_one_table_in_the_middle_of_a_file_does_not_stop_the_others.
+        """
+        self._schemas = self.schemas(tables)
+
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        """Plan *batch*. Pure: the connection is at work on the batch before."""
+        return prepare(batch, self._schemas)
 
     def rest(self) -> None:
         """Drop what the session holds between cycles: staging tables would keep types from being dropped."""
@@ -117,28 +133,19 @@ class Target:
             require_position(self._connection, watermarks, start)
             mark_blocked(self._connection, watermarks.keys(), error, file=error.file or "", now=self._clock())
 
-    def apply(
-        self,
-        prepared: PreparedBatch,
-        watermarks: Mapping[TableName, int | None],
-        *,
-        start: Position,
-        end: Position,
-    ) -> Outcome:
-        """Apply *prepared* to the tables of *watermarks* and move their checkpoints from *start* to *end*.
+    def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
+        """Apply *prepared* to the tables of *advance* and move their checkpoints, in one transaction.
 
-        All of that is one transaction.
-
-        Tables that fail are in the outcome's ``blocked`` and stay at *start*, unless an operator has said to
-        skip the record at which one fails: then it is left out, and audited. Raises CheckpointMovedError
-        when a checkpoint is not at *start* with its watermark, ApplyError when the server fails.
+        Tables that fail are in the outcome's ``blocked`` and stay at the start, unless an operator has said
+        to skip the record at which one fails: then it is left out, and audited. Raises CheckpointMovedError
+        when a checkpoint is not at the start with its watermark, ApplyError when the server fails.
         """
         failed: dict[TableName, SyncError] = {}
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
         while True:
             try:
                 with translated_errors(), self._connection.transaction():
-                    return self._apply(prepared, watermarks, failed, skipped, start=start, end=end)
+                    return self._apply(prepared, advance, failed, skipped)
             except _SkippedError as told:
                 skipped.setdefault(told.table, {})[told.skip] = told.error
                 prepared = without(prepared, told.table, told.skip.line, self._schemas)
@@ -149,69 +156,69 @@ class Target:
     def _apply(
         self,
         prepared: PreparedBatch,
-        watermarks: Mapping[TableName, int | None],
-        failed: dict[TableName, SyncError],
-        skipped: dict[TableName, dict[Skip, SyncError | None]],
-        *,
-        start: Position,
-        end: Position,
+        advance: Advance,
+        failed: Mapping[TableName, SyncError],
+        skipped: Mapping[TableName, Mapping[Skip, SyncError | None]],
     ) -> Outcome:
-        checkpoints = {c.table: c for c in require_position(self._connection, watermarks, start)}
+        """Apply *prepared* without the tables that have *failed*, in the caller's transaction.
+
+        *skipped*: the records that are left out of it already, each with its error. Raises _SkippedError or
+        _TableFailedError where the batch must be taken back and applied without that record or table.
+        """
+        locked = require_position(self._connection, advance.watermarks, advance.start)
+        checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
         self._writer.begin()
         now = self._clock()
+        entries, newly_failed = self._apply_parts(prepared, checkpoints, failed)
+        failed = {**failed, **newly_failed}
+        self._check_constraints(prepared.file, entries)
+        if advance.end.is_finished:
+            self._advance_sequences()
+        healthy = advance.without(failed)
+        advance_checkpoints(
+            self._connection, healthy.watermarks, entries, start=advance.start, end=advance.end, now=now
+        )
+        for table in healthy.watermarks:
+            if (checkpoint := checkpoints[table]).skips:
+                used = _used_skips(checkpoint, prepared, skipped.get(table, {}))
+                settle_skips(self._connection, checkpoint, used, advance.end, now=now)
+        for table, error in failed.items():
+            mark_blocked(self._connection, [table], error, file=prepared.file.name, now=now)
+        self._count(entries, now)
+        return Outcome(counts={table: entry.counts for table, entry in entries.items()}, blocked=failed)
+
+    def _apply_parts(
+        self,
+        prepared: PreparedBatch,
+        checkpoints: Mapping[TableName, Checkpoint],
+        failed: Mapping[TableName, SyncError],
+    ) -> tuple[dict[TableName, Entry], dict[TableName, SyncError]]:
+        """Write the rows of the tables of *checkpoints* that have not *failed*; return what was done to each,
+        and the errors of those that fail now."""
+        parts = {t: part for t, part in prepared.parts.items() if t in checkpoints and t not in failed}
         entries: dict[TableName, Entry] = {}
-        failed = dict(failed)
-        parts = {t: part for t, part in prepared.parts.items() if t in watermarks and t not in failed}
+        newly_failed: dict[TableName, SyncError] = {}
         if self._may_cascade(parts):
             try:
-                entries = self._apply_in_order(prepared, parts)
+                return self._apply_in_order(prepared, parts), newly_failed
             except _TableFailedError as failure:
                 _leave_out_if_told(checkpoints[failure.table], failure.error)
                 raise
-        else:
-            for table in _parents_first(parts):
-                try:
-                    entries[table] = self._apply_part(prepared, parts[table])
-                except SyncError as reason:
-                    _leave_out_if_told(checkpoints[table], reason)
-                    failed[table] = reason
-        self._check_constraints(prepared, entries)
-        if end.is_finished:
-            self._advance_sequences()
-        healthy = {table: watermark for table, watermark in watermarks.items() if table not in failed}
-        advance_checkpoints(self._connection, healthy, entries, start=start, end=end, now=now)
-        self._settle_skips(prepared, [checkpoints[table] for table in healthy], skipped, end, now=now)
-        for table, error in failed.items():
-            mark_blocked(self._connection, [table], error, file=prepared.file, now=now)
-        self._add_metrics(entries, now)
-        if entries:
-            add_to_minute(self._connection, entries, now=now)
-        if self._run_id is not None and entries:
-            records = sum(entry.counts.records for entry in entries.values())
-            add_to_run(self._connection, self._run_id, records=records)
-        return Outcome(counts={table: entry.counts for table, entry in entries.items()}, blocked=failed)
-
-    def _settle_skips(
-        self,
-        prepared: PreparedBatch,
-        checkpoints: Iterable[Checkpoint],
-        skipped: Mapping[TableName, Mapping[Skip, SyncError | None]],
-        end: Position,
-        *,
-        now: dt.datetime,
-    ) -> None:
-        unreadable = prepared.parts.get(NO_TABLE)
-        lines = {located.line for located in unreadable.records} if unreadable else set()
-        for checkpoint in checkpoints:
-            if checkpoint.skips:
-                used = dict(skipped.get(checkpoint.table, {}))
-                for skip in checkpoint.skips:
-                    if skip.line in lines and skip.is_at(prepared.file, skip.line):
-                        used.setdefault(skip, None)
-                settle_skips(self._connection, checkpoint, used, end, now=now)
+        for table in _parents_first(parts):
+            try:
+                entries[table] = self._apply_part(prepared.file, parts[table])
+            except SyncError as reason:
+                _leave_out_if_told(checkpoints[table], reason)
+                newly_failed[table] = reason
+        return entries, newly_failed
 
     def _may_cascade(self, parts: Mapping[TableName, TablePart]) -> bool:
-        """Whether a delete of this batch can change rows that the batch has moved out of its way."""
+        """Whether a delete of this batch can change rows that the batch has moved out of its way.
+
+        Order line 1 leaves order 7, then order 7 is deleted, with ON DELETE CASCADE. Table by table, orders
+        come first, and the delete would take the line along, which nothing brings back.
+        Test: test_a_child_that_left_its_parent_before_the_parent_went_stays_whole.
+        """
         return not self._writer.is_silent and any(
             isinstance(part.plan, TablePlan) and part.plan.schema.has_cascades and part.plan.removes_rows
             for part in parts.values()
@@ -226,15 +233,9 @@ class Target:
         for table, run in runs_of_one_table(prepared.batch.records, parts):
             plan = parts[table].plan
             if isinstance(plan, TablePlan):
-                plan = plan_table(
-                    table,
-                    run,
-                    {table: plan.schema},
-                    file=prepared.file,
-                    is_plain_file=prepared.is_plain_file,
-                )
+                plan = try_plan(TableBatch(schema=plan.schema, records=run, file=prepared.file))
             try:
-                entry = self._apply_part(prepared, TablePart(records=run, plan=plan))
+                entry = self._apply_part(prepared.file, TablePart(records=run, plan=plan))
             except SyncError as error:
                 raise _TableFailedError(table, error) from error
             before = entries[table]
@@ -242,15 +243,14 @@ class Target:
             entries[table] = replace(entry, duration_ms=before.duration_ms + entry.duration_ms)
         return entries
 
-    def _apply_part(self, prepared: PreparedBatch, part: TablePart) -> Entry:
+    def _apply_part(self, file: FileContext, part: TablePart) -> Entry:
         if isinstance(part.plan, SyncError):
             raise part.plan
         started = time.monotonic()
+        batch = TableBatch(schema=part.plan.schema, records=part.records, file=file)
         with self._connection.transaction():
-            counts = self._writer.apply(
-                part.records, part.plan, file=prepared.file, is_plain_file=prepared.is_plain_file
-            )
-        self._sequences_due[part.plan.schema.name] = part.plan.schema
+            counts = apply_table(self._writer, batch, part.plan)
+        self._sequences_due[batch.schema.name] = batch.schema
         return Entry(
             counts=counts,
             last_change_at=parse_time(part.plan.last_ts),
@@ -258,53 +258,31 @@ class Target:
             duration_ms=round((time.monotonic() - started) * 1000),
         )
 
-    def _check_constraints(self, prepared: PreparedBatch, entries: Mapping[TableName, Entry]) -> None:
-        """Where constraints are awake, find out now whose rows break one, not at COMMIT."""
+    def _check_constraints(self, file: FileContext, entries: Mapping[TableName, Entry]) -> None:
+        """Where constraints are awake, find out now whose rows break one: at COMMIT all tables would fail.
+
+        Raises _TableFailedError. Test: test_a_child_whose_parent_is_not_whitelisted_blocks_alone.
+        """
         if self._writer.is_silent or not entries:
             return
-        try:
-            with self._connection.transaction():
-                self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        except psycopg.errors.IntegrityError as error:
-            table = self._find_offender(error, entries)
-            if table is None:
-                raise
-            raise _TableFailedError(
-                table,
-                ApplyError(
-                    f"the rows break the constraint {error.diag.constraint_name} of {error.diag.table_name}",
-                    hint="whitelist the table it refers to as well, or let the role set"
-                    " session_replication_role; it is tried again in every cycle",
-                    table=str(table),
-                    file=prepared.file,  # any of the batch's rows may be the one: there is no line to name
-                ),
-            ) from error
-
-    def _find_offender(self, error: psycopg.Error, entries: Mapping[TableName, Entry]) -> TableName | None:
-        """The table of the batch that broke a foreign key: the one that refers, else the one referred to."""
-        rows = self._connection.execute(
-            "SELECT n.nspname, c.relname FROM pg_constraint f"
-            " JOIN pg_class r ON r.oid = f.conrelid JOIN pg_namespace rn ON rn.oid = r.relnamespace"
-            " CROSS JOIN LATERAL (VALUES (1, r.oid), (2, pg_partition_root(r.oid)::oid), (3, f.confrelid),"
-            "  (4, pg_partition_root(f.confrelid)::oid)) AS candidate (rank, oid)"
-            " JOIN pg_class c ON c.oid = candidate.oid JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE f.conname = %s AND rn.nspname = %s AND r.relname = %s ORDER BY candidate.rank",
-            (error.diag.constraint_name, error.diag.schema_name, error.diag.table_name),
-        ).fetchall()
-        return next((name for row in rows if (name := TableName(*row)) in entries), None)
+        if (broken := check_constraints(self._connection, entries)) is not None:
+            table, cause = broken
+            raise _TableFailedError(table, constraint_error(cause, table, file=file.name)) from cause
 
     def _advance_sequences(self) -> None:
         for table, schema in list(self._sequences_due.items()):
             try:
                 with self._connection.transaction():
-                    self._writer.advance_sequences(schema)
+                    advance_sequences(self._writer.cursor, schema)
             except psycopg.ProgrammingError:
                 # A role that may not move a sequence may not draw from it, either; or the table has been
                 # changed or dropped since its catalog was read.
+                # Test: test_a_default_from_a_sequence_that_cannot_follow_its_column_stops_nothing.
                 pass
             del self._sequences_due[table]
 
-    def _add_metrics(self, entries: Mapping[TableName, Entry], now: dt.datetime) -> None:
+    def _count(self, entries: Mapping[TableName, Entry], now: dt.datetime) -> None:
+        """Add *entries* to the metrics, the minutes and the run."""
         try:
             add_metrics(self._connection, entries, metric_freq_hours=self._metric_freq_hours, now=now)
         except psycopg.Error as error:
@@ -314,6 +292,11 @@ class Target:
                 f"the metrics cannot be written ({type(error).__name__})",
                 hint="run 'python manage.py migrate'; nothing was applied without its metrics",
             ) from error
+        if entries:
+            add_to_minute(self._connection, entries, now=now)
+        if self._run_id is not None and entries:
+            records = sum(entry.counts.records for entry in entries.values())
+            add_to_run(self._connection, self._run_id, records=records)
 
 
 class _TableFailedError(Exception):
@@ -338,6 +321,20 @@ def _leave_out_if_told(checkpoint: Checkpoint, error: SyncError) -> None:
             raise _SkippedError(checkpoint.table, skip, error) from error
 
 
+def _used_skips(
+    checkpoint: Checkpoint, prepared: PreparedBatch, left_out: Mapping[Skip, SyncError | None]
+) -> dict[Skip, SyncError | None]:
+    """Return the skips of *checkpoint* that this batch has used: the records that it left out, each with its
+    error, and the lines of no table that an operator has said to skip."""
+    unreadable = prepared.parts.get(NO_TABLE)
+    lines = {located.line for located in unreadable.records} if unreadable else set()
+    used = dict(left_out)
+    for skip in checkpoint.skips:
+        if skip.line in lines and skip.is_at(prepared.file.name, skip.line):
+            used.setdefault(skip, None)
+    return used
+
+
 def parse_time(text: str | None) -> dt.datetime | None:
     """Return a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``), or None if it is none."""
     try:
@@ -353,7 +350,7 @@ def parse_time(text: str | None) -> dt.datetime | None:
 
 
 def _valid_lsn(text: str | None) -> str | None:
-    """A record's own LSN only informs; a plain file may hold anything there."""
+    """Return a record's own LSN, or None if it is none: it only informs, and a plain file may lack it."""
     try:
         return format_lsn(parse_lsn(text)) if text else None
     except ValueError:

@@ -16,7 +16,7 @@ from psycopg import Connection, sql
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 
-from syncdata.apply.plan.net_change import Counts
+from syncdata.apply.counts import Counts
 from syncdata.apply.position import START, Position, watermark_after
 from syncdata.apply.result import Entry
 from syncdata.apply.state.audit import parameters_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from syncdata.apply.plan.net_change import Counts
+from syncdata.apply.counts import Counts
 from syncdata.apply.result import Entry
 from syncdata.apply.state.audit import parameters_of
 from syncdata.changes.names import TableName

@@ -1,0 +1,28 @@
+"""How many records did what: the numbers that audit rows, metrics and results add up. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counts:
+    """Records by operation; ``missing``: rows that updates and deletes looked for and did not find, each
+    once a batch."""
+
+    added: int = 0
+    updated: int = 0
+    deleted: int = 0
+    truncated: int = 0
+    missing: int = 0
+
+    @property
+    def records(self) -> int:
+        return self.added + self.updated + self.deleted + self.truncated
+
+    def add(self, other: Counts) -> None:
+        self.added += other.added
+        self.updated += other.updated
+        self.deleted += other.deleted
+        self.truncated += other.truncated
+        self.missing += other.missing

@@ -1,0 +1,105 @@
+"""The values on both sides of the fold: one table's records, and the plan that they become. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from syncdata.apply.counts import Counts
+from syncdata.apply.plan.batches import FileContext
+from syncdata.apply.plan.columns import Key
+from syncdata.apply.plan.schema import ColumnType, TableSchema
+from syncdata.apply.plan.values import to_text
+from syncdata.changes.reader import LocatedRecord
+
+Mode = Literal["upsert", "update", "move"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableBatch:
+    """Records of one table, in their order, with what is needed to plan them: its schema and their file."""
+
+    schema: TableSchema
+    records: Sequence[LocatedRecord]
+    file: FileContext
+
+    def halves(self) -> tuple[TableBatch, TableBatch]:
+        middle = len(self.records) // 2
+        return replace(self, records=self.records[:middle]), replace(self, records=self.records[middle:])
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Rows that go to the server together: what is done with them, and the columns they carry."""
+
+    mode: Mode
+    columns: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class TablePlan:
+    """The net change of one table; net_change.py has the theory and an example.
+
+    ``gone``: key -> whether its row is expected to be there. ``writes``: rows of values in the order of
+    the shape's columns; those of a move begin with the key they leave. ``rekeyed``: a key in ``gone`` -> the
+    key that is upserted, where both are one row, so that a target whose deletes cascade can change the key
+    in place. A table without a key has no ``gone``: ``removals`` maps (columns, values) to how many such
+    rows to remove. ``replay_if_missing``: when an update or delete of this plan finds no row, the outcome is
+    not known, and the records must be replayed. ``is_order_sensitive``: they must be, in any case.
+    ``only_inserts``: the plan is one shape of new rows, which may be copied straight into the table.
+    """
+
+    schema: TableSchema
+    counts: Counts = field(default_factory=Counts)
+    truncate: bool = False
+    gone: dict[Key, bool] = field(default_factory=dict)
+    rekeyed: dict[Key, Key] = field(default_factory=dict)
+    removals: dict[tuple[tuple[str, ...], tuple[Any, ...]], int] = field(default_factory=dict)
+    writes: dict[Shape, list[tuple[Any, ...]]] = field(default_factory=dict)
+    is_order_sensitive: bool = False
+    only_inserts: bool = False
+    replay_if_missing: bool = False
+    last_ts: str | None = None
+
+    @property
+    def removes_rows(self) -> bool:
+        return self.truncate or bool(self.gone) or bool(self.removals)
+
+
+def as_replacement(plan: TablePlan) -> TablePlan | None:
+    """Return *plan* with every written row removed before any is written, or None where rows would lose.
+
+    Customers 1 and 2 swap their unique e-mail addresses: written one after the other, the first meets the
+    address that the second still holds; with both removed first, the two values never meet.
+    """
+    # A replay reads the records; a replacement has forgotten them.
+    # Test: test_a_moved_row_that_is_touched_again_must_be_there_or_the_records_are_replayed.
+    if plan.replay_if_missing:
+        return None
+    width = len(plan.schema.writable)
+    gone = dict(plan.gone)
+    writes: dict[Shape, list[tuple[Any, ...]]] = {}
+    for shape, rows in plan.writes.items():
+        if shape.mode == "move":
+            writes.setdefault(shape, []).extend(rows)
+            continue
+        key_of = key_getter(shape.columns, plan.schema.key)
+        if shape.mode == "update":
+            # A move from a key to itself: it completes the row with the columns it lacks, then removes it.
+            writes.setdefault(Shape("move", shape.columns), []).extend((*key_of(row), *row) for row in rows)
+        elif len(shape.columns) == width:
+            for row in rows:
+                gone.setdefault(key_of(row), False)
+            writes[shape] = rows
+        else:
+            # The target may hold the row with values in the columns that this INSERT lacks: only an upsert
+            # keeps them. Test: test_an_insert_that_lacks_columns_is_not_replaced.
+            return None
+    return replace(plan, gone=gone, writes=writes)
+
+
+def key_getter(columns: tuple[str, ...], key: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Key]:
+    """Return what reads the key, as text, out of a row of *columns*."""
+    positions = [columns.index(name) for name in key]
+    return lambda row: tuple([to_text(row[position], ColumnType()) or "" for position in positions])

@@ -1,0 +1,60 @@
+"""Applies a table's batch although the server may refuse it as a set: other ways to the same rows, and in
+the end the one record to blame. Knows the plan and the writer.
+
+Example: customers 1 and 2 swap their unique e-mail addresses in one batch. The upsert of both fails, for
+customer 1 gets the address that 2 still has. So both rows are removed and then written, which passes. If a
+third record of the batch breaks a CHECK, that fails, too. Then the batch is halved, and the halves are
+applied in their order, each as a set again; in the end that record is alone, refused, and known to the line.
+"""
+
+from __future__ import annotations
+
+import psycopg
+
+from syncdata.apply.counts import Counts
+from syncdata.apply.plan.net_change import make_plan
+from syncdata.apply.plan.table_plan import TableBatch, TablePlan, as_replacement
+from syncdata.apply.postgres.connection import is_servers_fault, record_error
+from syncdata.apply.postgres.keyed import ReplayNeededError
+from syncdata.apply.postgres.writer import RowWriter
+
+
+def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts:
+    """Apply *batch*, whose plan is *plan*, in the caller's savepoint. Returns the counts with ``missing``.
+
+    Raises ApplyError or SchemaError, with file and line, for the first record that cannot be applied,
+    and psycopg.OperationalError when the server is at fault. Test:
+    test_a_bad_value_is_found_to_the_line_and_never_shown.
+    """
+    try:
+        return writer.write(plan)
+    except (psycopg.Error, ReplayNeededError) as error:
+        if is_servers_fault(error):
+            raise
+        if len(batch.records) == 1:
+            refusal = error if isinstance(error, psycopg.Error) else None
+            (record,) = batch.records
+            raise record_error(refusal, record, batch.schema.name, file=batch.file.name) from error
+        if isinstance(error, psycopg.errors.UniqueViolation) and (counts := _replace(writer, plan)):
+            return counts
+    counts = Counts()
+    for half in batch.halves():
+        counts.add(apply_table(writer, half, make_plan(half)))
+    return counts
+
+
+def _replace(writer: RowWriter, plan: TablePlan) -> Counts | None:
+    """Apply *plan* by removing all its rows before writing any; None, with nothing done, if it fails.
+
+    Only where triggers and foreign keys stand aside: else a row that is removed for a moment could take
+    others along. Test: test_two_rows_swap_a_unique_value_in_one_batch.
+    """
+    replacement = as_replacement(plan) if writer.is_silent and plan.schema.key else None
+    if replacement is None:
+        return None
+    try:
+        return writer.write(replacement)
+    except (psycopg.Error, ReplayNeededError) as error:
+        if is_servers_fault(error):
+            raise
+        return None
