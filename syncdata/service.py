@@ -38,8 +38,8 @@ from syncdata.apply.sink import Outcome, Sink
 from syncdata.apply.state import queue as requests
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import (
-    Checkpoint,
     CheckpointMovedError,
+    TableCheckpoint,
     open_checkpoints,
     reset_checkpoints,
 )
@@ -372,7 +372,7 @@ class SyncDataService(TablesService):
         self,
         result: CycleResult,
         target: Target,
-        checkpoints: Sequence[Checkpoint],
+        checkpoints: Sequence[TableCheckpoint],
         stop: threading.Event,
         deadline: float | None,
         broken: Mapping[TableName, ParseError] | None = None,

@@ -20,8 +20,8 @@ from syncdata.apply.postgres.whole_table import empty_all
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import (
-    Checkpoint,
     Skip,
+    TableCheckpoint,
     lock_checkpoints,
     open_checkpoints,
     reset_checkpoints,
@@ -134,7 +134,7 @@ def _require_whitelisted(connection: Connection[Any], tables: Sequence[TableName
     return whitelist
 
 
-def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint]) -> list[TableName]:
+def _blocked_at(place: str, table: TableName, checkpoints: Sequence[TableCheckpoint]) -> list[TableName]:
     """Return the tables that go on when the record at *place* is skipped for *table*.
 
     Raises RequestError when that is not what blocks it.

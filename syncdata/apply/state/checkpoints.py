@@ -42,7 +42,7 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class TableCheckpoint:
     """One whitelisted table's position. ``reason``: what blocks it; a blocked table that is paused keeps it.
     A paused table keeps its position until it is resumed."""
 
@@ -70,7 +70,7 @@ class CheckpointMovedError(Exception):
     """Another process moved a checkpoint (a resync, a clear, a removal): read them again and go on."""
 
 
-def open_checkpoints(connection: Connection[Any]) -> list[Checkpoint]:
+def open_checkpoints(connection: Connection[Any]) -> list[TableCheckpoint]:
     """Give every whitelisted table a checkpoint, at the archive's beginning if it has none, and read all.
 
     A whitelisted name that must not be synced is not among them: its checkpoint is blocked and says why.
@@ -116,7 +116,7 @@ def _make_names_canonical(connection: Connection[Any]) -> dict[str, SyncError]:
     return refused
 
 
-def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName]) -> list[Checkpoint]:
+def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName]) -> list[TableCheckpoint]:
     """Lock and read the checkpoints of those *tables* that are whitelisted, always in one order."""
     rows = _rows(
         connection,
@@ -128,7 +128,7 @@ def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName])
 
 def require_position(
     connection: Connection[Any], watermarks: Mapping[TableName, int | None], position: Position
-) -> list[Checkpoint]:
+) -> list[TableCheckpoint]:
     """Lock and return the checkpoints of the tables of *watermarks*.
 
     Raises CheckpointMovedError unless all stand at *position*, each with its watermark, and none is paused.
@@ -267,8 +267,8 @@ def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list
     return cursor.execute(query, parameters).fetchall()
 
 
-def _checkpoint(row: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(
+def _checkpoint(row: dict[str, Any]) -> TableCheckpoint:
+    return TableCheckpoint(
         table=TableName.parse(row["table_name"]),
         position=Position(
             file=row["file"],

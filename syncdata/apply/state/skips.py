@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from syncdata.apply.position import Position
 from syncdata.apply.state.audit import log_action
-from syncdata.apply.state.checkpoints import Checkpoint, Skip
+from syncdata.apply.state.checkpoints import Skip, TableCheckpoint
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
@@ -39,7 +39,7 @@ def remember_skip(connection: Connection[Any], table: TableName, skip: Skip) -> 
 
 def settle_skips(
     connection: Connection[Any],
-    checkpoint: Checkpoint,
+    checkpoint: TableCheckpoint,
     used: Mapping[Skip, SyncError | None],
     end: Position,
     *,
