@@ -82,10 +82,10 @@ class TablesService:
     def find_unusual(self, names: Sequence[str]) -> list[Problem]:
         """Return what an operator should know of the whitelisted tables *names*.
 
-        Kinds are ``absent`` (no such table here yet) and ``keyless``. Raises WhitelistListError.
+        Kinds are ``absent`` (no such table here yet) and ``keyless``. Raises WhitelistAddError.
         """
         tables = [TableName.parse(name) for name in names]
-        with errors_as(WhitelistListError, "the tables cannot be looked up"):
+        with errors_as(WhitelistAddError, "the tables cannot be looked up"):
             existing = read_schemas(self._connector.connect(), tables)
         found = (_find_unusual(table, existing.get(table)) for table in tables)
         return [unusual for unusual in found if unusual is not None]
