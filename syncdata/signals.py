@@ -8,14 +8,14 @@ once, and keeps neither the other receivers nor the sync from going on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from django.db import close_old_connections
 from django.dispatch import Signal
 
-from syncdata.apply.result import Activity
+from syncdata.apply.result import Activity, CycleResult, SyncResult
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
 from syncdata.modelnames import find_model_of
@@ -53,38 +53,60 @@ sync_cycle_finished = SyncSignal()
 failed; ``error``: the ``SyncError`` that ended it, or None."""
 
 
-def announce_table(sender: type, database: str, table: TableName, action: str, activity: Activity) -> None:
-    counts = activity.counts
-    table_synced.send_robust(
-        sender,
-        database=database,
-        table=str(table),
-        model=find_model_of(table),
-        action=action,
-        records_added=counts.added,
-        records_updated=counts.updated,
-        records_deleted=counts.deleted,
-        records_truncated=counts.truncated,
-        files=activity.files,
-    )
+class SignalObserver:
+    """The worker's observer: announces what it hears as signals of *sender* for the alias *database*."""
 
+    def __init__(self, sender: type, database: str) -> None:
+        self._sender = sender
+        self._database = database
 
-def announce_block(sender: type, database: str, table: TableName, reason: SyncError) -> None:
-    table_blocked.send_robust(
-        sender,
-        database=database,
-        table=str(table),
-        model=find_model_of(table),
-        code=reason.code,
-        message=reason.message,
-        hint=reason.hint,
-        file=reason.file,
-        line=reason.line,
-    )
+    def cycle_finished(self, result: CycleResult, summary: SyncResult, error: SyncError | None) -> None:
+        with _fresh_connections():
+            for table in sorted(result.activity):
+                if result.activity[table].counts.records:
+                    self._announce_table("sync", table, result.activity[table])
+            for table in sorted(result.newly_blocked):
+                self._announce_block(table, result.newly_blocked[table])
+            sync_cycle_finished.send_robust(
+                self._sender, database=self._database, result=summary, error=error
+            )
+
+    def action_done(self, action: str, activity: Mapping[TableName, Activity]) -> None:
+        with _fresh_connections():
+            for table in sorted(activity):
+                self._announce_table(action, table, activity[table])
+
+    def _announce_table(self, action: str, table: TableName, activity: Activity) -> None:
+        counts = activity.counts
+        table_synced.send_robust(
+            self._sender,
+            database=self._database,
+            table=str(table),
+            model=find_model_of(table),
+            action=action,
+            records_added=counts.added,
+            records_updated=counts.updated,
+            records_deleted=counts.deleted,
+            records_truncated=counts.truncated,
+            files=activity.files,
+        )
+
+    def _announce_block(self, table: TableName, reason: SyncError) -> None:
+        table_blocked.send_robust(
+            self._sender,
+            database=self._database,
+            table=str(table),
+            model=find_model_of(table),
+            code=reason.code,
+            message=reason.message,
+            hint=reason.hint,
+            file=reason.file,
+            line=reason.line,
+        )
 
 
 @contextmanager
-def fresh_connections() -> Iterator[None]:
+def _fresh_connections() -> Iterator[None]:
     """Receivers may use the ORM, in a process that lives for weeks: Django's connections are checked
     before and after them, as they are before and after a request."""
     close_old_connections()

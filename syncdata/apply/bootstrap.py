@@ -1,22 +1,161 @@
-"""How a new table begins: with the rows of its newest good snapshot."""
+"""One pass over all tables: those at work go on, and new ones begin with their newest good snapshot.
+
+Knows snapshots, cycles and which table waits for which; knows nothing of the daemon that lets it run.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 
-from syncdata.apply.context import Tools
-from syncdata.apply.position import START
+from syncdata.apply.context import Context
+from syncdata.apply.cycle import Cycle
+from syncdata.apply.feed.snapshots import find_snapshots
+from syncdata.apply.plan.schema import parents_first
+from syncdata.apply.position import START, Advance
 from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, translate
 from syncdata.apply.postgres.shadow import ShadowTarget, drop_shadow
+from syncdata.apply.postgres.target import Target
+from syncdata.apply.progress import Progress
 from syncdata.apply.result import CycleResult
 from syncdata.apply.resync import load_newest, ms_since, replay, where_the_others_stand
+from syncdata.apply.sink import Outcome, Sink
+from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.archive.archive import SnapshotFile
 from syncdata.changes.names import TableName
 from syncdata.errors import ApplyError, ArchiveConnectionError, ParseError, SyncError
+from syncdata.runtime.bounded_stream import ReadingStopped
+
+logger = logging.getLogger(__name__)
+
+
+class RequestedError(Exception):
+    """A request has come in; the pass makes room for it between two batches, or the loads of two tables."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One pass over all whitelisted tables into *target*; *result* grows as it commits.
+
+    *watch* makes what a cycle tells its progress to. *is_called*: whether a request waits. *deadline*:
+    monotonic seconds after which new tables and those behind wait for the next pass.
+    """
+
+    context: Context
+    target: Target
+    result: CycleResult
+    watch: Callable[[], Progress]
+    is_called: Callable[[], bool]
+    deadline: float | None = None
+
+    def run(self) -> None:
+        """Bring all tables on. Those at work go first, for their freshness must not wait for a new table's
+        snapshot to be loaded; then the new ones begin, and go on with the others.
+
+        Raises RequestedError, CheckpointMovedError, and SyncError when it cannot go on.
+        """
+        checkpoints = self.target.checkpoints()
+        new = {checkpoint.table for checkpoint in checkpoints if checkpoint.position == START}
+        try:
+            snapshots = find_snapshots(self.context.archive, new, stop=self.context.stop)
+        except ReadingStopped:
+            return
+        self._advance([checkpoint for checkpoint in checkpoints if checkpoint.table not in snapshots])
+        if not snapshots:
+            return
+        bad_snapshots = self._begin_all(snapshots, {c.table: c.error for c in checkpoints})
+        # Those added or cleared since have not been looked for: they begin with the next cycle.
+        from_files = new - snapshots.keys() | bad_snapshots.keys()
+        self._advance(self._going_on(from_files), bad_snapshots)
+
+    def _advance(
+        self,
+        checkpoints: Sequence[TableCheckpoint],
+        bad_snapshots: Mapping[TableName, ParseError] | None = None,
+    ) -> None:
+        """Run a cycle for the tables of *checkpoints*."""
+        cycle = Cycle(
+            self.context.archive,
+            _InterruptibleSink(self.target, self.is_called),
+            limits=self.context.limits,
+            progress=self.watch(),
+            stop=self.context.stop,
+            deadline=self.deadline,
+            bad_snapshots=bad_snapshots,
+        )
+        try:
+            cycle.run(checkpoints)
+        finally:
+            self.result.add(cycle.result)  # what was applied before it failed, too
+
+    def _begin_all(
+        self,
+        snapshots: Mapping[TableName, Sequence[SnapshotFile]],
+        reasons: Mapping[TableName, str | None],
+    ) -> dict[TableName, ParseError]:
+        """Let the tables of *snapshots* begin, until the time is up; return why the newest snapshot is none,
+        by table. *reasons*: what blocked them before."""
+        bad_snapshots = {}
+        for table in self._parents_first(snapshots.keys()):
+            if self.context.stop.is_set():
+                break
+            if self.is_called():
+                raise RequestedError
+            try:
+                beginning = begin(self.context, table, snapshots[table])
+            except ReadingStopped:
+                break
+            if beginning.broken is not None:
+                bad_snapshots[table] = beginning.broken
+            self._note(table, beginning, reason_before=reasons.get(table))
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                break
+        return bad_snapshots
+
+    def _parents_first(self, tables: Collection[TableName]) -> list[TableName]:
+        schemas = self.target.schemas(tables)
+        return parents_first(
+            {table: schemas[table].parents if table in schemas else frozenset() for table in tables}
+        )
+
+    def _note(self, table: TableName, beginning: Beginning, *, reason_before: str | None) -> None:
+        if beginning.error is not None:
+            logger.error("%s", beginning.error, extra=beginning.error.fields | {"table": str(table)})
+            self.target.block({table: None}, beginning.error, start=START)
+            self.result.note_blocked(table, beginning.error, reason_before=reason_before)
+            self.result.failed += 1
+        elif beginning.result is not None:
+            logger.info("%s begins with its newest snapshot", table)
+            self.result.add(beginning.result)
+
+    def _going_on(self, from_files: Collection[TableName]) -> list[TableCheckpoint]:
+        """Return the checkpoints of those that have begun, and of *from_files*, which begin with files."""
+        return [
+            checkpoint
+            for checkpoint in self.target.checkpoints()
+            if checkpoint.table not in self.result.blocked
+            and (checkpoint.position != START or checkpoint.table in from_files)
+        ]
+
+
+class _InterruptibleSink:
+    """The sink, until somebody calls: then the next batch is not begun."""
+
+    def __init__(self, sink: Sink[Any], is_called: Callable[[], bool]) -> None:
+        self._sink = sink
+        self._is_called = is_called
+        self.begin_file, self.prepare = sink.begin_file, sink.prepare
+        self.block, self.unblock = sink.block, sink.unblock
+
+    def apply(self, prepared: Any, advance: Advance) -> Outcome:
+        if self._is_called():
+            raise RequestedError
+        return self._sink.apply(prepared, advance)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,7 +168,7 @@ class Beginning:
     error: SyncError | None = None
 
 
-def begin(tools: Tools, table: TableName, snapshots: Sequence[SnapshotFile]) -> Beginning:
+def begin(context: Context, table: TableName, snapshots: Sequence[SnapshotFile]) -> Beginning:
     """Load the newest good one of *snapshots* into *table*, which stands at the archive's beginning.
 
     Its checkpoint, an audit row and the run's books commit with the rows. Where foreign keys are awake
@@ -40,22 +179,22 @@ def begin(tools: Tools, table: TableName, snapshots: Sequence[SnapshotFile]) -> 
     started = time.monotonic()
     beginning = Beginning()
     try:
-        shadow = ShadowTarget(tools.connection, table)
-        group = load_newest(tools, shadow, table, snapshots)
+        shadow = ShadowTarget(context.connection, table)
+        group = load_newest(context, shadow, table, snapshots)
         beginning.broken = shadow.broken
         if shadow.began_with is None:
             return beginning
         until = None
         if shadow.must_fit_others:
-            until = where_the_others_stand(tools.connection, table, counts_paused=True)
-        result = replay(tools, shadow, group, until or group.position)
+            until = where_the_others_stand(context.connection, table, counts_paused=True)
+        result = replay(context, shadow, group, until or group.position)
         shadow.exchange(
             group.position_of(table),
             action="snapshot",
-            now=tools.clock(),
+            now=context.clock(),
             duration_ms=ms_since(started),
             only_from=START,
-            run_id=tools.run_id,
+            run_id=context.run_id,
         )
         beginning.result = result
     except ArchiveConnectionError:
@@ -67,7 +206,7 @@ def begin(tools: Tools, table: TableName, snapshots: Sequence[SnapshotFile]) -> 
     except SyncError as error:
         beginning.error = error
     finally:
-        drop_shadow(tools.connection)
+        drop_shadow(context.connection)
     return beginning
 
 

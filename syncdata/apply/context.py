@@ -1,23 +1,31 @@
-"""What all work on the local side needs: archive, connection, limits, who watches, when to stop."""
+"""What all work on the local side needs: what is opened for it, whom it tells, what travels through it.
+
+The ports here are how the local side speaks to Django, which it does not know.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from psycopg import Connection
 
 from syncdata.apply.plan.batches import Limits
+from syncdata.apply.position import Position
 from syncdata.apply.progress import NoProgress, Progress
+from syncdata.apply.result import Activity, CycleResult, SyncResult
 from syncdata.archive.archive import Archive
+from syncdata.changes.names import TableName
+from syncdata.errors import SyncError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What both need, besides the table."""
+class Context:
+    """One piece of work. ``requested_by``: who asked for it, for the audit log. ``run_id``: whose counts it
+    adds to."""
 
     archive: Archive
     connection: Connection[Any]
@@ -27,3 +35,103 @@ class Tools:
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
     run_id: int | None = None
     requested_by: str | None = None
+
+
+class Session(Protocol):
+    """A connection to the local database, and the lock that makes its holder the only daemon there."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def connect(self) -> Connection[Any]:
+        """Return the connection; a new one, with the lock if that was held, where it has broken.
+
+        Raises SyncError when that cannot be had.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+    def lock(self) -> None:
+        """Become the only daemon. Raises RunError when there is another."""
+        ...
+
+    def unlock(self) -> None: ...
+
+
+class Observer(Protocol):
+    """Who is told what was done, after its commit and outside of any transaction."""
+
+    def cycle_finished(self, result: CycleResult, summary: SyncResult, error: SyncError | None) -> None:
+        """A cycle has ended; *result* and *summary* hold what was applied even when *error* ended it."""
+        ...
+
+    def action_done(self, action: str, activity: Mapping[TableName, Activity]) -> None:
+        """A ``resync`` or ``clear`` of the tables of *activity* is done."""
+        ...
+
+
+class Mirror(Protocol):
+    """A copy of the state outside of the database, for tools that look there."""
+
+    def adopt(self, connection: Connection[Any]) -> None:
+        """Where the database holds no checkpoint yet, begin where the mirror says. Raises psycopg.Error."""
+        ...
+
+    def save(self, connection: Connection[Any], position: Position, *, now: dt.datetime) -> None:
+        """Mirror the state; *position* is where the farthest table stands. Raises SyncError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    limits: Limits
+    metric_freq_hours: int
+    interval_s: int
+
+
+class Resources:
+    """What one process works with: a session and an archive, each opened when it is asked for, settings,
+    and who is told of the work. *progress*: who watches it, if anybody."""
+
+    def __init__(
+        self,
+        session: Session,
+        open_archive: Callable[[], Archive],
+        settings: Settings,
+        *,
+        observer: Observer,
+        mirror: Mirror,
+        progress: Progress | None = None,
+    ) -> None:
+        self.session = session
+        self.settings = settings
+        self.observer = observer
+        self.mirror = mirror
+        self.progress = progress
+        self._open_archive = open_archive
+        self._archive: Archive | None = None
+
+    def connect(self) -> Connection[Any]:
+        """Return the session's connection, which may be another than before. Raises SyncError."""
+        return self.session.connect()
+
+    def archive(self) -> Archive:
+        if self._archive is None:
+            self._archive = self._open_archive()
+        return self._archive
+
+    def close_archive(self) -> None:
+        if self._archive is not None:
+            archive, self._archive = self._archive, None
+            archive.close()
+
+    def context(self, stop: threading.Event) -> Context:
+        """Return what a piece of work needs that ends early once *stop* is set."""
+        return Context(
+            archive=self.archive(),
+            connection=self.connect(),
+            limits=self.settings.limits,
+            progress=self.progress or NoProgress(),
+            stop=stop,
+        )

@@ -1,9 +1,10 @@
-"""What was done, as values: to one table by one batch, by a cycle, by a resync."""
+"""What was done, as values: to one table by one batch, by a cycle, by a resync, and summed up for callers."""
 
 from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass, field
+from typing import Self
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.position import Position
@@ -79,3 +80,45 @@ class CycleResult:
         self.blocked[table] = error
         if str(error) != reason_before:
             self.newly_blocked[table] = error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncResult:
+    """What a cycle or a resync did. ``records_skipped``: of tables that did not take part;
+    ``records_failed``: of tables that are blocked now; ``duration`` in seconds; ``last_lsn`` as ``X/Y``.
+    ``waiting_for``: the newest change file, while it is still being written."""
+
+    files_processed: int = 0
+    records_added: int = 0
+    records_updated: int = 0
+    records_deleted: int = 0
+    records_truncated: int = 0
+    records_skipped: int = 0
+    records_failed: int = 0
+    duration: float = 0.0
+    last_lsn: str = ""
+    blocked: tuple[str, ...] = ()
+    errors: tuple[SyncError, ...] = ()
+    waiting_for: str = ""
+
+    @classmethod
+    def of(cls, result: CycleResult, *, duration_s: float) -> Self:
+        counts = result.counts
+        return cls(
+            files_processed=result.files_processed,
+            records_added=counts.added,
+            records_updated=counts.updated,
+            records_deleted=counts.deleted,
+            records_truncated=counts.truncated,
+            records_skipped=result.skipped,
+            records_failed=result.failed,
+            duration=duration_s,
+            last_lsn=result.last_lsn,
+            blocked=tuple(sorted(str(table) for table in result.blocked)),
+            errors=tuple(dict.fromkeys(result.blocked.values())),
+            waiting_for=result.waiting_for,
+        )
+
+    @property
+    def records_synced(self) -> int:
+        return self.records_added + self.records_updated + self.records_deleted + self.records_truncated

@@ -6,14 +6,16 @@ the new ones, never an empty or half-built table; whatever fails leaves the old 
 
 from __future__ import annotations
 
+import datetime as dt
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 
-from syncdata.apply.context import Tools
+from syncdata.apply.context import Context
 from syncdata.apply.cycle import Cycle
 from syncdata.apply.feed.groups import Group
 from syncdata.apply.feed.snapshots import find_snapshots
@@ -21,14 +23,19 @@ from syncdata.apply.position import START, Position
 from syncdata.apply.postgres.connection import prepare_session, translate
 from syncdata.apply.postgres.shadow import ShadowTarget, drop_shadow
 from syncdata.apply.result import Activity, CycleResult
+from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import open_checkpoints
+from syncdata.apply.state.queries import read_tables
+from syncdata.apply.whitelist import parse_all
 from syncdata.archive.archive import SnapshotFile
 from syncdata.changes.names import TableName
 from syncdata.errors import ResyncError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
 
+logger = logging.getLogger(__name__)
 
-def rebuild(tools: Tools, table: TableName) -> CycleResult:
+
+def rebuild(context: Context, table: TableName) -> CycleResult:
     """Rebuild *table* from its newest snapshot, else the first change file, to where the other tables
     stand, or to the end.
 
@@ -36,20 +43,20 @@ def rebuild(tools: Tools, table: TableName) -> CycleResult:
     """
     started = time.monotonic()
     try:
-        prepare_session(tools.connection)
+        prepare_session(context.connection)
         # A paused table may stand far back for long, and readers would see this one go back to it.
-        until = where_the_others_stand(tools.connection, table, counts_paused=False)
-        snapshots = find_snapshots(tools.archive, [table], stop=tools.stop).get(table, [])
-        shadow = ShadowTarget(tools.connection, table)
-        group = load_newest(tools, shadow, table, snapshots)
-        result = replay(tools, shadow, group, until)
+        until = where_the_others_stand(context.connection, table, counts_paused=False)
+        snapshots = find_snapshots(context.archive, [table], stop=context.stop).get(table, [])
+        shadow = ShadowTarget(context.connection, table)
+        group = load_newest(context, shadow, table, snapshots)
+        result = replay(context, shadow, group, until)
         position = group.position_of(table)
         shadow.exchange(
             position,
             action="resync",
-            now=tools.clock(),
+            now=context.clock(),
             duration_ms=ms_since(started),
-            requested_by=tools.requested_by,
+            requested_by=context.requested_by,
         )
         return result
     except ReadingStopped:
@@ -59,29 +66,29 @@ def rebuild(tools: Tools, table: TableName) -> CycleResult:
     except SyncError as error:
         raise _not_rebuilt(table, error) from error
     finally:
-        drop_shadow(tools.connection)
+        drop_shadow(context.connection)
 
 
 def load_newest(
-    tools: Tools, shadow: ShadowTarget, table: TableName, snapshots: Sequence[SnapshotFile]
+    context: Context, shadow: ShadowTarget, table: TableName, snapshots: Sequence[SnapshotFile]
 ) -> Group:
     position = shadow.load_newest(
-        tools.archive, snapshots, limits=tools.limits, progress=tools.progress, stop=tools.stop
+        context.archive, snapshots, limits=context.limits, progress=context.progress, stop=context.stop
     )
     return Group(position, {table: position.commit_lsn})
 
 
-def replay(tools: Tools, shadow: ShadowTarget, group: Group, until: Position | None) -> CycleResult:
+def replay(context: Context, shadow: ShadowTarget, group: Group, until: Position | None) -> CycleResult:
     """Apply the change files after *group* up to *until*, or to their end, to *shadow*.
 
     Raises ResyncError when the archive ends before *until* or holds nothing, and ReadingStopped.
     """
     cycle = Cycle(
-        tools.archive,
+        context.archive,
         shadow,
-        limits=tools.limits,
-        progress=tools.progress,
-        stop=tools.stop,
+        limits=context.limits,
+        progress=context.progress,
+        stop=context.stop,
         bad_snapshots={} if shadow.broken is None else dict.fromkeys(group.tables, shadow.broken),
     )
     result = cycle.result
@@ -95,7 +102,7 @@ def replay(tools: Tools, shadow: ShadowTarget, group: Group, until: Position | N
     if until is not None:
         files = [file for file in files if (file.stem, False, 0) < until.order]
     cycle.advance(group, files, until=until)
-    if tools.stop.is_set():
+    if context.stop.is_set():
         raise ReadingStopped
     is_short = until is not None and not group.position.has_reached(until)
     if is_short or group.position == START:
@@ -129,6 +136,34 @@ def _not_rebuilt(table: TableName, error: SyncError) -> ResyncError:
         file=error.file,
         line=error.line,
     )
+
+
+def require_whitelisted(connection: Connection[Any], table: TableName) -> None:
+    """Raises ResyncError unless *table* is whitelisted, and psycopg.Error."""
+    if table not in parse_all(info.table_name for info in read_tables(connection)):
+        raise ResyncError(
+            "the table is not whitelisted",
+            hint=f"run 'python manage.py add_tables {table}'",
+            table=str(table),
+        )
+
+
+def audit_failure(
+    connect: Callable[[], Connection[Any]], table: TableName, error: ResyncError, requested_by: str | None
+) -> None:
+    """Audit that *table* was not rebuilt, over a new connection where the old one is what failed."""
+    try:
+        log_action(
+            connect(),
+            table,
+            action="resync",
+            reference=error.file or "",
+            now=dt.datetime.now(dt.UTC),
+            error=error,
+            requested_by=requested_by,
+        )
+    except (psycopg.Error, SyncError) as log_error:
+        logger.warning("the failed resync is not in the audit log: %s", type(log_error).__name__)
 
 
 def ms_since(started: float) -> int:

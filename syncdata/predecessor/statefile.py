@@ -6,9 +6,6 @@ to go on where it stopped; a file of ours carries a mark, so that it is never ta
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from syncdata.errors import StateLoadError, StateSaveError
+from syncdata.runtime.durable import replace_file
 
 STATE_FILE_NAME = ".syncdata_state.json"
 WRITTEN_BY = "syncdata-django"
@@ -92,7 +90,7 @@ def save_state(path: Path, state: SyncState) -> None:
     Raises StateSaveError when the directory cannot be written.
     """
     try:
-        _replace(path, format_state(state))
+        replace_file(path, format_state(state))
     except OSError as error:
         raise StateSaveError(
             f"cannot write {path}: {error.strerror}",
@@ -118,26 +116,3 @@ def _load_error(path: Path, reason: str) -> StateLoadError:
         f"cannot read {path}: {reason}",
         hint="the database has the checkpoints; delete the file or leave it to be rewritten",
     )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    fd, temporary = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _fsync_directory(path.parent)
-
-
-def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -173,7 +173,7 @@ def test_a_stop_while_the_next_file_is_slow_to_come_keeps_what_was_applied(pair:
     pair.write(FIRST, [insert("t", id=1)])
     pair.write(SECOND, [insert("t", id=2)])
     service, archive = pair.service(), SlowArchive(pair.archive)
-    service._archive = archive
+    service._resources._archive = archive
     with running(service):
         assert archive.is_waiting.wait(10)
     assert ids(pair) in ([], [1])

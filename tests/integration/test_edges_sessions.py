@@ -181,15 +181,16 @@ def test_the_loop_survives_a_connection_that_breaks_after_the_cycle(
 ) -> None:
     stop, is_cut = threading.Event(), threading.Event()
     with one.service() as service:
-        save_state = service._save_state
+        mirror = service._resources.mirror
+        save = mirror.save
 
-        def cut_and_save(*arguments: Any) -> None:
+        def cut_and_save(*arguments: Any, **options: Any) -> None:
             if not is_cut.is_set():
                 one.rows(CUT_ALL)
                 is_cut.set()  # not before: the test's own next session must not be among them
-            save_state(*arguments)
+            save(*arguments, **options)
 
-        monkeypatch.setattr(service, "_save_state", cut_and_save)
+        monkeypatch.setattr(mirror, "save", cut_and_save)
         loop = threading.Thread(target=service.run_loop, kwargs={"interval_s": 1, "stop": stop})
         loop.start()
         assert is_cut.wait(10)

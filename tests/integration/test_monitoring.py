@@ -138,7 +138,7 @@ def test_a_collector_can_join_the_hosts_registry_without_a_database(users: World
 
 def test_health_is_503_until_a_daemon_runs(users: World, rf: RequestFactory) -> None:
     assert health_view(rf.get("/health/")).status_code == 503
-    with users.service() as service, service._run(60):
+    with users.service() as service, service._worker.running(60):
         response = health_view(rf.get("/health/"))
     assert response.status_code == 200
     assert json.loads(response.content) | {"last_sync": ""} == {
@@ -251,7 +251,7 @@ def test_django_health_check_asks_us(users: World, rf: RequestFactory) -> None:
     response = view(rf.get("/ht/?format=json"))
     assert response.status_code == 500
     assert json.loads(response.content)["SyncData()"].endswith("daemon not-started, 0 of 1 tables blocked")
-    with users.service() as service, service._run(60):
+    with users.service() as service, service._worker.running(60):
         assert view(rf.get("/ht/?format=json")).status_code == 200
     disconnect(users)
     assert b"SHD_SYN_090" in view(rf.get("/ht/?format=json")).content

@@ -179,7 +179,7 @@ def test_an_archive_that_cannot_be_closed_is_a_close_error(users: World) -> None
             raise OSError("stuck")
 
     service = users.service()
-    service._archive = Stuck()  # type: ignore[assignment]
+    service._resources._archive = Stuck()  # type: ignore[assignment]
     with pytest.raises(CloseError) as caught:
         service.close()
     assert str(caught.value).startswith("SHD_SYN_093: ")

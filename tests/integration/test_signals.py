@@ -189,7 +189,8 @@ def test_a_cycle_that_fails_announces_what_it_applied_and_why_it_ended(
     listener.heard.clear()
     users.write(SECOND, [insert("users", id=2)])
     with users.service() as service:
-        monkeypatch.setattr(service, "_save_state", lambda *args: users.execute("DROP TABLE data_sync_runs"))
+        drop = lambda *args, **options: users.execute("DROP TABLE data_sync_runs")  # noqa: E731
+        monkeypatch.setattr(service._resources.mirror, "save", drop)
         with pytest.raises(SyncError):
             service.run_once()
     assert [name for name, _ in listener.heard] == ["synced", "finished"]

@@ -1,0 +1,172 @@
+"""One run of a daemon: cycle after cycle, each noted in the state, mirrored and told of.
+
+Knows when a cycle begins anew and how it ends; knows nothing of what happens between two cycles.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import psycopg
+
+from syncdata.apply.bootstrap import Pass, RequestedError
+from syncdata.apply.context import Resources
+from syncdata.apply.position import Position
+from syncdata.apply.postgres.connection import translated_errors
+from syncdata.apply.postgres.target import Target
+from syncdata.apply.progress import WaitingProgress
+from syncdata.apply.result import CycleResult, SyncResult
+from syncdata.apply.state.checkpoints import CheckpointMovedError
+from syncdata.apply.state.metrics import forget_minutes
+from syncdata.apply.state.runs import end_cycle, end_run, note_waiting, start_run
+from syncdata.errors import CycleError, SyncError
+
+logger = logging.getLogger(__name__)
+
+# Resyncs and clears move checkpoints under a cycle; that many in a row are no coincidence any more.
+_MOST_RESTARTS = 10
+_MINUTES_KEPT = dt.timedelta(days=2)
+
+
+class Run:
+    """A run of this process, which holds the daemon's lock.
+
+    *make_room* is called before each pass: it does what operators ask for, and returns how to see in the
+    middle of the pass that they ask for more.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        make_room: Callable[[threading.Event], Callable[[], bool]],
+        *,
+        interval_s: int,
+    ) -> None:
+        """Note that it begins. Raises psycopg.Error."""
+        self._resources = resources
+        self._make_room = make_room
+        self._target: Target | None = None
+        self.id = start_run(
+            resources.connect(), host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
+        )
+
+    def end(self) -> None:
+        """Note that it has ended, unless the connection has broken."""
+        try:
+            if self._resources.session.is_open:
+                end_run(self._resources.connect(), self.id, now=_utcnow())
+        except psycopg.Error as error:
+            logger.warning("the end of the run is not noted: %s", type(error).__name__)
+
+    def cycle(self, stop: threading.Event, *, deadline: float | None = None) -> SyncResult:
+        """Run one cycle, and note and tell how it went. Raises SyncError when it fails."""
+        started = time.monotonic()
+        result = CycleResult()
+        failure: SyncError | None = None
+        try:
+            self._advance_tables(result, stop, deadline)
+            summary = SyncResult.of(result, duration_s=time.monotonic() - started)
+            self._end_cycle(result, summary)
+        except SyncError as error:
+            failure, summary = error, SyncResult.of(result, duration_s=time.monotonic() - started)
+            self._note_failure(error)
+        self._resources.observer.cycle_finished(result, summary, failure)
+        if failure is not None:
+            raise failure
+        return summary
+
+    def _advance_tables(self, result: CycleResult, stop: threading.Event, deadline: float | None) -> None:
+        """Apply what is new, and add it to *result* as it commits."""
+        restarts = 0
+        while True:
+            # Those that a pass found blocked are tried again by the next.
+            result.blocked.clear()
+            result.failed = 0
+            is_called = self._make_room(stop)
+            one_pass = Pass(
+                context=replace(self._resources.context(stop), run_id=self.id),
+                target=self._open_target(),
+                result=result,
+                watch=lambda: WaitingProgress(self._note_waiting, self._resources.progress),
+                is_called=is_called,
+                deadline=deadline,
+            )
+            try:
+                one_pass.run()
+                break
+            except RequestedError:
+                logger.debug("the cycle makes room for a request")
+            except CheckpointMovedError:
+                logger.info("a checkpoint was moved by another process; the cycle begins again")
+                restarts += 1
+                if restarts == _MOST_RESTARTS:
+                    raise CycleError(
+                        "other processes keep moving the checkpoints",
+                        hint="let running resync and clear commands finish; the next cycle tries again",
+                    ) from None
+        if stop.is_set():
+            self._resources.close_archive()  # It may have been closed in the middle of a fetch.
+
+    def _end_cycle(self, result: CycleResult, summary: SyncResult) -> None:
+        self._open_target().rest()
+        now = _utcnow()
+        errors = [*summary.errors, *self._save_mirror(result.position, now)]
+        self._note_cycle(errors, now=now)
+        logger.log(
+            logging.INFO if summary.files_processed or errors else logging.DEBUG,
+            "cycle done: %d file(s), %d added, %d updated, %d deleted, %d skipped, %d failed in %.1f s",
+            summary.files_processed,
+            summary.records_added,
+            summary.records_updated,
+            summary.records_deleted,
+            summary.records_skipped,
+            summary.records_failed,
+            summary.duration,
+            extra={"records": summary.records_synced},
+        )
+
+    def _save_mirror(self, position: Position, now: dt.datetime) -> list[SyncError]:
+        """Return what went wrong: the state itself is safe in the database."""
+        try:
+            self._resources.mirror.save(self._resources.connect(), position, now=now)
+        except SyncError as error:
+            logger.error("%s", error, extra=error.fields)
+            return [error]
+        return []
+
+    def _note_failure(self, error: SyncError) -> None:
+        """Note that a cycle failed, or drop the connection if that fails, too: with the same cause."""
+        try:
+            self._note_cycle([error], now=_utcnow())
+        except SyncError:
+            self._resources.session.close()
+
+    def _note_cycle(self, errors: Sequence[SyncError], *, now: dt.datetime) -> None:
+        last_error = errors[-1] if errors else None
+        connection = self._resources.connect()
+        with translated_errors():
+            end_cycle(connection, self.id, now=now, errors=len(errors), last_error=last_error)
+            forget_minutes(connection, before=now - _MINUTES_KEPT)
+
+    def _note_waiting(self, files: int, size_bytes: int) -> None:
+        connection = self._resources.connect()
+        with translated_errors():
+            note_waiting(connection, self.id, files=files, size_bytes=size_bytes)
+
+    def _open_target(self) -> Target:
+        connection = self._resources.connect()
+        if self._target is None or not self._target.is_on(connection):
+            hours = self._resources.settings.metric_freq_hours
+            self._target = Target(connection, metric_freq_hours=hours, run_id=self.id)
+        return self._target
+
+
+def _utcnow() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

@@ -1,0 +1,240 @@
+"""The worker of the local side: the daemon's loop, what it does between cycles, and what others ask of it.
+
+Knows the order of cycles, requests and pauses, and whom to tell; knows nothing of how a cycle goes, or of
+Django.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+
+from syncdata.apply import actions
+from syncdata.apply.context import Resources
+from syncdata.apply.position import START
+from syncdata.apply.postgres.connection import translate, translated_errors
+from syncdata.apply.progress import Progress, RequestProgress
+from syncdata.apply.result import Activity, SyncResult
+from syncdata.apply.resync import audit_failure, rebuild, require_whitelisted
+from syncdata.apply.run import Run
+from syncdata.apply.state import queue
+from syncdata.apply.state.queue import Listener, Request
+from syncdata.changes.names import TableName
+from syncdata.errors import RequestError, ResyncError, SyncError
+from syncdata.runtime.retry import Backoff
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
+# How soon a daemon that waits for its next cycle sees that it is to stop.
+_LISTEN_S = 0.2
+_OUTCOMES = {"retry": "a cycle is started", "skip": "skipped when its batch is applied"}
+# After these requests there is something to sync.
+_CALLS_FOR_CYCLE = frozenset({"resume", "retry", "skip", "clear"})
+
+
+class Worker:
+    """One process's work; not for several threads at once."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._listener: Listener | None = None
+
+    # Cycles
+
+    def run_loop(self, *, interval_s: int | None, stop: threading.Event) -> None:
+        """Run cycles until *stop* is set; between them and their batches, do what operators ask for.
+
+        A cycle that fails is logged, counted and tried again: soon when the archive or the database went
+        away, else after the interval. Raises RunError when another daemon runs on this database.
+        """
+        interval_s = interval_s or self._resources.settings.interval_s
+        backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
+        with self.running(interval_s) as run:
+            while not stop.is_set():
+                pause_s: float = interval_s
+                try:
+                    run.cycle(stop, deadline=time.monotonic() + interval_s)
+                    backoff.reset()
+                except SyncError as error:
+                    logger.error("%s", error, extra=error.fields)
+                    pause_s = min(interval_s, backoff.next_s())
+                self._rest(stop, pause_s)
+
+    def run_once(self, stop: threading.Event) -> SyncResult:
+        """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""
+        with self.running(self._resources.settings.interval_s) as run:
+            return run.cycle(stop)
+
+    @contextmanager
+    def running(self, interval_s: int) -> Iterator[Run]:
+        """Be the one daemon of this database meanwhile. Raises RunError, SyncError or psycopg.Error."""
+        connection, session = self._resources.connect(), self._resources.session
+        run = None
+        try:
+            session.lock()
+            if self._listener is not None:
+                self._listener.ring()  # for what a run that was stopped has left
+            self._resources.mirror.adopt(connection)
+            run = Run(self._resources, self._make_room, interval_s=interval_s)
+            logger.info("process %d syncs from %s", os.getpid(), self._resources.archive().describe())
+            yield run
+        finally:
+            if run is not None:
+                run.end()
+            try:
+                session.unlock()
+            except psycopg.Error as error:
+                logger.warning("the lock goes with the lost session: %s", type(error).__name__)
+
+    # What others ask for
+
+    def resync(
+        self,
+        table: TableName,
+        *,
+        stop: threading.Event,
+        progress: Progress | None = None,
+        requested_by: str | None = None,
+    ) -> SyncResult:
+        """Rebuild *table* from its newest snapshot, else from the first change file.
+
+        Raises ResyncError, and the old rows remain; or psycopg.Error before it begins.
+        """
+        started = time.monotonic()
+        connection = self._resources.connect()
+        require_whitelisted(connection, table)
+        try:
+            self._resources.mirror.adopt(connection)
+            context = replace(self._resources.context(stop), requested_by=requested_by)
+            result = rebuild(replace(context, progress=progress or context.progress), table)
+        except ResyncError as error:
+            audit_failure(self._resources.connect, table, error, requested_by)
+            raise
+        summary = SyncResult.of(result, duration_s=time.monotonic() - started)
+        logger.info(
+            "%s is rebuilt from %d files",
+            table,
+            summary.files_processed,
+            extra={"table": str(table), "records": summary.records_synced},
+        )
+        self._resources.observer.action_done("resync", {table: Activity()} | result.activity)
+        return summary
+
+    def tell_of_clear(self, tables: Sequence[TableName]) -> None:
+        """Mirror and announce that *tables* have been emptied, after the commit of that."""
+        self._resources.mirror.save(self._resources.connect(), START, now=_utcnow())
+        self._resources.observer.action_done("clear", {table: Activity() for table in tables})
+
+    def _rest(self, stop: threading.Event, seconds: float) -> None:
+        """Wait for the next cycle, and do what operators ask for meanwhile; some of it makes it come now."""
+        deadline = time.monotonic() + seconds
+        while not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
+            try:
+                if self._work_off_requests(stop) & _CALLS_FOR_CYCLE:
+                    return
+                self._open_listener().wait(min(left_s, _LISTEN_S))
+            except (psycopg.Error, SyncError) as error:
+                # The cycle that comes next reports a database that stays away.
+                logger.debug("not listening for requests: %s", type(error).__name__)
+                stop.wait(min(left_s, _FIRST_RETRY_S))
+
+    def _make_room(self, stop: threading.Event) -> Callable[[], bool]:
+        """Do what operators ask for; return how to see, after any statement, that they ask for more."""
+        self._work_off_requests(stop)
+        listener = self._open_listener()
+        return lambda: listener.has_rung
+
+    def _work_off_requests(self, stop: threading.Event) -> set[str]:
+        """Carry out what waits in the queue, oldest first; return the actions that were carried out."""
+        done = set()
+        listener = self._open_listener()
+        if listener.answer():
+            connection = self._resources.connect()
+            try:
+                while not stop.is_set() and (request := queue.take(connection)) is not None:
+                    self._attempt(connection, request, stop)
+                    done.add(request.action)
+            except psycopg.Error as error:
+                listener.ring()  # what waits would go unheard otherwise
+                raise translate(error) from error
+        return done
+
+    def _attempt(self, connection: Connection[Any], request: Request, stop: threading.Event) -> None:
+        """Carry *request* out, or note why that failed. Raises psycopg.Error when the database went away."""
+        tables = ", ".join(request.table_names)
+        logger.info("%s asks for: %s %s", request.requested_by or "somebody", request.action, tables)
+        try:
+            if request.attempts > queue.MOST_ATTEMPTS:
+                raise RequestError(
+                    f"the daemon ended {queue.MOST_ATTEMPTS} times in the middle of it",
+                    hint="see the daemon's log, then ask again",
+                )
+            if request.action == "resync":
+                self._rebuild_requested(connection, request, stop)
+                tell = _nothing_to_tell
+            else:
+                with connection.transaction():  # what is done, and that it is done
+                    tell = self._carry_out(connection, request)
+                    queue.finish(connection, request, _OUTCOMES.get(request.action, ""))
+        except SyncError as error:
+            if stop.is_set():
+                queue.put_back(connection, request)
+                return
+            logger.error("%s", error, extra=error.fields)
+            queue.fail(connection, request, error)
+        else:
+            tell()
+
+    def _carry_out(self, connection: Connection[Any], request: Request) -> Callable[[], None]:
+        """Do what *request* asks for; return how to tell of it once it has committed."""
+        tables = [TableName.parse(name) for name in request.table_names]
+        match request.action:
+            case "pause":
+                actions.pause(connection, tables, requested_by=request.requested_by)
+            case "resume":
+                actions.resume(connection, tables, requested_by=request.requested_by)
+            case "skip":
+                actions.skip_record(connection, tables[0], request.place, requested_by=request.requested_by)
+            case "clear":
+                cleared = actions.empty(connection, tables, requested_by=request.requested_by)
+                return lambda: self.tell_of_clear(cleared)
+            case "retry":
+                pass  # the cycle that follows does it
+            case _:
+                raise RequestError(f"{request.action!r} is unknown to this daemon", hint="restart the daemon")
+        return _nothing_to_tell
+
+    def _rebuild_requested(
+        self, connection: Connection[Any], request: Request, stop: threading.Event
+    ) -> None:
+        progress = RequestProgress(lambda text: queue.note_progress(connection, request, text))
+        by = request.requested_by
+        tables = [TableName.parse(name) for name in request.table_names]
+        results = [self.resync(table, stop=stop, progress=progress, requested_by=by) for table in tables]
+        queue.finish(connection, request, f"{sum(result.records_synced for result in results):,} records")
+
+    def _open_listener(self) -> Listener:
+        connection = self._resources.connect()
+        if self._listener is None or not self._listener.is_on(connection):
+            with translated_errors():
+                self._listener = Listener(connection)
+        return self._listener
+
+
+def _nothing_to_tell() -> None:
+    """What was done needs no mirror, and no signal."""
+
+
+def _utcnow() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

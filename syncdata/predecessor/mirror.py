@@ -1,0 +1,82 @@
+"""The worker's mirror as the predecessor's state file: adopted once, and written after each cycle."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from pathlib import Path
+from typing import Any
+
+from psycopg import Connection
+
+from syncdata.apply.position import Position
+from syncdata.apply.postgres.connection import errors_as
+from syncdata.apply.state.checkpoints import open_checkpoints, reset_checkpoints
+from syncdata.apply.state.queries import read_tables
+from syncdata.apply.state.status import TableInfo, file_time
+from syncdata.changes.position import parse_lsn
+from syncdata.errors import StateLoadError, WhitelistListError
+from syncdata.predecessor.statefile import NEVER, SyncState, TableState, load_state, save_state
+
+logger = logging.getLogger(__name__)
+
+
+class StateFileMirror:
+    """The state file at *path*, for the worker."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def adopt(self, connection: Connection[Any]) -> None:
+        """Where the database holds no checkpoint, go on where the predecessor's state file stopped.
+
+        A file that cannot be read is logged, and nothing else. Raises psycopg.Error.
+        """
+        try:
+            state = load_state(self._path)
+        except StateLoadError as error:
+            logger.warning("%s", error, extra=error.fields)
+            return
+        if state is None or not state.is_predecessors or not state.last_file:
+            return
+        with connection.transaction():
+            row = connection.execute("SELECT EXISTS (SELECT FROM data_sync_checkpoints)").fetchone()
+            if row and row[0]:
+                return
+            names = [checkpoint.table for checkpoint in open_checkpoints(connection)]
+            reset_checkpoints(connection, names, Position(file=state.last_file, is_finished=True))
+        logger.info(
+            "the predecessor's state is adopted: syncing goes on after %s",
+            state.last_file,
+            extra={"file": state.last_file},
+        )
+
+    def save(self, connection: Connection[Any], position: Position, *, now: dt.datetime) -> None:
+        """Write where the tables stand, the farthest at *position*, after the cycle that ended *now*.
+
+        Raises StateSaveError, or WhitelistListError when the database cannot be read.
+        """
+        with errors_as(WhitelistListError, "the whitelist cannot be read"):
+            tables = read_tables(connection)
+        if tables:  # Without any, and above all, the predecessor's file is not adopted yet.
+            save_state(self._path, _state_of(tables, position, now))
+
+
+def _state_of(tables: list[TableInfo], position: Position, now: dt.datetime) -> SyncState:
+    # A cycle with all tables paused went nowhere; they stand where they stood.
+    last_file = position.file or max(info.checkpoint.rpartition(":")[0] for info in tables)
+    return SyncState(
+        last_file=last_file,
+        last_file_time=file_time(last_file) or NEVER,
+        global_lsn=max((info.last_lsn for info in tables if info.last_lsn), key=parse_lsn, default=""),
+        tables={
+            info.table_name: TableState(
+                last_lsn=info.last_lsn,
+                last_synced_at=info.last_sync_at or NEVER,
+                record_count=info.rows_synced,
+            )
+            for info in tables
+        },
+        total_synced=sum(info.rows_synced for info in tables),
+        last_sync_cycle=now,
+    )
