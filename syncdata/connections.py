@@ -178,7 +178,7 @@ def _keep_from_pool(wrapper: BaseDatabaseWrapper) -> None:
 
 
 def _load_times_with_zone(connection: psycopg.Connection[Any]) -> None:
-    """A project with ``USE_TZ = False`` has the zone cut off what it reads; the books hold points in time."""
+    """A project with ``USE_TZ = False`` cuts the zone off what it reads; our tables hold points in time."""
     connection.adapters.register_loader("timestamptz", psycopg.types.datetime.TimestamptzLoader)
 
 

@@ -26,7 +26,6 @@ from syncdata.connections import EngineSession, init_error
 from syncdata.errors import CloseError, SyncError
 from syncdata.modelnames import resolve
 from syncdata.predecessor.mirror import StateFileMirror
-from syncdata.predecessor.statefile import STATE_FILE_NAME
 from syncdata.signals import SignalObserver
 from syncdata.tables import TablesService
 
@@ -54,7 +53,7 @@ class SyncDataService(TablesService):
                 interval_s=config.data_sync_freq,
             ),
             observer=SignalObserver(SyncDataService, config.database),
-            mirror=StateFileMirror(config.state_dir / STATE_FILE_NAME),
+            mirror=StateFileMirror(config.state_dir),
             progress=progress,
         )
         self._worker = Worker(self._resources)

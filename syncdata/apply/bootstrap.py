@@ -18,13 +18,18 @@ from syncdata.apply.cycle import Cycle
 from syncdata.apply.feed.snapshots import find_snapshots
 from syncdata.apply.plan.schema import parents_first
 from syncdata.apply.position import START, Advance
-from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, translate
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.connection import (
+    constraint_error,
+    is_servers_fault,
+    translate,
+    translated_errors,
+)
 from syncdata.apply.postgres.shadow import ShadowTarget, drop_shadow
-from syncdata.apply.postgres.target import Target
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import CycleResult
 from syncdata.apply.resync import load_newest, ms_since, replay, where_the_others_stand
-from syncdata.apply.sink import Outcome, Sink
+from syncdata.apply.sink import DaemonSink, Outcome, Sink
 from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.archive.archive import SnapshotFile
 from syncdata.changes.names import TableName
@@ -40,14 +45,14 @@ class RequestedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """One pass over all whitelisted tables into *target*; *result* grows as it commits.
+    """One pass over all whitelisted tables into *sink*; *result* grows as it commits.
 
     *watch* makes what a cycle tells its progress to. *is_called*: whether a request waits. *deadline*:
     monotonic seconds after which new tables and those behind wait for the next pass.
     """
 
     context: Context
-    target: Target
+    sink: DaemonSink[Any]
     result: CycleResult
     watch: Callable[[], Progress]
     is_called: Callable[[], bool]
@@ -59,7 +64,7 @@ class Pass:
 
         Raises RequestedError, CheckpointMovedError, and SyncError when it cannot go on.
         """
-        checkpoints = self.target.checkpoints()
+        checkpoints = self.sink.checkpoints()
         new = {checkpoint.table for checkpoint in checkpoints if checkpoint.position == START}
         try:
             snapshots = find_snapshots(self.context.archive, new, stop=self.context.stop)
@@ -81,7 +86,7 @@ class Pass:
         """Run a cycle for the tables of *checkpoints*."""
         cycle = Cycle(
             self.context.archive,
-            _InterruptibleSink(self.target, self.is_called),
+            _InterruptibleSink(self.sink, self.is_called),
             limits=self.context.limits,
             progress=self.watch(),
             stop=self.context.stop,
@@ -118,7 +123,8 @@ class Pass:
         return bad_snapshots
 
     def _parents_first(self, tables: Collection[TableName]) -> list[TableName]:
-        schemas = self.target.schemas(tables)
+        with translated_errors():
+            schemas = read_schemas(self.context.connection, tables)
         return parents_first(
             {table: schemas[table].parents if table in schemas else frozenset() for table in tables}
         )
@@ -126,7 +132,7 @@ class Pass:
     def _note(self, table: TableName, beginning: Beginning, *, reason_before: str | None) -> None:
         if beginning.error is not None:
             logger.error("%s", beginning.error, extra=beginning.error.fields | {"table": str(table)})
-            self.target.block({table: None}, beginning.error, start=START)
+            self.sink.block({table: None}, beginning.error, start=START)
             self.result.note_blocked(table, beginning.error, reason_before=reason_before)
             self.result.failed += 1
         elif beginning.result is not None:
@@ -137,7 +143,7 @@ class Pass:
         """Return the checkpoints of those that have begun, and of *from_files*, which begin with files."""
         return [
             checkpoint
-            for checkpoint in self.target.checkpoints()
+            for checkpoint in self.sink.checkpoints()
             if checkpoint.table not in self.result.blocked
             and (checkpoint.position != START or checkpoint.table in from_files)
         ]
@@ -171,7 +177,7 @@ class Beginning:
 def begin(context: Context, table: TableName, snapshots: Sequence[SnapshotFile]) -> Beginning:
     """Load the newest good one of *snapshots* into *table*, which stands at the archive's beginning.
 
-    Its checkpoint, an audit row and the run's books commit with the rows. Where foreign keys are awake
+    Its checkpoint, an audit row and the run's counts commit with the rows. Where foreign keys are awake
     between it and other tables, it goes on to where those stand before its rows show. Raises ApplyError
     when the server fails, ArchiveConnectionError, CheckpointMovedError when the table has begun
     meanwhile, and ReadingStopped; what else fails is the table's own.

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import psycopg
 
@@ -23,6 +24,7 @@ from syncdata.apply.postgres.connection import translated_errors
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.progress import WaitingProgress
 from syncdata.apply.result import CycleResult, SyncResult
+from syncdata.apply.sink import DaemonSink
 from syncdata.apply.state.checkpoints import CheckpointMovedError
 from syncdata.apply.state.metrics import forget_minutes
 from syncdata.apply.state.runs import end_cycle, end_run, note_waiting, start_run
@@ -52,7 +54,7 @@ class Run:
         """Note that it begins. Raises psycopg.Error."""
         self._resources = resources
         self._make_room = make_room
-        self._target: Target | None = None
+        self._sink: DaemonSink[Any] | None = None
         self.id = start_run(
             resources.connect(), host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
         )
@@ -92,7 +94,7 @@ class Run:
             is_called = self._make_room(stop)
             one_pass = Pass(
                 context=replace(self._resources.context(stop), run_id=self.id),
-                target=self._open_target(),
+                sink=self._open_sink(),
                 result=result,
                 watch=lambda: WaitingProgress(self._note_waiting, self._resources.progress),
                 is_called=is_called,
@@ -115,7 +117,7 @@ class Run:
             self._resources.close_archive()  # It may have been closed in the middle of a fetch.
 
     def _end_cycle(self, result: CycleResult, summary: SyncResult) -> None:
-        self._open_target().rest()
+        self._open_sink().rest()
         now = _utcnow()
         errors = [*summary.errors, *self._save_mirror(result.position, now)]
         self._note_cycle(errors, now=now)
@@ -160,12 +162,12 @@ class Run:
         with translated_errors():
             note_waiting(connection, self.id, files=files, size_bytes=size_bytes)
 
-    def _open_target(self) -> Target:
+    def _open_sink(self) -> DaemonSink[Any]:
         connection = self._resources.connect()
-        if self._target is None or not self._target.is_on(connection):
+        if self._sink is None or not self._sink.is_on(connection):
             hours = self._resources.settings.metric_freq_hours
-            self._target = Target(connection, metric_freq_hours=hours, run_id=self.id)
-        return self._target
+            self._sink = Target(connection, metric_freq_hours=hours, run_id=self.id)
+        return self._sink
 
 
 def _utcnow() -> dt.datetime:

@@ -2,7 +2,8 @@
 databases.
 
 PostgreSQL's sinks are postgres/target.py (the tables) and postgres/shadow.py (one table being rebuilt).
-Another consumer is one module with a class of these five methods, and the line that makes it.
+Another consumer is one module with a class of these methods, and the line that makes it. Where its
+checkpoints are kept is its own affair; state/checkpoints.py keeps them for whoever has a connection.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import Batch
@@ -18,6 +19,9 @@ from syncdata.apply.position import Advance, Position
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
 from syncdata.runtime.prefetch import prefetch
+
+if TYPE_CHECKING:
+    from syncdata.apply.state.checkpoints import TableCheckpoint
 
 P = TypeVar("P")
 
@@ -63,6 +67,22 @@ class Sink(Protocol[P]):
 
     def unblock(self, tables: Collection[TableName]) -> None:
         """Mark *tables* as not blocked any more."""
+        ...
+
+
+class DaemonSink(Sink[P], Protocol[P]):
+    """A sink that the daemon runs cycle after cycle on, and that knows where its tables stand."""
+
+    def is_on(self, connection: Any) -> bool:
+        """Whether the sink works on *connection*; else it belongs to one that was lost, and is replaced."""
+        ...
+
+    def checkpoints(self) -> list[TableCheckpoint]:
+        """Return the checkpoint of every whitelisted table that is not paused, new ones at the beginning."""
+        ...
+
+    def rest(self) -> None:
+        """Let go of what is needed only within a cycle."""
         ...
 
 

@@ -16,16 +16,23 @@ from syncdata.apply.state.queries import read_tables
 from syncdata.apply.state.status import TableInfo, file_time
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import StateLoadError, WhitelistListError
-from syncdata.predecessor.statefile import NEVER, SyncState, TableState, load_state, save_state
+from syncdata.predecessor.statefile import (
+    NEVER,
+    STATE_FILE_NAME,
+    SyncState,
+    TableState,
+    load_state,
+    save_state,
+)
 
 logger = logging.getLogger(__name__)
 
 
 class StateFileMirror:
-    """The state file at *path*, for the worker."""
+    """The state file in *directory*, for the worker."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / STATE_FILE_NAME
 
     def adopt(self, connection: Connection[Any]) -> None:
         """Where the database holds no checkpoint, go on where the predecessor's state file stopped.

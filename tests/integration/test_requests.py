@@ -17,6 +17,7 @@ import pytest
 from syncdata import signals
 from syncdata.apply.progress import NoProgress
 from syncdata.apply.state import queue as requests
+from syncdata.changes.names import TableName
 from syncdata.errors import ClearError, RequestError
 from syncdata.predecessor.statefile import STATE_FILE_NAME
 from tests.world import World, insert, update, with_header
@@ -458,13 +459,13 @@ def test_a_daemon_that_is_stopped_in_the_middle_of_a_resync_leaves_it_to_the_nex
     stop = threading.Event()
 
     with users.service() as service:
-        original = service.resync
+        original = service._worker.resync
 
-        def resync(table: str, **options: Any) -> Any:
+        def resync(table: TableName, **options: Any) -> Any:
             stop.set()
             return original(table, **options)
 
-        service.resync = resync  # type: ignore[method-assign]
+        service._worker.resync = resync  # type: ignore[method-assign]
         service.run_once(stop)
     assert outcome(users, request)[0] == "waiting"
     users.sync()

@@ -126,6 +126,11 @@ def test_the_commit_lsn_is_that_of_the_last_whole_transaction() -> None:
     assert [(batch.end_record, batch.commit_lsn) for batch in batches] == [(1, 1), (3, 1), (5, 3)]
 
 
+def test_a_transaction_in_which_another_table_stands_has_not_committed_there() -> None:
+    (batch,) = cut([record(5), record(7), record(7)], until_record=2)
+    assert (batch.end_record, batch.commit_lsn, batch.ends_file) == (2, 5, False)
+
+
 def test_whole_transactions_before_an_unreadable_line_are_a_batch() -> None:
     def source() -> Iterator[LocatedRecord]:
         yield from (record(1), record(2), record(2))

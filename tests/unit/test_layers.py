@@ -27,7 +27,18 @@ VIOLATIONS = {
         ("changes/record.py", "import syncdata.archive.local"),
         ("apply/cycle.py", "import syncdata.conf"),
         ("service.py", "import syncdata.monitoring"),
+        ("tables.py", "import syncdata.service"),
         ("runtime/prefetch.py", "import syncdata.changes.record"),
+    ],
+    "The local side: the worker at the top, what it counts at the bottom": [
+        ("apply/actions.py", "import syncdata.apply.worker"),
+        ("apply/state/queue.py", "import syncdata.apply.postgres.connection"),
+        ("apply/postgres/target.py", "import syncdata.apply.cycle"),
+        ("apply/plan/prepare.py", "import syncdata.apply.feed.files"),
+    ],
+    "Only the service and the first migration know the predecessor": [
+        ("tables.py", "import syncdata.predecessor.mirror"),
+        ("admin/picker.py", "import syncdata.predecessor.statefile"),
     ],
     "No Django below conf": [("archive/local.py", "import django.db"), ("confkeys.py", "import django.conf")],
     "The format and the plan are pure: no driver, no network, no thread, no process": [

@@ -527,6 +527,12 @@ def test_a_row_that_comes_back_to_its_key_survives_one_that_stood_there_meanwhil
     assert plan.writes == {Shape("update", ("id", "a")): [(1, "y")]}
 
 
+def test_a_key_that_a_moving_row_leaves_is_not_removed_for_one_that_stood_there_meanwhile() -> None:
+    plan = plan_of(PLAIN, update({"id": 1}, id=2, a="x"), insert(id=1, a=1, big=1), delete(id=1))
+    assert plan.gone == {}
+    assert plan.writes == {Shape("move", ("id", "a")): [("1", 2, "x")]}
+
+
 def test_a_stale_row_on_the_way_of_a_moving_one_is_removed() -> None:
     plan = plan_of(PLAIN, update({"id": 1}, id=9, a="x"), update({"id": 9}, id=2, a="y"))
     assert plan.gone == {("9",): False}

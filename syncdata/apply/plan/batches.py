@@ -191,7 +191,7 @@ def cut_batches(
         read.end_record += 1
         read.size_bytes += located.size_bytes
     # Another table's checkpoint may lie inside a transaction (one that was too large), so this end is not
-    # marked as a commit. Test: test_batches_end_where_another_table_stands.
+    # marked as a commit. Test: test_a_transaction_in_which_another_table_stands_has_not_committed_there.
     if read.end_record > draft.taken.end_record:
         yield draft.take_all()
 

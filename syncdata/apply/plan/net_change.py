@@ -280,7 +280,8 @@ class _KeyedFold:
             elif is_moved:
                 # The move takes the row away from its key by itself. Were the key in ``gone`` (for another
                 # row that stood there meanwhile), a target that removes first would lose the row.
-                # Test: test_rows_may_be_moved_in_place_when_what_is_gone_is_removed_first.
+                # Test:
+                # test_a_key_that_a_moving_row_leaves_is_not_removed_for_one_that_stood_there_meanwhile.
                 plan.gone.pop(row.origin, None)  # type: ignore[arg-type]
                 plan.writes.setdefault(Shape("move", columns), []).append((*row.origin, *values))  # type: ignore[misc]
             else:
