@@ -25,7 +25,7 @@ from syncdata.capture.status import ArchiverStatus, archiver_status, retention_w
 from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
 from syncdata.daemon import PidFile, running_pid
-from syncdata.errors import ArchiverRunError, PidFileError, SnapshotError, SyncError
+from syncdata.errors import ArchiverRunError, PidFileError, Problem, Reason, SnapshotError, SyncError
 
 logger = logging.getLogger(__name__)
 
@@ -103,17 +103,19 @@ class ArchivingService:
 
     def get_status(self) -> ArchiverStatus:
         """Return how the archiver does, from slot and spool; a source that is away is one of its problems."""
-        slot, problems = None, []
+        slot, problems = None, list[Problem]()
         try:
             slot, unpublished = self._read_source()
             if unpublished:
                 problems.append(unpublished_warning(unpublished))
             if slot is None:
-                problems.append(f"the source has no replication slot {self._config.slot_name}")
+                text = f"the source has no replication slot {self._config.slot_name}"
+                problems.append(Problem(kind="no-slot", text=text))
             elif slot.is_lost:
-                problems.append(f"the slot {slot.name} is lost: the source has removed WAL that it needed")
+                text = f"the slot {slot.name} is lost: the source has removed WAL that it needed"
+                problems.append(Problem(kind="lost-slot", text=text))
         except SyncError as error:
-            problems.append(str(error))
+            problems.append(Problem(kind="source", reason=Reason.of(error)))
         is_active = running_pid(self.pid_file) is not None
         chain = load_chain(self._config.spool_dir)
         if slot is not None and chain is not None and not is_active and not slot.is_lost:
@@ -121,7 +123,7 @@ class ArchivingService:
             try:
                 require_same_slot(chain, slot)
             except SyncError as error:
-                problems.append(str(error))
+                problems.append(Problem(kind="other-slot", reason=Reason.of(error)))
         return archiver_status(
             is_active=is_active,
             slot_name=self._config.slot_name,
@@ -133,13 +135,13 @@ class ArchivingService:
             problems=tuple(problems),
         )
 
-    def watch_source(self) -> list[str]:
-        """Return what somebody should know before it is too late. Raises SourceConnectionError."""
+    def watch_source(self) -> list[Problem]:
+        """Return the warnings of the source, before it is too late. Raises SourceConnectionError."""
         slot, unpublished = self._read_source()
         warnings = [retention_warning(slot)] if slot else []
         if unpublished:
             warnings.append(unpublished_warning(unpublished))
-        return [warning for warning in warnings if warning]
+        return [warning for warning in warnings if warning is not None]
 
     # Inside
 
@@ -223,7 +225,7 @@ class _Housekeeper:
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name="syncdata-housekeeper", daemon=True)
         self._ended = threading.Event()
-        self._warnings: list[str] = []
+        self._warned: frozenset[str] = frozenset()
         self._reason = ""
 
     def __enter__(self) -> None:
@@ -255,11 +257,11 @@ class _Housekeeper:
 
     def _watch_source(self) -> None:
         """Log each warning when it comes up, not every minute."""
-        before, self._warnings = self._warnings, self._service.watch_source()
-        for warning in self._warnings:
-            # Beginnings: the numbers in it change.
-            if not any(old[:30] == warning[:30] for old in before):
+        warnings = self._service.watch_source()
+        for warning in warnings:
+            if warning.kind not in self._warned:
                 logger.warning("%s", warning)
+        self._warned = frozenset(warning.kind for warning in warnings)
 
 
 def _utcnow() -> dt.datetime:

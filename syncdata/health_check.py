@@ -22,7 +22,7 @@ class SyncData(HealthCheck):
         try:
             status = read_status()
         except SyncError as error:
-            raise ServiceUnavailable(f"{error.code}: the books cannot be read") from None
+            raise ServiceUnavailable(f"{error.code}: the status cannot be read") from None
         if not status.is_healthy:
             health = health_of(status)
             raise ServiceUnavailable(

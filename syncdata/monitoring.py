@@ -1,4 +1,4 @@
-"""What monitoring systems ask: metrics for Prometheus, and whether all is well. Reads the books when asked.
+"""For monitoring systems: metrics for Prometheus, and whether all is well, read when they ask.
 
 Each question opens a short connection of its own, with a time limit, so that a database that is gone or
 hangs becomes the answer 503, also in the middle of a daemon's cycle. ``prometheus_client`` is needed for
@@ -48,9 +48,9 @@ def read_status(config: SyncConfig | None = None) -> DaemonStatus:
 
 
 class SyncDataCollector:
-    """Prometheus's view of the books, for a registry of the host's own: ``REGISTRY.register(…)``.
+    """The status as metrics, for a Prometheus registry of the host's own: ``REGISTRY.register(…)``.
 
-    Registering it reads nothing; collecting raises SyncError when the books cannot be read.
+    Registering it reads nothing; collecting raises SyncError when the status cannot be read.
     """
 
     def __init__(self, config: SyncConfig | None = None) -> None:
@@ -189,7 +189,7 @@ def health_of(status: DaemonStatus) -> dict[str, Any]:
 @never_cache
 @require_safe
 def metrics_view(request: HttpRequest) -> HttpResponse:
-    """Metrics in Prometheus's text format; 503 when the books cannot be read. They name the tables."""
+    """Metrics in Prometheus's text format; 503 when the status cannot be read. They name the tables."""
     try:
         body, content_type = render_metrics()
     except SyncError as error:
@@ -211,7 +211,7 @@ def health_view(request: HttpRequest) -> HttpResponse:
     health = health_of(status)
     user = getattr(request, "user", None)
     if user is not None and user.has_perm(READ_PERMISSION):
-        health["problems"] = list(status.problems)
+        health["problems"] = [str(problem) for problem in status.problems]
     return JsonResponse(health, status=200 if status.is_healthy else 503)
 
 

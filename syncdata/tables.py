@@ -14,6 +14,7 @@ from typing import Any
 from psycopg import Connection
 
 from syncdata.apply import actions
+from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import LocalTable, local_tables, read_schemas
 from syncdata.apply.postgres.connection import errors_as
 from syncdata.apply.state import queries, queue
@@ -24,6 +25,7 @@ from syncdata.conf import load_config
 from syncdata.connections import Connector, RequestConnection, is_locked
 from syncdata.errors import (
     ClearError,
+    Problem,
     RequestError,
     SchemaError,
     StatusError,
@@ -73,8 +75,20 @@ class TablesService:
         tables = _find_tables(connection, names, apps)
         with errors_as(WhitelistAddError, "nothing is added"):
             added = add_to_whitelist(connection, tables, creator=creator)
-            _warn_of_unusual(connection, tables)
+        for unusual in self.find_unusual(_texts(tables)):
+            logger.warning("%s", unusual, extra={"table": unusual.table})
         return _texts(added)
+
+    def find_unusual(self, names: Sequence[str]) -> list[Problem]:
+        """Return what an operator should know of the whitelisted tables *names*.
+
+        Kinds are ``absent`` (no such table here yet) and ``keyless``. Raises WhitelistAddError.
+        """
+        tables = [TableName.parse(name) for name in names]
+        with errors_as(WhitelistAddError, "the tables cannot be looked up"):
+            existing = read_schemas(self._connector.connect(), tables)
+        found = (_find_unusual(table, existing.get(table)) for table in tables)
+        return [unusual for unusual in found if unusual is not None]
 
     def remove_tables(self, names: Sequence[str]) -> list[str]:
         """Take tables off the whitelist; return their names. Their rows and checkpoints stay.
@@ -233,17 +247,14 @@ def _find_tables(connection: Connection[Any], names: Sequence[str], apps: Sequen
     return list(dict.fromkeys(require_syncable(table) for table in tables))
 
 
-def _warn_of_unusual(connection: Connection[Any], tables: Collection[TableName]) -> None:
-    existing = read_schemas(connection, tables)
-    for table in tables:
-        if table not in existing:
-            _warn(table, "table %s does not exist locally yet: create it before it is synced")
-        elif not existing[table].key:
-            _warn(table, "table %s has no key: its rows are matched on all their old values")
-
-
-def _warn(table: TableName, message: str) -> None:
-    logger.warning(message, table, extra={"table": str(table)})
+def _find_unusual(table: TableName, schema: TableSchema | None) -> Problem | None:
+    if schema is None:
+        text = f"table {table} does not exist locally yet: create it before it is synced"
+        return Problem(kind="absent", text=text, table=str(table))
+    if not schema.key:
+        text = f"table {table} has no key: its rows are matched on all their old values"
+        return Problem(kind="keyless", text=text, table=str(table))
+    return None
 
 
 def _spelled_in_whitelist(name: str, known: Collection[TableName]) -> str:

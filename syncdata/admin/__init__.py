@@ -1,5 +1,5 @@
-"""The admin: the dashboard, the whitelist and what may be asked for its tables, the state to read."""
+"""The admin: the dashboard, the whitelist and requests for its tables, syncdata's own tables to read."""
 
-from syncdata.admin import model_admins
+from syncdata.admin import model_admins, whitelist
 
-__all__ = ["model_admins"]
+__all__ = ["model_admins", "whitelist"]

@@ -1,8 +1,8 @@
-"""What an operator may ask the daemon for: the page that asks back, and the request that it makes.
+"""Requests to the daemon: the actions there are, the page that asks "really?", and the request it makes.
 
-To look at the page changes nothing; only its form's POST puts a request into the queue, together with its
-wake-up call for the daemon. Both check the permission of the action. What is asked is carried out by the
-daemon, outside the request; where none runs, the page says so and shows the command to run instead.
+The page changes nothing; only its form's POST puts a request into the queue, which wakes the daemon. Both
+check the permission of the action. The daemon carries the request out by itself, later; where none runs, the
+page says so and shows the command to run instead.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_http_methods
 
 from syncdata.admin import texts
-from syncdata.admin.connection import books_alias, books_connection, estimates
-from syncdata.apply.state.queries import read_tables
-from syncdata.apply.state.queue import submit
-from syncdata.apply.state.status import TableInfo, blocking_place, explain
-from syncdata.connections import is_locked
+from syncdata.admin.connection import tables_alias, tables_service
+from syncdata.apply.state.status import TableInfo
 from syncdata.models import TableToSync
+from syncdata.tables import TablesService
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One thing to ask for. ``fits``: whether it makes sense for a table. ``is_each``: tables one by one,
-    each with its own progress and outcome, instead of all or none."""
+    """An action to ask for. ``fits``: tells the tables that it makes sense for from the others; ``refusal``
+    says why not. ``is_each``: makes a request for each table, with its own progress and outcome, instead of
+    one request for all or none of them."""
 
     action: str
     permission: str
@@ -114,7 +113,7 @@ ASKS = {
                 " cause or the file instead."
             ),
             command="skip_record {tables} {place}",
-            fits=lambda table: table.state == "blocked" and bool(blocking_place(table.error or "")),
+            fits=lambda table: table.state == "blocked" and bool(table.blocking_place),
             refusal=gettext_lazy("it is not blocked at a record"),
             is_destructive=True,
         ),
@@ -137,7 +136,7 @@ ASKS = {
 
 
 def fitting_asks(request: HttpRequest, table: TableInfo) -> list[Ask]:
-    """Return what the user may ask for this table, and what makes sense for it."""
+    """Return the actions that the user may ask for and that make sense for *table*."""
     return [ask for ask in ASKS.values() if ask.is_allowed(request) and ask.fits(table)]
 
 
@@ -150,19 +149,19 @@ def ask_url(request: HttpRequest, ask: Ask, names: Sequence[str]) -> str:
 
 @require_http_methods(["GET", "HEAD", "POST"])
 def ask_view(request: HttpRequest, model_admin: admin.ModelAdmin[TableToSync], action: str) -> HttpResponse:
-    """Ask back (GET), or put the request into the queue (POST)."""
+    """Show the page that asks "really?" (GET), or put the request into the queue (POST)."""
     ask = ASKS.get(action)
     if ask is None:
         raise Http404
     if not ask.is_allowed(request):
         raise PermissionDenied
     names = (request.POST if request.method == "POST" else request.GET).getlist("table")
-    connection = books_connection()
-    chosen = [table for table in read_tables(connection) if table.table_name in names]
+    service = tables_service()
+    chosen = [table for table in service.list_tables() if table.table_name in names]
     if not chosen or (ask.action == "skip" and len(chosen) > 1):
         raise Http404
     fitting = [table for table in chosen if ask.fits(table)]
-    is_active = is_locked(connection)
+    is_active = service.is_active()
     if request.method == "POST" and fitting and is_active:
         _submit(model_admin, request, ask, fitting, place=request.POST.get("place", ""))
         return HttpResponseRedirect(_next_url(model_admin, request))
@@ -171,7 +170,7 @@ def ask_view(request: HttpRequest, model_admin: admin.ModelAdmin[TableToSync], a
         "admin/syncdata/tabletosync/ask.html",
         {
             **model_admin.admin_site.each_context(request),
-            **_context(ask, fitting),
+            **_context(service, ask, fitting),
             "title": _title(ask, fitting or chosen),
             "opts": model_admin.opts,
             "unfitting": [table for table in chosen if not ask.fits(table)],
@@ -191,10 +190,10 @@ def _submit(
 ) -> None:
     names = [table.table_name for table in tables]
     user = request.user.get_username()
-    with transaction.atomic(using=books_alias()):
-        connection = books_connection()
+    with transaction.atomic(using=tables_alias()):
+        service = tables_service()
         for group in [[name] for name in names] if ask.is_each else [names]:
-            submit(connection, ask.action, group, place=place, requested_by=user)
+            service.submit_request(ask.action, group, place=place, requested_by=user)
     said = _("Asked the daemon to %(action)s.") % {"action": f"{ask.action} {place}".strip()}
     for row in TableToSync.objects.filter(table_name__in=names):
         model_admin.log_change(request, row, said)
@@ -220,9 +219,9 @@ def _title(ask: Ask, tables: Sequence[TableInfo]) -> str:
     return _("%(action)s: %(count)s?") % {"action": ask.label, "count": count}
 
 
-def _context(ask: Ask, tables: Sequence[TableInfo]) -> dict[str, Any]:
-    local = estimates(books_connection())
-    place = blocking_place(tables[0].error or "") if ask.action == "skip" and tables else ""
+def _context(service: TablesService, ask: Ask, tables: Sequence[TableInfo]) -> dict[str, Any]:
+    local = {str(table.name): table for table in service.local_tables()}
+    place = tables[0].blocking_place if ask.action == "skip" and tables else ""
     rows = [
         {
             "name": table.table_name,
@@ -230,14 +229,14 @@ def _context(ask: Ask, tables: Sequence[TableInfo]) -> dict[str, Any]:
             "rows": texts.estimate(local[table.table_name].row_estimate)
             if table.table_name in local
             else _("no such table here"),
-            "error": explain(table.error) if table.error else None,
+            "error": table.reason,
         }
         for table in tables
     ]
     counts = (local[table.table_name].row_estimate for table in tables if table.table_name in local)
     known = [count for count in counts if count is not None]
     arguments = " ".join(shlex.quote(table.table_name) for table in tables)
-    command = ask.command.format(tables=arguments, place=shlex.quote(place or ""))
+    command = ask.command.format(tables=arguments, place=shlex.quote(place))
     return {
         "ask": ask,
         "rows": rows,

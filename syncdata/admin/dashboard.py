@@ -1,12 +1,10 @@
-"""The dashboard: what the books say now, as pieces of HTML that the page exchanges and numbers for charts."""
+"""The dashboard: the sync as it stands now, as sections of HTML and columns of numbers for the charts."""
 
 from __future__ import annotations
 
 import datetime as dt
 from typing import Any
 
-import psycopg
-from django.db import Error as DatabaseError
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.urls import reverse
@@ -14,20 +12,13 @@ from django.utils.translation import gettext as _
 
 from syncdata.admin import texts
 from syncdata.admin.asking import ask_url, fitting_asks
-from syncdata.admin.connection import books_connection, estimates
+from syncdata.admin.connection import tables_service
 from syncdata.admin.zones import zone_of
 from syncdata.apply.postgres.catalog import LocalTable
-from syncdata.apply.state.queries import (
-    read_latest_run,
-    read_minutes,
-    read_periods,
-    read_requests,
-    read_tables,
-)
-from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status, explain, lag_s
-from syncdata.conf import load_config
-from syncdata.connections import is_locked
+from syncdata.apply.state.reasons import read_reason
+from syncdata.apply.state.status import DaemonStatus, TableInfo, lag_s
 from syncdata.errors import SyncError
+from syncdata.tables import TablesService
 
 _RATE_MINUTES = 5
 _SUMMARY = ("tiles", "problems")
@@ -37,61 +28,51 @@ _TEMPLATES = {"others": "problems"}
 def read_dashboard(request: HttpRequest, *, now: dt.datetime) -> dict[str, Any]:
     """Return ``sections`` (HTML by name), ``charts`` (columns of numbers) and what to ``announce``.
 
-    Where the books cannot be read, the only section says why. Nothing is changed.
+    Where syncdata's own tables cannot be read, the only section says why. Nothing is changed.
     """
     try:
-        return _read(request, books_connection(), now)
-    except (psycopg.Error, DatabaseError) as error:
-        what = {"code": type(error).__name__, "command": "python manage.py migrate"}
-        html = render_to_string("syncdata/dashboard/unreadable.html", what, request)
+        return _read(request, tables_service(), now)
+    except SyncError as error:
+        # Code and hint alone: the message may name hosts.
+        html = render_to_string("syncdata/dashboard/unreadable.html", {"error": error}, request)
         return {"sections": {"tiles": html}, "charts": None, "announce": ""}
 
 
 def read_summary(request: HttpRequest, *, now: dt.datetime) -> dict[str, Any]:
-    """Return the first two sections alone: for other pages to show."""
+    """Return the sections that other pages show, by name: tiles and problems."""
     with zone_of(request):
         shown = read_dashboard(request, now=now)
     return {name: html for name, html in shown["sections"].items() if name in _SUMMARY}
 
 
-def _read(request: HttpRequest, connection: psycopg.Connection[Any], now: dt.datetime) -> dict[str, Any]:
-    tables = tuple(read_tables(connection))
-    run = read_latest_run(connection)
-    minutes = read_minutes(connection)
-    status = daemon_status(is_locked(connection), run, tables, frequency_s=_frequency_s(), now=now)
-    local = estimates(connection)
+def _read(request: HttpRequest, service: TablesService, now: dt.datetime) -> dict[str, Any]:
+    status, run, minutes = service.get_status(), service.read_run(), service.read_minutes()
+    local = {str(table.name): table for table in service.local_tables()}
     contexts: dict[str, dict[str, Any]] = {
         "tiles": _tiles(status, run or {}, minutes, now=now),
-        "problems": {"problems": [explain_problem(problem) for problem in status.problems]},
-        # Those that the list of tables does not tell.
-        "others": {"problems": [explain_problem(p) for p in status.problems if " is blocked: " not in p]},
+        "problems": {"problems": status.problems},
+        # The page lists the tables, and shows there why one is blocked.
+        "others": {"problems": [p for p in status.problems if p.kind != "blocked"]},
         "tables": {
-            "tables": [_table(request, table, tables, local) for table in tables],
+            "tables": [_table(request, table, status.tables, local) for table in status.tables],
             "add_url": _url(request, "tabletosync_add"),
             "may_add": request.user.has_perm("syncdata.add_tabletosync"),
         },
         "requests": {
-            "requests": [_request(row, is_active=status.is_active) for row in read_requests(connection)]
+            "requests": [_request(row, is_active=status.is_active) for row in service.read_requests()]
         },
     }
-    blocked = sum(table.state == "blocked" for table in tables)
+    blocked = sum(table.state == "blocked" for table in status.tables)
     return {
         "sections": {
             name: render_to_string(f"syncdata/dashboard/{_TEMPLATES.get(name, name)}.html", context, request)
             for name, context in contexts.items()
         },
-        "charts": _charts(minutes, read_periods(connection)),
+        "charts": _charts(minutes, service.read_periods()),
         "announce": (_("The daemon runs.") if status.is_active else _("No daemon runs."))
         + " "
         + (_("Blocked tables: %(count)d.") % {"count": blocked}),
     }
-
-
-def _frequency_s() -> int:
-    try:
-        return load_config().data_sync_freq
-    except SyncError:  # the daemon's own books say it better, where one runs
-        return 600
 
 
 def _tiles(
@@ -122,12 +103,6 @@ def _tiles(
     }
 
 
-def explain_problem(problem: str) -> dict[str, Any]:
-    """Split a problem of the status at the error it ends with, where it has one."""
-    before, mark, error = problem.partition("SHD_SYN_")
-    return {"text": before.rstrip(" :"), "error": explain(mark + error) if mark else None}
-
-
 def _table(
     request: HttpRequest, table: TableInfo, tables: tuple[TableInfo, ...], local: dict[str, LocalTable]
 ) -> dict[str, Any]:
@@ -142,7 +117,7 @@ def _table(
         "rows_synced": texts.grouped(table.rows_synced),
         "last_change": texts.moment(table.last_change_at),
         "last_sync": texts.moment(table.last_sync_at),
-        "error": explain(table.error) if table.error else None,
+        "error": table.reason,
         "asks": [
             {
                 "label": ask.label,
@@ -164,7 +139,7 @@ def _request(row: dict[str, Any], *, is_active: bool) -> dict[str, Any]:
         "is_stuck": not is_active and row["state"] in ("waiting", "running"),
         "by": row["requested_by"],
         "at": texts.moment(row["requested_at"]),
-        "error": explain(row["error"]) if row["error"] else None,
+        "error": read_reason(row),
     }
 
 

@@ -29,13 +29,13 @@ def export(rows: models.QuerySet[Any], kind: str, *, name: str) -> HttpResponseB
 
 
 def _read(rows: models.QuerySet[Any], fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    # In a transaction the server-side cursor reads on as it is asked; outside it would gather all rows first.
+    # In a transaction the server-side cursor reads row by row; outside it would hold all rows at the server.
     with transaction.atomic(using=rows.db):
         yield from rows.values_list(*fields).iterator(chunk_size=_CHUNK_ROWS)
 
 
 class _Echo:
-    """What csv writes into: gives each line back."""
+    """A file for ``csv.writer`` that returns each line instead of keeping it."""
 
     def write(self, text: str) -> str:
         return text

@@ -29,8 +29,8 @@ from syncdata.models import Checkpoint, TableToSync
 
 
 class EstimatingPaginator(Paginator):
-    """Counts up to ``exact_limit`` rows; beyond it the planner's estimate has to do. Pages end where
-    leafing through them would get slow: filters lead further."""
+    """Counts up to ``exact_limit`` rows, and takes the planner's estimate beyond it. Pages after
+    ``most_pages`` would be slow and are not offered: a filter finds what would be on them."""
 
     exact_limit = 10_000
     most_pages = 500
@@ -50,7 +50,7 @@ class EstimatingPaginator(Paginator):
 
 
 class TableFilter(admin.SimpleListFilter):
-    """Offers the tables that are, or once were, whitelisted: to ask the log itself would scan it."""
+    """Offers the tables that are, or once were, whitelisted; names from the log itself would take a scan."""
 
     title = _("table")
     parameter_name = "table"
@@ -86,7 +86,7 @@ def columns(model: type[models.Model], *names: str, sortable: tuple[str, ...] = 
 
 
 class PlainlyTitledAdmin(admin.ModelAdmin):
-    """Lists titled by what they hold, since there is nothing to "select to view", in the user's time zone."""
+    """Lists whose title is the name of their rows, not "Select … to view", in the user's time zone."""
 
     class Media:
         css = {"all": ("syncdata/syncdata.css",)}
@@ -117,11 +117,11 @@ class ReadOnlyAdmin(PlainlyTitledAdmin):
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     change_list_template = "admin/syncdata/change_list.html"
-    # Columns that are added up for the rows that are filtered.
+    # Columns whose sums, over the filtered rows, stand below the list.
     totals: ClassVar[tuple[str, ...]] = ()
-    # What a search looks for.
+    # Says what a search looks for.
     search_hint: ClassVar[Any] = ""
-    # What to do where there is nothing to see.
+    # Says what to do while the list is empty.
     empty_hint: ClassVar[Any] = ""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -148,7 +148,7 @@ class ReadOnlyAdmin(PlainlyTitledAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         parameters = request.GET.copy()
-        adds_all_up = parameters.pop("totals", None) is not None  # no filter: the list must not see it
+        adds_all_up = parameters.pop("totals", None) is not None  # the list would take it for a filter
         request.GET = parameters  # type: ignore[assignment]
         response = super(PlainlyTitledAdmin, self).changelist_view(
             request,

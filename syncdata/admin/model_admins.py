@@ -1,40 +1,31 @@
-"""The admin pages: the dashboard, the whitelist and what may be asked for its tables, the books to read."""
+"""The admin of syncdata's own tables: the dashboard, and lists to read. The whitelist has its own module."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db import models
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.defaultfilters import truncatechars
-from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html_join
+from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from rangefilter.filters import DateTimeRangeFilterBuilder
 
 from syncdata.admin import texts
-from syncdata.admin.asking import ASKS, Ask, ask_url, ask_view, fitting_asks
-from syncdata.admin.connection import books_connection
 from syncdata.admin.dashboard import read_dashboard
-from syncdata.admin.lists import PlainlyTitledAdmin, ReadOnlyAdmin, TableFilter, columns
-from syncdata.admin.picker import picker_view
+from syncdata.admin.lists import ReadOnlyAdmin, TableFilter, columns
 from syncdata.admin.zones import in_users_time_zone
-from syncdata.apply.state.queries import read_tables
-from syncdata.apply.state.status import explain, lag_s
-from syncdata.models import Checkpoint, Dashboard, SyncLog, SyncMetric, SyncRequest, SyncRun, TableToSync
+from syncdata.models import Checkpoint, Dashboard, SyncLog, SyncMetric, SyncRequest, SyncRun
 
 
 @admin.register(Dashboard)
 class DashboardAdmin(ReadOnlyAdmin):
-    """One page, which asks for news of itself every few seconds."""
+    """One page, which asks every few seconds for its newest sections."""
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
@@ -70,179 +61,6 @@ class DashboardAdmin(ReadOnlyAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         request.current_app = self.admin_site.name
-
-
-def _asking(ask: Ask) -> Callable[..., HttpResponse]:
-    """Return the action that leads from chosen rows to the page that asks back."""
-
-    @admin.action(description=ask.label)
-    def lead_on(
-        model_admin: admin.ModelAdmin[TableToSync],
-        request: HttpRequest,
-        queryset: models.QuerySet[TableToSync],
-    ) -> HttpResponse:
-        names = list(queryset.order_by("table_name").values_list("table_name", flat=True))
-        return HttpResponseRedirect(ask_url(request, ask, names))
-
-    lead_on.__name__ = _action_name(ask)
-    return lead_on
-
-
-def _action_name(ask: Ask) -> str:
-    return f"ask_to_{ask.action}"
-
-
-@admin.register(TableToSync)
-class TableToSyncAdmin(PlainlyTitledAdmin):
-    """The whitelist. To remove a row leaves the table's data, and its checkpoint, where they are."""
-
-    change_list_template = "admin/syncdata/tabletosync/change_list.html"
-    change_form_template = "admin/syncdata/tabletosync/change_form.html"
-    list_display = (
-        "table_name",
-        "state",
-        "lag",
-        "checkpoint",
-        "rows_synced",
-        "last_sync",
-        "error_summary",
-        "creator",
-        "added",
-    )
-    search_fields = ("table_name",)
-    ordering = ("table_name",)
-    actions = [_asking(ask) for ask in ASKS.values() if ask.action != "skip"]  # one record, so one table
-
-    def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(self.ask_view)
-        return [path("ask/<str:action>/", view, name="syncdata_tabletosync_ask"), *super().get_urls()]
-
-    # The pages
-
-    @in_users_time_zone
-    def ask_view(self, request: HttpRequest, action: str) -> HttpResponse:
-        request.current_app = self.admin_site.name
-        return ask_view(request, self, action)
-
-    @in_users_time_zone
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        request.current_app = self.admin_site.name
-        if object_id is None:
-            return picker_view(self, request)
-        name = TableToSync.objects.filter(pk=object_id).first() if object_id.isdecimal() else None
-        tables = [
-            table for table in read_tables(books_connection()) if name and table.table_name == str(name)
-        ]
-        asks = [(ask, ask_url(request, ask, [str(name)])) for t in tables for ask in fitting_asks(request, t)]
-        return super().changeform_view(request, object_id, form_url, {"asks": asks, **(extra_context or {})})
-
-    def get_queryset(self, request: HttpRequest) -> models.QuerySet[TableToSync]:
-        fields = ("state", "file", "record_number", "rows_synced", "last_sync_at", "last_change_at", "error")
-        whitelist = TableToSync.objects.values("table_name")
-        files = Checkpoint.objects.filter(table_name__in=whitelist).order_by("-file").values("file")
-        return (
-            super()
-            .get_queryset(request)
-            .annotate(**{f"checkpoint_{name}": _of_checkpoint(name) for name in fields})
-            .annotate(farthest_file=models.Subquery(files[:1]))
-        )
-
-    def get_fields(self, request: HttpRequest, obj: TableToSync | None = None) -> tuple[str, ...]:
-        return (
-            "state",
-            "lag",
-            "checkpoint",
-            "rows_synced",
-            "last_change",
-            "last_sync",
-            "error",
-            "more",
-            "creator",
-            "added",
-        )
-
-    get_readonly_fields = get_fields
-
-    # Permissions
-
-    def has_change_permission(self, request: HttpRequest, obj: TableToSync | None = None) -> bool:
-        """A renamed row would keep nothing of what it was: remove it, and add the other name."""
-        return False
-
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Leave out what the user may not ask for."""
-        allowed = {_action_name(ask): ask.is_allowed(request) for ask in ASKS.values()}
-        return {
-            name: action for name, action in super().get_actions(request).items() if allowed.get(name, True)
-        }
-
-    # The columns
-
-    @admin.display(description=gettext_lazy("state"), ordering="checkpoint_state")
-    def state(self, table: Any) -> str:
-        is_new = not table.checkpoint_file and table.checkpoint_state in (None, Checkpoint.State.ACTIVE)
-        state = "new" if is_new else table.checkpoint_state
-        return render_to_string("syncdata/state.html", {"state": state})
-
-    @admin.display(description=gettext_lazy("lag"))
-    def lag(self, table: Any) -> str:
-        return texts.lag(lag_s(table.checkpoint_file or "", table.farthest_file or ""))
-
-    @admin.display(description=gettext_lazy("checkpoint"), ordering="checkpoint_file")
-    def checkpoint(self, table: Any) -> str | None:
-        if not table.checkpoint_file:
-            return None
-        return f"{table.checkpoint_file}:{table.checkpoint_record_number}"
-
-    @admin.display(description=gettext_lazy("rows synced"), ordering="checkpoint_rows_synced")
-    def rows_synced(self, table: Any) -> str:
-        return texts.grouped(table.checkpoint_rows_synced)
-
-    @admin.display(description=gettext_lazy("newest change"), ordering="checkpoint_last_change_at")
-    def last_change(self, table: Any) -> str:
-        return texts.moment(table.checkpoint_last_change_at)
-
-    @admin.display(description=gettext_lazy("last sync"), ordering="checkpoint_last_sync_at")
-    def last_sync(self, table: Any) -> str:
-        return texts.moment(table.checkpoint_last_sync_at)
-
-    @admin.display(description=gettext_lazy("added at"), ordering="created_at")
-    def added(self, table: TableToSync) -> str:
-        return texts.moment(table.created_at)
-
-    @admin.display(description=gettext_lazy("error"))
-    def error(self, table: Any) -> str:
-        if not table.checkpoint_error:
-            return texts.NOTHING
-        return render_to_string("syncdata/error.html", {"error": explain(table.checkpoint_error)})
-
-    @admin.display(description=gettext_lazy("error"))
-    def error_summary(self, table: Any) -> str:
-        return truncatechars(table.checkpoint_error or "", 80)
-
-    @admin.display(description=gettext_lazy("more of it"))
-    def more(self, table: TableToSync) -> str:
-        query = urlencode({"table": table.table_name})
-        pages = (("synclog", _("its log")), ("syncmetric", _("its metrics")))
-        return format_html_join(
-            " · ",
-            '<a href="{}?{}">{}</a>',
-            [
-                (reverse(f"admin:syncdata_{page}_changelist", current_app=self.admin_site.name), query, label)
-                for page, label in pages
-            ],
-        )
-
-
-def _of_checkpoint(field: str) -> models.Subquery:
-    checkpoint = Checkpoint.objects.filter(table_name=models.OuterRef("table_name"))
-    return models.Subquery(checkpoint.values(field))
 
 
 @admin.register(Checkpoint)

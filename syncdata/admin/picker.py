@@ -1,4 +1,4 @@
-"""Choosing tables for the whitelist from those that the database has."""
+"""The picker: the tables that the database has, to choose from for the whitelist."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from typing import Any
 from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.auth import get_user_model
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 
 from syncdata.admin import texts
-from syncdata.admin.connection import books_alias, books_connection, estimates
-from syncdata.apply.postgres.catalog import local_tables
+from syncdata.admin.connection import tables_alias, tables_service
 from syncdata.apply.whitelist import is_syncable
+from syncdata.errors import WhitelistAddError
 from syncdata.models import TableToSync
+from syncdata.tables import TablesService
 
 MOST_SHOWN = 500
-# Whoever syncs these from production lets production decide who may log in here, and ends all sessions.
+# Once these are synced, production's users may log in here, and those who are logged in are thrown out.
 _APPS_OF_LOGINS = frozenset({"auth", "sessions", "admin", "contenttypes"})
+_WARNINGS = {
+    "absent": gettext_lazy("Table %(table)s does not exist locally yet: create it before it is synced."),
+    "keyless": gettext_lazy("Table %(table)s has no key: its rows are matched on all their old values."),
+}
 
 
 def picker_view(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest) -> HttpResponse:
-    """Offer the tables (GET), or whitelist those that were chosen, all of them or none (POST)."""
+    """Show the tables (GET), or whitelist those that were chosen, all of them or none (POST)."""
     if not model_admin.has_add_permission(request):
         raise PermissionDenied
     chosen = request.POST.getlist("tables")
@@ -36,7 +41,7 @@ def picker_view(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest
     errors: list[str] = []
     if request.method == "POST":
         names = [*chosen, *([typed] if typed else [])]
-        errors = _whitelist(model_admin, request, names)
+        errors = _add(model_admin, request, names)
         if not errors:
             url = reverse("admin:syncdata_tabletosync_changelist", current_app=model_admin.admin_site.name)
             return HttpResponseRedirect(url)
@@ -61,9 +66,12 @@ def picker_view(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest
 
 
 def _offered(search: str) -> list[dict[str, Any]]:
-    """Return the local tables that may be synced, are not yet, and have *search* in their name."""
-    whitelist = set(TableToSync.objects.values_list("table_name", flat=True))
-    logins = _tables_of_logins()
+    """Return the local tables that may be synced, are not whitelisted, and have *search* in their name.
+
+    Tables of logins come last: few people want them.
+    """
+    service, logins = tables_service(), _tables_of_logins()
+    whitelist = {table.table_name for table in service.list_tables()}
     offered = [
         {
             "full_name": full_name,
@@ -73,12 +81,12 @@ def _offered(search: str) -> list[dict[str, Any]]:
             "has_key": table.has_key,
             "holds_logins": table.name.name in logins,
         }
-        for table in local_tables(books_connection())
+        for table in service.local_tables()
         if is_syncable(table.name)
         and (full_name := str(table.name)) not in whitelist
         and search.casefold() in f"{table.name.schema}.{table.name.name}".casefold()
     ]
-    return sorted(offered, key=lambda table: bool(table["holds_logins"]))  # what few will want comes last
+    return sorted(offered, key=lambda table: bool(table["holds_logins"]))
 
 
 def _tables_of_logins() -> set[str]:
@@ -90,46 +98,35 @@ def _tables_of_logins() -> set[str]:
     }
 
 
-def _whitelist(
-    model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest, names: Sequence[str]
-) -> list[str]:
-    """Whitelist the tables, or return what is wrong with the choice."""
-    rows = [TableToSync(table_name=name, creator=request.user.get_username()) for name in names]
-    errors: list[str] = [] if rows else [_("Choose at least one table, or type its name.")]
-    with transaction.atomic(using=books_alias()):
-        for row in rows:
-            try:
-                row.full_clean()
-            except ValidationError as error:
-                errors += [f"{row.table_name}: {message}" for message in error.messages]
-            else:
-                row.save()
-        if errors:
-            transaction.set_rollback(True, using=books_alias())
-            return errors
-    local = estimates(books_connection())
-    for row in rows:
+def _add(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest, names: Sequence[str]) -> list[str]:
+    """Whitelist the tables, all of them or none; return what is wrong with the choice."""
+    service = tables_service()
+    errors = [] if names else [_("Choose at least one table, or type its name.")]
+    errors += [f"{name}: {refusal}" for name in names if (refusal := _refusal(service, name))]
+    if errors:
+        return errors
+    with transaction.atomic(using=tables_alias()):
+        added = service.add_tables(names, creator=request.user.get_username())
+        if known := [name for name in service.find_tables(names) if name not in added]:
+            transaction.set_rollback(True, using=tables_alias())
+            return [f"{name}: {_('This table is in the whitelist already.')}" for name in known]
+    for row in TableToSync.objects.filter(table_name__in=added):
         model_admin.log_addition(request, row, [{"added": {}}])
-        if row.table_name not in local:
-            messages.warning(
-                request,
-                _("Table %(table)s does not exist locally yet: create it before it is synced.")
-                % {"table": row.table_name},
-            )
-        elif not local[row.table_name].has_key:
-            messages.warning(
-                request,
-                _("Table %(table)s has no key: its rows are matched on all their old values.")
-                % {"table": row.table_name},
-            )
-    added = ", ".join(row.table_name for row in rows)
-    messages.success(
-        request,
-        ngettext(
-            "Added %(tables)s: its changes are applied from the next cycle on.",
-            "Added %(tables)s: their changes are applied from the next cycle on.",
-            len(rows),
-        )
-        % {"tables": added},
+    for unusual in service.find_unusual(added):
+        messages.warning(request, _WARNINGS[unusual.kind] % {"table": unusual.table})
+    text = ngettext(
+        "Added %(tables)s: its changes are applied from the next cycle on.",
+        "Added %(tables)s: their changes are applied from the next cycle on.",
+        len(added),
     )
+    messages.success(request, text % {"tables": ", ".join(added)})
     return []
+
+
+def _refusal(service: TablesService, name: str) -> str:
+    """Return why the table cannot be whitelisted; empty when it can be."""
+    try:
+        service.find_tables([name])
+    except WhitelistAddError as error:
+        return str(error)
+    return ""

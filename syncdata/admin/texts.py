@@ -36,7 +36,7 @@ def grouped(number: int | None) -> str:
 
 
 def estimate(rows: int | None) -> str:
-    """Return a row count that is the planner's, marked as such."""
+    """Return the planner's row count, marked as an estimate."""
     return _("unknown") if rows is None else f"~{grouped(rows)}"
 
 

@@ -1,4 +1,4 @@
-"""The user's time zone: the browser says it in a cookie, and pages are read, and filters meant, in it."""
+"""The user's time zone, which the browser names in a cookie: pages show, and filters take, times in it."""
 
 from __future__ import annotations
 

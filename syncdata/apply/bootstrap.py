@@ -30,7 +30,7 @@ from syncdata.apply.progress import Progress
 from syncdata.apply.result import CycleResult
 from syncdata.apply.resync import load_newest, ms_since, replay, where_the_others_stand
 from syncdata.apply.sink import DaemonSink, Outcome, Sink
-from syncdata.apply.state.checkpoints import Checkpoint
+from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.archive.archive import SnapshotFile
 from syncdata.changes.names import TableName
 from syncdata.errors import ApplyError, ArchiveConnectionError, ParseError, SyncError
@@ -79,7 +79,9 @@ class Pass:
         self._advance(self._going_on(from_files), bad_snapshots)
 
     def _advance(
-        self, checkpoints: Sequence[Checkpoint], bad_snapshots: Mapping[TableName, ParseError] | None = None
+        self,
+        checkpoints: Sequence[TableCheckpoint],
+        bad_snapshots: Mapping[TableName, ParseError] | None = None,
     ) -> None:
         """Run a cycle for the tables of *checkpoints*."""
         cycle = Cycle(
@@ -137,7 +139,7 @@ class Pass:
             logger.info("%s begins with its newest snapshot", table)
             self.result.add(beginning.result)
 
-    def _going_on(self, from_files: Collection[TableName]) -> list[Checkpoint]:
+    def _going_on(self, from_files: Collection[TableName]) -> list[TableCheckpoint]:
         """Return the checkpoints of those that have begun, and of *from_files*, which begin with files."""
         return [
             checkpoint

@@ -27,7 +27,7 @@ from syncdata.apply.position import START, Position
 from syncdata.apply.progress import NoProgress, Progress
 from syncdata.apply.result import Activity, CycleResult
 from syncdata.apply.sink import Outcome, Sink, prepare_ahead
-from syncdata.apply.state.checkpoints import Checkpoint, Skip
+from syncdata.apply.state.checkpoints import Skip, TableCheckpoint
 from syncdata.archive.archive import Archive, ChangeFile
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
@@ -70,7 +70,7 @@ class Cycle:
         self._skips: dict[TableName, tuple[Skip, ...]] = {}
         self.result = CycleResult()
 
-    def run(self, checkpoints: Sequence[Checkpoint]) -> CycleResult:
+    def run(self, checkpoints: Sequence[TableCheckpoint]) -> CycleResult:
         """Apply what the archive holds beyond *checkpoints*, those of all whitelisted tables.
 
         Returns when all is applied, blocked or waited for, or soon after *stop* is set. Raises
@@ -275,7 +275,7 @@ class Cycle:
     def _note_blocked(self, table: TableName, error: SyncError) -> None:
         self.result.note_blocked(table, error, reason_before=self._reasons.get(table))
 
-    def _unblock_healed(self, checkpoints: Sequence[Checkpoint]) -> None:
+    def _unblock_healed(self, checkpoints: Sequence[TableCheckpoint]) -> None:
         """Unblock the tables that got to the archive's end without a record to apply.
 
         What blocked them has gone: the broken file was withdrawn, say. (A batch that is applied unblocks its

@@ -151,7 +151,7 @@ class Run:
             self._resources.session.close()
 
     def _note_cycle(self, errors: Sequence[SyncError], *, now: dt.datetime) -> None:
-        last_error = str(errors[-1]) if errors else None
+        last_error = errors[-1] if errors else None
         connection = self._resources.connect()
         with translated_errors():
             end_cycle(connection, self.id, now=now, errors=len(errors), last_error=last_error)

@@ -21,7 +21,7 @@ from syncdata.errors import SyncError
 from syncdata.runtime.prefetch import prefetch
 
 if TYPE_CHECKING:
-    from syncdata.apply.state.checkpoints import Checkpoint
+    from syncdata.apply.state.checkpoints import TableCheckpoint
 
 P = TypeVar("P")
 
@@ -78,7 +78,7 @@ class DaemonSink(Sink[P], Protocol[P]):
         """Whether the sink works on *connection*; else it belongs to one that was lost, and is replaced."""
         ...
 
-    def checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self) -> list[TableCheckpoint]:
         """Return the checkpoint of every whitelisted table that is not paused, new ones at the beginning."""
         ...
 

@@ -192,7 +192,7 @@ class Worker:
                 queue.put_back(connection, request)
                 return
             logger.error("%s", error, extra=error.fields)
-            queue.fail(connection, request, str(error))
+            queue.fail(connection, request, error)
         else:
             tell()
 

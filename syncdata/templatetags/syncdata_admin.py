@@ -1,4 +1,4 @@
-"""``{% syncdata_summary %}``: how the sync does, for the pages of an admin site that lists all its apps."""
+"""``{% syncdata_summary %}``: daemon, freshness and problems in brief, for an admin site's own pages."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from django.db import connection
 from django.test import Client
 from django.urls import include, path, reverse
 
-from syncdata.admin import lists
+from syncdata.admin import lists, whitelist
 from syncdata.admin import model_admins as admin
 from syncdata.admin.zones import COOKIE
 from syncdata.models import (
@@ -37,7 +37,7 @@ NOON = datetime(2026, 2, 5, 12, 0, tzinfo=UTC)
 staff_site = AdminSite(name="staff")
 for model, model_admin in [
     (Dashboard, admin.DashboardAdmin),
-    (TableToSync, admin.TableToSyncAdmin),
+    (TableToSync, whitelist.TableToSyncAdmin),
     (SyncLog, admin.SyncLogAdmin),
     (SyncMetric, admin.SyncMetricAdmin),
 ]:

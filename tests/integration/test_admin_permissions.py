@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
@@ -15,6 +14,7 @@ from django.urls import reverse
 
 from syncdata import connections as session
 from syncdata.admin import asking, dashboard
+from syncdata.errors import ServiceInitError
 from syncdata.models import Checkpoint, SyncLog, SyncMetric, SyncRequest, SyncRun, TableToSync
 
 pytestmark = pytest.mark.django_db
@@ -46,6 +46,9 @@ def rows() -> None:
     ]:
         TableToSync.objects.create(table_name=name)
         Checkpoint.objects.create(table_name=name, state=state, error=error, file=PLACE[:-3])
+    Checkpoint.objects.exclude(error=None).update(
+        error_code="SHD_SYN_064", error_file=PLACE[:-3], error_line=13, error_hint="mend it"
+    )
     SyncLog.objects.create(table_name="fine", status="SUCCESS")
     SyncMetric.objects.create(
         table_name="fine",
@@ -233,14 +236,14 @@ def test_every_action_has_a_row_here() -> None:
     }
 
 
-def test_books_that_cannot_be_read_are_an_explanation_and_not_a_broken_page(
+def test_tables_that_cannot_be_read_are_an_explanation_and_not_a_broken_page(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.force_login(User.objects.create_superuser("ada"))
 
     def fail() -> None:
-        raise psycopg.OperationalError("gone")
+        raise ServiceInitError("gone")
 
-    monkeypatch.setattr(dashboard, "books_connection", fail)
+    monkeypatch.setattr(dashboard, "tables_service", fail)
     assert "cannot be read" in client.get(reverse("admin:index")).content.decode()
     assert "cannot be read" in client.get(reverse("admin:syncdata_dashboard_changelist")).content.decode()

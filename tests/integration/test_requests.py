@@ -244,6 +244,19 @@ def test_a_line_that_no_table_can_read_is_skipped_for_all_that_it_blocks(users: 
     ]
 
 
+def test_a_record_is_skipped_also_where_the_name_of_its_file_holds_blanks(users: World) -> None:
+    name = "changes_20260205_103000 sent again.json"
+    users.write(name, [insert("users", id=1, n="bad"), insert("users", id=2, n=2)])
+    users.sync()
+    with users.service() as service:
+        (place,) = (table.blocking_place for table in service.list_tables() if table.table_name == "users")
+        assert place == f"{name}:1"
+        assert service.skip_record("users", place, requested_by="ada") == ["users"]
+    users.sync()
+    assert users.rows("SELECT id FROM users") == [(2,)]
+    assert audit(users) == [("users", "skip", "SUCCESS", place, "ada")]
+
+
 def test_a_skipped_line_counts_as_a_record_of_its_file(users: World) -> None:
     records = [insert("users", id=1), insert("users", id=2), insert("users", id=3)]
     text = with_header(records, seq=1, prev=None)
@@ -355,7 +368,7 @@ def test_a_request_waits_no_longer_when_taking_it_was_interrupted(users: World) 
     assert outcome(users, request)[0] == "done"
 
 
-def test_the_doorbell_rings_in_a_process_with_many_open_files(users: World) -> None:
+def test_the_listener_hears_in_a_process_with_many_open_files(users: World) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
     with ExitStack() as cleanup:
@@ -517,10 +530,10 @@ def test_requests_and_lost_connections_beside_a_busy_daemon_lose_and_double_noth
     assert (done.count("clear"), done.count("pause"), done.count("resume")) == (2, 3, 2)
 
 
-# The books of the dashboard
+# What the dashboard shows
 
 
-def test_what_is_waiting_is_in_the_books(users: World) -> None:
+def test_what_is_waiting_is_noted_with_the_run(users: World) -> None:
     users.write(FIRST, [insert("users", id=1), "no record"])
     second = users.write(SECOND, [insert("users", id=2)])
     users.sync()

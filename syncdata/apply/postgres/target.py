@@ -45,17 +45,16 @@ from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Entry
 from syncdata.apply.sink import Outcome
 from syncdata.apply.state.checkpoints import (
-    Checkpoint,
     Skip,
+    TableCheckpoint,
     advance_checkpoints,
-    mark_blocked,
-    mark_unblocked,
     open_checkpoints,
     require_position,
-    settle_skips,
 )
+from syncdata.apply.state.holds import mark_blocked, mark_unblocked
 from syncdata.apply.state.metrics import add_metrics, add_to_minute
 from syncdata.apply.state.runs import add_to_run
+from syncdata.apply.state.skips import settle_skips
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.changes.reader import NO_TABLE
@@ -87,7 +86,7 @@ class Target:
     def is_on(self, connection: Connection[Any]) -> bool:
         return self._connection is connection
 
-    def checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self) -> list[TableCheckpoint]:
         """Return the checkpoint of every whitelisted table that is not paused, new ones at the beginning."""
         with translated_errors(), self._connection.transaction():
             checkpoints = open_checkpoints(self._connection)
@@ -192,7 +191,7 @@ class Target:
     def _apply_parts(
         self,
         prepared: PreparedBatch,
-        checkpoints: Mapping[TableName, Checkpoint],
+        checkpoints: Mapping[TableName, TableCheckpoint],
         failed: Mapping[TableName, SyncError],
     ) -> tuple[dict[TableName, Entry], dict[TableName, SyncError]]:
         """Write the rows of the tables of *checkpoints* that have not *failed*; return what was done to each,
@@ -316,7 +315,7 @@ class _SkippedError(Exception):
         self.error = error
 
 
-def _leave_out_if_told(checkpoint: Checkpoint, error: SyncError) -> None:
+def _leave_out_if_told(checkpoint: TableCheckpoint, error: SyncError) -> None:
     """Raise _SkippedError where an operator has said to skip the record that *error* is about."""
     for skip in checkpoint.skips:
         if skip.is_at(error.file, error.line):
@@ -324,7 +323,7 @@ def _leave_out_if_told(checkpoint: Checkpoint, error: SyncError) -> None:
 
 
 def _used_skips(
-    checkpoint: Checkpoint, prepared: PreparedBatch, left_out: Mapping[Skip, SyncError | None]
+    checkpoint: TableCheckpoint, prepared: PreparedBatch, left_out: Mapping[Skip, SyncError | None]
 ) -> dict[Skip, SyncError | None]:
     """Return the skips of *checkpoint* that this batch has used: the records that it left out, each with its
     error, and the lines of no table that an operator has said to skip."""

@@ -1,1 +1,1 @@
-"""syncdata's own tables: checkpoints, audit, metrics, runs, the queue. True by the transaction they share."""
+"""syncdata's own tables: checkpoints, audit, metrics, runs, the queue of requests. Knows psycopg."""

@@ -1,4 +1,4 @@
-"""The audit log: what was done to a table, by whom and with what outcome. Append-only."""
+"""The audit log: each action on a table, who asked for it, and its outcome. Append-only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def log_action(
     duration_ms: int = 0,
     requested_by: str | None = None,
 ) -> None:
-    """Audit what was done to a whole table (a resync, a clear, the load of a snapshot), or asked for it."""
+    """Add an entry for an action on a table: a resync, clear, load of a snapshot, pause, resume or skip."""
     entry = Entry(counts=counts or Counts(), duration_ms=duration_ms)
     connection.execute(
         "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time,"
