@@ -20,8 +20,9 @@ from syncdata.capture.chain import Chain, load_chain, require_same_slot
 from syncdata.capture.replication import source_error
 from syncdata.capture.slot import Slot, published_tables, read_slot
 from syncdata.capture.snapshot import NO_PROGRESS, SnapshotProgress, TakenSnapshot, take_snapshots
-from syncdata.capture.spool import Compression, list_finished, translated
+from syncdata.capture.spool import list_finished, translated
 from syncdata.capture.status import ArchiverStatus, archiver_status, retention_warning, unpublished_warning
+from syncdata.changes.filenames import Compression
 from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
 from syncdata.daemon import PidFile, running_pid

@@ -46,8 +46,9 @@ from syncdata.apply.state.metrics import forget_minutes
 from syncdata.apply.state.queries import read_latest_run, read_tables
 from syncdata.apply.state.queue import Listener, Request
 from syncdata.apply.state.runs import end_cycle, end_run, note_waiting, start_run
-from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status, file_time, format_status
+from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status, format_status
 from syncdata.archive.archive import Archive, open_archive
+from syncdata.changes.filenames import file_time
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.conf import SyncConfig

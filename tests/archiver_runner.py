@@ -25,6 +25,8 @@ from syncdata.capture.archiver import Archiver, CaptureSettings
 from syncdata.capture.pgoutput import Decoder
 from syncdata.capture.replication import ReplicationStream, XLogData
 from syncdata.capture.spool import FileWriter
+from syncdata.changes import writer
+from syncdata.changes.writer import ChangeFileWriter
 
 TIME_LIMIT_S = 30
 
@@ -34,8 +36,8 @@ STEPS: dict[str, tuple[Any, str, str]] = {
     "a message is decoded": (Decoder, "decode", "after"),
     "before a line is written": (FileWriter, "write", "before"),
     "a line is written": (FileWriter, "write", "after"),
-    "before lines go to the disk": (FileWriter, "_flush", "before"),
-    "lines are on the disk": (FileWriter, "_flush", "after"),
+    "before lines go to the disk": (ChangeFileWriter, "_flush", "before"),
+    "lines are on the disk": (ChangeFileWriter, "_flush", "after"),
     "before a file is finished": (FileWriter, "finish", "before"),
     "a file is finished": (FileWriter, "finish", "after"),
     "before an fsync": (os, "fsync", "before"),
@@ -95,7 +97,7 @@ def run(job: dict[str, Any]) -> None:
     # Everything happens often, so that every step comes up soon and between all others.
     archiver.FEEDBACK_EVERY_S = 0.05
     archiver._FIRST_RETRY_S = 0.02
-    spool._BUFFER_BYTES = 500
+    writer._BUFFER_BYTES = 500
     die_at(job["step"], job["passage"])
     stop = threading.Event()
     threading.Timer(TIME_LIMIT_S, stop.set).start()

@@ -53,14 +53,13 @@ from syncdata.capture.replication import (
 )
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.capture.spool import (
-    Compression,
     FileWriter,
     SpooledFile,
-    next_name,
     take_over,
     translated,
 )
 from syncdata.capture.uploader import Delivery, deliver
+from syncdata.changes.filenames import Compression, next_name
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.changes.reader import inspect
 from syncdata.errors import (

@@ -41,7 +41,8 @@ from syncdata.capture.exported_snapshot import (
 from syncdata.capture.pgoutput import Relation
 from syncdata.capture.replication import NEW_EPOCH_HINT, Identity
 from syncdata.capture.slot import Slot
-from syncdata.capture.spool import FileWriter, SpooledFile, next_stamp, translated
+from syncdata.capture.spool import FileWriter, SpooledFile, translated
+from syncdata.changes.filenames import next_stamp
 from syncdata.changes.header import Header
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
