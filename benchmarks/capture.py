@@ -33,9 +33,10 @@ from psycopg.conninfo import make_conninfo
 
 from benchmarks.apply import DURABLE, TABLE
 from syncdata.archive.archive import LocalArchive, LocalSettings
-from syncdata.capture.archiver import Archiver, CaptureSettings
-from syncdata.capture.pgoutput import Change, Decoder
+from syncdata.capture.archiver import Archiver
+from syncdata.capture.pgoutput import Decoder, RowChange
 from syncdata.capture.replication import Keepalive, ReplicationStream
+from syncdata.capture.settings import CaptureSettings
 from syncsite.demo.postgres import PostgresServer, embedded_binaries, system_binaries
 
 PUBLICATION = "bench"
@@ -176,7 +177,7 @@ def read(server: PostgresServer, database: str, slot: str) -> tuple[float, int]:
                 if received.wal_end >= end:
                     break
             else:
-                records += isinstance(decoder.decode(received.message), Change)
+                records += isinstance(decoder.decode(received.message), RowChange)
     return time.monotonic() - started, records
 
 

@@ -9,7 +9,8 @@ import threading
 from pathlib import Path
 
 from syncdata.archive.archive import LocalArchive, LocalSettings
-from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.capture.archiver import Archiver
+from syncdata.capture.settings import CaptureSettings
 
 
 def peak_mib() -> float:

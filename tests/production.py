@@ -15,10 +15,11 @@ import pytest
 from psycopg import sql
 
 from syncdata.archive.archive import LocalArchive, LocalSettings
-from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.capture.archiver import Archiver
 from syncdata.capture.chain import load_chain
-from syncdata.capture.replication import TEXT_SETTINGS
+from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
+from syncdata.capture.source import TEXT_SETTINGS
 from syncdata.changes.names import TableName
 from syncsite.demo.postgres import PostgresServer
 from tests.postgres import Database

@@ -18,6 +18,10 @@ from syncdata.changes.header import Footer, Header
 from syncdata.changes.reader import inspect
 from syncdata.changes.writer import ChangeFileWriter
 from syncdata.errors import SpoolError
+from syncdata.runtime.durable import fsync_directory, replace_file
+
+# The open change file, and new states of the chain that a crash left behind. A snapshot's part is another's.
+_OURS = (".changes", ".chain.json.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,7 @@ class FileWriter:
 
     @property
     def text_bytes(self) -> int:
-        """How much was written so far, before compression."""
+        """The number of bytes written so far, before compression."""
         return self._content.text_bytes
 
     def write(self, line: bytes) -> None:
@@ -70,7 +74,7 @@ class FileWriter:
         last_commit_lsn: int | None,
         end_lsn: int | None,
     ) -> SpooledFile:
-        """Write the footer and give the file *name*, without its suffix; then it is durable."""
+        """Write the footer and rename the file to *name* with its suffix; it is durable on return."""
         path = self._directory / f"{name}{self._suffix}"
         with translated(self._part):
             footer = self._content.finish(
@@ -84,11 +88,11 @@ class FileWriter:
             os.fsync(self._raw.fileno())
             self._raw.close()
             self._part.rename(path)
-            sync_directory(self._directory)
+            fsync_directory(self._directory)
         return SpooledFile(path=path, header=self.header, footer=footer)
 
     def discard(self) -> None:
-        """Give the file up and remove it, whatever the disk says to its rest."""
+        """Give the file up and remove it, even where the disk refuses to take its rest."""
         self._content.give_up()
         with suppress(OSError, ValueError):
             self._raw.close()
@@ -105,17 +109,16 @@ def list_finished(directory: Path) -> list[tuple[str, int]]:
 
 
 def take_over(directory: Path) -> list[SpooledFile]:
-    """Return the finished change files in the spool, in order, and remove what was left unfinished.
+    """Return the finished change files in the spool, in order, and remove unfinished ones.
 
-    Only for the one who writes there.
-
-    A file that is not what its footer says is removed, too: nothing of it was confirmed, so the source
-    sends it again. Raises SpoolError for a file that is not of an archiver.
+    Only for the process that writes there. A file whose footer does not fit its contents is removed, too:
+    nothing of it was confirmed, so the source sends it again. Raises SpoolError for a change file that no
+    archiver wrote.
     """
     found = []
     with translated(directory):
         for path in sorted(directory.iterdir()):
-            if path.name.startswith(".changes") and path.name.endswith(".part"):
+            if path.name.startswith(_OURS) and path.name.endswith(".part"):
                 path.unlink()
             elif _is_finished(path):
                 with path.open("rb") as stream:
@@ -133,30 +136,27 @@ def take_over(directory: Path) -> list[SpooledFile]:
     return found
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace *path* by *content*, so that after a power cut it is the old or the new one, never half."""
-    part = path.with_name(f".{path.name}.part")
+def make_spool(directory: Path) -> None:
+    """Make the spool where it is missing, for its owner's eyes only."""
+    with translated(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def remove_from_spool(file: SpooledFile) -> None:
+    """Remove *file*, which is in the archive; nothing happens when it is gone already."""
+    with translated(file.path):
+        file.path.unlink(missing_ok=True)
+
+
+def replace_in_spool(path: Path, content: bytes) -> None:
+    """Replace *path* by *content*, so that after a power cut it is the old or the new file, never half."""
     with translated(path):
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.rename(path)
-        sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in *directory* survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        replace_file(path, content)
 
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn what the disk says about *path* into a SpoolError."""
+    """Raise the disk's errors in the block as a SpoolError about *path*."""
     try:
         yield
     except OSError as error:

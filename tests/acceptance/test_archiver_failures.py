@@ -18,10 +18,12 @@ import pytest
 
 from syncdata.archive.archive import LocalArchive, LocalSettings, SftpArchive, SftpSettings, WritableArchive
 from syncdata.capture import archiver as archiver_module
-from syncdata.capture import uploader as delivery_module
-from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.capture import opening, session, uploader
+from syncdata.capture.archiver import Archiver
 from syncdata.capture.chain import CHAIN_FILE_NAME, Chain, load_chain, save_chain
-from syncdata.capture.replication import ReplicationStream, SlotInUseError
+from syncdata.capture.refusals import SlotInUseError
+from syncdata.capture.replication import ReplicationStream
+from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.changes.reader import inspect
 from syncdata.errors import (
@@ -132,9 +134,9 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files end soon, and what failed is tried again soon."""
     monkeypatch.setattr(archiver_module, "_FIRST_RETRY_S", 0.05)
     monkeypatch.setattr(archiver_module, "_LAST_RETRY_S", 0.5)
-    monkeypatch.setattr(delivery_module, "_FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr(delivery_module, "_LAST_RETRY_S", 0.5)
-    monkeypatch.setattr(archiver_module, "FEEDBACK_EVERY_S", 0.2)
+    monkeypatch.setattr(uploader, "_FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(uploader, "_LAST_RETRY_S", 0.5)
+    monkeypatch.setattr(session, "FEEDBACK_EVERY_S", 0.2)
 
 
 def site_of(production: Production, open_archive: Callable[[], WritableArchive], directory: Path) -> Site:
@@ -320,9 +322,9 @@ def test_while_the_archive_refuses_only_some_files_wait(site: Site, caplog: pyte
     with Daemon(archiver) as daemon:
         site.write(30)
         until(lambda: "SHD_SYN_107" in caplog.text)
-        until(lambda: len(list(site.production.spool_dir.glob("changes_*"))) == archiver_module.MOST_WAITING)
+        until(lambda: len(list(site.production.spool_dir.glob("changes_*"))) == session.MOST_WAITING)
         time.sleep(0.5)
-        assert len(list(site.production.spool_dir.glob("changes_*"))) == archiver_module.MOST_WAITING
+        assert len(list(site.production.spool_dir.glob("changes_*"))) == session.MOST_WAITING
         (site.directory / "changes_20990101_000000.json.zst").rmdir()
         until(lambda: site.archived() == site.journal())
         assert daemon.error is None
@@ -412,7 +414,7 @@ def test_a_waiting_file_that_is_lost_is_sent_again(site: Site, caplog: pytest.Lo
 def test_a_lost_state_without_idle_progress_continues_the_chain(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archiver_module._Session, "_confirm_idle", lambda self: None)
+    monkeypatch.setattr(session.Session, "_confirm_idle", lambda self: None)
     site.write()
     site.run_once()
     before = site.chain
@@ -746,10 +748,10 @@ def test_a_new_epoch_that_is_cut_short_can_be_begun_again(
                 raise SpoolError("cut short")
             save_chain(directory, chain)
 
-        monkeypatch.setattr(archiver_module, "save_chain", save_or_fail)
+        monkeypatch.setattr(opening, "save_chain", save_or_fail)
         with pytest.raises(SpoolError, match="cut short"):
             site.archiver().begin_epoch()
-    monkeypatch.setattr(archiver_module, "save_chain", save_chain)
+    monkeypatch.setattr(opening, "save_chain", save_chain)
     site.archiver().begin_epoch()
     site.write()
     site.run_once()

@@ -21,9 +21,10 @@ import psycopg
 import pytest
 
 from syncdata.archive.archive import LocalArchive, LocalSettings
-from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.capture.archiver import Archiver
 from syncdata.capture.chain import load_chain
-from syncdata.capture.pgoutput import Begin, Change, Decoder, Truncate
+from syncdata.capture.pgoutput import Begin, Decoder, RowChange, Truncate
+from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import read_slot
 from syncdata.changes.position import format_lsn
 from syncdata.changes.record import ChangeRecord
@@ -228,7 +229,7 @@ def _what_happened(source: PostgresServer) -> list[tuple[Any, ...]]:
         match decoder.decode(bytes(content)):
             case Begin(commit_lsn=commit_lsn):
                 commit = format_lsn(commit_lsn)
-            case Change(relation=relation, op=op, data=data, old_keys=old_keys):
+            case RowChange(relation=relation, op=op, data=data, old_keys=old_keys):
                 happened.append((commit, op, relation.name, lsn, data, old_keys))
             case Truncate(relations=relations):
                 happened += [(commit, "TRUNCATE", relation.name, lsn, None, None) for relation in relations]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from syncdata.capture.spool import FileWriter, SpooledFile, list_finished, take_over, write_durably
+from syncdata.capture.spool import FileWriter, SpooledFile, list_finished, replace_in_spool, take_over
 from syncdata.changes.filenames import SUFFIXES, Compression
 from syncdata.changes.header import Header
 from syncdata.changes.reader import inspect, read_records
@@ -75,6 +76,7 @@ def test_what_was_left_unfinished_is_removed_and_what_is_finished_is_found_in_or
     second = write(tmp_path, "changes_20260205_103001", 2, "gzip")
     first = write(tmp_path, "changes_20260205_103000", 1, "zstd")
     (tmp_path / ".changes.part").write_bytes(b"half")
+    (tmp_path / ".chain.json.a1b2c3d4.part").write_bytes(b"half")
     (tmp_path / "changes_20260205_103002.json.zst").write_bytes(first.path.read_bytes()[:-3])
     (tmp_path / "chain.json").write_text("{}")
     assert take_over(tmp_path) == [first, second]
@@ -96,10 +98,14 @@ def test_a_spool_that_is_not_there_cannot_be_taken_over_but_is_listed_as_empty(t
         take_over(tmp_path / "spool")
 
 
-def test_a_failed_replacement_leaves_the_old_content(tmp_path: Path) -> None:
+def test_a_failed_replacement_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     path = tmp_path / "chain.json"
-    write_durably(path, b"old")
-    (tmp_path / ".chain.json.part").symlink_to("/dev/full")
-    with pytest.raises(SpoolError, match="No space left"):
-        write_durably(path, b"new")
+    replace_in_spool(path, b"old")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(SpoolError, match="SHD_SYN_106.*No space left"):
+        replace_in_spool(path, b"new")
     assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == [path.name]
