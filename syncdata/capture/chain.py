@@ -126,7 +126,7 @@ def new_epoch(identity: Identity, slot: Slot, newest_file: str | None, now: dt.d
         system_id=identity.system_id,
         timeline=identity.timeline,
         slot=slot.name,
-        # A time, so that no two epochs share a name, even where an older one was forgotten.
+        # The name is a time: so no two epochs share one, even where the state of the older one is lost.
         epoch=f"{now.astimezone(dt.UTC):%Y%m%dT%H%M%S.%fZ}",
         last_file=newest_file,
         confirmed_lsn=format_lsn(slot.confirmed_lsn or 0),
@@ -187,16 +187,21 @@ def require_same_system(chain: Chain, identity: Identity) -> None:
         )
 
 
+def require_slot_name(chain: Chain, name: str) -> None:
+    """Raise SourceChangedError when the configured slot is another than the one *chain* was written from."""
+    if chain.slot != name:
+        raise SourceChangedError(
+            f"slot_name is {name}, but the chain was written from {chain.slot}",
+            hint="set slot_name back; if it was changed on purpose: " + NEW_EPOCH_HINT,
+        )
+
+
 def require_same_slot(chain: Chain, slot: Slot) -> None:
     """Raise SourceChangedError or SlotError unless *slot* continues *chain* without a hole.
 
     Not beside a running archiver: it moves the slot, and *chain*, which was read earlier, is behind.
     """
-    if chain.slot != slot.name:
-        raise SourceChangedError(
-            f"slot_name is {slot.name}, but the chain was written from {chain.slot}",
-            hint="set slot_name back; if it was changed on purpose: " + NEW_EPOCH_HINT,
-        )
+    require_slot_name(chain, slot.name)
     if slot.is_lost:
         raise SlotError(
             f"the source has removed WAL that the slot {slot.name} still needed", hint=NEW_EPOCH_HINT

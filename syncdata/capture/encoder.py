@@ -12,11 +12,10 @@ from functools import lru_cache
 
 import msgspec
 
-from syncdata.capture.pgoutput import Begin, Relation, RowChange, Truncate
+from syncdata.capture.pgoutput import POSTGRES_EPOCH, Begin, Relation, RowChange, Truncate
 from syncdata.changes.names import DEFAULT_SCHEMA
 from syncdata.changes.position import format_lsn
 
-_POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -56,7 +55,7 @@ def line_start(relation: Relation, op: str) -> bytes:
 
 def format_time(since_2000_us: int) -> str:
     """Return a time of the protocol, microseconds since 2000-01-01 UTC, as a record's ``ts``."""
-    moment = _POSTGRES_EPOCH + dt.timedelta(microseconds=since_2000_us)
+    moment = POSTGRES_EPOCH + dt.timedelta(microseconds=since_2000_us)
     return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
 
 

@@ -73,7 +73,7 @@ class Housekeeper:
         self._thread = threading.Thread(target=self._run, name="syncdata-housekeeper", daemon=True)
         self._ended = threading.Event()
         self._warned: frozenset[str] = frozenset()
-        self._reason = ""
+        self._without_snapshot: tuple[TableName, ...] = ()
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -104,8 +104,8 @@ class Housekeeper:
         self._warned = frozenset(warnings)
 
     def prune_archive(self) -> None:
-        """Prune; log the reason why nothing could go when it is another than the last time."""
+        """Prune; log why no change file could go, unless the last time it was for the same tables."""
         removals = self._prune()
-        if removals.reason and removals.reason != self._reason:
+        if removals.reason and removals.without_snapshot != self._without_snapshot:
             logger.warning("%s", removals.reason)
-        self._reason = removals.reason
+        self._without_snapshot = removals.without_snapshot

@@ -1,4 +1,4 @@
-"""How a chain is opened: proof that slot, spool and archive continue it without a hole, or a beginning.
+"""The opening of a chain: proof that slot, spool and archive continue it without a hole, or a beginning.
 
 Knows in which order to look, so that nothing moves between two looks; the rules themselves are chain.py's.
 Reads the source over a connection that is open already; reads no changes.

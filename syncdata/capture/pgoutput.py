@@ -6,6 +6,7 @@ server sends whole transactions, in the order of their commits, when they are co
 
 from __future__ import annotations
 
+import datetime as dt
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,9 @@ import msgspec
 from syncdata.errors import CaptureError
 
 Values = dict[str, str | None]
+
+# Times in the protocol are microseconds since then.
+POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 
 _BEGIN = struct.Struct(">QqI")
 _COMMIT = struct.Struct(">BQQq")
@@ -146,7 +150,7 @@ class Decoder:
             raise ValueError("no new row")
         data, _ = _read_row(message, position + 1, relation)
         if is_whole_row and len(data) < len(old_keys):
-            # Under REPLICA IDENTITY FULL an unchanged TOASTed value stands in the old row alone.
+            # Under REPLICA IDENTITY FULL the message has an unchanged TOASTed value in the old row only.
             data = {**old_keys, **data}
         return RowChange(relation, "UPDATE", data, old_keys)
 
@@ -187,7 +191,7 @@ def _read_old(message: bytes, position: int, relation: Relation) -> tuple[Values
     kind = message[position]
     values, position = _read_row(message, position + 1, relation)
     if kind == _OLD_KEY:
-        # The columns beside the key are there, too, all of them as NULL.
+        # The message has all other columns, too, but as NULL.
         values = {column: value for column, value in values.items() if column in relation.key}
     elif kind != _OLD_ROW:
         raise ValueError("no old row")

@@ -1,4 +1,4 @@
-"""What an operator is told when the source refuses: the driver's and the server's words as our errors.
+"""The refusals of the source, of its server and of the driver, as errors that an operator understands.
 
 Knows psycopg's errors and PostgreSQL's SQLSTATEs; opens no connection. The one place on the production side
 where a `psycopg.Error` becomes a `SyncError`. Only an error's primary message is passed on: its details can
@@ -51,7 +51,7 @@ def source_error(error: psycopg.Error) -> SyncError:
     )
 
 
-def stream_error(sqlstate: str, message: str) -> SyncError:
+def replication_error(sqlstate: str, message: str) -> SyncError:
     """Return the error for *message*, which the server sent in place of the replication stream."""
     match sqlstate:
         case "55006":

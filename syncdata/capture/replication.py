@@ -20,12 +20,18 @@ import msgspec
 import psycopg
 from psycopg import pq, sql
 
-from syncdata.capture.refusals import NEW_SLOT_HINT, RETRY_HINT, source_error, source_errors, stream_error
+from syncdata.capture.pgoutput import POSTGRES_EPOCH
+from syncdata.capture.refusals import (
+    NEW_SLOT_HINT,
+    RETRY_HINT,
+    replication_error,
+    source_error,
+    source_errors,
+)
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.capture.source import Identity, connect_for_replication, read_identity
 from syncdata.errors import SourceConnectionError, SourceSetupError, SyncError
 
-_POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _XLOG_DATA, _KEEPALIVE = b"wk"
 _XLOG_HEADER_BYTES = 25
 _unpack_lsn = struct.Struct(">Q").unpack_from
@@ -121,7 +127,7 @@ class ReplicationStream:
 
     def confirm(self, lsn: int, *, wants_reply: bool = False) -> None:
         """Tell the server that all that was committed before *lsn* is safe, and that we are alive."""
-        now_us = (dt.datetime.now(dt.UTC) - _POSTGRES_EPOCH) // dt.timedelta(microseconds=1)
+        now_us = (dt.datetime.now(dt.UTC) - POSTGRES_EPOCH) // dt.timedelta(microseconds=1)
         with source_errors():
             self._pgconn.put_copy_data(_STATUS.pack(b"r", lsn, lsn, lsn, now_us, wants_reply))
             self._pgconn.flush()
@@ -150,4 +156,4 @@ class ReplicationStream:
             return SourceConnectionError("the source ended the replication stream", hint=RETRY_HINT)
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         primary = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
-        return stream_error(state, primary.decode(errors="replace").strip())
+        return replication_error(state, primary.decode(errors="replace").strip())

@@ -25,7 +25,7 @@ from syncdata.changes.position import parse_lsn
 logger = logging.getLogger(__name__)
 
 FEEDBACK_EVERY_S = 10.0
-# So many finished files may wait for the archive; then reading pauses, and the source keeps its WAL.
+# When so many finished files wait for the archive, reading pauses, and the source keeps its WAL.
 MOST_WAITING = 4
 STOP_PATIENCE_S = 20.0
 
@@ -37,7 +37,7 @@ _FINISH_PATIENCE_S = 2.0
 
 @dataclass(slots=True, kw_only=True)
 class Archived:
-    """What was put into the archive."""
+    """The number of files, and of their transactions and records, that were put into the archive."""
 
     files: int = 0
     transactions: int = 0

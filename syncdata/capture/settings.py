@@ -1,5 +1,5 @@
-"""What the capture side is told: the source, the slot, the spool and when a file ends. Knows no values of its
-own but the defaults; who reads them from a configuration is not its business."""
+"""The settings of capture: the source, the slot, the spool, and when a file ends. Knows no configuration file
+and no Django: production.py fills them in."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 
 from syncdata.archive.archive import WritableArchive, snapshot_name
-from syncdata.capture.chain import Chain, format_moment, require_same_system
+from syncdata.capture.chain import Chain, format_moment, require_same_system, require_slot_name
 from syncdata.capture.encoder import line_start
 from syncdata.capture.exported_snapshot import (
     ConsistentSource,
@@ -247,11 +247,7 @@ def _require_stream(chain: Chain, identity: Identity, slot: Slot | None, slot_na
     Its confirmed position is not compared with the chain: a running archiver moves both all the time.
     """
     require_same_system(chain, identity)
-    if slot_name != chain.slot:
-        raise SourceChangedError(
-            f"slot_name is {slot_name}, but the chain was written from {chain.slot}",
-            hint="set slot_name back; if it was changed on purpose: " + NEW_EPOCH_HINT,
-        )
+    require_slot_name(chain, slot_name)
     if slot is None or slot.is_lost:
         state = "is missing" if slot is None else "has lost WAL that it needed"
         raise SlotError(

@@ -1,4 +1,4 @@
-"""What the commands of the production side share. Knows how snapshots are shown; takes none itself."""
+"""The base of the production side's commands. Knows how snapshots are shown; takes none itself."""
 
 from __future__ import annotations
 

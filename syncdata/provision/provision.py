@@ -45,7 +45,7 @@ class NewUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupResult:
-    """What a setup has changed, a line each (``changes``), and the notes on the source.
+    """The outcome of a setup: its ``changes``, a line each, and its ``notes`` on the source.
 
     Changes of ``new_tables`` are published only from now on, so a snapshot must supply the rows that they
     have already. Changes of ``dropped_tables`` are not published any more.
