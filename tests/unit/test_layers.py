@@ -27,6 +27,7 @@ VIOLATIONS = {
         ("changes/record.py", "import syncdata.archive.local"),
         ("apply/cycle.py", "import syncdata.conf"),
         ("service.py", "import syncdata.monitoring"),
+        ("capture/archiver.py", "import syncdata.provision.facts"),
         ("runtime/prefetch.py", "import syncdata.changes.record"),
     ],
     "No Django below conf": [("archive/local.py", "import django.db"), ("confkeys.py", "import django.conf")],
