@@ -13,7 +13,7 @@ from typing import cast
 
 import psycopg
 
-from syncdata.archive.archive import WritableArchive, open_archive
+from syncdata.archive.archive import Archive, open_archive
 from syncdata.archive.retention import Removals, find_removals, prune
 from syncdata.capture.archiver import Archived, Archiver, CaptureSettings
 from syncdata.capture.chain import Chain, load_chain, require_same_slot
@@ -170,8 +170,8 @@ class ArchivingService:
     def _archiver(self) -> Archiver:
         return Archiver(self._settings, self._open_archive)
 
-    def _open_archive(self) -> WritableArchive:
-        return open_archive(self._config.archive_settings, spool_dir=self._config.spool_dir)
+    def _open_archive(self) -> Archive:
+        return open_archive(self._config.archive, spool_dir=self._config.spool_dir)
 
     def _chain(self) -> Chain:
         """Return the chain; a running archiver has begun it, and without one it can be begun here."""

@@ -28,7 +28,7 @@ from typing import Any
 
 import psycopg
 
-from syncdata.archive.archive import WritableArchive
+from syncdata.archive.archive import Archive
 from syncdata.capture.chain import (
     Chain,
     continue_chain,
@@ -121,7 +121,7 @@ class Archiver:
     def __init__(
         self,
         settings: CaptureSettings,
-        open_archive: Callable[[], WritableArchive],
+        open_archive: Callable[[], Archive],
         *,
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
@@ -212,7 +212,7 @@ class Archiver:
             archive.close()
 
     def _open_chain(
-        self, stream: ReplicationStream, archive: WritableArchive, identity: Identity
+        self, stream: ReplicationStream, archive: Archive, identity: Identity
     ) -> tuple[Chain, list[SpooledFile]]:
         directory = self._settings.spool_dir
         with translated(directory):
@@ -235,7 +235,7 @@ class Archiver:
         return chain, spooled
 
     def _begin_chain(
-        self, archive: WritableArchive, identity: Identity, slot: Slot, newest_file: str | None
+        self, archive: Archive, identity: Identity, slot: Slot, newest_file: str | None
     ) -> Chain:
         if newest_file is not None:
             (file,) = archive.discover(newest_file)[-1:]
@@ -519,7 +519,7 @@ def _require_free(slot: Slot) -> None:
         )
 
 
-def _newest_file(archive: WritableArchive, since: str | None) -> str | None:
+def _newest_file(archive: Archive, since: str | None) -> str | None:
     files = archive.discover(since)
     return files[-1].name if files else None
 

@@ -18,13 +18,10 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -35,11 +32,11 @@ from syncdata.capture.slot import Slot, read_slot
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import SnapshotError, SyncError
+from syncdata.runtime.interruptible import interruptible
 
 logger = logging.getLogger(__name__)
 
 _POINT_TRIES = 3
-_TICK_S = 0.2
 _SAY_AFTER_S, _SAY_EVERY_S = 3.0, 30.0
 
 # What a role or a database may have set for its applications. `set_config`, for not every version has all.
@@ -89,8 +86,6 @@ SELECT count(DISTINCT l.virtualtransaction) AS count,
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
 """
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,33 +235,6 @@ def open_consistent(
         raise _translated(error, is_lost=connection.broken) from error
     finally:
         connection.close()
-
-
-def interruptible(
-    work: Callable[[], T],
-    *,
-    stop: threading.Event,
-    interrupt: Callable[[], object],
-    waiting: Callable[[float], object] = lambda waited_s: None,
-) -> T:
-    """Do *work*, which blocks, in a thread; return what it returns, or raise what it raises.
-
-    *interrupt* lets it fail soon, and is called when *stop* is set; *waiting* is called now and then
-    with the time waited so far.
-    """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(work)
-        started_s = time.monotonic()
-        try:
-            while not wait_for([future], _TICK_S).done:
-                if stop.is_set():
-                    interrupt()
-                else:
-                    waiting(time.monotonic() - started_s)
-        except BaseException:
-            interrupt()
-            raise
-        return future.result()
 
 
 def _table(row: dict[str, Any]) -> SourceTable:

@@ -27,7 +27,7 @@ from typing import Protocol
 
 import msgspec
 
-from syncdata.archive.archive import WritableArchive, snapshot_name
+from syncdata.archive.archive import Archive
 from syncdata.capture.archiver import CaptureSettings
 from syncdata.capture.chain import Chain, format_moment, require_same_system
 from syncdata.capture.encoder import line_start
@@ -35,18 +35,18 @@ from syncdata.capture.exported_snapshot import (
     ConsistentSource,
     Point,
     SourceTable,
-    interruptible,
     open_consistent,
 )
 from syncdata.capture.pgoutput import Relation
 from syncdata.capture.replication import NEW_EPOCH_HINT, Identity
 from syncdata.capture.slot import Slot
 from syncdata.capture.spool import FileWriter, SpooledFile, translated
-from syncdata.changes.filenames import next_stamp
+from syncdata.changes.filenames import next_stamp, snapshot_name
 from syncdata.changes.header import Header
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 from syncdata.errors import SlotError, SnapshotError, SourceChangedError, SyncError
+from syncdata.runtime.interruptible import interruptible
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class TakenSnapshot:
 
 def take_snapshots(
     settings: CaptureSettings,
-    open_archive: Callable[[], WritableArchive],
+    open_archive: Callable[[], Archive],
     chain: Chain,
     tables: Sequence[TableName],
     *,
@@ -158,7 +158,7 @@ class _Copying:
     """What the tables of one snapshot have in common."""
 
     source: ConsistentSource
-    archive: WritableArchive
+    archive: Archive
     spool_dir: Path
     header: Header
     stamp: str
@@ -235,7 +235,7 @@ class _Copying:
         return size_bytes
 
 
-def _newest_file(archive: WritableArchive, chain: Chain) -> str | None:
+def _newest_file(archive: Archive, chain: Chain) -> str | None:
     """Return the archive's newest change file, which must not be older than the chain's last."""
     files = archive.discover(chain.last_file)
     if chain.last_file is not None and not files:
@@ -246,7 +246,7 @@ def _newest_file(archive: WritableArchive, chain: Chain) -> str | None:
     return files[-1].name if files else None
 
 
-def _stamp(archive: WritableArchive, now: dt.datetime) -> str:
+def _stamp(archive: Archive, now: dt.datetime) -> str:
     """Return a stamp that sorts behind those of all snapshots."""
     last_stamp = max((file.stamp for file in archive.discover_snapshots()), default=None)
     try:

@@ -15,7 +15,7 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from syncdata.archive.archive import WritableArchive
+from syncdata.archive.archive import Archive
 from syncdata.capture.spool import SpooledFile, translated
 from syncdata.errors import SpoolError, SyncError
 
@@ -28,7 +28,7 @@ _POLL_S = 0.2
 class Delivery:
     """A context manager; on leaving, the file that is under way is given up."""
 
-    def __init__(self, archive: WritableArchive) -> None:
+    def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._queue: queue.Queue[SpooledFile] = queue.Queue()
         self._delivered: deque[SpooledFile] = deque()
@@ -122,7 +122,7 @@ class Delivery:
                 return
 
 
-def deliver(archive: WritableArchive, file: SpooledFile) -> None:
+def deliver(archive: Archive, file: SpooledFile) -> None:
     """Put *file* into *archive*; fine when it is there already. Raises as its ``put`` does."""
     started = time.monotonic()
     with translated(file.path):
