@@ -20,7 +20,7 @@ class SftpSettings(Login):
     directory: str = field(metadata=setting("archive_dir", a_remote_path))
 
     def open_storage(self, *, spool_dir: Path | None) -> SftpStorage:
-        # Here, for paramiko takes longer to import than most commands take to run.
+        # Here, since importing paramiko takes longer than reading the whole configuration.
         from syncdata.archive.sftp_storage import SftpStorage
 
         return SftpStorage(self, self.directory, spool_dir=spool_dir)
