@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import cast
 
-from syncdata.archive.archive import WritableArchive, open_archive
+from syncdata.archive.archive import Archive, open_archive
 from syncdata.archive.retention import Removals, find_removals, prune
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.chain import Chain, load_chain, require_same_slot
@@ -212,8 +212,8 @@ class ProductionService:
     def _archiver(self) -> Archiver:
         return Archiver(self._settings, self._open_archive)
 
-    def _open_archive(self) -> WritableArchive:
-        return open_archive(self._config.archive_settings, spool_dir=self._config.spool_dir)
+    def _open_archive(self) -> Archive:
+        return open_archive(self._config.archive, spool_dir=self._config.spool_dir)
 
     def _chain(self) -> Chain:
         """Return the chain: from the spool, where an archiver has begun it; else begin it here."""

@@ -683,7 +683,7 @@ class SyncDataService:
     def _open_archive(self) -> Archive:
         if self._archive is None:
             # Beside the configuration, not in /tmp, which may be memory.
-            self._archive = open_archive(self._config.archive_settings, spool_dir=self._config.state_dir)
+            self._archive = open_archive(self._config.archive, spool_dir=self._config.state_dir)
         return self._archive
 
     def _adopt_predecessors_state(self, connection: psycopg.Connection[Any]) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from syncdata.archive import local as archive_local
-from syncdata.archive.archive import LocalArchive, LocalSettings
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.archive.local import LocalSettings, LocalStorage
 from syncdata.capture import archiver, opening, session, spool
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.pgoutput import Decoder
@@ -48,13 +48,13 @@ STEPS: dict[str, tuple[list[tuple[Any, str]], str]] = {
     "before a rename": ([(Path, "rename"), (os, "replace")], "before"),
     "after a rename": ([(Path, "rename"), (os, "replace")], "after"),
     "before a directory is flushed": ([(spool, "fsync_directory"), (durable, "fsync_directory")], "before"),
-    "before a delivery": ([(LocalArchive, "put")], "before"),
-    "before the archive has the bytes": ([(archive_local._LocalShelf, "write")], "before"),
-    "the archive has the bytes": ([(archive_local._LocalShelf, "write")], "after"),
+    "before a delivery": ([(Archive, "put")], "before"),
+    "before the archive has the bytes": ([(LocalStorage, "create")], "before"),
+    "the archive has the bytes": ([(LocalStorage, "create")], "after"),
     "before the archive has the name": ([(os, "link")], "before"),
     "the archive has two names": ([(os, "link")], "after"),
-    "before the archive is flushed": ([(archive_local._LocalShelf, "make_durable")], "before"),
-    "after a delivery": ([(LocalArchive, "put")], "after"),
+    "before the archive is flushed": ([(LocalStorage, "make_durable")], "before"),
+    "after a delivery": ([(Archive, "put")], "after"),
     "a file is submitted": ([(Uploader, "submit")], "after"),
     "before the chain is saved": ([(opening, "save_chain"), (session, "save_chain")], "before"),
     "the chain is saved": ([(opening, "save_chain"), (session, "save_chain")], "after"),
@@ -117,10 +117,8 @@ def run(job: dict[str, Any]) -> None:
         rotate_s=0.1,
         rotate_bytes=4_000,
     )
-    open_archive: Callable[[], LocalArchive] = lambda: LocalArchive(  # noqa: E731
-        LocalSettings(directory=Path(job["archive_dir"]))
-    )
-    Archiver(settings, open_archive).run_loop(stop)
+    archive = LocalSettings(directory=Path(job["archive_dir"]))
+    Archiver(settings, lambda: open_archive(archive)).run_loop(stop)
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from syncdata.archive.archive import Archive, ChangeFile, SnapshotFile, WritableArchive
-from syncdata.changes.filenames import file_time, parse_stamp, stem
+from syncdata.archive.archive import Archive
+from syncdata.changes.filenames import ChangeFile, SnapshotFile, file_time, parse_stamp, stem
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import inspect
 
@@ -137,7 +137,7 @@ def find_removals(
     return plan_removals(change_files, snapshots, proved, tables=tables, now=now, keep_days=keep_days)
 
 
-def prune(archive: WritableArchive, removals: Removals, *, stop: threading.Event) -> Removals:
+def prune(archive: Archive, removals: Removals, *, stop: threading.Event) -> Removals:
     """Remove what *removals* says, and return what was removed: all of it, or less when *stop* was set.
 
     May be broken off and repeated at any time. Raises RetentionError or ArchiveConnectionError.

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 
-from syncdata.archive.archive import WritableArchive
+from syncdata.archive.archive import Archive
 from syncdata.capture import opening
 from syncdata.capture.chain import Chain, load_chain
 from syncdata.capture.refusals import SlotInUseError
@@ -59,7 +59,7 @@ class Archiver:
     def __init__(
         self,
         settings: CaptureSettings,
-        open_archive: Callable[[], WritableArchive],
+        open_archive: Callable[[], Archive],
         *,
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:

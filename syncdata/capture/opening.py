@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from syncdata.archive.archive import WritableArchive
+from syncdata.archive.archive import Archive
 from syncdata.capture.chain import (
     Chain,
     continue_chain,
@@ -34,7 +34,7 @@ from syncdata.errors import SlotError, SourceChangedError
 def open_chain(
     settings: CaptureSettings,
     stream: ReplicationStream,
-    archive: WritableArchive,
+    archive: Archive,
     identity: Identity,
     now: dt.datetime,
 ) -> tuple[Chain, list[SpooledFile]]:
@@ -65,7 +65,7 @@ def open_chain(
 
 
 def begin_epoch(
-    settings: CaptureSettings, archive: WritableArchive, identity: Identity, slot: Slot, now: dt.datetime
+    settings: CaptureSettings, archive: Archive, identity: Identity, slot: Slot, now: dt.datetime
 ) -> Chain:
     """Let the chain begin anew where *slot* stands; upload first what waits in the spool."""
     directory = settings.spool_dir
@@ -115,7 +115,7 @@ def require_unmoved(settings: CaptureSettings, chain: Chain) -> None:
 
 
 def _begin_chain(
-    archive: WritableArchive, identity: Identity, slot: Slot, newest_file: str | None, now: dt.datetime
+    archive: Archive, identity: Identity, slot: Slot, newest_file: str | None, now: dt.datetime
 ) -> Chain:
     """Return the chain where the spool has no state of it.
 
@@ -137,6 +137,6 @@ def _begin_chain(
     return new_epoch(identity, slot, newest_file, now)
 
 
-def _newest_file(archive: WritableArchive, since: str | None) -> str | None:
+def _newest_file(archive: Archive, since: str | None) -> str | None:
     files = archive.discover(since)
     return files[-1].name if files else None

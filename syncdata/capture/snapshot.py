@@ -26,7 +26,7 @@ from pathlib import Path
 
 import msgspec
 
-from syncdata.archive.archive import WritableArchive, snapshot_name
+from syncdata.archive.archive import Archive
 from syncdata.capture.chain import Chain, format_moment, require_same_system, require_slot_name
 from syncdata.capture.encoder import line_start
 from syncdata.capture.exported_snapshot import (
@@ -41,7 +41,7 @@ from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot
 from syncdata.capture.source import Identity
 from syncdata.capture.spool import FileWriter, SpooledFile, make_spool, remove_from_spool, translated
-from syncdata.changes.filenames import next_stamp
+from syncdata.changes.filenames import next_stamp, snapshot_name
 from syncdata.changes.header import Header
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
@@ -68,7 +68,7 @@ class TakenSnapshot:
 
 def take_snapshots(
     settings: CaptureSettings,
-    open_archive: Callable[[], WritableArchive],
+    open_archive: Callable[[], Archive],
     chain: Chain,
     tables: Sequence[TableName],
     *,
@@ -130,7 +130,7 @@ class _Copying:
     """The copying of one snapshot's tables, one after the other."""
 
     source: ConsistentSource
-    archive: WritableArchive
+    archive: Archive
     spool_dir: Path
     header: Header
     stamp: str
@@ -206,7 +206,7 @@ class _Copying:
         return size_bytes
 
 
-def _newest_file(archive: WritableArchive, chain: Chain) -> str | None:
+def _newest_file(archive: Archive, chain: Chain) -> str | None:
     """Return the archive's newest change file, which must not be older than the chain's last."""
     files = archive.discover(chain.last_file)
     if chain.last_file is not None and not files:
@@ -217,7 +217,7 @@ def _newest_file(archive: WritableArchive, chain: Chain) -> str | None:
     return files[-1].name if files else None
 
 
-def _stamp(archive: WritableArchive, now: dt.datetime) -> str:
+def _stamp(archive: Archive, now: dt.datetime) -> str:
     """Return the new snapshot's stamp, which sorts behind those of all snapshots in the archive."""
     last_stamp = max((file.stamp for file in archive.discover_snapshots()), default=None)
     try:

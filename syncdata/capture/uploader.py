@@ -14,7 +14,7 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from syncdata.archive.archive import WritableArchive
+from syncdata.archive.archive import Archive
 from syncdata.capture.spool import SpooledFile, translated
 from syncdata.errors import SpoolError, SyncError
 from syncdata.runtime.retry import Backoff
@@ -28,7 +28,7 @@ _POLL_S = 0.2
 class Uploader:
     """A context manager; leaving it gives up the upload that is under way."""
 
-    def __init__(self, archive: WritableArchive) -> None:
+    def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._queue: queue.Queue[SpooledFile] = queue.Queue()
         self._uploaded: deque[SpooledFile] = deque()
@@ -120,7 +120,7 @@ class Uploader:
                 return
 
 
-def upload(archive: WritableArchive, file: SpooledFile) -> None:
+def upload(archive: Archive, file: SpooledFile) -> None:
     """Put *file* into *archive*; nothing happens when it is there already. Raises as its ``put`` does."""
     started_s = time.monotonic()
     with translated(file.path):

@@ -1,4 +1,4 @@
-"""Blocking work in a thread, so that a stop can interrupt it. Knows nothing of the work."""
+"""Work that blocks, done so that a stop can end it. Knows threads; knows nothing of the work."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import TypeVar
 
-_TICK_S = 0.2
-
 T = TypeVar("T")
+
+_TICK_S = 0.1
 
 
 def interruptible(
@@ -21,12 +21,12 @@ def interruptible(
     interrupt: Callable[[], object],
     waiting: Callable[[float], object] = lambda waited_s: None,
 ) -> T:
-    """Do *work* in a thread; return what it returns, or raise what it raises.
+    """Do *work*, which blocks, in a thread; return what it returns, or raise what it raises.
 
-    When *stop* is set, *interrupt* is called, and must make the work fail soon. Until then *waiting* is
-    called now and then with the seconds waited so far.
+    While *stop* is set, *interrupt* is called again and again: it must let *work* fail soon, for this waits
+    until *work* has ended. *waiting* is called now and then with the time waited so far.
     """
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="syncdata-work") as pool:
         future = pool.submit(work)
         started_s = time.monotonic()
         try:

@@ -16,7 +16,9 @@ from typing import Any, BinaryIO, Self
 
 import pytest
 
-from syncdata.archive.archive import LocalArchive, LocalSettings, SftpArchive, SftpSettings, WritableArchive
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.archive.local import LocalSettings, LocalStorage
+from syncdata.archive.sftp import SftpSettings
 from syncdata.capture import archiver as archiver_module
 from syncdata.capture import opening, session, uploader
 from syncdata.capture.archiver import Archiver
@@ -48,7 +50,7 @@ class Site:
     """A production side with a journal, whose numbers say what is in the archive."""
 
     production: Production
-    open_archive: Callable[[], WritableArchive]
+    open_archive: Callable[[], Archive]
     directory: Path  # where the archive's files lie
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
@@ -139,7 +141,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "FEEDBACK_EVERY_S", 0.2)
 
 
-def site_of(production: Production, open_archive: Callable[[], WritableArchive], directory: Path) -> Site:
+def site_of(production: Production, open_archive: Callable[[], Archive], directory: Path) -> Site:
     production.execute(
         "CREATE TABLE journal (number int PRIMARY KEY, note text)", "CREATE TABLE private (v int)"
     )
@@ -157,7 +159,7 @@ def site(make_production: Callable[..., Production]) -> Site:
 @pytest.fixture
 def far_site(make_production: Callable[..., Production], sshd: SshServer) -> Iterator[Site]:
     """A site whose archive is on a backup host."""
-    yield site_of(make_production(), lambda: SftpArchive(sshd.settings()), sshd.archive_dir)
+    yield site_of(make_production(), lambda: open_archive(sshd.settings()), sshd.archive_dir)
 
 
 @pytest.fixture
@@ -205,12 +207,12 @@ def test_a_host_that_goes_away_and_comes_back_gets_everything(
 def test_uploads_that_are_cut_are_done_once(far_site: Site, sshd: SshServer) -> None:
     cuts = iter(range(8))
 
-    class Cut(SftpArchive):
+    class Cut(Archive):
         def put(self, name: str, content: BinaryIO) -> None:
             threading.Timer(0.02 * next(cuts, 1), sshd.cut).start()
             super().put(name, content)
 
-    far_site.open_archive = lambda: Cut(sshd.settings())
+    far_site.open_archive = lambda: Cut(sshd.settings().open_storage(spool_dir=None))
     with far_site.daemon() as daemon:
         for _ in range(6):
             # Random, so that it is as long when it is compressed.
@@ -221,7 +223,7 @@ def test_uploads_that_are_cut_are_done_once(far_site: Site, sshd: SshServer) -> 
         until(lambda: far_site.archived() == far_site.journal())
         assert daemon.error is None
     assert next(cuts, None) is None or next(cuts) > 4
-    far_site.open_archive = lambda: SftpArchive(sshd.settings())
+    far_site.open_archive = lambda: open_archive(sshd.settings())
     far_site.require_all()
 
 
@@ -229,7 +231,7 @@ def test_a_host_that_refuses_our_key_is_waited_for(
     far_site: Site, sshd: SshServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: SftpSettings = sshd.settings(key_file=sshd.other_key_file)
-    far_site.open_archive = lambda: SftpArchive(settings)
+    far_site.open_archive = lambda: open_archive(settings)
     far_site.write()
     with far_site.daemon() as daemon:
         until(lambda: "SHD_SYN_060" in caplog.text)
@@ -280,7 +282,7 @@ def remount(disk: Path, options: str) -> None:
 def test_a_full_archive_pauses_and_goes_on_when_there_is_space(
     site: Site, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.open_archive, site.directory = lambda: LocalArchive(LocalSettings(directory=disk)), disk
+    site.open_archive, site.directory = lambda: open_archive(LocalSettings(directory=disk)), disk
     filler = disk / "filler"
     filler.write_bytes(bytes(1_000_000))
     with site.daemon() as daemon:
@@ -301,7 +303,7 @@ def test_a_full_archive_pauses_and_goes_on_when_there_is_space(
 def test_a_read_only_archive_pauses_and_goes_on_when_it_can_be_written(
     site: Site, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.open_archive, site.directory = lambda: LocalArchive(LocalSettings(directory=disk)), disk
+    site.open_archive, site.directory = lambda: open_archive(LocalSettings(directory=disk)), disk
     with site.daemon() as daemon:
         site.write()
         until(lambda: site.archived() == site.journal())
@@ -767,12 +769,12 @@ def test_a_new_epoch_that_is_cut_short_can_be_begun_again(
 def _leave_a_file_in_the_spool(site: Site) -> None:
     """Archive until a file is finished, and no further."""
 
-    class Refusing(LocalArchive):
+    class Refusing(Archive):
         def put(self, name: str, content: BinaryIO) -> None:
             raise DeliveryError("not now")
 
     site.write()
-    refusing = Archiver(site.settings, lambda: Refusing(LocalSettings(directory=site.directory)))
+    refusing = Archiver(site.settings, lambda: Refusing(LocalStorage(site.directory)))
     with pytest.raises(SyncError, match="not now"):
         refusing.run_once(threading.Event())
     assert list(site.production.spool_dir.glob("changes_*"))

@@ -20,7 +20,8 @@ from typing import IO, Any
 import psycopg
 import pytest
 
-from syncdata.archive.archive import LocalArchive, LocalSettings
+from syncdata.archive.archive import open_archive
+from syncdata.archive.local import LocalSettings
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.chain import load_chain
 from syncdata.capture.pgoutput import Begin, Decoder, RowChange, Truncate
@@ -210,7 +211,7 @@ def _archive_the_rest(source: PostgresServer, folder: Path) -> None:
         params=source.params(), slot_name=SLOT, publication=PUBLICATION, spool_dir=folder / "spool"
     )
     archive = LocalSettings(directory=folder / "archive")
-    Archiver(settings, lambda: LocalArchive(archive)).run_once(threading.Event())
+    Archiver(settings, lambda: open_archive(archive)).run_once(threading.Event())
     assert sorted(path.name for path in (folder / "spool").iterdir()) == ["chain.json"]
     assert not [path.name for path in (folder / "archive").iterdir() if path.name.startswith(".")]
 

@@ -1,3 +1,5 @@
+"""Work that blocks ends when a stop comes, and is waited for."""
+
 from __future__ import annotations
 
 import threading
@@ -7,20 +9,49 @@ import pytest
 from syncdata.runtime.interruptible import interruptible
 
 
-def test_the_result_and_the_error_of_the_work_are_those_of_the_call() -> None:
+def never() -> None:
+    raise AssertionError("nobody asked for a stop")
+
+
+def test_what_the_work_returns_or_raises_comes_back() -> None:
     stop = threading.Event()
-    assert interruptible(lambda: 42, stop=stop, interrupt=pytest.fail) == 42
+    assert interruptible(lambda: 7, stop=stop, interrupt=never) == 7
     with pytest.raises(ZeroDivisionError):
-        interruptible(lambda: 1 // 0, stop=stop, interrupt=pytest.fail)
+        interruptible(lambda: 1 / 0, stop=stop, interrupt=never)
 
 
-def test_a_stop_interrupts_the_work_that_was_waited_for() -> None:
+def test_a_stop_interrupts_the_work_and_its_end_is_waited_for() -> None:
     stop, interrupted = threading.Event(), threading.Event()
-    waited: list[float] = []
+    stop.set()
+
+    def work() -> str:
+        assert interrupted.wait(20)
+        return "ended"
+
+    assert interruptible(work, stop=stop, interrupt=interrupted.set) == "ended"
+
+
+def test_a_long_wait_is_told() -> None:
+    told: list[float] = []
+    enough = threading.Event()
 
     def waiting(waited_s: float) -> None:
-        waited.append(waited_s)
-        stop.set()
+        told.append(waited_s)
+        if len(told) == 2:
+            enough.set()
 
-    assert interruptible(lambda: interrupted.wait(10), stop=stop, interrupt=interrupted.set, waiting=waiting)
-    assert len(waited) == 1
+    interruptible(lambda: enough.wait(20), stop=threading.Event(), interrupt=never, waiting=waiting)
+    assert 0 < told[0] < told[1]
+
+
+def test_an_error_of_the_caller_interrupts_the_work() -> None:
+    interrupted = threading.Event()
+
+    def waiting(waited_s: float) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        interruptible(
+            lambda: interrupted.wait(20), stop=threading.Event(), interrupt=interrupted.set, waiting=waiting
+        )
+    assert interrupted.is_set()

@@ -36,7 +36,15 @@ VIOLATIONS = {
         ("changes/header.py", "import threading"),
     ],
     "An archive knows no database": [("archive/retention.py", "import psycopg")],
-    "Neither side of the archive knows SSH": [("capture/archiver.py", "import paramiko")],
+    "Neither side of the archive knows where its files lie": [
+        ("capture/archiver.py", "import paramiko"),
+        ("apply/cycle.py", "import syncdata.archive.local"),
+    ],
+    "An archive knows its storage by the port alone": [
+        ("archive/put.py", "import syncdata.archive.local"),
+        ("archive/content.py", "import paramiko"),
+    ],
+    "The configuration does not know SFTP": [("confkeys.py", "import syncdata.archive.sftp")],
     "The two sides share a format and an archive, and nothing else": [
         ("apply/cycle.py", "import syncdata.capture.chain"),
         ("capture/archiver.py", "import syncdata.apply.cycle"),

@@ -7,7 +7,8 @@ from typing import BinaryIO
 
 import pytest
 
-from syncdata.archive.archive import LocalArchive, LocalSettings
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.archive.local import LocalSettings, LocalStorage
 from syncdata.capture.spool import FileWriter, SpooledFile
 from syncdata.capture.uploader import Uploader
 from syncdata.changes.header import Header
@@ -50,7 +51,7 @@ def until(is_so: Callable[[], bool]) -> None:
 def test_files_are_uploaded_in_their_order_and_taken_once(spool: Path, directory: Path) -> None:
     files = [spooled(spool, number) for number in range(5)]
     taken: list[SpooledFile] = []
-    with Uploader(LocalArchive(LocalSettings(directory=directory))) as uploader:
+    with Uploader(open_archive(LocalSettings(directory=directory))) as uploader:
         for file in files:
             uploader.submit(file)
         assert uploader.waiting == 5
@@ -62,7 +63,7 @@ def test_files_are_uploaded_in_their_order_and_taken_once(spool: Path, directory
         until(all_are_taken)
         assert uploader.take_uploaded() == []
     assert taken == files
-    assert [file.name for file in LocalArchive(LocalSettings(directory=directory)).discover(None)] == [
+    assert [file.name for file in open_archive(LocalSettings(directory=directory)).discover(None)] == [
         file.name for file in files
     ]
 
@@ -72,7 +73,7 @@ def test_an_archive_that_refuses_is_tried_again_and_the_reason_shows_meanwhile(
 ) -> None:
     file = spooled(spool, 1)
     (directory / file.name).write_bytes(b"of somebody else")
-    with Uploader(LocalArchive(LocalSettings(directory=directory))) as uploader:
+    with Uploader(open_archive(LocalSettings(directory=directory))) as uploader:
         uploader.submit(file)
         until(lambda: uploader.error is not None)
         assert isinstance(uploader.error, DeliveryError)
@@ -85,25 +86,25 @@ def test_an_archive_that_refuses_is_tried_again_and_the_reason_shows_meanwhile(
 def test_a_file_that_the_spool_has_lost_ends_the_upload(spool: Path, directory: Path) -> None:
     file = spooled(spool, 1)
     file.path.unlink()
-    with Uploader(LocalArchive(LocalSettings(directory=directory))) as uploader:
+    with Uploader(open_archive(LocalSettings(directory=directory))) as uploader:
         uploader.submit(file)
         with pytest.raises(SpoolError, match="No such file"):
             until(lambda: uploader.take_uploaded() != [])
 
 
 def test_a_defect_of_the_archive_is_not_swallowed_by_the_thread(spool: Path, directory: Path) -> None:
-    class Defective(LocalArchive):
+    class Defective(Archive):
         def put(self, name: str, content: BinaryIO) -> None:
             raise ZeroDivisionError
 
-    with Uploader(Defective(LocalSettings(directory=directory))) as uploader:
+    with Uploader(Defective(LocalStorage(directory))) as uploader:
         uploader.submit(spooled(spool, 1))
         with pytest.raises(ZeroDivisionError):
             until(lambda: uploader.take_uploaded() != [])
 
 
 def test_leaving_gives_up_what_is_under_way(spool: Path, tmp_path: Path) -> None:
-    with Uploader(LocalArchive(LocalSettings(directory=tmp_path / "missing"))) as uploader:
+    with Uploader(open_archive(LocalSettings(directory=tmp_path / "missing"))) as uploader:
         uploader.submit(spooled(spool, 1))
         until(lambda: uploader.error is not None)
         started = time.monotonic()
