@@ -1,8 +1,12 @@
-"""The errors an operator can see, one class a code. Knows codes and wording, nothing else."""
+"""The errors an operator can see, one class a code, and what is kept of them as data.
+
+Knows codes and wording, nothing else. A text is for people alone: nothing in syncdata takes one apart.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 
 class SyncError(Exception):
@@ -38,10 +42,7 @@ class SyncError(Exception):
 
     @property
     def place(self) -> str:
-        """``file:line``, ``file`` or an empty string."""
-        if self.file is None:
-            return ""
-        return self.file if self.line is None else f"{self.file}:{self.line}"
+        return _place(self.file, self.line)
 
     @property
     def fields(self) -> dict[str, str | int]:
@@ -59,6 +60,58 @@ class SyncError(Exception):
         if self.hint:
             parts.append(f"({self.hint})")
         return " ".join(parts)
+
+
+def _place(file: str | None, line: int | None) -> str:
+    """Return ``file:line``, ``file`` or an empty string."""
+    if file is None:
+        return ""
+    return file if line is None else f"{file}:{line}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """What syncdata's own tables keep of an error: its text, and beside it its code, file, line and hint."""
+
+    text: str
+    code: str = ""
+    file: str | None = None
+    line: int | None = None
+    hint: str = ""
+
+    @classmethod
+    def of(cls, error: SyncError) -> Self:
+        return cls(text=str(error), code=error.code, file=error.file, line=error.line, hint=error.hint)
+
+    @property
+    def place(self) -> str:
+        return _place(self.file, self.line)
+
+    @property
+    def message(self) -> str:
+        """The text without the code before it and the hint after it, for pages that show these apart."""
+        message = self.text.removeprefix(f"{self.code}: ")
+        return message.removesuffix(f" ({self.hint})") if self.hint else message
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that somebody should see to.
+
+    ``kind`` is a word that stays when the text is worded anew, or a number in it changes. ``table`` and
+    ``reason`` are there where one table or one error is meant. ``str()`` is the whole sentence.
+    """
+
+    kind: str
+    text: str = ""
+    table: str = ""
+    reason: Reason | None = None
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.text, str(self.reason or "")) if part)
 
 
 class ConfigLoadError(SyncError, code="SHD_SYN_001"):

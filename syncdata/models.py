@@ -2,7 +2,8 @@
 
 The engine reads and writes them with SQL of its own, in the transaction that holds the rows, so every
 default is a database default. Where the predecessor has the table, its columns come first and in its
-order, so that an adopted table (see :mod:`syncdata.predecessor.adoption`) equals a created one.
+order, so that an adopted table (see :mod:`syncdata.predecessor.adoption`) equals a created one. An error's
+text stands beside its parts as data: nothing takes the text apart.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class TableToSync(models.Model):
 
 
 class SyncLog(models.Model):
-    """What one file or snapshot, or one thing that an operator asked for, did to one table. Append-only."""
+    """An entry of the audit log: what one file, one snapshot or one action did to one table. Append-only."""
 
     class Status(models.TextChoices):
         SUCCESS = "SUCCESS", "SUCCESS"
@@ -104,7 +105,7 @@ class SyncLog(models.Model):
     rows_synced = models.IntegerField(db_default=0)
     archive_ref = models.TextField(_("change file"), null=True)
     error_detail = models.TextField(_("error"), null=True)
-    # NULL only where the predecessor left it so: a time that nobody recorded is not made up.
+    # NULL only in the predecessor's rows: a time that nobody recorded is not made up.
     sync_time = models.DateTimeField(_("time"), null=True, db_default=Now())
     action = models.TextField(choices=Action, db_default=Action.SYNC.value)
     records_added = models.BigIntegerField(_("added"), db_default=0)
@@ -180,8 +181,8 @@ class Checkpoint(models.Model):
     """How far one table's records have been durably applied. Written by the engine only.
 
     ``record_number`` records of ``file`` are applied; ``commit_lsn`` is the last applied commit's, or that of
-    the snapshot the rows came from.
-    The ``file_*`` counts are those of ``file`` so far: when it is finished they move to the log.
+    the snapshot the rows came from. The ``file_*`` counts are those of ``file`` so far: when it is finished
+    they move to the log.
     """
 
     class State(models.TextChoices):
@@ -199,7 +200,11 @@ class Checkpoint(models.Model):
     source_id = models.TextField(_("source"), db_default="")
     state = models.TextField(choices=State, db_default=State.ACTIVE.value)
     error = models.TextField(null=True)
-    # Places, file:line, that an operator has said to skip, each with who said so.
+    error_code = models.TextField(null=True)
+    error_file = models.TextField(null=True)
+    error_line = models.BigIntegerField(null=True)
+    error_hint = models.TextField(null=True)
+    # The records that an operator has said to skip, each with who said so.
     skips = models.JSONField(db_default=models.Value([], models.JSONField()))
     blocked_at = models.DateTimeField(null=True)
     last_change_at = models.DateTimeField(null=True)
@@ -245,7 +250,11 @@ class SyncRun(models.Model):
     records_synced = models.BigIntegerField(db_default=0)
     errors = models.BigIntegerField(db_default=0)
     last_error = models.TextField(null=True)
-    # What the newest cycle found and some table still has to go through.
+    error_code = models.TextField(null=True)
+    error_file = models.TextField(null=True)
+    error_line = models.BigIntegerField(null=True)
+    error_hint = models.TextField(null=True)
+    # Of the files that the newest cycle found, those that some table still has to go through.
     waiting_files = models.IntegerField(db_default=0)
     waiting_bytes = models.BigIntegerField(db_default=0)
 
@@ -259,8 +268,10 @@ class SyncRun(models.Model):
 
 
 class SyncMinute(models.Model):
-    """What was applied in one minute of the last two days; ``lag_s``: how old the oldest of each batch's
-    newest changes was when it was applied."""
+    """The records applied in one minute of the last two days.
+
+    ``lag_s``: each batch has a newest change, of some age when it was applied; this is the greatest such age.
+    """
 
     minute = models.DateTimeField(primary_key=True)
     records_added = models.BigIntegerField(db_default=0)
@@ -278,7 +289,7 @@ class SyncMinute(models.Model):
 
 
 class SyncRequest(models.Model):
-    """What an operator asked the daemon to do with some tables, and what came of it."""
+    """An operator's request to the daemon, for some tables, and its outcome."""
 
     class Action(models.TextChoices):
         RESYNC = "resync", _("resync")
@@ -303,6 +314,10 @@ class SyncRequest(models.Model):
     attempts = models.IntegerField(db_default=0)
     progress = models.TextField(db_default="")
     error = models.TextField(null=True)
+    error_code = models.TextField(null=True)
+    error_file = models.TextField(null=True)
+    error_line = models.BigIntegerField(null=True)
+    error_hint = models.TextField(null=True)
     finished_at = models.DateTimeField(_("finished at"), null=True)
 
     class Meta:
@@ -321,7 +336,7 @@ class SyncRequest(models.Model):
 
 
 class Dashboard(SyncRun):
-    """No rows of its own: what gives the dashboard its place, and its permission, in the admin."""
+    """A proxy without rows of its own: it gives the dashboard its place and its permission in the admin."""
 
     class Meta:
         proxy = True

@@ -208,7 +208,7 @@ def health_view(request: HttpRequest) -> HttpResponse:
     health = health_of(status)
     user = getattr(request, "user", None)
     if user is not None and user.has_perm(READ_PERMISSION):
-        health["problems"] = list(status.problems)
+        health["problems"] = [str(problem) for problem in status.problems]
     return JsonResponse(health, status=200 if status.is_healthy else 503)
 
 

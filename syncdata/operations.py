@@ -23,13 +23,12 @@ from syncdata.apply.state.checkpoints import (
     Checkpoint,
     Skip,
     lock_checkpoints,
-    mark_paused,
-    mark_resumed,
     open_checkpoints,
-    remember_skip,
     reset_checkpoints,
 )
-from syncdata.apply.state.status import blocking_place
+from syncdata.apply.state.holds import mark_paused, mark_resumed
+from syncdata.apply.state.skips import remember_skip
+from syncdata.apply.state.status import record_place
 from syncdata.changes.names import TableName
 from syncdata.errors import ClearError, ParseError, RequestError
 from syncdata.whitelisting import canonical
@@ -149,20 +148,20 @@ def _blocked_at(place: str, table: TableName, checkpoints: Sequence[Checkpoint])
 
     Raises RequestError when that is not what blocks it.
     """
-    errors = {
-        checkpoint.table: checkpoint.error
+    reasons = {
+        checkpoint.table: checkpoint.reason
         for checkpoint in checkpoints
-        if checkpoint.error and not checkpoint.is_paused and blocking_place(checkpoint.error) == place
+        if checkpoint.reason and not checkpoint.is_paused and record_place(checkpoint.reason) == place
     }
-    if table not in errors:
+    if table not in reasons:
         raise RequestError(
             f"the table is not blocked at {place or 'a record'} (any more)",
             hint="list_tables shows where it is blocked now; nothing is skipped",
             table=str(table),
         )
-    if not errors[table].startswith(f"{ParseError.code}:"):
+    if reasons[table].code != ParseError.code:
         return [table]
-    return [other for other, error in errors.items() if error == errors[table]]
+    return [other for other, reason in reasons.items() if reason.code == ParseError.code]
 
 
 def _empty_tables(connection: Connection[Any], names: Sequence[TableName]) -> None:

@@ -27,7 +27,7 @@ from syncdata.changes.filenames import Compression
 from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
 from syncdata.daemon import PidFile, running_pid, stop_daemon
-from syncdata.errors import ArchiverRunError, PidFileError, SnapshotError, SyncError
+from syncdata.errors import ArchiverRunError, PidFileError, Problem, Reason, SnapshotError, SyncError
 from syncdata.provision import provision
 from syncdata.provision.findings import Finding
 from syncdata.provision.provision import NewUser, ProvisionSettings, Report, SetupResult
@@ -143,13 +143,13 @@ class ProductionService:
 
     def get_status(self) -> ArchiverStatus:
         """Return the archiver's status, from slot and spool; a source that is away is one of its problems."""
-        slot, problems = None, []
+        slot, problems = None, list[Problem]()
         try:
             view = self._view_source()
             slot = view.slot
             problems = self._source_problems(view)
         except SyncError as error:
-            problems.append(str(error))
+            problems.append(Problem(kind="source", reason=Reason.of(error)))
         is_active = running_pid(self.pid_file) is not None
         chain = load_chain(self._config.spool_dir)
         if slot is not None and chain is not None and not is_active:
@@ -167,14 +167,16 @@ class ProductionService:
 
     # Inside
 
-    def _source_problems(self, view: SourceView) -> list[str]:
+    def _source_problems(self, view: SourceView) -> list[Problem]:
         problems = []
         if view.unpublished:
             problems.append(unpublished_warning([*map(str, view.unpublished)]))
         if view.slot is None:
-            problems.append(f"the source has no replication slot {self._config.slot_name}")
+            text = f"the source has no replication slot {self._config.slot_name}"
+            problems.append(Problem(kind="no-slot", text=text))
         elif view.slot.is_lost:
-            problems.append(f"the slot {view.slot.name} is lost: the source has removed WAL that it needed")
+            text = f"the slot {view.slot.name} is lost: the source has removed WAL that it needed"
+            problems.append(Problem(kind="lost-slot", text=text))
         return problems
 
     def _view_source(self) -> SourceView:
@@ -255,14 +257,14 @@ class ProductionService:
             claim.__exit__(None, None, None)
 
 
-def _chain_problems(chain: Chain, slot: Slot) -> list[str]:
+def _chain_problems(chain: Chain, slot: Slot) -> list[Problem]:
     """Return the reason why *slot* does not continue *chain*; not while an archiver moves both."""
     if slot.is_lost:  # which is told already
         return []
     try:
         require_same_slot(chain, slot)
     except SyncError as error:
-        return [str(error)]
+        return [Problem(kind="other-slot", reason=Reason.of(error))]
     return []
 
 

@@ -495,7 +495,7 @@ class SyncDataService:
             logger.error("%s", error, extra=error.fields)
             errors.append(error)
         if self._run_id is not None:
-            last_error = str(errors[-1]) if errors else None
+            last_error = errors[-1] if errors else None
             try:
                 connection = self._session.connect()
                 end_cycle(connection, self._run_id, now=now, errors=len(errors), last_error=last_error)
@@ -536,9 +536,7 @@ class SyncDataService:
         """Put a failed cycle into the run's books, or drop the connection if that fails, too."""
         try:
             if self._run_id is not None:
-                end_cycle(
-                    self._session.connect(), self._run_id, now=_utcnow(), errors=1, last_error=str(error)
-                )
+                end_cycle(self._session.connect(), self._run_id, now=_utcnow(), errors=1, last_error=error)
         except (psycopg.Error, SyncError):
             # The cycle's own error has been reported; this one has the same cause.
             self._disconnect()
@@ -609,7 +607,7 @@ class SyncDataService:
                 requests.put_back(connection, request)
                 return
             logger.error("%s", error, extra=error.fields)
-            requests.fail(connection, request, str(error))
+            requests.fail(connection, request, error)
         else:
             tell()
 

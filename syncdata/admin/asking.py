@@ -27,7 +27,7 @@ from syncdata.admin import texts
 from syncdata.admin.connection import books_alias, books_connection, estimates
 from syncdata.apply.state.queries import read_tables
 from syncdata.apply.state.queue import submit
-from syncdata.apply.state.status import TableInfo, blocking_place, explain
+from syncdata.apply.state.status import TableInfo
 from syncdata.connections import is_locked
 from syncdata.models import TableToSync
 
@@ -114,7 +114,7 @@ ASKS = {
                 " cause or the file instead."
             ),
             command="skip_record {tables} {place}",
-            fits=lambda table: table.state == "blocked" and bool(blocking_place(table.error or "")),
+            fits=lambda table: table.state == "blocked" and bool(table.blocking_place),
             refusal=gettext_lazy("it is not blocked at a record"),
             is_destructive=True,
         ),
@@ -222,7 +222,7 @@ def _title(ask: Ask, tables: Sequence[TableInfo]) -> str:
 
 def _context(ask: Ask, tables: Sequence[TableInfo]) -> dict[str, Any]:
     local = estimates(books_connection())
-    place = blocking_place(tables[0].error or "") if ask.action == "skip" and tables else ""
+    place = tables[0].blocking_place if ask.action == "skip" and tables else ""
     rows = [
         {
             "name": table.table_name,
@@ -230,14 +230,14 @@ def _context(ask: Ask, tables: Sequence[TableInfo]) -> dict[str, Any]:
             "rows": texts.estimate(local[table.table_name].row_estimate)
             if table.table_name in local
             else _("no such table here"),
-            "error": explain(table.error) if table.error else None,
+            "error": table.reason,
         }
         for table in tables
     ]
     counts = (local[table.table_name].row_estimate for table in tables if table.table_name in local)
     known = [count for count in counts if count is not None]
     arguments = " ".join(shlex.quote(table.table_name) for table in tables)
-    command = ask.command.format(tables=arguments, place=shlex.quote(place or ""))
+    command = ask.command.format(tables=arguments, place=shlex.quote(place))
     return {
         "ask": ask,
         "rows": rows,

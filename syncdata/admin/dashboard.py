@@ -24,7 +24,8 @@ from syncdata.apply.state.queries import (
     read_requests,
     read_tables,
 )
-from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status, explain, lag_s
+from syncdata.apply.state.reasons import read_reason
+from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status, lag_s
 from syncdata.conf import load_config
 from syncdata.connections import is_locked
 from syncdata.errors import SyncError
@@ -62,9 +63,9 @@ def _read(request: HttpRequest, connection: psycopg.Connection[Any], now: dt.dat
     local = estimates(connection)
     contexts: dict[str, dict[str, Any]] = {
         "tiles": _tiles(status, run or {}, minutes, now=now),
-        "problems": {"problems": [explain_problem(problem) for problem in status.problems]},
+        "problems": {"problems": status.problems},
         # Those that the list of tables does not tell.
-        "others": {"problems": [explain_problem(p) for p in status.problems if " is blocked: " not in p]},
+        "others": {"problems": [p for p in status.problems if p.kind != "blocked"]},
         "tables": {
             "tables": [_table(request, table, tables, local) for table in tables],
             "add_url": _url(request, "tabletosync_add"),
@@ -122,12 +123,6 @@ def _tiles(
     }
 
 
-def explain_problem(problem: str) -> dict[str, Any]:
-    """Split a problem of the status at the error it ends with, where it has one."""
-    before, mark, error = problem.partition("SHD_SYN_")
-    return {"text": before.rstrip(" :"), "error": explain(mark + error) if mark else None}
-
-
 def _table(
     request: HttpRequest, table: TableInfo, tables: tuple[TableInfo, ...], local: dict[str, LocalTable]
 ) -> dict[str, Any]:
@@ -142,7 +137,7 @@ def _table(
         "rows_synced": texts.grouped(table.rows_synced),
         "last_change": texts.moment(table.last_change_at),
         "last_sync": texts.moment(table.last_sync_at),
-        "error": explain(table.error) if table.error else None,
+        "error": table.reason,
         "asks": [
             {
                 "label": ask.label,
@@ -164,7 +159,7 @@ def _request(row: dict[str, Any], *, is_active: bool) -> dict[str, Any]:
         "is_stuck": not is_active and row["state"] in ("waiting", "running"),
         "by": row["requested_by"],
         "at": texts.moment(row["requested_at"]),
-        "error": explain(row["error"]) if row["error"] else None,
+        "error": read_reason(row),
     }
 
 

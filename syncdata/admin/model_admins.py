@@ -1,13 +1,14 @@
-"""The admin pages: the dashboard, the whitelist and what may be asked for its tables, the books to read."""
+"""The admin pages: the dashboard, the whitelist with its requests, and syncdata's other tables to read."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db import models
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
@@ -28,7 +29,7 @@ from syncdata.admin.lists import PlainlyTitledAdmin, ReadOnlyAdmin, TableFilter,
 from syncdata.admin.picker import picker_view
 from syncdata.admin.zones import in_users_time_zone
 from syncdata.apply.state.queries import read_tables
-from syncdata.apply.state.status import explain, lag_s
+from syncdata.apply.state.status import lag_s
 from syncdata.models import Checkpoint, Dashboard, SyncLog, SyncMetric, SyncRequest, SyncRun, TableToSync
 
 
@@ -143,15 +144,24 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
         return super().changeform_view(request, object_id, form_url, {"asks": asks, **(extra_context or {})})
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[TableToSync]:
-        fields = ("state", "file", "record_number", "rows_synced", "last_sync_at", "last_change_at", "error")
-        whitelist = TableToSync.objects.values("table_name")
-        files = Checkpoint.objects.filter(table_name__in=whitelist).order_by("-file").values("file")
+        """The columns of the checkpoint are there to sort by; pages show the service's view of a table."""
+        sortable = ("state", "file", "rows_synced", "last_sync_at", "last_change_at")
         return (
             super()
             .get_queryset(request)
-            .annotate(**{f"checkpoint_{name}": _of_checkpoint(name) for name in fields})
-            .annotate(farthest_file=models.Subquery(files[:1]))
+            .annotate(**{f"checkpoint_{name}": _of_checkpoint(name) for name in sortable})
         )
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return _WhitelistPage
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> TableToSync | None:
+        row = super().get_object(request, object_id, from_field)
+        if row is not None:
+            _add_infos(request, [row])
+        return row
 
     def get_fields(self, request: HttpRequest, obj: TableToSync | None = None) -> tuple[str, ...]:
         return (
@@ -186,31 +196,27 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
 
     @admin.display(description=gettext_lazy("state"), ordering="checkpoint_state")
     def state(self, table: Any) -> str:
-        is_new = not table.checkpoint_file and table.checkpoint_state in (None, Checkpoint.State.ACTIVE)
-        state = "new" if is_new else table.checkpoint_state
-        return render_to_string("syncdata/state.html", {"state": state})
+        return render_to_string("syncdata/state.html", {"state": table.info.state})
 
     @admin.display(description=gettext_lazy("lag"))
     def lag(self, table: Any) -> str:
-        return texts.lag(lag_s(table.checkpoint_file or "", table.farthest_file or ""))
+        return texts.lag(lag_s(table.info.checkpoint, table.farthest))
 
     @admin.display(description=gettext_lazy("checkpoint"), ordering="checkpoint_file")
     def checkpoint(self, table: Any) -> str | None:
-        if not table.checkpoint_file:
-            return None
-        return f"{table.checkpoint_file}:{table.checkpoint_record_number}"
+        return table.info.checkpoint or None
 
     @admin.display(description=gettext_lazy("rows synced"), ordering="checkpoint_rows_synced")
     def rows_synced(self, table: Any) -> str:
-        return texts.grouped(table.checkpoint_rows_synced)
+        return texts.grouped(table.info.rows_synced)
 
     @admin.display(description=gettext_lazy("newest change"), ordering="checkpoint_last_change_at")
     def last_change(self, table: Any) -> str:
-        return texts.moment(table.checkpoint_last_change_at)
+        return texts.moment(table.info.last_change_at)
 
     @admin.display(description=gettext_lazy("last sync"), ordering="checkpoint_last_sync_at")
     def last_sync(self, table: Any) -> str:
-        return texts.moment(table.checkpoint_last_sync_at)
+        return texts.moment(table.info.last_sync_at)
 
     @admin.display(description=gettext_lazy("added at"), ordering="created_at")
     def added(self, table: TableToSync) -> str:
@@ -218,13 +224,12 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
 
     @admin.display(description=gettext_lazy("error"))
     def error(self, table: Any) -> str:
-        if not table.checkpoint_error:
-            return texts.NOTHING
-        return render_to_string("syncdata/error.html", {"error": explain(table.checkpoint_error)})
+        reason = table.info.reason
+        return render_to_string("syncdata/error.html", {"error": reason}) if reason else texts.NOTHING
 
     @admin.display(description=gettext_lazy("error"))
     def error_summary(self, table: Any) -> str:
-        return truncatechars(table.checkpoint_error or "", 80)
+        return truncatechars(table.info.error or "", 80)
 
     @admin.display(description=gettext_lazy("more of it"))
     def more(self, table: TableToSync) -> str:
@@ -238,6 +243,21 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
                 for page, label in pages
             ],
         )
+
+
+class _WhitelistPage(ChangeList):
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        _add_infos(request, self.result_list)
+
+
+def _add_infos(request: HttpRequest, rows: Iterable[Any]) -> None:
+    """Give each of *rows* its ``info``, the service's view of it, and the ``farthest`` checkpoint of all."""
+    tables = read_tables(books_connection())
+    infos = {table.table_name: table for table in tables}
+    farthest = max((table.checkpoint for table in tables), default="")
+    for row in rows:
+        row.info, row.farthest = infos[row.table_name], farthest
 
 
 def _of_checkpoint(field: str) -> models.Subquery:

@@ -18,7 +18,7 @@ from syncdata.capture.slot import Slot, published_tables, read_slot
 from syncdata.capture.source import connect
 from syncdata.capture.status import retention_warning, unpublished_warning
 from syncdata.changes.names import TableName
-from syncdata.errors import SyncError
+from syncdata.errors import Problem, SyncError
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,12 @@ class SourceView:
     unpublished: tuple[TableName, ...]
 
     @property
-    def warnings(self) -> dict[str, str]:
-        """The dangers to tell of in time, by kind: ``retention`` (the slot's WAL nears its limit) and
-        ``unpublished`` (changes of a configured table are lost)."""
-        found = {
-            "retention": retention_warning(self.slot) if self.slot else "",
-            "unpublished": unpublished_warning([*map(str, self.unpublished)]) if self.unpublished else "",
-        }
-        return {kind: text for kind, text in found.items() if text}
+    def warnings(self) -> list[Problem]:
+        """The dangers to tell of in time: the slot is about to be lost, or changes of a table are lost."""
+        found = [retention_warning(self.slot)] if self.slot else []
+        if self.unpublished:
+            found.append(unpublished_warning([*map(str, self.unpublished)]))
+        return [warning for warning in found if warning is not None]
 
 
 def view_source(
@@ -98,10 +96,10 @@ class Housekeeper:
     def watch_source(self) -> None:
         """Log each kind of warning when it comes up, not again while it lasts, though its numbers change."""
         warnings = self._view().warnings
-        for kind, text in warnings.items():
-            if kind not in self._warned:
-                logger.warning("%s", text)
-        self._warned = frozenset(warnings)
+        for warning in warnings:
+            if warning.kind not in self._warned:
+                logger.warning("%s", warning)
+        self._warned = frozenset(warning.kind for warning in warnings)
 
     def prune_archive(self) -> None:
         """Prune; log why no change file could go, unless the last time it was for the same tables."""

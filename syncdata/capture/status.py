@@ -1,4 +1,4 @@
-"""What the slot and the spool say of the archiver, and how that reads as text. Pure."""
+"""The archiver as its slot and its spool show it, and how that reads as text. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from syncdata.capture.chain import Chain
 from syncdata.capture.slot import Slot
+from syncdata.errors import Problem
 
 # The source removes WAL that its slot needs beyond its limit; so much of the limit is a warning.
 RETENTION_WARNING_SHARE = 0.8
@@ -18,7 +19,7 @@ _OVERDUE_ROTATIONS, _OVERDUE_GRACE_S = 3, 60
 class ArchiverStatus:
     """``lag_bytes`` of WAL and ``lag_seconds`` behind the source: what is not in the archive yet.
     ``retention_share``: of the WAL that may be kept for the slot (None: no limit). ``problems`` says why it
-    is not healthy, and is empty when it is."""
+    is not healthy, and is empty when it is; a problem's ``str()`` is its text."""
 
     status: str
     slot: str
@@ -34,7 +35,7 @@ class ArchiverStatus:
     retained_bytes: int | None = None
     limit_bytes: int | None = None
     retention_share: float | None = None
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     @property
     def is_healthy(self) -> bool:
@@ -50,7 +51,7 @@ def archiver_status(
     waiting: list[tuple[str, int]],
     rotate_s: int,
     now: dt.datetime,
-    problems: tuple[str, ...] = (),
+    problems: tuple[Problem, ...] = (),
 ) -> ArchiverStatus:
     """Return the status; *waiting*: name and size of the files in the spool; *problems*: known already."""
     lag_seconds = None
@@ -78,35 +79,39 @@ def archiver_status(
 
 def _find_problems(
     slot: Slot | None, lag_seconds: int | None, *, is_active: bool, rotate_s: int
-) -> list[str]:
+) -> list[Problem]:
     problems = []
     if slot is not None and (warning := retention_warning(slot)):
         problems.append(warning)
     if slot is not None and lag_seconds is None:
-        problems.append("no archiver has run here yet: start archive_changes (or check spool_dir)")
+        text = "no archiver has run here yet: start archive_changes (or check spool_dir)"
+        problems.append(Problem(kind="not-started", text=text))
     if lag_seconds is not None and lag_seconds > _OVERDUE_ROTATIONS * rotate_s + _OVERDUE_GRACE_S:
         why = "see the archiver's log" if is_active else "no archiver runs here: start archive_changes"
-        problems.append(f"nothing was confirmed for {lag_seconds} seconds; {why}")
+        text = f"nothing was confirmed for {lag_seconds} seconds; {why}"
+        problems.append(Problem(kind="unconfirmed", text=text))
     return problems
 
 
-def retention_warning(slot: Slot) -> str:
-    """Return what to say when the WAL kept for *slot* nears its limit; empty while it does not."""
+def retention_warning(slot: Slot) -> Problem | None:
+    """Return the warning that the WAL kept for *slot* nears its limit; None while it does not."""
     share, limit_bytes = slot.retention_share, slot.limit_bytes
     if share is None or limit_bytes is None or share < RETENTION_WARNING_SHARE:
-        return ""
-    return (
+        return None
+    text = (
         f"the WAL kept for the slot {slot.name} is {format_bytes(slot.retained_bytes)},"
         f" {share:.0%} of max_slot_wal_keep_size ({format_bytes(limit_bytes)}): beyond it the slot is lost"
     )
+    return Problem(kind="retention", text=text)
 
 
-def unpublished_warning(tables: list[str]) -> str:
-    """Return what to say of configured tables that the publication lacks."""
-    return (
+def unpublished_warning(tables: list[str]) -> Problem:
+    """Return the warning that the publication lacks configured *tables*."""
+    text = (
         f"not published, so their changes are lost to the archive: {', '.join(tables)}; run"
         " 'python manage.py setup_logical_replication', then archive_changes --snapshot, and resync them"
     )
+    return Problem(kind="unpublished", text=text)
 
 
 def format_archiver_status(status: ArchiverStatus) -> str:

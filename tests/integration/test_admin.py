@@ -148,6 +148,7 @@ def test_the_whitelist_shows_state_checkpoint_and_error(client: Client, ada: Use
         record_number=12,
         state="blocked",
         error="SHD_SYN_050: changes_20260205_103000.json:13: table orders: no column <price>",
+        error_code="SHD_SYN_050",
         rows_synced=345,
     )
     details = client.get(reverse("admin:syncdata_tabletosync_change", args=[orders.pk])).content.decode()
@@ -162,6 +163,16 @@ def test_the_whitelist_shows_state_checkpoint_and_error(client: Client, ada: Use
 def test_a_table_without_a_checkpoint_is_new(client: Client, ada: User) -> None:
     TableToSync.objects.create(table_name="users")
     assert 'syncdata-new">new<' in changelist(client, "tabletosync")
+
+
+def test_a_table_that_began_with_a_snapshot_older_than_the_first_change_file_is_active(
+    client: Client, ada: User
+) -> None:
+    table = TableToSync.objects.create(table_name="users")
+    Checkpoint.objects.create(table_name="users", commit_lsn="0/16B3D40")
+    details = client.get(reverse("admin:syncdata_tabletosync_change", args=[table.pk])).content.decode()
+    for page in (changelist(client, "tabletosync"), details):
+        assert 'syncdata-active">active<' in page
 
 
 def test_the_whitelist_takes_as_many_queries_for_many_tables_as_for_one(client: Client, ada: User) -> None:

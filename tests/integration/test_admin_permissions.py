@@ -46,6 +46,9 @@ def rows() -> None:
     ]:
         TableToSync.objects.create(table_name=name)
         Checkpoint.objects.create(table_name=name, state=state, error=error, file=PLACE[:-3])
+    Checkpoint.objects.exclude(error=None).update(
+        error_code="SHD_SYN_064", error_file=PLACE[:-3], error_line=13, error_hint="mend it"
+    )
     SyncLog.objects.create(table_name="fine", status="SUCCESS")
     SyncMetric.objects.create(
         table_name="fine",

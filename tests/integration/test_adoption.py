@@ -11,7 +11,7 @@ from django.core.management import call_command
 from django.db import connection
 
 from syncdata.errors import SchemaError
-from syncdata.models import Checkpoint, SyncLog, SyncMetric, TableToSync
+from syncdata.models import Checkpoint, SyncLog, SyncMetric, SyncRequest, SyncRun, TableToSync
 
 PREDECESSOR_SCHEMA = (Path(__file__).parents[1] / "data" / "predecessor-schema.sql").read_text()
 PREDECESSOR_ROWS = """
@@ -154,3 +154,28 @@ def test_unapplying_the_migration_keeps_every_table_that_holds_rows(
     call_command("migrate", "syncdata", verbosity=0)
     assert TableToSync.objects.get().table_name == "users"
     assert Checkpoint.objects.get().commit_lsn == "0/16B3D40"
+
+
+def test_errors_of_rows_that_are_there_already_become_data(transactional_db: None) -> None:
+    refused = "SHD_SYN_064: changes_1 sent again.json:7: table users: refused (mend it)"
+    call_command("migrate", "syncdata", "0003", verbosity=0)
+    execute(
+        f"INSERT INTO data_sync_checkpoints (table_name, error) VALUES ('users', '{refused}'), ('fine', NULL)"
+    )
+    execute("INSERT INTO data_sync_runs (host, pid, sync_frequency, last_error) VALUES ('a', 1, 1, 'odd')")
+    execute(
+        "INSERT INTO data_sync_requests (action, table_names, state, error)"
+        " VALUES ('clear', '{users}', 'failed', 'SHD_SYN_054: nothing is cleared')"
+    )
+    call_command("migrate", "syncdata", verbosity=0)
+    columns = ("error", "error_code", "error_file", "error_line", "error_hint")
+    assert Checkpoint.objects.values_list(*columns).get(table_name="users") == (
+        refused,
+        "SHD_SYN_064",
+        "changes_1 sent again.json",
+        7,
+        "mend it",
+    )
+    assert Checkpoint.objects.values_list(*columns).get(table_name="fine") == (None,) * 5
+    assert SyncRun.objects.values_list("last_error", *columns[1:]).get() == ("odd", None, None, None, None)
+    assert SyncRequest.objects.get().error_code == "SHD_SYN_054"

@@ -24,6 +24,7 @@ from syncdata.errors import (
     ClearError,
     CycleError,
     PidFileError,
+    Problem,
     ResyncError,
     SchemaError,
     SyncError,
@@ -122,7 +123,7 @@ def make_status(*, problems: tuple[str, ...] = ()) -> DaemonStatus:
         errors=0,
         last_sync_time=NOON,
         tables=(),
-        problems=problems,
+        problems=tuple(Problem(kind="any", text=text) for text in problems),
     )
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from syncdata import errors
-from syncdata.errors import ApplyError, ParseError, SyncError
+from syncdata.errors import ApplyError, ParseError, Problem, Reason, SyncError
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,37 @@ def test_a_class_without_a_code_has_its_parents() -> None:
 def test_every_code_of_the_design_has_a_class() -> None:
     numbers = {1, 2, 30, 31, *range(50, 55), *range(60, 65), 70, 80, 81, *range(90, 94)}
     assert {f"SHD_SYN_{number:03}" for number in numbers} <= SyncError.by_code.keys()
+
+
+def test_a_reason_keeps_the_parts_of_an_error_beside_its_text() -> None:
+    error = ApplyError("refused (A)", hint="mend (or) drop", table="t", file="a b.json", line=7)
+    reason = Reason.of(error)
+    assert reason == Reason(
+        text=str(error), code="SHD_SYN_064", file="a b.json", line=7, hint="mend (or) drop"
+    )
+    assert (reason.place, str(reason)) == ("a b.json:7", str(error))
+    assert reason.message == "a b.json:7: table t: refused (A)"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (Reason(text="SHD_SYN_064: refuses (A)", code="SHD_SYN_064"), "refuses (A)"),
+        (
+            Reason(text="words of another version", code="SHD_SYN_064", hint="mend it"),
+            "words of another version",
+        ),
+        (Reason(text="no code at all"), "no code at all"),
+    ],
+)
+def test_a_page_that_shows_code_and_hint_apart_does_not_repeat_them(reason: Reason, message: str) -> None:
+    assert reason.message == message
+
+
+def test_a_problem_reads_as_one_sentence() -> None:
+    reason = Reason(text="SHD_SYN_060: gone", code="SHD_SYN_060")
+    assert str(Problem(kind="overdue", text="no cycle has ended")) == "no cycle has ended"
+    assert (
+        str(Problem(kind="cycle-failed", text="it failed", reason=reason)) == "it failed: SHD_SYN_060: gone"
+    )
+    assert str(Problem(kind="source", reason=reason)) == "SHD_SYN_060: gone"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import graphlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
 from typing import Literal
 
 from syncdata.changes.names import TableName
@@ -64,6 +64,6 @@ def parents_first(parents: Mapping[TableName, Collection[TableName]]) -> list[Ta
         table: [parent for parent in sorted(parents[table]) if parent in parents] for table in sorted(parents)
     }
     try:
-        return list(TopologicalSorter(graph).static_order())
-    except CycleError:
+        return list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError:
         return list(graph)

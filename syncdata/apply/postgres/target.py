@@ -34,14 +34,13 @@ from syncdata.apply.state.checkpoints import (
     Checkpoint,
     Skip,
     advance_checkpoints,
-    mark_blocked,
-    mark_unblocked,
     open_checkpoints,
     require_position,
-    settle_skips,
 )
+from syncdata.apply.state.holds import mark_blocked, mark_unblocked
 from syncdata.apply.state.metrics import add_metrics, add_to_minute
 from syncdata.apply.state.runs import add_to_run
+from syncdata.apply.state.skips import settle_skips
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.changes.reader import NO_TABLE

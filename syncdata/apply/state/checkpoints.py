@@ -1,31 +1,31 @@
-"""The books: checkpoints, audit, metrics and runs, as rows of syncdata's own tables.
+"""Checkpoints: how far each whitelisted table's records have been applied, as rows of their table.
 
-Knows their columns; knows nothing of files' contents or target rows. Every function here works inside
-the caller's transaction: an entry is true because it commits together with the rows it speaks of.
+Knows its columns; knows nothing of files' contents or target rows. Every function here works inside the
+caller's transaction: a checkpoint is true because it commits together with the rows that it counts.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
 from psycopg.types.string import TextLoader
 
 from syncdata.apply.plan.net_change import Counts
 from syncdata.apply.position import START, Position, watermark_after
 from syncdata.apply.result import Entry
-from syncdata.apply.state.audit import log_action, parameters_of
+from syncdata.apply.state.audit import parameters_of
+from syncdata.apply.state.reasons import NO_ERROR, error_parameters, read_reason
 from syncdata.apply.whitelist import parse_syncable
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
-from syncdata.errors import SyncError
+from syncdata.errors import Reason, SyncError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +43,27 @@ class Skip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One whitelisted table's position. ``error`` is set while the table is blocked, also while it is
-    paused; a paused one keeps its place until it is resumed."""
+    """One whitelisted table's position. ``reason``: what blocks it; a blocked table that is paused keeps it.
+    A paused table keeps its position until it is resumed."""
 
     table: TableName
     position: Position
-    error: str | None = None
+    reason: Reason | None = None
     is_paused: bool = False
     skips: tuple[Skip, ...] = ()
+
+    @property
+    def error(self) -> str | None:
+        """The reason's text."""
+        return None if self.reason is None else self.reason.text
+
+
+# By name, so that a database that has not been migrated is an error of its own, with its remedy.
+_SELECT = """
+SELECT c.table_name, file, file_size, file_finished, record_number, commit_lsn, source_id, state, skips,
+    error, error_code, error_file, error_line, error_hint
+FROM data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)
+"""
 
 
 class CheckpointMovedError(Exception):
@@ -67,24 +80,21 @@ def open_checkpoints(connection: Connection[Any]) -> list[Checkpoint]:
         "INSERT INTO data_sync_checkpoints (table_name) SELECT table_name FROM tables_to_sync"
         " ON CONFLICT (table_name) DO NOTHING"
     )
-    rows = _rows(
-        connection,
-        "SELECT c.* FROM data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)"
-        " ORDER BY table_name",
-    )
+    rows = _rows(connection, f"{_SELECT} ORDER BY table_name")
     for name, error in refused.items():
         connection.execute(
-            "UPDATE data_sync_checkpoints SET state = 'blocked', error = %s,"
-            " blocked_at = coalesce(blocked_at, now()) WHERE table_name = %s",
-            (str(error), name),
+            "UPDATE data_sync_checkpoints SET state = 'blocked', error = %(error)s,"
+            " error_code = %(error_code)s, error_file = NULL, error_line = NULL, error_hint = %(error_hint)s,"
+            " blocked_at = coalesce(blocked_at, now()) WHERE table_name = %(name)s",
+            {"name": name, **error_parameters(error)},
         )
     return [_checkpoint(row) for row in rows if row["table_name"] not in refused]
 
 
 def _make_names_canonical(connection: Connection[Any]) -> dict[str, SyncError]:
-    """The predecessor took any spelling; the books know one (``users``, not ``public.users``).
+    """Give each whitelisted name its one spelling; the predecessor took ``public.users`` for ``users``, too.
 
-    Returns the names that are refused, each with the reason.
+    Returns the names that must not be synced, each with the reason.
     """
     refused: dict[str, SyncError] = {}
     names = {name for (name,) in connection.execute("SELECT table_name FROM tables_to_sync").fetchall()}
@@ -110,8 +120,7 @@ def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName])
     """Lock and read the checkpoints of those *tables* that are whitelisted, always in one order."""
     rows = _rows(
         connection,
-        "SELECT c.* FROM data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)"
-        " WHERE table_name = ANY(%(names)s) ORDER BY table_name FOR UPDATE OF c",
+        f"{_SELECT} WHERE table_name = ANY(%(names)s) ORDER BY table_name FOR UPDATE OF c",
         names=[str(table) for table in tables],
     )
     return [_checkpoint(row) for row in rows]
@@ -122,8 +131,8 @@ def require_position(
 ) -> list[Checkpoint]:
     """Lock and return the checkpoints of the tables of *watermarks*.
 
-    Raises CheckpointMovedError unless all stand at *position*, each with its watermark, and none is paused: a
-    resync may have put newer rows there and left the file the same.
+    Raises CheckpointMovedError unless all stand at *position*, each with its watermark, and none is paused.
+    The position alone would not do: a resync may have put newer rows into a table at the same record.
     """
     checkpoints = lock_checkpoints(connection, watermarks.keys())
     expected = (position.order, position.source_id)
@@ -148,9 +157,8 @@ def advance_checkpoints(
 ) -> None:
     """Move the checkpoints of the tables of *watermarks* from *start* to *end* and add *entries* to them.
 
-    They are not blocked now. The caller holds their locks (see `require_position`).
-
-    At the end of a file its counts become one audit row a table with activity.
+    They are active afterwards, blocked before or not. The caller holds their locks (see `require_position`).
+    At the end of a file its counts become an audit row for each table with activity.
     """
     parameters = [
         {
@@ -173,11 +181,11 @@ def advance_checkpoints(
             cursor.execute(_CLOSE_FILE, {"names": names, "now": now})
 
 
-# The file's own counts start anew with the first batch of another file.
-_ADVANCE = """
+# The ``file_*`` counts are those of the checkpoint's file; _CLOSE_FILE sets them to 0 at its end.
+_ADVANCE = f"""
 UPDATE data_sync_checkpoints SET
     file = %(file)s, file_size = %(size)s, file_finished = %(finished)s, record_number = %(number)s,
-    commit_lsn = %(lsn)s, source_id = %(source)s, state = 'active', error = NULL, blocked_at = NULL,
+    commit_lsn = %(lsn)s, source_id = %(source)s, state = 'active', {NO_ERROR},
     last_sync_at = %(now)s, last_lsn = coalesce(%(last_lsn)s, last_lsn),
     last_change_at = greatest(last_change_at, %(last_change_at)s),
     rows_synced = rows_synced + %(added)s + %(updated)s + %(deleted)s,
@@ -206,106 +214,6 @@ WHERE table_name = ANY(%(names)s)
 """
 
 
-def mark_blocked(
-    connection: Connection[Any],
-    tables: Collection[TableName],
-    error: SyncError,
-    *,
-    file: str,
-    now: dt.datetime,
-) -> None:
-    """Mark *tables* blocked by *error* where they stand; a new reason is audited, a repeated one is not."""
-    connection.execute(
-        """
-        WITH blocked AS (
-            UPDATE data_sync_checkpoints c SET state = 'blocked', error = %(error)s,
-                blocked_at = coalesce(c.blocked_at, %(now)s)
-            FROM data_sync_checkpoints old
-            WHERE old.id = c.id AND c.table_name = ANY(%(names)s)
-            RETURNING c.table_name, old.error IS DISTINCT FROM %(error)s AS is_new
-        )
-        INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time)
-        SELECT table_name, 'FAILED', 'sync', %(file)s, %(error)s, %(now)s FROM blocked WHERE is_new
-        """,
-        {"names": [str(table) for table in tables], "error": str(error), "file": file, "now": now},
-    )
-
-
-def mark_unblocked(connection: Connection[Any], tables: Collection[TableName]) -> None:
-    """Mark *tables* as not blocked any more: what blocked them has gone without a record to apply.
-
-    Those that an operator has paused meanwhile stay paused.
-    """
-    connection.execute(
-        "UPDATE data_sync_checkpoints SET state = 'active', error = NULL, blocked_at = NULL"
-        " WHERE table_name = ANY(%s) AND state = 'blocked'",
-        ([str(table) for table in tables],),
-    )
-
-
-def mark_paused(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:
-    """Keep *tables* where they stand; return those that were not paused before."""
-    rows = connection.execute(
-        "UPDATE data_sync_checkpoints SET state = 'paused'"
-        " WHERE table_name = ANY(%s) AND state <> 'paused' RETURNING table_name",
-        ([str(table) for table in tables],),
-    ).fetchall()
-    return sorted(TableName.parse(name) for (name,) in rows)
-
-
-def mark_resumed(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:
-    """Let *tables* go on from where they stand; return those that were paused."""
-    rows = connection.execute(
-        "UPDATE data_sync_checkpoints SET state = CASE WHEN error IS NULL THEN 'active' ELSE 'blocked' END"
-        " WHERE table_name = ANY(%s) AND state = 'paused' RETURNING table_name",
-        ([str(table) for table in tables],),
-    ).fetchall()
-    return sorted(TableName.parse(name) for (name,) in rows)
-
-
-def remember_skip(connection: Connection[Any], table: TableName, skip: Skip) -> None:
-    """Let the batch of *table* that meets the record leave it out; to say so twice is to say it once."""
-    connection.execute(
-        "UPDATE data_sync_checkpoints SET skips = skips || %(skip)s WHERE table_name = %(name)s"
-        " AND NOT skips @> %(place)s",
-        {
-            "skip": Jsonb([asdict(skip)]),
-            "place": Jsonb([{"file": skip.file, "line": skip.line}]),
-            "name": str(table),
-        },
-    )
-
-
-def settle_skips(
-    connection: Connection[Any],
-    checkpoint: Checkpoint,
-    used: Mapping[Skip, SyncError | None],
-    end: Position,
-    *,
-    now: dt.datetime,
-) -> None:
-    """Audit those of the checkpoint's skips that were *used*, each with the error it passed over, and forget
-    them; and those, too, that will not be met any more, now that the table has got to *end*."""
-    ahead = [s for s in checkpoint.skips if (stem(s.file), True) > (stem(end.file), end.is_finished)]
-    left = [skip for skip in ahead if skip not in used]
-    if len(left) == len(checkpoint.skips):
-        return
-    connection.execute(
-        "UPDATE data_sync_checkpoints SET skips = %s WHERE table_name = %s",
-        (Jsonb([asdict(skip) for skip in left]), str(checkpoint.table)),
-    )
-    for skip, error in used.items():
-        log_action(
-            connection,
-            checkpoint.table,
-            action="skip",
-            reference=f"{skip.file}:{skip.line}",
-            detail=str(error) if error else checkpoint.error,
-            now=now,
-            requested_by=skip.requested_by,
-        )
-
-
 def reset_checkpoints(
     connection: Connection[Any],
     tables: Collection[TableName],
@@ -314,7 +222,7 @@ def reset_checkpoints(
     counts: Counts | None = None,
     now: dt.datetime | None = None,
 ) -> None:
-    """Set *tables* to *position* with *counts* alone, as if they had begun there."""
+    """Replace the checkpoints of *tables* by new ones at *position*, with *counts* and without a past."""
     with connection.cursor() as cursor:
         for table in tables:
             values = {
@@ -370,7 +278,7 @@ def _checkpoint(row: dict[str, Any]) -> Checkpoint:
             commit_lsn=None if row["commit_lsn"] is None else parse_lsn(row["commit_lsn"]),
             source_id=row["source_id"],
         ),
-        error=row["error"],
+        reason=read_reason(row),
         is_paused=row["state"] == "paused",
         skips=msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
     )

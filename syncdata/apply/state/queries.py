@@ -1,4 +1,7 @@
-"""What the books say, read over any connection to their database. Knows their columns; changes nothing."""
+"""Reads syncdata's own tables for status and dashboard, over any connection. Changes nothing.
+
+Columns are named one by one, so that a database that has not been migrated is an error with a remedy.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,19 @@ from syncdata.apply.state.status import TableInfo, table_info
 
 # Busy: a batch has committed lately, so a cycle that takes long is at work, not stuck.
 _LATEST_RUN = """
-SELECT r.*, coalesce((SELECT max(last_sync_at) FROM data_sync_checkpoints) > now() - interval '5 minutes',
-    false) AS is_busy
-FROM data_sync_runs r ORDER BY id DESC LIMIT 1
+SELECT host, pid, sync_frequency, started_at, stopped_at, last_sync_at, records_synced, errors,
+    waiting_files, waiting_bytes, last_error, error_code, error_file, error_line, error_hint,
+    coalesce((SELECT max(last_sync_at) FROM data_sync_checkpoints) > now() - interval '5 minutes', false)
+        AS is_busy
+FROM data_sync_runs ORDER BY id DESC LIMIT 1
 """
 
 _TABLES = """
-SELECT c.*, w.table_name, w.creator, w.created_at FROM tables_to_sync w
-LEFT JOIN data_sync_checkpoints c ON c.table_name = w.table_name ORDER BY w.table_name
+SELECT w.table_name, creator, created_at, state, file, record_number, commit_lsn, last_lsn, rows_synced,
+    records_added, records_updated, records_deleted, records_truncated, last_sync_at, last_change_at,
+    error, error_code, error_file, error_line, error_hint
+FROM tables_to_sync w LEFT JOIN data_sync_checkpoints c ON c.table_name = w.table_name ORDER BY w.table_name
 """
-
 
 _MINUTES = """
 SELECT minute, lag_s, records_added + records_updated + records_deleted + records_truncated AS records
@@ -36,9 +42,13 @@ GROUP BY period_start ORDER BY period_start DESC LIMIT 62
 """
 
 _REQUESTS = """
-(SELECT * FROM data_sync_requests WHERE state IN ('waiting', 'running') ORDER BY id LIMIT 20)
+WITH request AS (
+    SELECT id, action, table_names, place, requested_by, requested_at, state, progress, finished_at,
+        error, error_code, error_file, error_line, error_hint FROM data_sync_requests
+)
+(SELECT * FROM request WHERE state IN ('waiting', 'running') ORDER BY id LIMIT 20)
 UNION ALL
-(SELECT * FROM data_sync_requests WHERE state IN ('done', 'failed') AND finished_at > now() - interval '1 day'
+(SELECT * FROM request WHERE state IN ('done', 'failed') AND finished_at > now() - interval '1 day'
  ORDER BY id DESC LIMIT 5)
 """
 
@@ -70,7 +80,7 @@ def read_latest_run(connection: Connection[Any]) -> dict[str, Any] | None:
 
 
 def _cursor(connection: Connection[Any]) -> Cursor[dict[str, Any]]:
-    """Its times have their zone, also on the connection of a project that has switched zones off."""
+    """Return a cursor whose times have a zone, also where the project's ``USE_TZ`` is off."""
     cursor = connection.cursor(row_factory=dict_row)
     cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
     return cursor

@@ -1,8 +1,8 @@
 """The queue of what operators ask the daemon to do, as rows of ``data_sync_requests``. Knows psycopg.
 
-Only who holds the daemon's lock takes requests, one at a time. So a request that is found running was
-left by a daemon that ended in the middle, and is taken again: what is done for it either commits together
-with `finish`, or may be done twice.
+Only the holder of the daemon's lock takes requests, one at a time. So a request that is found running was
+left by a daemon that ended in the middle of it, and is taken again. That is safe because the work for it
+either commits together with `finish`, as a pause does, or may be done twice, as a resync may.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import dict_row
 
+from syncdata.apply.state.reasons import error_parameters
+from syncdata.errors import SyncError
+
 CHANNEL = "syncdata_requests"
 MOST_ATTEMPTS = 3
-# After this much time nobody looks at an old request any more; the audit log has what came of it.
+# Requests that are over are dropped after this time; the audit log keeps what was done.
 _KEEP = "interval '90 days'"
 
 
@@ -79,10 +82,12 @@ def finish(connection: Connection[Any], request: Request, text: str = "") -> Non
     connection.execute(f"DELETE FROM data_sync_requests WHERE finished_at < now() - {_KEEP}")
 
 
-def fail(connection: Connection[Any], request: Request, error: str) -> None:
+def fail(connection: Connection[Any], request: Request, error: SyncError) -> None:
     connection.execute(
-        "UPDATE data_sync_requests SET state = 'failed', error = %s, finished_at = now() WHERE id = %s",
-        (error, request.id),
+        "UPDATE data_sync_requests SET state = 'failed', finished_at = now(), error = %(error)s,"
+        " error_code = %(error_code)s, error_file = %(error_file)s, error_line = %(error_line)s,"
+        " error_hint = %(error_hint)s WHERE id = %(id)s",
+        {"id": request.id, **error_parameters(error)},
     )
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 from psycopg import Connection
 
+from syncdata.apply.state.reasons import error_parameters
+from syncdata.errors import SyncError
+
 
 def start_run(connection: Connection[Any], *, host: str, pid: int, sync_frequency_s: int) -> int:
-    """Open the books of a daemon's run; return its id."""
+    """Begin the row of a daemon's run; return its id."""
     row = connection.execute(
         "INSERT INTO data_sync_runs (host, pid, sync_frequency) VALUES (%s, %s, %s) RETURNING id",
         (host, pid, sync_frequency_s),
@@ -25,17 +28,19 @@ def add_to_run(connection: Connection[Any], run_id: int, *, records: int) -> Non
 
 
 def end_cycle(
-    connection: Connection[Any], run_id: int, *, now: dt.datetime, errors: int, last_error: str | None
+    connection: Connection[Any], run_id: int, *, now: dt.datetime, errors: int, last_error: SyncError | None
 ) -> None:
     """Note that a cycle of the run has ended, with so many errors; *last_error* is None when it had none."""
     connection.execute(
-        "UPDATE data_sync_runs SET last_sync_at = %s, errors = errors + %s, last_error = %s WHERE id = %s",
-        (now, errors, last_error, run_id),
+        "UPDATE data_sync_runs SET last_sync_at = %(now)s, errors = errors + %(errors)s,"
+        " last_error = %(error)s, error_code = %(error_code)s, error_file = %(error_file)s,"
+        " error_line = %(error_line)s, error_hint = %(error_hint)s WHERE id = %(id)s",
+        {"id": run_id, "now": now, "errors": errors, **error_parameters(last_error)},
     )
 
 
 def note_waiting(connection: Connection[Any], run_id: int, *, files: int, size_bytes: int) -> None:
-    """Note how much the archive holds that some table has still to go through."""
+    """Note how many files, and how many bytes, of the archive some table has not been through yet."""
     connection.execute(
         "UPDATE data_sync_runs SET waiting_files = %s, waiting_bytes = %s WHERE id = %s",
         (files, size_bytes, run_id),

@@ -1,25 +1,23 @@
-"""What the books say of the daemon and its tables, and how that reads as text. Pure."""
+"""The daemon and its tables as syncdata's own tables show them, and how that reads as text. Pure."""
 
 from __future__ import annotations
 
 import datetime as dt
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from syncdata.changes.filenames import file_time
+from syncdata.apply.state.reasons import read_reason
+from syncdata.changes.filenames import file_time, is_change_file
+from syncdata.errors import Problem, Reason
 
 # How long no cycle may end before somebody should look.
 _OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
 
 
-_PLACE = re.compile(r"SHD_SYN_\d{3}: (changes_\S*?:\d+): ")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableInfo:
     """A whitelisted table. ``state``: new, active, blocked or paused. ``checkpoint``: ``file:records`` or
-    empty."""
+    empty. ``error`` is text for people; ``error_code`` and the others are its parts as data."""
 
     table_name: str
     creator: str | None
@@ -35,12 +33,27 @@ class TableInfo:
     records_updated: int = 0
     records_deleted: int = 0
     records_truncated: int = 0
+    error_code: str | None = None
+    error_file: str | None = None
+    error_line: int | None = None
+    error_hint: str | None = None
+
+    @property
+    def reason(self) -> Reason | None:
+        """The error with its parts; None where there is none."""
+        return read_reason({name: getattr(self, name) for name in _ERROR_FIELDS})
+
+    @property
+    def blocking_place(self) -> str:
+        """The ``file:line`` of the record that the table is blocked at; empty where it is not at a record."""
+        return record_place(self.reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus:
-    """The daemon as its books show it. ``records_synced`` and ``errors`` count since its start;
-    ``problems`` says why it is not healthy, and is empty when it is."""
+    """How the daemon does. ``records_synced`` and ``errors`` count since its start; ``problems`` says why it
+    is not healthy, and is empty when it is. A problem's ``str()`` is its text; its ``kind`` is one of
+    ``blocked`` (then it names the ``table``), ``not-started``, ``cycle-failed`` and ``overdue``."""
 
     status: str
     sync_frequency: int
@@ -50,7 +63,7 @@ class DaemonStatus:
     last_sync_time: dt.datetime | None
     tables: tuple[TableInfo, ...]
     last_error: str | None = None
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     @property
     def is_active(self) -> bool:
@@ -61,23 +74,27 @@ class DaemonStatus:
         return not self.problems
 
 
-def blocking_place(error: str) -> str | None:
-    """Return the ``file:line`` of the record that *error*, as the books hold it, is about; None for none."""
-    match = _PLACE.match(error)
-    return match[1] if match else None
+_ERROR_FIELDS = ("error", "error_code", "error_file", "error_line", "error_hint")
 
 
-def explain(error: str) -> tuple[str, str, str]:
-    """Split *error* into its code, what happened and where, and the remedy; the last may be empty."""
-    code, _, message = error.partition(": ")
-    if not message.endswith(")"):
-        return code, message, ""
-    depth = 0
-    for index in range(len(message) - 1, -1, -1):
-        depth += (message[index] == ")") - (message[index] == "(")
-        if depth == 0:
-            return code, message[:index].rstrip(), message[index + 1 : -1]
-    return code, message, ""
+def record_place(reason: Reason | None) -> str:
+    """Return the ``file:line`` of the change record that *reason* is about; empty where it is about none.
+
+    A line of a snapshot is no such place: a record there cannot be left out.
+    """
+    if reason is None or reason.line is None or not is_change_file(reason.file or ""):
+        return ""
+    return reason.place
+
+
+def table_state(state: str | None, *, file: str, commit_lsn: object) -> str:
+    """Return the state to show for a checkpoint with these columns; *state* is None where there is none.
+
+    An active table is new until it has begun: with a change file, or with a snapshot that is older than the
+    first change file. Such a snapshot gives the checkpoint a commit LSN and no file.
+    """
+    has_begun = bool(file) or commit_lsn is not None
+    return "new" if state is None or (state == "active" and not has_begun) else state
 
 
 def lag_s(checkpoint: str, farthest: str) -> float | None:
@@ -118,18 +135,8 @@ def daemon_status(
     frequency_s: int,
     now: dt.datetime,
 ) -> DaemonStatus:
-    last_error = run["last_error"] if run else None
     last_sync = run["last_sync_at"] if run else None
     frequency_s = run["sync_frequency"] if run and is_active else frequency_s
-    problems = [f"{info.table_name} is blocked: {info.error}" for info in tables if info.state == "blocked"]
-    if not is_active:
-        problems.append("no daemon runs on this database: start one with syncdata_start")
-    if last_error and last_error not in {info.error for info in tables}:
-        problems.append(f"the last cycle failed: {last_error}")
-    if is_active and run and not run["is_busy"]:
-        idle_s = (now - (last_sync or run["started_at"])).total_seconds()
-        if idle_s > _OVERDUE_INTERVALS * frequency_s + _OVERDUE_GRACE_S:
-            problems.append(f"overdue: no cycle has ended for {idle_s:.0f} seconds; see the daemon's log")
     return DaemonStatus(
         status="active" if is_active else "not-started",
         sync_frequency=frequency_s,
@@ -138,22 +145,50 @@ def daemon_status(
         errors=run["errors"] if run else 0,
         last_sync_time=last_sync,
         tables=tables,
-        last_error=last_error,
-        problems=tuple(problems),
+        last_error=run["last_error"] if run else None,
+        problems=tuple(_find_problems(is_active, run, tables, frequency_s=frequency_s, now=now)),
     )
 
 
+def _find_problems(
+    is_active: bool,
+    run: dict[str, Any] | None,
+    tables: tuple[TableInfo, ...],
+    *,
+    frequency_s: int,
+    now: dt.datetime,
+) -> list[Problem]:
+    problems = [
+        Problem(
+            kind="blocked", text=f"{info.table_name} is blocked", table=info.table_name, reason=info.reason
+        )
+        for info in tables
+        if info.state == "blocked"
+    ]
+    if not is_active:
+        text = "no daemon runs on this database: start one with syncdata_start"
+        problems.append(Problem(kind="not-started", text=text))
+    last_error = read_reason(run, text="last_error") if run else None
+    if last_error and last_error not in [info.reason for info in tables]:
+        problems.append(Problem(kind="cycle-failed", text="the last cycle failed", reason=last_error))
+    if is_active and run and not run["is_busy"]:
+        idle_s = (now - (run["last_sync_at"] or run["started_at"])).total_seconds()
+        if idle_s > _OVERDUE_INTERVALS * frequency_s + _OVERDUE_GRACE_S:
+            text = f"overdue: no cycle has ended for {idle_s:.0f} seconds; see the daemon's log"
+            problems.append(Problem(kind="overdue", text=text))
+    return problems
+
+
 def table_info(row: dict[str, Any]) -> TableInfo:
-    has_begun = row["file"] or row["commit_lsn"]  # from a snapshot that was there before any change file
-    is_new = row["state"] is None or (not has_begun and row["state"] == "active")
+    """Return what *row* says: a row of the whitelist, with the columns of its checkpoint or NULLs."""
     return TableInfo(
         table_name=row["table_name"],
         creator=row["creator"],
         created_at=row["created_at"],
-        state="new" if is_new else row["state"],
+        state=table_state(row["state"], file=row["file"] or "", commit_lsn=row["commit_lsn"]),
         checkpoint=f"{row['file']}:{row['record_number']}" if row["file"] else "",
         rows_synced=row["rows_synced"] or 0,
-        error=row["error"],
+        **{name: row[name] for name in _ERROR_FIELDS},
         last_sync_at=row["last_sync_at"],
         last_change_at=row["last_change_at"],
         last_lsn=row["last_lsn"] or "",

@@ -138,7 +138,8 @@ Both may run beside the daemon."""
 
     def _show_status(self, service: ProductionService, *, as_json: bool) -> None:
         status = service.get_status()
-        document = asdict(status) | {"is_healthy": status.is_healthy}
+        texts = [str(problem) for problem in status.problems]
+        document = asdict(status) | {"is_healthy": status.is_healthy, "problems": texts}
         self.stdout.write(format_json(document) if as_json else format_archiver_status(status))
         if not status.is_healthy:
-            raise ArchiverStatusError("not healthy: " + "; ".join(status.problems))
+            raise ArchiverStatusError("not healthy: " + "; ".join(texts))

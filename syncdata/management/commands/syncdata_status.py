@@ -26,8 +26,9 @@ last cycle failed or is overdue; the reasons are on stderr."""
             status = service.get_status()
         self.stdout.write(_format_status_json(status) if json else format_status(status))
         if check and not status.is_healthy:
-            raise StatusError("not healthy: " + "; ".join(status.problems))
+            raise StatusError("not healthy: " + "; ".join(map(str, status.problems)))
 
 
 def _format_status_json(status: DaemonStatus) -> str:
-    return format_json(asdict(status) | {"is_healthy": status.is_healthy, "problems": status.problems})
+    texts = [str(problem) for problem in status.problems]
+    return format_json(asdict(status) | {"is_healthy": status.is_healthy, "problems": texts})
