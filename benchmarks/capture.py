@@ -32,10 +32,12 @@ from typing import Any
 from psycopg.conninfo import make_conninfo
 
 from benchmarks.apply import DURABLE, TABLE
-from syncdata.archive.archive import LocalArchive, LocalSettings
-from syncdata.capture.archiver import Archiver, CaptureSettings
-from syncdata.capture.pgoutput import Change, Decoder
+from syncdata.archive.archive import open_archive
+from syncdata.archive.local import LocalSettings
+from syncdata.capture.archiver import Archiver
+from syncdata.capture.pgoutput import Decoder, RowChange
 from syncdata.capture.replication import Keepalive, ReplicationStream
+from syncdata.capture.settings import CaptureSettings
 from syncsite.demo.postgres import PostgresServer, embedded_binaries, system_binaries
 
 PUBLICATION = "bench"
@@ -176,7 +178,7 @@ def read(server: PostgresServer, database: str, slot: str) -> tuple[float, int]:
                 if received.wal_end >= end:
                     break
             else:
-                records += isinstance(decoder.decode(received.message), Change)
+                records += isinstance(decoder.decode(received.message), RowChange)
     return time.monotonic() - started, records
 
 
@@ -199,7 +201,7 @@ def archive(job: dict[str, Any]) -> float:
     target = LocalSettings(directory=Path(job.pop("archive_dir")))
     settings = CaptureSettings(**job | {"spool_dir": Path(job["spool_dir"])})
     started = time.monotonic()
-    Archiver(settings, lambda: LocalArchive(target)).run_once(threading.Event())
+    Archiver(settings, lambda: open_archive(target)).run_once(threading.Event())
     return time.monotonic() - started
 
 

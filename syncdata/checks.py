@@ -22,6 +22,7 @@ from django.db.models import Model
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.whitelist import parse_syncable
+from syncdata.archive.sftp import SftpSettings
 from syncdata.changes.names import TableName
 from syncdata.conf import (
     CONFIG_VARIABLE,
@@ -124,7 +125,7 @@ def _check_secrets(config: SyncConfig) -> Iterator[checks.CheckMessage]:
             hint=f"Run: chmod 600 {config.config_file}",
             id="syncdata.W002",
         )
-    key_file = config.archive_key_file
+    key_file = config.archive.key_file if isinstance(config.archive, SftpSettings) else None
     if (
         key_file is not None
         and key_file.is_file()
@@ -147,10 +148,11 @@ def _check_state_dir(config: SyncConfig) -> Iterator[checks.CheckMessage]:
 
 
 def _check_known_hosts(config: SyncConfig) -> Iterator[checks.CheckMessage]:
-    if config.archive_backend == "sftp" and not os.access(config.archive_known_hosts, os.R_OK):
+    archive = config.archive
+    if isinstance(archive, SftpSettings) and not os.access(archive.known_hosts, os.R_OK):
         yield checks.Warning(
-            f"The backup host will be refused: {config.archive_known_hosts} cannot be read.",
-            hint=f"Run: ssh-keyscan {config.archive_host} >> {config.archive_known_hosts}"
+            f"The backup host will be refused: {archive.known_hosts} cannot be read.",
+            hint=f"Run: ssh-keyscan {archive.host} >> {archive.known_hosts}"
             " and compare the fingerprint with what its administrator says.",
             id="syncdata.W005",
         )

@@ -17,19 +17,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from syncdata.archive.archive import LocalSettings
-from syncdata.archive.ssh import SftpSettings
+from syncdata.archive.local import LocalSettings
+from syncdata.archive.storage import ArchiveSettings
 from syncdata.changes.names import TableName
 from syncdata.confkeys import (
-    ARCHIVE_KEYS,
     DATABASE_KEYS,
     FILE_KEYS,
-    SECRET_KEYS,
     SETTINGS_KEYS,
     SOURCE_KEYS,
-    Reading,
+    ConfigValues,
+    keys_of_archive,
 )
 from syncdata.errors import ConfigError, ConfigLoadError
+from syncdata.runtime.settings import Key
 
 logger = logging.getLogger(__name__)
 
@@ -39,40 +39,13 @@ _SETTINGS = "settings.SYNCDATA"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArchiveConfig:
-    """Where the archive is: what both sides have in common. Secrets stay out of ``repr``."""
+class SyncConfig:
+    """One valid configuration of the local side. Secrets stay out of ``repr``.
 
-    archive_backend: str = "sftp"
-    archive_host: str = ""
-    archive_user: str = ""
-    archive_dir: str = ""
-    archive_port: int = 22
-    archive_key_file: Path | None = None
-    archive_key_passphrase: str | None = field(default=None, repr=False)
-    archive_password: str | None = field(default=None, repr=False)
-    archive_known_hosts: Path = field(default_factory=lambda: Path("~/.ssh/known_hosts").expanduser())
+    *archive* is for `archive.open_archive`; which settings it has depends on ``archive_backend``.
+    """
 
-    @property
-    def archive_settings(self) -> SftpSettings | LocalSettings:
-        """What ``engine.archive.open_archive`` needs."""
-        if self.archive_backend == "local":
-            return LocalSettings(directory=Path(self.archive_dir).expanduser())
-        return SftpSettings(
-            host=self.archive_host,
-            user=self.archive_user,
-            directory=self.archive_dir,
-            port=self.archive_port,
-            key_file=self.archive_key_file,
-            key_passphrase=self.archive_key_passphrase,
-            password=self.archive_password,
-            known_hosts=self.archive_known_hosts,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncConfig(ArchiveConfig):
-    """One valid configuration of the local side. Secrets stay out of ``repr``."""
-
+    archive: ArchiveSettings
     pg_host: str = "127.0.0.1"
     pg_port: int = 5432
     pg_user: str = "admin"
@@ -88,12 +61,13 @@ class SyncConfig(ArchiveConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceConfig(ArchiveConfig):
+class SourceConfig:
     """One valid configuration of the production side, where ``pg_*`` is the source. No secrets in ``repr``.
 
     *prune_hours* 0: never by itself. *spool_dir* is absolute.
     """
 
+    archive: ArchiveSettings
     pg_host: str = "127.0.0.1"
     pg_port: int = 5432
     pg_user: str
@@ -177,66 +151,66 @@ def is_production_only(values: Mapping[str, Any], environ: Mapping[str, str]) ->
 
 def config_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> SyncConfig:
     """Return the configuration that a parsed TOML file and the environment describe."""
-    reading = Reading(environ)
-    reading.read(values, FILE_KEYS, unread={"source"})
-    reading.require_archive()
+    found = ConfigValues(environ)
+    found.read(values, FILE_KEYS | keys_of_archive(values, environ), unread={"source"})
+    found.require_archive()
     # The production side reads its own table; here it only has to be one.
     if not isinstance(values.get("source", {}), Mapping):
-        reading.problems.append("source: must be a table, [source]")
-    reading.require("pg_database", FILE_KEYS)
-    return SyncConfig(**reading.finish(str(path)), state_dir=path.parent, config_file=path)
+        found.problems.append("source: must be a table, [source]")
+    found.require("pg_database", FILE_KEYS)
+    return SyncConfig(**found.finish(str(path)), state_dir=path.parent, config_file=path)
 
 
 def config_from_settings(values: object, environ: Mapping[str, str]) -> SyncConfig:
     """Return the configuration that ``settings.SYNCDATA`` and the environment describe."""
-    reading = Reading(environ)
-    reading.read(_as_dictionary(values), SETTINGS_KEYS, unread={"source"})
-    reading.require_archive()
-    reading.require_state_dir()
-    return SyncConfig(**reading.finish(_SETTINGS))
+    given = _as_dictionary(values)
+    found = ConfigValues(environ)
+    found.read(given, SETTINGS_KEYS | keys_of_archive(given, environ), unread={"source"})
+    found.require_archive()
+    found.require_state_dir()
+    return SyncConfig(**found.finish(_SETTINGS))
 
 
 def source_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> SourceConfig:
     """Return the production side's configuration that a parsed TOML file and the environment describe."""
-    reading = Reading(environ)
-    reading.read(values, ARCHIVE_KEYS, unread=FILE_KEYS.keys() | {"source"})
-    _read_source(reading, values.get("source"))
-    return _source_config(reading.finish(str(path)), path.parent)
+    found = ConfigValues(environ)
+    found.read(values, keys_of_archive(values, environ), unread=FILE_KEYS.keys() | {"source"})
+    _read_source(found, values.get("source"))
+    return _source_config(found.finish(str(path)), path.parent)
 
 
 def source_from_settings(values: object, environ: Mapping[str, str]) -> SourceConfig:
     """Return the production side's configuration that ``settings.SYNCDATA`` and the environment describe."""
     given = _as_dictionary(values)
-    reading = Reading(environ)
-    state_keys = {"state_dir": SETTINGS_KEYS["state_dir"]}
-    reading.read(given, ARCHIVE_KEYS | state_keys, unread=SETTINGS_KEYS.keys() | {"source"})
-    reading.require_state_dir()
-    _read_source(reading, given.get("source"))
-    found = reading.finish(_SETTINGS)
-    return _source_config(found, found.pop("state_dir").absolute())
+    found = ConfigValues(environ)
+    keys = keys_of_archive(given, environ) | {"state_dir": SETTINGS_KEYS["state_dir"]}
+    found.read(given, keys, unread=SETTINGS_KEYS.keys() | {"source"})
+    found.require_state_dir()
+    _read_source(found, given.get("source"))
+    taken = found.finish(_SETTINGS)
+    return _source_config(taken, taken.pop("state_dir").absolute())
 
 
-def _read_source(reading: Reading, table: object) -> None:
+def _read_source(found: ConfigValues, table: object) -> None:
     if isinstance(table, Mapping):
-        reading.read(table, SOURCE_KEYS, prefix="source.")
+        found.read(table, SOURCE_KEYS, prefix="source.")
         for name in ("pg_user", "pg_database", "tables"):
-            reading.require(name, SOURCE_KEYS, prefix="source.")
+            found.require(name, SOURCE_KEYS, prefix="source.")
     elif table is None:
-        reading.problems.append("source: is required: the table [source] describes the production side")
+        found.problems.append("source: is required: the table [source] describes the production side")
     else:
-        reading.problems.append("source: must be a table, [source]")
-    reading.require_archive()
+        found.problems.append("source: must be a table, [source]")
+    found.require_archive()
 
 
-def _source_config(found: dict[str, Any], state_dir: Path) -> SourceConfig:
+def _source_config(taken: dict[str, Any], state_dir: Path) -> SourceConfig:
     # Beside the configuration, wherever the daemon was started.
-    spool_dir = state_dir / found.pop("spool_dir", "spool")
-    config = SourceConfig(**found, spool_dir=spool_dir, state_dir=state_dir)
-    archive = config.archive_settings
+    spool_dir = state_dir / taken.pop("spool_dir", "spool")
+    archive = taken["archive"]
     if isinstance(archive, LocalSettings) and archive.directory.resolve() == spool_dir.resolve():
         # What is in the archive leaves the spool.
         raise ConfigError("source.spool_dir: must not be archive_dir", hint="choose another directory")
-    return config
+    return SourceConfig(**taken, spool_dir=spool_dir, state_dir=state_dir)
 
 
 def _settings_values() -> object:
@@ -311,7 +285,11 @@ def exposes_secrets(path: Path) -> bool:
 
 def _exposes_secrets(path: Path, values: Mapping[str, Any]) -> bool:
     source = values.get("source")
-    holds_secret = not SECRET_KEYS.isdisjoint(values) or (
-        isinstance(source, Mapping) and any("password" in key for key in source)
+    holds_secret = _holds_secret(values, FILE_KEYS | keys_of_archive(values, os.environ)) or (
+        isinstance(source, Mapping) and _holds_secret(source, SOURCE_KEYS)
     )
     return holds_secret and bool(path.stat().st_mode & stat.S_IROTH)
+
+
+def _holds_secret(values: Mapping[str, Any], keys: Mapping[str, Key]) -> bool:
+    return any(key.is_secret and name in values for name, key in keys.items())

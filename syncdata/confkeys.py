@@ -7,72 +7,38 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from syncdata.apply.whitelist import parse_syncable
+from syncdata.archive.backends import DEFAULT_BACKEND, backend_keys, find_backend
+from syncdata.archive.storage import ArchiveSettings
 from syncdata.changes.names import TableName
 from syncdata.errors import ConfigError, WhitelistAddError
-
-# How one value is read. A parser raises ValueError with what the value must be.
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be a text")
-    return value.strip()
-
-
-def _secret(value: object) -> str:
-    # Not stripped: blanks may belong to a password.
-    if not isinstance(value, str):
-        raise ValueError("must be a text")
-    return value
-
-
-def _path(value: object) -> Path:
-    if isinstance(value, Path):
-        return value.expanduser()
-    return Path(_text(value)).expanduser()
-
-
-def _directory(value: object) -> str:
-    return str(value) if isinstance(value, Path) else _text(value)
-
-
-def _one_of(*choices: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if value not in choices:
-            raise ValueError(f"must be {' or '.join(choices)}, not {value!r}")
-        return str(value)
-
-    return parse
-
-
-def _whole_number(low: int, high: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        # The environment has only text, and a bool is an int to Python but a mistake to an operator.
-        text = value.strip() if isinstance(value, str) else ""
-        if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-            value = int(text)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}, not {value!r}")
-        return value
-
-    return parse
+from syncdata.runtime.settings import (
+    PORT,
+    Key,
+    a_path,
+    a_secret,
+    a_text,
+    declared_keys,
+    make_settings,
+    one_of,
+    required_keys,
+    whole_number,
+)
 
 
 def _slot_name(value: object) -> str:
-    name = _text(value)
+    name = a_text(value)
     if not re.fullmatch("[a-z0-9_]{1,63}", name):
         raise ValueError(f"must be 1 to 63 lower case letters, digits and underscores, not {name!r}")
     return name
 
 
 def _identifier(value: object) -> str:
-    name = _text(value)
+    name = a_text(value)
     if len(name.encode(errors="replace")) > 63 or not name.isprintable():
         raise ValueError(f"must be a name of at most 63 bytes, not {name!r}")
     return name
@@ -84,7 +50,7 @@ def _tables(value: object) -> tuple[TableName, ...]:
     tables, problems = [], []
     for name in value:
         try:
-            tables.append(parse_syncable(_text(name)))
+            tables.append(parse_syncable(a_text(name)))
         except WhitelistAddError as error:
             problems.append(error.message)
         except ValueError:
@@ -94,60 +60,54 @@ def _tables(value: object) -> tuple[TableName, ...]:
     return tuple(dict.fromkeys(tables))
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """How the value of a key is read, and the environment variable that wins over it."""
-
-    parse: Callable[[object], Any]
-    variable: str = ""
-
-
 _YEAR_S = 366 * 24 * 3600
 _YEAR_HOURS = _YEAR_S // 3600
-_PORT = _whole_number(1, 65535)
 
-ARCHIVE_KEYS = {
-    "archive_backend": Key(_one_of("sftp", "local"), "ARCHIVE_BACKEND"),
-    "archive_host": Key(_text, "ARCHIVE_HOST"),
-    "archive_user": Key(_text, "ARCHIVE_USER"),
-    "archive_dir": Key(_directory, "ARCHIVE_DIR"),
-    "archive_port": Key(_PORT, "ARCHIVE_PORT"),
-    "archive_key_file": Key(_path, "ARCHIVE_KEY_FILE"),
-    "archive_key_passphrase": Key(_secret, "ARCHIVE_KEY_PASSPHRASE"),
-    "archive_password": Key(_secret, "ARCHIVE_PASSWORD"),
-    "archive_known_hosts": Key(_path, "ARCHIVE_KNOWN_HOSTS"),
-}
+_BACKEND = {"archive_backend": Key(find_backend, "ARCHIVE_BACKEND")}
+ARCHIVE_KEYS = _BACKEND | backend_keys()
 PACE_KEYS = {
-    "data_sync_freq": Key(_whole_number(1, _YEAR_S), "DATA_SYNC_FREQ"),
-    "metric_freq": Key(_whole_number(1, _YEAR_HOURS), "METRIC_FREQ"),
-    "batch_records": Key(_whole_number(1, 10_000_000)),
-    "batch_bytes": Key(_whole_number(1, 2**40)),
+    "data_sync_freq": Key(whole_number(1, _YEAR_S), "DATA_SYNC_FREQ"),
+    "metric_freq": Key(whole_number(1, _YEAR_HOURS), "METRIC_FREQ"),
+    "batch_records": Key(whole_number(1, 10_000_000)),
+    "batch_bytes": Key(whole_number(1, 2**40)),
 }
 DATABASE_KEYS = {
-    "pg_host": Key(_text, "PG_HOST"),
-    "pg_port": Key(_PORT, "PG_PORT"),
-    "pg_user": Key(_text, "PG_USER_NAME"),
-    "pg_password": Key(_secret, "PG_PASSWORD"),
-    "pg_database": Key(_text, "PG_DB_NAME"),
+    "pg_host": Key(a_text, "PG_HOST"),
+    "pg_port": Key(PORT, "PG_PORT"),
+    "pg_user": Key(a_text, "PG_USER_NAME"),
+    "pg_password": Key(a_secret, "PG_PASSWORD", is_secret=True),
+    "pg_database": Key(a_text, "PG_DB_NAME"),
 }
 SOURCE_KEYS = {
-    **{name: Key(key.parse, f"SOURCE_{key.variable}") for name, key in DATABASE_KEYS.items()},
+    **{name: replace(key, variable=f"SOURCE_{key.variable}") for name, key in DATABASE_KEYS.items()},
     "slot_name": Key(_slot_name),
     "publication": Key(_identifier),
     "tables": Key(_tables),
-    "spool_dir": Key(_path),
-    "rotate_seconds": Key(_whole_number(1, _YEAR_S)),
-    "rotate_bytes": Key(_whole_number(1, 2**40)),
-    "compression": Key(_one_of("zstd", "gzip", "none")),
-    "keep_days": Key(_whole_number(0, 36_500)),
-    "prune_hours": Key(_whole_number(0, _YEAR_HOURS)),
+    "spool_dir": Key(a_path),
+    "rotate_seconds": Key(whole_number(1, _YEAR_S)),
+    "rotate_bytes": Key(whole_number(1, 2**40)),
+    "compression": Key(one_of("zstd", "gzip", "none")),
+    "keep_days": Key(whole_number(0, 36_500)),
+    "prune_hours": Key(whole_number(0, _YEAR_HOURS)),
 }
+# Those of a file, and of ``settings.SYNCDATA``, whatever the archive's backend adds to them.
 FILE_KEYS = ARCHIVE_KEYS | PACE_KEYS | DATABASE_KEYS
-SETTINGS_KEYS = ARCHIVE_KEYS | PACE_KEYS | {"database": Key(_text), "state_dir": Key(_path)}
-SECRET_KEYS = frozenset({"archive_key_passphrase", "archive_password", "pg_password"})
+SETTINGS_KEYS = ARCHIVE_KEYS | PACE_KEYS | {"database": Key(a_text), "state_dir": Key(a_path)}
 
 
-class Reading:
+def keys_of_archive(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Key]:
+    """Return the keys of the archive that is configured, and those of the backends that come with syncdata.
+
+    A key that several backends have is read as the configured one declares it.
+    """
+    named = environ.get("ARCHIVE_BACKEND") or given.get("archive_backend") or DEFAULT_BACKEND
+    try:
+        return ARCHIVE_KEYS | declared_keys(find_backend(named))
+    except ValueError:
+        return ARCHIVE_KEYS  # Reading the name says what is wrong with it.
+
+
+class ConfigValues:
     """The values read so far, and every problem met, so that the operator sees all of them at once."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -188,10 +148,9 @@ class Reading:
         self.problems.append(f"{prefix}{name}: is required" + (f" (or {variable})" if variable else ""))
 
     def require_archive(self) -> None:
-        self.require("archive_dir", ARCHIVE_KEYS)
-        if self.values.get("archive_backend", "sftp") == "sftp" and "archive_backend" not in self._wrong:
-            self.require("archive_host", ARCHIVE_KEYS)
-            self.require("archive_user", ARCHIVE_KEYS)
+        if "archive_backend" not in self._wrong:
+            for name in required_keys(self._backend):
+                self.require(name, declared_keys(self._backend))
 
     def require_state_dir(self) -> None:
         """``settings.SYNCDATA`` must name the directory that is the TOML file's own elsewhere."""
@@ -201,12 +160,22 @@ class Reading:
             self.problems.append(f"state_dir: {state_dir} is not a directory; make it: mkdir -p {state_dir}")
 
     def finish(self, where: str) -> dict[str, Any]:
-        """Return the values. Raises ConfigError with all problems, if there are any."""
+        """Return the values, those of the archive as its settings, ``archive``.
+
+        Raises ConfigError with all problems, if there are any.
+        """
         if self.problems:
             count = len(self.problems)
             title = "1 problem" if count == 1 else f"{count} problems"
             raise ConfigError("\n  - ".join([f"{where}: {title}", *self.problems]))
-        return self.values
+        of_archives = ARCHIVE_KEYS | declared_keys(self._backend)
+        others = {name: value for name, value in self.values.items() if name not in of_archives}
+        return {"archive": make_settings(self._backend, self.values), **others}
+
+    @property
+    def _backend(self) -> type[ArchiveSettings]:
+        backend: type[ArchiveSettings] = self.values.get("archive_backend") or find_backend(DEFAULT_BACKEND)
+        return backend
 
     def _read(self, name: str, key: Key, value: object, label: str) -> None:
         try:

@@ -22,6 +22,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from syncdata.changes.filenames import file_time
 from syncdata.changes.position import parse_lsn
 from syncdata.conf import SyncConfig, load_config
 from syncdata.errors import MonitoringError, SyncError
@@ -156,11 +157,7 @@ def _age_s(moment: dt.datetime | None, now: dt.datetime) -> float | None:
 
 
 def _file_timestamp(checkpoint: str) -> float | None:
-    """The time in ``changes_YYYYMMDD_HHMMSS…``; a plain file may be called otherwise."""
-    try:
-        return dt.datetime.strptime(checkpoint[8:23], "%Y%m%d_%H%M%S").replace(tzinfo=dt.UTC).timestamp()
-    except ValueError:
-        return None
+    return _timestamp(file_time(checkpoint))
 
 
 def _record(checkpoint: str) -> int | None:

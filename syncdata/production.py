@@ -1,173 +1,272 @@
-"""The production side as a service: what its commands call. Composes configuration, source and archive."""
+"""The production side as one service: what its commands call. Knows the configuration and the daemon's
+claim on its spool; leaves the source, the slot and the archive to `provision` and `capture`.
+"""
 
 from __future__ import annotations
 
+import datetime as dt
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import cast
 
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.archive.retention import Removals, find_removals, prune
+from syncdata.capture.archiver import Archiver
+from syncdata.capture.chain import Chain, load_chain, require_same_slot
+from syncdata.capture.housekeeper import Housekeeper, SourceView, view_source
+from syncdata.capture.session import Archived
+from syncdata.capture.settings import CaptureSettings
+from syncdata.capture.slot import Slot
+from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
+from syncdata.capture.spool import list_finished, make_spool
+from syncdata.capture.status import ArchiverStatus, archiver_status, unpublished_warning
+from syncdata.changes.filenames import Compression
 from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
-from syncdata.errors import SlotError, SourceSetupError
-from syncdata.provision.database import SourceDatabase, open_source
-from syncdata.provision.facts import SourceFacts, foreign_slot, plan_publication, quote, without_identity
-from syncdata.provision.preflight import Finding, examine
-from syncdata.provision.statements import lacks_rights, make_account, make_identities_full, make_publication
+from syncdata.daemon import PidFile, running_pid, stop_daemon
+from syncdata.errors import ArchiverRunError, PidFileError, Problem, Reason, SnapshotError, SyncError
+from syncdata.provision import provision
+from syncdata.provision.findings import Finding
+from syncdata.provision.provision import NewUser, ProvisionSettings, Report, SetupResult
+from syncdata.runtime.progress import Progress
 
-Report = Callable[[str], object]
+ARCHIVER_PID_FILE_NAME = ".syncdata_archiver.pid"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewUser:
-    """The role that the archiver will log in as. *ask_password* is called only when one is to be set:
-    for a role that does not exist, and with *sets_password* also for one that does."""
-
-    name: str
-    ask_password: Callable[[], str]
-    sets_password: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetupResult:
-    """``notes``: what stops nothing but should be known. ``new_tables``: those whose changes are published
-    only now, so that a snapshot must supply what they hold already. ``dropped_tables``: those whose changes
-    are not published any more."""
-
-    changes: tuple[str, ...]
-    notes: tuple[Finding, ...]
-    creates_slot: bool
-    new_tables: tuple[TableName, ...]
-    dropped_tables: tuple[TableName, ...]
+_BEGIN_PATIENCE_S, _BEGIN_POLL_S = 20.0, 0.2
 
 
 class ProductionService:
-    """Holds nothing open between calls. All methods raise SourceConnectionError and SourceSetupError."""
+    """One production side. Holds nothing open between calls.
+
+    Every method raises SourceConnectionError when the source is away, and SourceSetupError when it refuses.
+    """
 
     def __init__(self, config: SourceConfig) -> None:
         self._config = config
 
+    @property
+    def pid_file(self) -> Path:
+        return self._config.spool_dir / ARCHIVER_PID_FILE_NAME
+
+    @property
+    def has_chain(self) -> bool:
+        """An archiver has begun a chain of change files here."""
+        return load_chain(self._config.spool_dir) is not None
+
+    # The source
+
     def check(self) -> list[Finding]:
-        """Return what can be said of the source; changes nothing."""
-        with self._open() as database:
-            return examine(self._read(database))
+        """Return all findings on the source; changes nothing."""
+        return provision.check(self._provision_settings)
 
     def setup(
         self, *, identity_full: bool = False, user: NewUser | None = None, report: Report = lambda line: None
     ) -> SetupResult:
-        """Create or correct the publication, then the slot; *report* gets a line for each change made.
-
-        Running it again changes nothing. Raises SourceSetupError with everything that is missing; then
-        nothing is changed. *identity_full* gives tables without a usable key REPLICA IDENTITY FULL.
-        """
-        with self._open() as database:
-            source = self._read(database)
-            plan = plan_publication(source.publication, self._config.tables)
-            findings = examine(source, identity_full=identity_full)
-            _refuse(findings)
-            done = self._make(database, source, user)
-            for line in done:
-                report(line)
-            # The publication first: a change decoded before it existed would be an error for ever.
-            if source.slot is None:
-                lsn = database.create_slot(self._config.slot_name)
-                done.append(f"created slot {self._config.slot_name}, which begins at {lsn}")
-                report(done[-1])
-        return SetupResult(
-            changes=tuple(done),
-            notes=tuple(finding for finding in findings if finding.level == "note"),
-            creates_slot=source.slot is None,
-            new_tables=self._config.tables if source.slot is None else plan.added,
-            dropped_tables=plan.dropped,
+        """Create or correct the publication, then the slot, as `provision.set_up` does."""
+        return provision.set_up(
+            self._provision_settings, identity_full=identity_full, user=user, report=report
         )
 
     def drop(self, *, report: Report = lambda line: None) -> bool:
-        """Drop slot and publication, where they are there; return whether any was.
+        """Drop slot and publication, where they are there; return whether either was."""
+        return provision.drop(self._provision_settings, report=report)
 
-        Raises SlotError when the slot is in use or is not ours; then nothing is changed.
+    # The archiver
+
+    def run_loop(self, stop: threading.Event) -> None:
+        """Archive until *stop* is set. Raises SyncError when only a person can tell how to go on."""
+        housekeeper = Housekeeper(
+            self._view_source,
+            lambda: self.prune(stop=stop),
+            prune_every_s=self._config.prune_hours * 3600,
+            stop=stop,
+        )
+        with self._as_the_only_one(), housekeeper:
+            self._archiver().run_loop(stop)
+
+    def run_once(self, stop: threading.Event) -> Archived:
+        """Archive what was committed before now. Raises SyncError when not all of it is in the archive."""
+        with self._as_the_only_one():
+            return self._archiver().run_once(stop)
+
+    def stop(self, *, timeout_s: float, progress: Callable[[str], None] = lambda line: None) -> int:
+        """Stop the archiver that runs here, wait until it is gone, and return its pid.
+
+        Raises ArchiverRunError when none runs here, or it is still there after *timeout_s*.
         """
-        with self._open() as database:
-            source = self._read(database)
-            _refuse_to_drop(source)
-            # The slot first: without its publication it could not be read any more.
-            if source.slot is not None:
-                database.drop_slot(source.slot_name)
-                report(f"dropped slot {source.slot_name}")
-            if source.publication is not None:
-                database.drop_publication(source.publication_name)
-                report(f"dropped publication {quote(source.publication_name)}")
-        return source.slot is not None or source.publication is not None
+        try:
+            return stop_daemon(self.pid_file, timeout_s=timeout_s, progress=progress)
+        except PidFileError as error:
+            raise ArchiverRunError(
+                error.message, hint="archive_changes --status shows how it does; stop it where it runs"
+            ) from error
+
+    def begin_epoch(self) -> Chain:
+        """Begin the chain anew where the slot stands, after an interruption that cannot be mended."""
+        with self._as_the_only_one():
+            return self._archiver().begin_epoch()
+
+    def take_snapshots(
+        self, tables: Sequence[str] = (), *, stop: threading.Event, progress: Progress | None = None
+    ) -> list[TakenSnapshot]:
+        """Put a snapshot of each of *tables*, without any of all configured ones, into the archive.
+
+        All are of one moment. An archiver may run meanwhile. Raises SnapshotError.
+        """
+        return take_snapshots(
+            self._settings,
+            self._open_archive,
+            self._chain(),
+            self._chosen(tables),
+            stop=stop,
+            progress=progress,
+        )
+
+    def prune(self, *, stop: threading.Event, is_dry_run: bool = False) -> Removals:
+        """Remove from the archive what no resync can need any more; return what was removed.
+
+        *is_dry_run*: only return what could be. Raises RetentionError, and the archive's errors.
+        """
+        chain = self._chain()
+        with closing(self._open_archive()) as archive:
+            removals = find_removals(
+                archive,
+                self._config.tables,
+                source_id=chain.source_id,
+                now=_utcnow(),
+                keep_days=self._config.keep_days,
+            )
+            return removals if is_dry_run else prune(archive, removals, stop=stop)
+
+    def get_status(self) -> ArchiverStatus:
+        """Return the archiver's status, from slot and spool; a source that is away is one of its problems."""
+        slot, problems = None, list[Problem]()
+        try:
+            view = self._view_source()
+            slot = view.slot
+            problems = self._source_problems(view)
+        except SyncError as error:
+            problems.append(Problem(kind="source", reason=Reason.of(error)))
+        is_active = running_pid(self.pid_file) is not None
+        chain = load_chain(self._config.spool_dir)
+        if slot is not None and chain is not None and not is_active:
+            problems += _chain_problems(chain, slot)
+        return archiver_status(
+            is_active=is_active,
+            slot_name=self._config.slot_name,
+            slot=slot,
+            chain=chain,
+            waiting=list_finished(self._config.spool_dir),
+            rotate_s=self._config.rotate_seconds,
+            now=_utcnow(),
+            problems=tuple(problems),
+        )
+
+    # Inside
+
+    def _source_problems(self, view: SourceView) -> list[Problem]:
+        problems = []
+        if view.unpublished:
+            problems.append(unpublished_warning([*map(str, view.unpublished)]))
+        if view.slot is None:
+            text = f"the source has no replication slot {self._config.slot_name}"
+            problems.append(Problem(kind="no-slot", text=text))
+        elif view.slot.is_lost:
+            text = f"the slot {view.slot.name} is lost: the source has removed WAL that it needed"
+            problems.append(Problem(kind="lost-slot", text=text))
+        return problems
+
+    def _view_source(self) -> SourceView:
+        config = self._config
+        return view_source(
+            config.connection_params,
+            slot_name=config.slot_name,
+            publication=config.publication,
+            tables=config.tables,
+        )
+
+    @property
+    def _provision_settings(self) -> ProvisionSettings:
+        config = self._config
+        return ProvisionSettings(
+            params=config.connection_params,
+            slot_name=config.slot_name,
+            publication=config.publication,
+            tables=config.tables,
+        )
+
+    @property
+    def _settings(self) -> CaptureSettings:
+        config = self._config
+        return CaptureSettings(
+            params=config.connection_params,
+            slot_name=config.slot_name,
+            publication=config.publication,
+            spool_dir=config.spool_dir,
+            rotate_s=config.rotate_seconds,
+            rotate_bytes=config.rotate_bytes,
+            compression=cast(Compression, config.compression),
+        )
+
+    def _archiver(self) -> Archiver:
+        return Archiver(self._settings, self._open_archive)
+
+    def _open_archive(self) -> Archive:
+        return open_archive(self._config.archive, spool_dir=self._config.spool_dir)
+
+    def _chain(self) -> Chain:
+        """Return the chain: from the spool, where an archiver has begun it; else begin it here."""
+        deadline_s = time.monotonic() + _BEGIN_PATIENCE_S
+        while (chain := load_chain(self._config.spool_dir)) is None:
+            try:
+                with self._as_the_only_one():
+                    return self._archiver().open_chain()
+            except ArchiverRunError:
+                # An archiver that was just started is about to begin it.
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(_BEGIN_POLL_S)
+        return chain
+
+    def _chosen(self, names: Sequence[str]) -> list[TableName]:
+        tables = list(dict.fromkeys(TableName.parse(name) for name in names)) or list(self._config.tables)
+        if unknown := [str(table) for table in tables if table not in self._config.tables]:
+            raise SnapshotError(
+                f"not in source.tables: {', '.join(unknown)}",
+                hint="add them there and run 'python manage.py setup_logical_replication'",
+            )
+        return tables
 
     @contextmanager
-    def _open(self) -> Iterator[SourceDatabase]:
-        with open_source(self._config.connection_params) as database:
-            yield database
-
-    def _read(self, database: SourceDatabase) -> SourceFacts:
-        config = self._config
-        return database.read(tables=config.tables, publication=config.publication, slot=config.slot_name)
-
-    def _make(self, database: SourceDatabase, source: SourceFacts, user: NewUser | None) -> list[str]:
-        """Make all changes but the slot, which PostgreSQL creates only outside of such a transaction."""
-        name, tables = source.publication_name, self._config.tables
-        password = self._new_password(database, user)
-        with database.transaction():
-            done = database.make(make_identities_full(without_identity(source)))
-            done += database.make(
-                make_publication(name, plan_publication(source.publication, tables), tables)
-            )
-            if user is not None:
-                done += self._make_account(database, source, user.name, password)
-        return done
-
-    def _new_password(self, database: SourceDatabase, user: NewUser | None) -> str | None:
-        """Return the hash of the password that the role is to get, or None."""
-        if user is None:
-            return None
-        exists = database.read_account(user.name, self._config.tables).exists
-        if exists and not user.sets_password:
-            return None
-        return database.hash_password(user.name, user.ask_password())
-
-    def _make_account(
-        self, database: SourceDatabase, source: SourceFacts, name: str, password: str | None
-    ) -> list[str]:
-        tables, database_name = self._config.tables, source.server.database
-        account = database.read_account(name, tables)
-        done = database.make(make_account(account, database_name, password))
-        if not account.exists:  # only now can be asked what it may do by itself
-            account = database.read_account(name, tables)
-            done += database.make(make_account(account, database_name, None))
-        if lacks_rights(database.read_account(name, tables)):
-            raise SourceSetupError(
-                f"role {source.role.name} may not grant role {name} what it needs; nothing was changed",
-                hint="run the setup as the tables' owner or as a superuser",
-            )
-        return done
+    def _as_the_only_one(self) -> Iterator[None]:
+        """Be the one archiver of this spool directory. Raises ArchiverRunError when there is another."""
+        make_spool(self._config.spool_dir)
+        claim = PidFile(self.pid_file)
+        try:
+            claim.__enter__()
+        except PidFileError as error:
+            raise ArchiverRunError(
+                error.message, hint="stop it first: python manage.py archive_changes --stop"
+            ) from error
+        try:
+            yield
+        finally:
+            claim.__exit__(None, None, None)
 
 
-def _refuse(findings: Sequence[Finding]) -> None:
-    problems = [str(found) for found in findings if found.level == "missing" and not found.is_mended_by_setup]
-    if problems:
-        raise setup_error(problems, "nothing was changed")
+def _chain_problems(chain: Chain, slot: Slot) -> list[Problem]:
+    """Return the reason why *slot* does not continue *chain*; not while an archiver moves both."""
+    if slot.is_lost:  # which is told already
+        return []
+    try:
+        require_same_slot(chain, slot)
+    except SyncError as error:
+        return [Problem(kind="other-slot", reason=Reason.of(error))]
+    return []
 
 
-def setup_error(problems: Sequence[str], remark: str = "") -> SourceSetupError:
-    """Return the error that lists *problems*."""
-    count = len(problems)
-    title = "1 thing is missing" if count == 1 else f"{count} things are missing"
-    return SourceSetupError("\n  - ".join([f"{title}{remark and '; ' + remark}", *problems]))
-
-
-def _refuse_to_drop(source: SourceFacts) -> None:
-    slot, name, publication = source.slot, source.slot_name, source.publication
-    if slot is not None and (reason := foreign_slot(slot, source.server.database)) is not None:
-        raise SlotError(f"slot {name} {reason}", hint="choose another source.slot_name; nothing was changed")
-    if slot is not None and slot.user is not None:
-        raise SlotError(
-            f"slot {name} is in use by {slot.user}", hint="stop the archiver first; nothing was changed"
-        )
-    if publication is not None and not publication.is_owned:
-        raise SourceSetupError(
-            f"publication {quote(source.publication_name)} belongs to another role; nothing was changed",
-            hint="drop it as its owner or as a superuser",
-        )
+def _utcnow() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

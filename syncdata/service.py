@@ -46,7 +46,7 @@ class SyncDataService(TablesService):
         self._resources = Resources(
             session,
             # Beside the configuration, not in /tmp, which may be memory.
-            lambda: open_archive(config.archive_settings, spool_dir=config.state_dir),
+            lambda: open_archive(config.archive, spool_dir=config.state_dir),
             Settings(
                 limits=Limits(batch_records=config.batch_records, batch_bytes=config.batch_bytes),
                 metric_freq_hours=config.metric_freq,

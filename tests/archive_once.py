@@ -8,8 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
-from syncdata.archive.archive import LocalArchive, LocalSettings
-from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.archive.archive import open_archive
+from syncdata.archive.local import LocalSettings
+from syncdata.capture.archiver import Archiver
+from syncdata.capture.settings import CaptureSettings
 
 
 def peak_mib() -> float:
@@ -23,7 +25,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     archive = LocalSettings(directory=Path(job.pop("archive_dir")))
     settings = CaptureSettings(**job | {"spool_dir": Path(job["spool_dir"])})
-    Archiver(settings, lambda: LocalArchive(archive)).run_once(threading.Event())
+    Archiver(settings, lambda: open_archive(archive)).run_once(threading.Event())
     print(peak_mib())
 
 

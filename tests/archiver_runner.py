@@ -17,65 +17,75 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from syncdata.archive import local as archive_local
-from syncdata.archive.archive import LocalArchive, LocalSettings
-from syncdata.capture import archiver, spool
-from syncdata.capture import uploader as delivery
-from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.archive.local import LocalSettings, LocalStorage
+from syncdata.capture import archiver, opening, session, spool
+from syncdata.capture.archiver import Archiver
 from syncdata.capture.pgoutput import Decoder
 from syncdata.capture.replication import ReplicationStream, XLogData
+from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import FileWriter
+from syncdata.capture.uploader import Uploader
+from syncdata.changes import writer
+from syncdata.changes.writer import ChangeFileWriter
+from syncdata.runtime import durable
 
 TIME_LIMIT_S = 30
 
-# Each step: whose function, and whether we die before it or after it.
-STEPS: dict[str, tuple[Any, str, str]] = {
-    "a message has arrived": (ReplicationStream, "read", "after"),
-    "a message is decoded": (Decoder, "decode", "after"),
-    "before a line is written": (FileWriter, "write", "before"),
-    "a line is written": (FileWriter, "write", "after"),
-    "before lines go to the disk": (FileWriter, "_flush", "before"),
-    "lines are on the disk": (FileWriter, "_flush", "after"),
-    "before a file is finished": (FileWriter, "finish", "before"),
-    "a file is finished": (FileWriter, "finish", "after"),
-    "before an fsync": (os, "fsync", "before"),
-    "after an fsync": (os, "fsync", "after"),
-    "before a rename": (Path, "rename", "before"),
-    "after a rename": (Path, "rename", "after"),
-    "before a directory is flushed": (spool, "sync_directory", "before"),
-    "before a delivery": (LocalArchive, "put", "before"),
-    "before the archive has the bytes": (archive_local._LocalShelf, "write", "before"),
-    "the archive has the bytes": (archive_local._LocalShelf, "write", "after"),
-    "before the archive has the name": (os, "link", "before"),
-    "the archive has two names": (os, "link", "after"),
-    "before the archive is flushed": (archive_local._LocalShelf, "make_durable", "before"),
-    "after a delivery": (LocalArchive, "put", "after"),
-    "a file is submitted": (delivery.Delivery, "submit", "after"),
-    "before the chain is saved": (archiver, "save_chain", "before"),
-    "the chain is saved": (archiver, "save_chain", "after"),
-    "before the slot is confirmed": (ReplicationStream, "confirm", "before"),
-    "the slot is confirmed": (ReplicationStream, "confirm", "after"),
-    "before the spool is cleared": (archiver, "_remove_from_spool", "before"),
-    "the spool is cleared": (archiver, "_remove_from_spool", "after"),
+# Each step: the functions that take it, and whether we die before it or after it. A function that is
+# imported by name stands here once for each module that calls it.
+STEPS: dict[str, tuple[list[tuple[Any, str]], str]] = {
+    "a message has arrived": ([(ReplicationStream, "read")], "after"),
+    "a message is decoded": ([(Decoder, "decode")], "after"),
+    "before a line is written": ([(FileWriter, "write")], "before"),
+    "a line is written": ([(FileWriter, "write")], "after"),
+    "before lines go to the disk": ([(ChangeFileWriter, "_flush")], "before"),
+    "lines are on the disk": ([(ChangeFileWriter, "_flush")], "after"),
+    "before a file is finished": ([(FileWriter, "finish")], "before"),
+    "a file is finished": ([(FileWriter, "finish")], "after"),
+    "before an fsync": ([(os, "fsync")], "before"),
+    "after an fsync": ([(os, "fsync")], "after"),
+    "before a rename": ([(Path, "rename"), (os, "replace")], "before"),
+    "after a rename": ([(Path, "rename"), (os, "replace")], "after"),
+    "before a directory is flushed": ([(spool, "fsync_directory"), (durable, "fsync_directory")], "before"),
+    "before a delivery": ([(Archive, "put")], "before"),
+    "before the archive has the bytes": ([(LocalStorage, "create")], "before"),
+    "the archive has the bytes": ([(LocalStorage, "create")], "after"),
+    "before the archive has the name": ([(os, "link")], "before"),
+    "the archive has two names": ([(os, "link")], "after"),
+    "before the archive is flushed": ([(LocalStorage, "make_durable")], "before"),
+    "after a delivery": ([(Archive, "put")], "after"),
+    "a file is submitted": ([(Uploader, "submit")], "after"),
+    "before the chain is saved": ([(opening, "save_chain"), (session, "save_chain")], "before"),
+    "the chain is saved": ([(opening, "save_chain"), (session, "save_chain")], "after"),
+    "before the slot is confirmed": ([(ReplicationStream, "confirm")], "before"),
+    "the slot is confirmed": ([(ReplicationStream, "confirm")], "after"),
+    "before the spool is cleared": ([(session, "remove_from_spool")], "before"),
+    "the spool is cleared": ([(session, "remove_from_spool")], "after"),
 }
 
 
 def die_at(step: str, passage: int) -> None:
     """Let this process kill itself at the *passage*-th time that it comes to *step*."""
-    owner, name, moment = STEPS[step]
-    original = getattr(owner, name)
-    counted = _Countdown(passage)
+    places, moment = STEPS[step]
+    countdown = _Countdown(passage)
+    for owner, name in places:
+        setattr(owner, name, _deadly(getattr(owner, name), name, moment, countdown))
 
+
+def _deadly(
+    original: Callable[..., Any], name: str, moment: str, countdown: _Countdown
+) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if moment == "before":
-            counted.pass_by()
+            countdown.pass_by()
             return original(*args, **kwargs)
         result = original(*args, **kwargs)
         if name != "read" or isinstance(result, XLogData):
-            counted.pass_by()
+            countdown.pass_by()
         return result
 
-    setattr(owner, name, wrapped)
+    return wrapped
 
 
 class _Countdown:
@@ -93,9 +103,9 @@ class _Countdown:
 def run(job: dict[str, Any]) -> None:
     """Archive as *job* says until we die, or its time is over."""
     # Everything happens often, so that every step comes up soon and between all others.
-    archiver.FEEDBACK_EVERY_S = 0.05
+    session.FEEDBACK_EVERY_S = 0.05
     archiver._FIRST_RETRY_S = 0.02
-    spool._BUFFER_BYTES = 500
+    writer._BUFFER_BYTES = 500
     die_at(job["step"], job["passage"])
     stop = threading.Event()
     threading.Timer(TIME_LIMIT_S, stop.set).start()
@@ -107,10 +117,8 @@ def run(job: dict[str, Any]) -> None:
         rotate_s=0.1,
         rotate_bytes=4_000,
     )
-    open_archive: Callable[[], LocalArchive] = lambda: LocalArchive(  # noqa: E731
-        LocalSettings(directory=Path(job["archive_dir"]))
-    )
-    Archiver(settings, open_archive).run_loop(stop)
+    archive = LocalSettings(directory=Path(job["archive_dir"]))
+    Archiver(settings, lambda: open_archive(archive)).run_loop(stop)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from syncdata.archive.archive import snapshot_name
+from syncdata.changes.filenames import snapshot_name
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 

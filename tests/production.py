@@ -14,11 +14,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from syncdata.archive.archive import LocalArchive, LocalSettings
-from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.archive.local import LocalSettings
+from syncdata.capture.archiver import Archiver
 from syncdata.capture.chain import load_chain
-from syncdata.capture.replication import TEXT_SETTINGS
+from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
+from syncdata.capture.source import TEXT_SETTINGS
 from syncdata.changes.names import TableName
 from syncsite.demo.postgres import PostgresServer
 from tests.postgres import Database
@@ -49,8 +51,8 @@ class Production:
             **self.options,
         )
 
-    def open_archive(self) -> LocalArchive:
-        return LocalArchive(LocalSettings(directory=self.archive_dir))
+    def open_archive(self) -> Archive:
+        return open_archive(LocalSettings(directory=self.archive_dir))
 
     def archiver(self, **options: Any) -> Archiver:
         return Archiver(self.settings, self.open_archive, **options)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from syncdata.archive.ssh import SftpSettings
+from syncdata.archive.sftp import SftpSettings
 
 CONFIGURATION = """\
 ListenAddress {server.host}

@@ -18,7 +18,7 @@ from django.core.management import call_command
 from django.db import connections
 from psycopg import sql
 
-from syncdata.conf import SyncConfig
+from syncdata.conf import SyncConfig, config_from_settings
 from syncdata.service import SyncDataService, SyncResult
 from syncsite.demo.postgres import PostgresServer
 from tests.postgres import Database
@@ -39,8 +39,8 @@ class World:
 
     @property
     def config(self) -> SyncConfig:
-        keys = {"archive_backend": "local", "archive_dir": str(self.archive), **self.options}
-        return SyncConfig(database=self.alias, state_dir=self.state_dir, **keys)
+        keys = {"archive_backend": "local", "archive_dir": self.archive, **self.options}
+        return config_from_settings({"database": self.alias, "state_dir": self.state_dir, **keys}, {})
 
     @property
     def toml(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+
+from syncdata.runtime.progress import NoProgress as NoProgress
+from syncdata.runtime.progress import Progress as Progress
 
 _NOTE_EVERY_S = 1.0
 
@@ -74,28 +76,3 @@ class RequestProgress:
 
     def file_finished(self, name: str) -> None:
         """The next one goes on."""
-
-
-class Progress(Protocol):
-    """What someone who watches a cycle is told. Sizes are of files as stored, compressed ones too;
-    each ``files_found`` begins anew, and one of no files ends."""
-
-    def files_found(self, count: int, size_bytes: int) -> None: ...
-
-    def file_started(self, name: str, size_bytes: int) -> None: ...
-
-    def batch_applied(self, records: int, size_bytes: int) -> None: ...
-
-    def file_finished(self, name: str) -> None: ...
-
-
-class NoProgress:
-    """Nobody watches."""
-
-    def files_found(self, count: int, size_bytes: int) -> None: ...
-
-    def file_started(self, name: str, size_bytes: int) -> None: ...
-
-    def batch_applied(self, records: int, size_bytes: int) -> None: ...
-
-    def file_finished(self, name: str) -> None: ...

@@ -1,52 +1,64 @@
-"""The archive as a small port: what files there are, the bytes of one, and how one gets there.
+"""The archive: which files there are, the bytes of one, and how one gets there or goes.
 
-What lies behind it is a directory of this machine or of the backup host; who uses an archive imports
-from here. It knows names, order and where files lie; it knows nothing of what is inside them.
+Knows names, their order, and the words for what a storage refuses; knows nothing of where the storage is
+(a directory of this machine, the backup host, …), nor of what is inside the files.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-from syncdata.archive.local import LocalArchive, LocalSettings
-from syncdata.archive.sftp import SftpArchive
-from syncdata.archive.ssh import SftpSettings
+from syncdata.archive.content import Content
+from syncdata.archive.put import put_once
+from syncdata.archive.refusals import cannot_list, cannot_put, cannot_read, cannot_remove
+from syncdata.archive.storage import ArchiveSettings, Storage
 from syncdata.changes.filenames import (
     ArchivedFile,
     ChangeFile,
     SnapshotFile,
-    parse_snapshot_name,
-    snapshot_name,
+    check_name,
+    in_order,
+    is_snapshot_directory,
+    is_wanted,
+    newest_first,
+    snapshot_file,
+    temporary_name,
 )
+from syncdata.errors import ArchiveConnectionError, DiscoveryError, SpoolError
 
-__all__ = [
-    "Archive",
-    "ArchivedFile",
-    "ChangeFile",
-    "LocalArchive",
-    "LocalSettings",
-    "SftpArchive",
-    "SftpSettings",
-    "SnapshotFile",
-    "WritableArchive",
-    "open_archive",
-    "parse_snapshot_name",
-    "snapshot_name",
-]
+__all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archive"]
 
 
-class Archive(Protocol):
-    """What readers need. Safe to use from one thread at a time; `close` from any."""
+class Archive:
+    """The files of one storage. Safe to use from one thread at a time; `close` from any.
+
+    Every method may be called again after whatever happened, and raises ArchiveConnectionError when the
+    storage cannot be reached.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
 
     def discover(self, since: str | None) -> list[ChangeFile]:
         """Return the change files whose stem is not before *since*'s (all without it), in order.
 
         *since* itself is included, so that a file half applied is found again. Temporary, hidden and
-        other names are left out, and one file is returned for each stem. Raises DiscoveryError when
-        the directory cannot be listed, ArchiveConnectionError when the host cannot be reached.
+        other names are left out, and one file is returned for each stem. Raises DiscoveryError when the
+        directory cannot be listed, or a name is no text.
         """
-        ...
+        try:
+            listed = self._storage.list_files("", lambda name: is_wanted(name, since))
+        except OSError as error:
+            raise cannot_list(self.describe(), error) from error
+        for name, _ in listed:
+            if not name.isprintable():
+                raise DiscoveryError(
+                    f"a file in {self.describe()} has a name that is no text: {name!a}",
+                    hint="rename it: the order of the files is the order of their names",
+                )
+        return in_order(ChangeFile(name=name, size_bytes=size_bytes) for name, size_bytes in listed)
 
     def discover_snapshots(self) -> list[SnapshotFile]:
         """Return the snapshots' files, those of the newest snapshot first, by table within each.
@@ -54,28 +66,22 @@ class Archive(Protocol):
         Temporary, hidden and other names are left out; whether a file is finished, its footer tells.
         A snapshot that vanishes meanwhile is no error. Raises as `discover` does.
         """
-        ...
+        try:
+            directories = self._storage.list_directories(is_snapshot_directory)
+            return newest_first(file for name in directories for file in self._files_of_snapshot(name))
+        except OSError as error:
+            raise cannot_list(self.describe(), error) from error
 
     def fetch(self, file: ArchivedFile) -> BinaryIO:
         """Return the whole file, still compressed, as a seekable stream at its beginning.
 
         It is what the archive holds now: a plain file that has grown since `discover` is longer than
-        ``file.size_bytes``. Raises FetchError when the file is gone, unreadable or there is no room for
-        it, ArchiveConnectionError when the host cannot be reached.
+        ``file.size_bytes``. Raises FetchError when the file is gone, unreadable or there is no room for it.
         """
-        ...
-
-    def describe(self) -> str:
-        """Where the archive is, for messages; without secrets."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the archive; a fetch or put that is running fails soon."""
-        ...
-
-
-class WritableArchive(Archive, Protocol):
-    """What the production side needs, too. Both methods may be called again after whatever happened."""
+        try:
+            return self._storage.open(file.name)
+        except OSError as error:
+            raise cannot_read(self._place(file.name), error) from error
 
     def put(self, name: str, content: BinaryIO) -> None:
         """Put all of *content*, which is seekable, into the archive as *name*: whole, durable and once.
@@ -84,24 +90,59 @@ class WritableArchive(Archive, Protocol):
         all has arrived and is on the disk, there is only a hidden temporary file. When the name is taken
         by the same bytes, nothing is written. Nothing is ever overwritten: raises DeliveryError when
         other bytes have the name, or the archive refuses the file (disk full, no permission, …),
-        ArchiveConnectionError when the host cannot be reached, SpoolError when *content* cannot be read.
+        SpoolError when *content* cannot be read.
         """
-        ...
+        check_name(name)
+        place = self._place(name)
+        try:
+            put_once(self._storage, name, Content(content), place=place)
+        except (OSError, SpoolError) as error:
+            with suppress(OSError, ArchiveConnectionError):
+                self._storage.delete(temporary_name(name))
+            if isinstance(error, SpoolError):
+                raise
+            raise cannot_put(place, self._storage.directory, error) from error
 
     def remove(self, name: str) -> None:
         """Remove the file, and its snapshot's directory if it was the last one; fine when it is gone.
 
-        Raises RetentionError when it cannot be removed, ArchiveConnectionError as ever.
+        Raises RetentionError when it cannot be removed.
         """
-        ...
+        check_name(name)
+        try:
+            self._storage.delete(name)
+            self._storage.delete(temporary_name(name))
+            if "/" in name:
+                self._storage.delete_directory(name.partition("/")[0])
+        except OSError as error:
+            raise cannot_remove(self._place(name), self._storage.directory, error) from error
+
+    def describe(self) -> str:
+        """Return where the archive is, for messages: without secrets."""
+        return self._storage.describe()
+
+    def close(self) -> None:
+        """Let go of the archive; a fetch or put that is running fails soon."""
+        self._storage.close()
+
+    def _files_of_snapshot(self, directory: str) -> list[SnapshotFile]:
+        def is_of_a_table(name: str) -> bool:
+            return snapshot_file(f"{directory}/{name}", 0) is not None
+
+        try:
+            listed = self._storage.list_files(directory, is_of_a_table)
+        except (FileNotFoundError, NotADirectoryError):
+            return []  # Removed since the archive was listed, or a file with a directory's name.
+        named = (snapshot_file(f"{directory}/{name}", size_bytes) for name, size_bytes in listed)
+        return [file for file in named if file is not None]
+
+    def _place(self, name: str) -> str:
+        return f"{self.describe().rstrip('/')}/{name}"
 
 
-def open_archive(settings: SftpSettings | LocalSettings, *, spool_dir: Path | None = None) -> WritableArchive:
+def open_archive(settings: ArchiveSettings, *, spool_dir: Path | None = None) -> Archive:
     """Return the archive that *settings* describe, without connecting: the first use does.
 
-    SFTP copies each file that is fetched into an anonymous temporary file in *spool_dir* (the system's
-    temporary directory without it), which vanishes with the process.
+    *spool_dir* is where a storage keeps the anonymous temporary copies of what is fetched.
     """
-    if isinstance(settings, LocalSettings):
-        return LocalArchive(settings)
-    return SftpArchive(settings, spool_dir=spool_dir)
+    return Archive(settings.open_storage(spool_dir=spool_dir))

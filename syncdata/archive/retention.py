@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import re
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from syncdata.archive.archive import Archive, ChangeFile, SnapshotFile, WritableArchive
-from syncdata.changes.filenames import stem
+from syncdata.archive.archive import Archive
+from syncdata.changes.filenames import ChangeFile, SnapshotFile, file_time, parse_stamp, stem
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import inspect
 
 logger = logging.getLogger(__name__)
-
-_TIME_OF_FILE = re.compile(r"changes_([0-9]{8}_[0-9]{6})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +137,7 @@ def find_removals(
     return plan_removals(change_files, snapshots, proved, tables=tables, now=now, keep_days=keep_days)
 
 
-def prune(archive: WritableArchive, removals: Removals, *, stop: threading.Event) -> Removals:
+def prune(archive: Archive, removals: Removals, *, stop: threading.Event) -> Removals:
     """Remove what *removals* says, and return what was removed: all of it, or less when *stop* was set.
 
     May be broken off and repeated at any time. Raises RetentionError or ArchiveConnectionError.
@@ -173,14 +170,11 @@ def _prove(archive: Archive, file: SnapshotFile, source_id: str) -> ProvedSnapsh
 
 
 def _is_old(file: ChangeFile, limit: dt.datetime) -> bool:
-    match = _TIME_OF_FILE.match(file.name)
-    return match is not None and _is_before(match[1], limit)
+    moment = file_time(file.name)
+    return moment is not None and moment < limit
 
 
 def _is_before(stamp: str, limit: dt.datetime) -> bool:
     """Whether the time in a name is before *limit*; not when it is none."""
-    try:
-        moment = dt.datetime.strptime(stamp, "%Y%m%d_%H%M%S")
-    except ValueError:
-        return False
-    return moment.replace(tzinfo=dt.UTC) < limit
+    moment = parse_stamp(stamp)
+    return moment is not None and moment < limit

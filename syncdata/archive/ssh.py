@@ -7,18 +7,17 @@ data that follows is written into a database.
 from __future__ import annotations
 
 import logging
-import random
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import paramiko
 from paramiko.hostkeys import InvalidHostKey
 
+from syncdata.archive.login import Login
 from syncdata.errors import ArchiveConnectionError
+from syncdata.runtime.retry import Backoff
 
 logger = logging.getLogger(__name__)
 # paramiko logs, with a traceback, what is translated and raised here: once is enough.
@@ -35,24 +34,6 @@ KEEPALIVE_S = 30
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SftpSettings:
-    """Where the archive is and how to log in.
-
-    Credentials that are given are the only ones tried; without any, the SSH agent and then the default
-    keys are.
-    """
-
-    host: str
-    user: str
-    directory: str
-    port: int = 22
-    key_file: Path | None = None
-    key_passphrase: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
-    known_hosts: Path = field(default_factory=lambda: Path("~/.ssh/known_hosts").expanduser())
-
-
 class SftpConnection:
     """Connects at first use, and again after a loss: TRIES times, with growing, jittered pauses.
 
@@ -60,14 +41,15 @@ class SftpConnection:
     know (the last two at once), and OSError for what the server says about a path.
     """
 
-    def __init__(self, settings: SftpSettings) -> None:
-        self._settings = settings
+    def __init__(self, login: Login) -> None:
+        self._login = login
         self._client: paramiko.SSHClient | None = None
         self._sftp: paramiko.SFTPClient | None = None
         self._closed = threading.Event()
 
     def persevere(self, work: Callable[[paramiko.SFTPClient], T]) -> T:
         """Return what *work* returns; it is begun again when the connection is lost in the middle."""
+        backoff = Backoff(PAUSE_S)
         for attempt in range(1, TRIES + 1):
             try:
                 return work(self._connected())
@@ -79,8 +61,7 @@ class SftpConnection:
                 if attempt == TRIES or self._closed.is_set():
                     raise self._unreachable(reason) from error
                 logger.info("%s: %s; trying again", self._place, reason)
-            jitter = random.uniform(0.5, 1.5)  # noqa: S311  (no secret)
-            self._closed.wait(PAUSE_S * 2 ** (attempt - 1) * jitter)
+            self._closed.wait(backoff.next_s())
         raise AssertionError("unreachable")
 
     def close(self) -> None:
@@ -109,22 +90,22 @@ class SftpConnection:
         return self._sftp
 
     def _connect(self, client: paramiko.SSHClient) -> paramiko.SFTPClient:
-        settings = self._settings
+        login = self._login
         client.set_log_channel(_paramiko_logger.name)
         client.set_missing_host_key_policy(_RefuseUnknownHost(self))
         self._load_known_hosts(client)
         key = self._load_key()
-        alone = key is not None or settings.password is not None
+        alone = key is not None or login.password is not None
         try:
             client.connect(
-                settings.host,
-                port=settings.port,
-                username=settings.user,
+                login.host,
+                port=login.port,
+                username=login.user,
                 pkey=key,
-                password=settings.password,
+                password=login.password,
                 allow_agent=not alone,
-                look_for_keys=not alone and settings.key_file is None,
-                sock=_wire(settings.host, settings.port),
+                look_for_keys=not alone and login.key_file is None,
+                sock=_wire(login.host, login.port),
                 timeout=CONNECT_TIMEOUT_S,
                 banner_timeout=CONNECT_TIMEOUT_S,
                 auth_timeout=CONNECT_TIMEOUT_S,
@@ -153,7 +134,7 @@ class SftpConnection:
             client.close()
 
     def _load_known_hosts(self, client: paramiko.SSHClient) -> None:
-        path = self._settings.known_hosts
+        path = self._login.known_hosts
         try:
             client.load_system_host_keys(str(path))
         except FileNotFoundError:
@@ -167,7 +148,7 @@ class SftpConnection:
 
     def _load_key(self) -> paramiko.PKey | None:
         """The key of archive_key_file; None without one, or when only the agent can open it."""
-        path, passphrase = self._settings.key_file, self._settings.key_passphrase
+        path, passphrase = self._login.key_file, self._login.key_passphrase
         if path is None:
             return None
         for key_class in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
@@ -193,12 +174,12 @@ class SftpConnection:
 
     @property
     def _place(self) -> str:
-        return f"{self._settings.user}@{self._settings.host}:{self._settings.port}"
+        return f"{self._login.user}@{self._login.host}:{self._login.port}"
 
     @property
     def _known_as(self) -> str:
         """The host's name in known_hosts."""
-        host, port = self._settings.host, self._settings.port
+        host, port = self._login.host, self._login.port
         return host if port == paramiko.config.SSH_PORT else f"[{host}]:{port}"
 
     def _unreachable(self, reason: str) -> ArchiveConnectionError:
@@ -208,13 +189,13 @@ class SftpConnection:
         )
 
     def _refused(self, key: paramiko.PKey | None) -> ArchiveConnectionError:
-        settings = self._settings
+        login = self._login
         tried = []
         if key is not None:
-            tried.append(f"key {settings.key_file} ({key.fingerprint})")
-        elif settings.key_file is not None:
-            tried.append(f"the agent's keys, since {settings.key_file} needs archive_key_passphrase")
-        if settings.password is not None:
+            tried.append(f"key {login.key_file} ({key.fingerprint})")
+        elif login.key_file is not None:
+            tried.append(f"the agent's keys, since {login.key_file} needs archive_key_passphrase")
+        if login.password is not None:
             tried.append("the password")
         if not tried:
             tried.append("the SSH agent and the default keys")
@@ -231,7 +212,7 @@ class SftpConnection:
         )
 
     def changed_host(self, seen: paramiko.PKey, known: paramiko.PKey) -> ArchiveConnectionError:
-        known_hosts = self._settings.known_hosts
+        known_hosts = self._login.known_hosts
         return ArchiveConnectionError(
             f"host key of {self._known_as} has changed; it showed {_fingerprint(seen)},"
             f" known is {_fingerprint(known)}",
@@ -241,8 +222,8 @@ class SftpConnection:
 
     @property
     def _keyscan(self) -> str:
-        settings = self._settings
-        return f"ssh-keyscan -p {settings.port} {settings.host} >> {settings.known_hosts}"
+        login = self._login
+        return f"ssh-keyscan -p {login.port} {login.host} >> {login.known_hosts}"
 
 
 class _RefuseUnknownHost(paramiko.MissingHostKeyPolicy):

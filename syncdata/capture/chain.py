@@ -1,11 +1,12 @@
-"""The chain of change files: where it stands, durably, and whether the source still continues it.
+"""The chain of change files: where it stands, and the proof that the source still continues it.
 
-Knows positions and identities; does no I/O but reading and writing its own small file. The rules:
+Knows positions and identities; asks neither source nor archive, and touches no file but its own small one,
+``chain.json``. The rules:
 
-1. The chain's state is written before the source is told that it may forget what the files hold. So
-   the slot can never be ahead of the state, unless somebody else moved or recreated it.
-2. Transactions have one order, that of their commit LSNs. One at or below ``last_commit_lsn`` is in the
-   archive already, whoever sends it again and why.
+1. The chain's state is on the disk before the source is told that it may forget what the files hold. So
+   the slot is never ahead of the state, unless somebody else moved or recreated it.
+2. Transactions have one order, that of their commit LSNs. When ``last_commit_lsn`` is 0/16B3D50, a
+   transaction that commits there or earlier is in the archive already, for whatever reason it is sent again.
 3. Another system, timeline or slot cannot continue a chain. An operator may begin a new *epoch*, whose
    files say so; readers then stop, and begin again from a snapshot of that epoch.
 """
@@ -17,9 +18,10 @@ from pathlib import Path
 
 import msgspec
 
-from syncdata.capture.replication import NEW_EPOCH_HINT, Identity
+from syncdata.capture.refusals import NEW_EPOCH_HINT
 from syncdata.capture.slot import Slot
-from syncdata.capture.spool import SpooledFile, translated, write_durably
+from syncdata.capture.source import Identity
+from syncdata.capture.spool import SpooledFile, replace_in_spool, translated
 from syncdata.changes.filenames import stem
 from syncdata.changes.header import Footer, Header
 from syncdata.changes.position import format_lsn, parse_lsn
@@ -29,9 +31,11 @@ CHAIN_FILE_NAME = "chain.json"
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the chain stands. ``seq`` counts the epoch's files; ``last_file`` is the newest one in the
-    archive, of whatever epoch; LSNs are ``X/Y``. All that was committed before ``confirmed_lsn`` is in
-    the archive, or concerns no published table. Times are RFC 3339, UTC."""
+    """The state of the chain: its last file in the archive, and the position confirmed to the source.
+
+    ``seq`` counts the epoch's files; ``last_file`` is the archive's newest one, of whatever epoch. All that
+    was committed before ``confirmed_lsn`` is in the archive, or concerns no published table. LSNs are
+    ``X/Y``, times RFC 3339 in UTC."""
 
     system_id: str
     timeline: int
@@ -45,7 +49,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def watermark(self) -> int:
-        """Transactions with this commit LSN or a lower one are in the chain."""
+        """The last commit LSN in the chain: what commits there or earlier is in it; -1 when it has none."""
         return parse_lsn(self.last_commit_lsn) if self.last_commit_lsn else -1
 
     @property
@@ -71,7 +75,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def followed_by(self, file: SpooledFile) -> Chain:
-        """Return the chain with *file* at its end; nothing of it is confirmed yet."""
+        """Return the chain with *file* at its end; the confirmed position stays as it is."""
         return msgspec.structs.replace(
             self,
             seq=file.header.seq or 0,
@@ -113,7 +117,7 @@ def load_chain(directory: Path) -> Chain | None:
 
 def save_chain(directory: Path, chain: Chain) -> None:
     """Write the chain's state; durable on return."""
-    write_durably(directory / CHAIN_FILE_NAME, msgspec.json.format(msgspec.json.encode(chain)) + b"\n")
+    replace_in_spool(directory / CHAIN_FILE_NAME, msgspec.json.format(msgspec.json.encode(chain)) + b"\n")
 
 
 def new_epoch(identity: Identity, slot: Slot, newest_file: str | None, now: dt.datetime) -> Chain:
@@ -122,7 +126,7 @@ def new_epoch(identity: Identity, slot: Slot, newest_file: str | None, now: dt.d
         system_id=identity.system_id,
         timeline=identity.timeline,
         slot=slot.name,
-        # A time, so that no two epochs share a name, even where an older one was forgotten.
+        # The name is a time: so no two epochs share one, even where the state of the older one is lost.
         epoch=f"{now.astimezone(dt.UTC):%Y%m%dT%H%M%S.%fZ}",
         last_file=newest_file,
         confirmed_lsn=format_lsn(slot.confirmed_lsn or 0),
@@ -131,10 +135,10 @@ def new_epoch(identity: Identity, slot: Slot, newest_file: str | None, now: dt.d
 
 
 def from_archive(header: Header, footer: Footer, name: str, slot: Slot, now: dt.datetime) -> Chain:
-    """Return the chain whose state was lost, from the archive's newest file.
+    """Return the chain as the archive's newest file, called *name*, leaves it: its own state was lost.
 
-    Raises SourceChangedError when the slot has moved beyond that file: then only the lost state could
-    tell whether it was us who moved it.
+    Raises SourceChangedError when the slot has moved beyond that file. We move it over changes of tables that
+    are not published, another reader would move it over ours, and only the lost state could tell which.
     """
     end_lsn = parse_lsn(footer.end_lsn or "0/0")
     if (slot.confirmed_lsn or 0) > end_lsn:
@@ -160,7 +164,8 @@ def from_archive(header: Header, footer: Footer, name: str, slot: Slot, now: dt.
 def require_same_system(chain: Chain, identity: Identity) -> None:
     """Raise SourceChangedError unless *identity* is the system and timeline that *chain* was written from.
 
-    Where the WAL went back, its positions are given out again: commits would be taken for repeats.
+    A source that was restored from a copy gives out its WAL positions again: new commits would look like
+    repeated ones, and be left out.
     """
     if chain.system_id != identity.system_id:
         raise SourceChangedError(
@@ -182,16 +187,21 @@ def require_same_system(chain: Chain, identity: Identity) -> None:
         )
 
 
-def require_same_slot(chain: Chain, slot: Slot) -> None:
-    """Raise SourceChangedError or SlotError unless what *slot* sends continues *chain* without a hole.
-
-    Only for whoever may move the slot: while another process does, its state is newer than *chain*.
-    """
-    if chain.slot != slot.name:
+def require_slot_name(chain: Chain, name: str) -> None:
+    """Raise SourceChangedError when the configured slot is another than the one *chain* was written from."""
+    if chain.slot != name:
         raise SourceChangedError(
-            f"slot_name is {slot.name}, but the chain was written from {chain.slot}",
+            f"slot_name is {name}, but the chain was written from {chain.slot}",
             hint="set slot_name back; if it was changed on purpose: " + NEW_EPOCH_HINT,
         )
+
+
+def require_same_slot(chain: Chain, slot: Slot) -> None:
+    """Raise SourceChangedError or SlotError unless *slot* continues *chain* without a hole.
+
+    Not beside a running archiver: it moves the slot, and *chain*, which was read earlier, is behind.
+    """
+    require_slot_name(chain, slot.name)
     if slot.is_lost:
         raise SlotError(
             f"the source has removed WAL that the slot {slot.name} still needed", hint=NEW_EPOCH_HINT
@@ -207,7 +217,7 @@ def require_same_slot(chain: Chain, slot: Slot) -> None:
 def require_same_archive(chain: Chain, newest_file: str | None, spooled: list[SpooledFile]) -> None:
     """Raise SourceChangedError unless *newest_file* is the chain's last, or one of *spooled*.
 
-    The latter was delivered in the moment before a crash.
+    One of *spooled* can be the newest when a crash came between its upload and the chain's next state.
     """
     expected = {stem(name) for name in (chain.last_file, *(file.name for file in spooled)) if name}
     if newest_file is None and not chain.seq:
@@ -222,14 +232,14 @@ def require_same_archive(chain: Chain, newest_file: str | None, spooled: list[Sp
 
 
 def continue_chain(chain: Chain, spooled: list[SpooledFile]) -> tuple[Chain, list[SpooledFile]]:
-    """Return the chain with the spooled files at its end, and those of them that are not in it yet.
+    """Return the chain with the spooled files at its end, and those of them that must still be uploaded.
 
     Raises SpoolError when they do not follow each other.
     """
     waiting = []
     for file in spooled:
         if file.header.source_id == chain.source_id and (file.header.seq or 0) <= chain.seq:
-            continue  # Delivered and recorded; only its removal from the spool was left.
+            continue  # In the archive and recorded; the crash came before it left the spool.
         if file.header.source_id != chain.source_id or file.header.seq != chain.seq + 1:
             raise SpoolError(
                 f"it does not follow {chain.last_file or 'the beginning of the chain'}",

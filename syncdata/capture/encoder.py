@@ -1,7 +1,8 @@
-"""Changes as the lines of a change file. Pure.
+"""Decoded changes as the lines of a change file. Knows the records' format; does no I/O.
 
 The format is that of :mod:`syncdata.changes.record`: every value is a string, PostgreSQL's text form, or
-null; what all records of a transaction share stands at the end of the line.
+null. A transaction's xid, commit LSN and time are the same in all its records, so they stand at the end of
+the line.
 """
 
 from __future__ import annotations
@@ -11,22 +12,21 @@ from functools import lru_cache
 
 import msgspec
 
-from syncdata.capture.pgoutput import Begin, Change, Relation, Truncate
+from syncdata.capture.pgoutput import POSTGRES_EPOCH, Begin, Relation, RowChange, Truncate
 from syncdata.changes.names import DEFAULT_SCHEMA
 from syncdata.changes.position import format_lsn
 
-_POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _encode = msgspec.json.Encoder().encode
 
 
 class LineWriter:
-    """Makes the lines of one transaction's records."""
+    """The lines of one transaction's records."""
 
     def __init__(self, begin: Begin) -> None:
         mark = f'"xid":{begin.xid},"commit_lsn":"{format_lsn(begin.commit_lsn)}"'
         self._end = f'",{mark},"ts":"{format_time(begin.committed_at_us)}"}}\n'.encode()
 
-    def change(self, change: Change, lsn: int) -> bytes:
+    def change(self, change: RowChange, lsn: int) -> bytes:
         """Return the line of *change*, which stands at *lsn* in the WAL."""
         start = line_start(change.relation, change.op)
         data, old_keys = change.data, change.old_keys
@@ -55,7 +55,7 @@ def line_start(relation: Relation, op: str) -> bytes:
 
 def format_time(since_2000_us: int) -> str:
     """Return a time of the protocol, microseconds since 2000-01-01 UTC, as a record's ``ts``."""
-    moment = _POSTGRES_EPOCH + dt.timedelta(microseconds=since_2000_us)
+    moment = POSTGRES_EPOCH + dt.timedelta(microseconds=since_2000_us)
     return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
 
 

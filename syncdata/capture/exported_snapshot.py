@@ -1,16 +1,17 @@
 """The source's tables as they are at one exactly known commit. Knows SQL and the replication protocol's
 ``CREATE_REPLICATION_SLOT``; knows nothing of files.
 
-A logical slot, while it is made, finds a point in the WAL such that a snapshot and the stream meet there
-without a gap and without an overlap. A temporary slot with ``USE_SNAPSHOT`` gives its transaction that
-snapshot; then the slot has done its work and is dropped, so that a long copy pins no WAL. What else must
-hold, and why:
+When PostgreSQL makes a logical slot, it finds a point in the WAL, say 0/16B3D50, where a snapshot and the
+stream meet: the snapshot has every transaction that committed before the point, the stream every one after
+it. A temporary slot with ``USE_SNAPSHOT`` gives our transaction that snapshot. Then the slot is dropped, so
+that a long copy pins no WAL. For the copy to be complete, three more things must hold:
 
-1. The tables are in the publication before the slot is made. Making it waits for all transactions that
+1. The tables are in the publication before the slot is made. Making the slot waits for all transactions that
    run, so none that changed a table before it was published commits after the point.
-2. The tables are locked against rewriting as soon as the point is known, and none was rewritten between:
-   a table that was looks empty to an older snapshot.
-3. Row-level security is off, so that it is an error instead of missing rows.
+2. The tables are locked against rewriting as soon as the point is known, and none was rewritten between. A
+   table that was truncated or rewritten looks empty to an older snapshot.
+3. Row-level security is off (``row_security = off``): then a table whose rows it hides is an error; with it
+   on, the copy would lack those rows silently.
 """
 
 from __future__ import annotations
@@ -18,39 +19,39 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from syncdata.capture.replication import Identity, connect_for_replication, read_identity, source_error
+from syncdata.capture.refusals import snapshot_error, snapshot_login_error
 from syncdata.capture.slot import Slot, read_slot
+from syncdata.capture.source import Identity, connect_for_replication, read_identity
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
-from syncdata.errors import SnapshotError, SyncError
+from syncdata.errors import SnapshotError
+from syncdata.runtime.interruptible import interruptible
 
 logger = logging.getLogger(__name__)
 
 _POINT_TRIES = 3
-_TICK_S = 0.2
 _SAY_AFTER_S, _SAY_EVERY_S = 3.0, 30.0
 
-# What a role or a database may have set for its applications. `set_config`, for not every version has all.
+# Timeouts that a role or a database may have for its applications. Through `set_config` on pg_settings, since
+# not every version has all of them.
 _PATIENCE = """
 SELECT set_config(name, '0', false) FROM pg_settings
 WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
                'idle_in_transaction_session_timeout', 'idle_session_timeout')
 """
 
-# Read once before the slot is made, and once in its snapshot. `relfilenode` is then the snapshot's, and
-# `pg_relation_filenode` is that of now. The names come without parameters, see `connect_for_replication`.
+# Read once before the slot is made, and once in its snapshot. There `relfilenode` is the snapshot's and
+# `pg_relation_filenode` is that of now: they differ when the table was rewritten between. The names are
+# literals, since a replication connection takes no parameters (see `connect_for_replication`).
 _TABLES = """
 SELECT wanted.schema, wanted.name, c.relkind::text AS kind, current_user::text AS role,
        coalesce(has_schema_privilege(n.oid, 'USAGE'), false) AS may_use_schema,
@@ -82,7 +83,8 @@ CROSS JOIN LATERAL (
 ORDER BY wanted.position
 """
 
-# Everybody may read pg_locks; whose transactions they are and how old, not everybody may know.
+# Every role may read pg_locks; the age of another role's transaction shows to some roles only, else it is
+# NULL.
 _RUNNING = """
 SELECT count(DISTINCT l.virtualtransaction) AS count,
        extract(epoch FROM max(clock_timestamp() - a.xact_start))::float AS age_s
@@ -90,12 +92,11 @@ FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
 """
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceTable:
-    """``columns``: those whose values the stream has, too. ``rows``: about how many; 0 when unknown."""
+class CopiedTable:
+    """A table to copy. ``columns`` are those whose values the stream has, too; ``rows`` is the source's
+    estimate of their number, 0 when it has none. ``has_leaves``: it is partitioned."""
 
     name: TableName
     columns: tuple[str, ...]
@@ -105,16 +106,17 @@ class SourceTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """``commit_lsn``: every transaction with this commit LSN or a lower one is in, none above is."""
+    """The moment of a snapshot: it holds every transaction that commits at ``commit_lsn`` or earlier, and
+    none that commits later."""
 
     commit_lsn: int
-    tables: tuple[SourceTable, ...]
+    tables: tuple[CopiedTable, ...]
 
 
 class ConsistentSource:
     """A connection to the source that shows it as it was at one `Point`; made by `open_consistent`.
 
-    Its methods raise psycopg.Error, too; `open_consistent` translates.
+    Its methods also raise psycopg.Error, which `open_consistent` translates.
     """
 
     def __init__(
@@ -138,10 +140,10 @@ class ConsistentSource:
         return read_slot(self._connection, name)
 
     def begin(self, tables: Sequence[TableName]) -> Point:
-        """From now on show *tables* as they are at the point that is returned.
+        """Find a point, and from now on show *tables* as they are at it; return it.
 
-        Waits for the transactions that run at the source, and says so. Raises SnapshotError when a table
-        cannot be copied completely, or its later changes would not be in the stream.
+        Waits for the transactions that run at the source, and logs that it waits. Raises SnapshotError when a
+        table cannot be copied completely, or its later changes would not be in the stream.
         """
         for row in self._read(tables):
             _refuse(row, self._publication)
@@ -150,7 +152,8 @@ class ConsistentSource:
             self._lock(tables)
             rows = self._read(tables)
             if not any(row["is_rewritten"] for row in rows):
-                # The point is where the first record after it begins; a commit's LSN is where it begins.
+                # The slot's point is where the next WAL record begins, and a commit LSN is where its record
+                # begins. So a commit at the point is already after it, and the last one before it is below.
                 return Point(commit_lsn=consistent_point - 1, tables=tuple(map(_table, rows)))
             self._connection.execute("ROLLBACK")
         raise SnapshotError(
@@ -159,10 +162,11 @@ class ConsistentSource:
             table=next(str(TableName(row["schema"], row["name"])) for row in rows if row["is_rewritten"]),
         )
 
-    def rows(self, table: SourceTable) -> Iterator[tuple[str | None, ...]]:
+    def rows(self, table: CopiedTable) -> Iterator[tuple[str | None, ...]]:
         """Yield the table's rows: for each column PostgreSQL's text form, or None."""
         columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
-        # ONLY, for children by inheritance are published under their own names, and leaves are not.
+        # ONLY leaves out children by inheritance: they are published under their own names. Leaf partitions
+        # are published under their root's name, so a partitioned table is copied with them.
         only = sql.SQL("" if table.has_leaves else "ONLY ")
         copy_out = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
             columns, only, sql.Identifier(table.name.schema, table.name.name)
@@ -193,7 +197,7 @@ class ConsistentSource:
         self._patiently(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
 
     def _patiently(self, statement: sql.Composed) -> psycopg.Cursor[Any]:
-        """Execute what may have to wait for others; a stop ends it, and a long wait is told."""
+        """Execute a statement that may wait for other sessions; log a long wait, and end at a stop."""
         say_at_s = _SAY_AFTER_S
 
         def tell(waited_s: float) -> None:
@@ -210,7 +214,7 @@ class ConsistentSource:
         )
 
     def _running(self) -> str:
-        """What the source does meanwhile, asked on a connection of its own."""
+        """Return, for the log, the transactions that we wait for; asked on a connection of its own."""
         try:
             with psycopg.connect(**self._params, autocommit=True) as connection:
                 row = connection.execute(_RUNNING).fetchone()
@@ -225,7 +229,7 @@ class ConsistentSource:
 def open_consistent(
     params: Mapping[str, Any], publication: str, stop: threading.Event
 ) -> Iterator[ConsistentSource]:
-    """Connect to the source, and disconnect when the block is left: then nothing is left of it there.
+    """Connect to the source for the block; afterwards the source keeps nothing of it, no slot and no lock.
 
     Raises SourceConnectionError when the source cannot be reached or is lost, SnapshotError when it
     refuses.
@@ -233,44 +237,17 @@ def open_consistent(
     try:
         connection = connect_for_replication(params)
     except psycopg.Error as error:
-        raise _connect_error(error) from error
+        raise snapshot_login_error(error) from error
     try:
         yield ConsistentSource(connection, params, publication, stop)
     except psycopg.Error as error:
-        raise _translated(error, is_lost=connection.broken) from error
+        raise snapshot_error(error, is_lost=connection.broken) from error
     finally:
         connection.close()
 
 
-def interruptible(
-    work: Callable[[], T],
-    *,
-    stop: threading.Event,
-    interrupt: Callable[[], object],
-    waiting: Callable[[float], object] = lambda waited_s: None,
-) -> T:
-    """Do *work*, which blocks, in a thread; return what it returns, or raise what it raises.
-
-    *interrupt* lets it fail soon, and is called when *stop* is set; *waiting* is called now and then
-    with the time waited so far.
-    """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(work)
-        started_s = time.monotonic()
-        try:
-            while not wait_for([future], _TICK_S).done:
-                if stop.is_set():
-                    interrupt()
-                else:
-                    waiting(time.monotonic() - started_s)
-        except BaseException:
-            interrupt()
-            raise
-        return future.result()
-
-
-def _table(row: dict[str, Any]) -> SourceTable:
-    return SourceTable(
+def _table(row: dict[str, Any]) -> CopiedTable:
+    return CopiedTable(
         name=TableName(row["schema"], row["name"]),
         columns=tuple(row["columns"]),
         rows=row["rows"],
@@ -279,7 +256,7 @@ def _table(row: dict[str, Any]) -> SourceTable:
 
 
 def _refuse(row: dict[str, Any], publication: str) -> None:
-    """Raise SnapshotError when a copy of the table would not be all of it, or not be followed by changes."""
+    """Raise SnapshotError when the copy would lack rows, or later changes would not be captured."""
     table = TableName(row["schema"], row["name"])
     quoted = sql.Identifier(table.schema, table.name).as_string(None)
     role = sql.Identifier(row["role"]).as_string(None)
@@ -302,31 +279,3 @@ def _refuse(row: dict[str, Any], publication: str) -> None:
     else:
         return
     raise SnapshotError(problem, hint=hint, table=str(table))
-
-
-def _connect_error(error: psycopg.Error) -> SyncError:
-    # No SQLSTATE here: libpq gives the text only.
-    message = str(error).strip().splitlines()[-1]
-    if "max_wal_senders" in message:
-        return SnapshotError(message, hint="raise max_wal_senders at the source, and restart it")
-    if "walsender" in message or "WAL sender" in message:
-        return SnapshotError(message, hint="give the role the attribute REPLICATION")
-    return source_error(error)
-
-
-def _translated(error: psycopg.Error, *, is_lost: bool) -> SyncError:
-    if is_lost:
-        return source_error(error)
-    message = error.diag.message_primary or type(error).__name__
-    match error:
-        case psycopg.errors.ConfigurationLimitExceeded():
-            hint = "raise max_replication_slots at the source, or drop a slot that nobody needs"
-        case psycopg.errors.ObjectNotInPrerequisiteState():
-            hint = "set wal_level = logical at the source, and restart it"
-        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
-            hint = "the table was altered when the snapshot began; take it again"
-        case psycopg.errors.InsufficientPrivilege():
-            hint = "run 'python manage.py setup_logical_replication --check' to see what is missing"
-        case _:
-            hint = "see the source's log; the snapshot can be taken again at any time"
-    return SnapshotError(f"the source refuses: {message}", hint=hint)

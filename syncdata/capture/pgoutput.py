@@ -1,4 +1,4 @@
-"""Messages of PostgreSQL's output plugin pgoutput, decoded. Pure.
+"""Messages of PostgreSQL's output plugin pgoutput, decoded. Knows the protocol's bytes; does no I/O.
 
 Source: "Logical Replication Message Formats" of the PostgreSQL documentation, protocol version 1: the
 server sends whole transactions, in the order of their commits, when they are committed.
@@ -6,6 +6,7 @@ server sends whole transactions, in the order of their commits, when they are co
 
 from __future__ import annotations
 
+import datetime as dt
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,9 @@ from syncdata.errors import CaptureError
 
 Values = dict[str, str | None]
 
+# Times in the protocol are microseconds since then.
+POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+
 _BEGIN = struct.Struct(">QqI")
 _COMMIT = struct.Struct(">BQQq")
 _UINT16 = struct.Struct(">H").unpack_from
@@ -24,7 +28,8 @@ _UINT32 = struct.Struct(">I").unpack_from
 _NULL, _UNCHANGED, _TEXT = b"nut"
 _OLD_KEY, _OLD_ROW, _NEW_ROW = b"KON"
 _IS_KEY = 1
-# Types (the columns' type names), origins and messages of the source's own: nothing that a change file says.
+# Types (the names of columns' types), origins, and messages of the source's own become nothing in a change
+# file.
 _IGNORED = frozenset(b"YOM")
 
 
@@ -39,7 +44,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """The end of a transaction. Whoever has stored all up to here may confirm ``end_lsn``."""
+    """The end of a transaction. Once all up to here is stored, ``end_lsn`` may be confirmed to the source."""
 
     commit_lsn: int
     end_lsn: int
@@ -49,7 +54,7 @@ class Commit:
 class Relation:
     """A table as the changes that follow describe it. ``key``: the columns of its replica identity.
 
-    Compared by identity: each description is one of its own.
+    Compared by identity: after ALTER TABLE the source describes the table anew, and that is another value.
     """
 
     schema: str
@@ -61,9 +66,9 @@ class Relation:
         return f"{self.schema}.{self.name}"
 
 
-class Change(msgspec.Struct, frozen=True, gc=False):
-    """One row's change. Values are PostgreSQL's text forms; an unchanged TOASTed column is absent from
-    ``data``, unless the old row has it."""
+class RowChange(msgspec.Struct, frozen=True, gc=False):
+    """An INSERT, UPDATE or DELETE of one row. Values are PostgreSQL's text forms. A TOASTed column that an
+    UPDATE left unchanged is absent from ``data``, unless the old row has it."""
 
     relation: Relation
     op: Literal["INSERT", "UPDATE", "DELETE"]
@@ -78,7 +83,7 @@ class Truncate:
     relations: tuple[Relation, ...]
 
 
-Message = Begin | Commit | Change | Truncate
+Message = Begin | Commit | RowChange | Truncate
 
 
 class Decoder:
@@ -88,7 +93,7 @@ class Decoder:
         self._relations: dict[int, Relation] = {}
 
     def decode(self, message: bytes) -> Message | None:
-        """Return what *message* says; None for what a change file does not say.
+        """Return *message* decoded; None for a message that becomes nothing in a change file.
 
         Raises CaptureError for a message that is not of protocol version 1, and for text that is not UTF-8.
         """
@@ -97,7 +102,7 @@ class Decoder:
             if kind == b"I":
                 relation = self._relation(message, 1)
                 data, _ = _read_row(message, 6, relation)
-                return Change(relation, "INSERT", data, None)
+                return RowChange(relation, "INSERT", data, None)
             if kind == b"U":
                 return self._update(message)
             return self._rare(kind, message)
@@ -114,7 +119,7 @@ class Decoder:
             case b"D":
                 relation = self._relation(message, 1)
                 old_keys, _ = _read_old(message, 5, relation)
-                return Change(relation, "DELETE", None, old_keys)
+                return RowChange(relation, "DELETE", None, old_keys)
             case b"B":
                 commit_lsn, committed_at_us, xid = _BEGIN.unpack_from(message, 1)
                 return Begin(commit_lsn=commit_lsn, committed_at_us=committed_at_us, xid=xid)
@@ -134,20 +139,20 @@ class Decoder:
             return None
         raise ValueError(kind)
 
-    def _update(self, message: bytes) -> Change:
+    def _update(self, message: bytes) -> RowChange:
         relation = self._relation(message, 1)
         if message[5] == _NEW_ROW:
             data, _ = _read_row(message, 6, relation)
-            return Change(relation, "UPDATE", data, None)
+            return RowChange(relation, "UPDATE", data, None)
         is_whole_row = message[5] == _OLD_ROW
         old_keys, position = _read_old(message, 5, relation)
         if message[position] != _NEW_ROW:
             raise ValueError("no new row")
         data, _ = _read_row(message, position + 1, relation)
         if is_whole_row and len(data) < len(old_keys):
-            # Under REPLICA IDENTITY FULL an unchanged TOASTed value stands in the old row alone.
+            # Under REPLICA IDENTITY FULL the message has an unchanged TOASTed value in the old row only.
             data = {**old_keys, **data}
-        return Change(relation, "UPDATE", data, old_keys)
+        return RowChange(relation, "UPDATE", data, old_keys)
 
     def _relation(self, message: bytes, position: int) -> Relation:
         return self._relations[_UINT32(message, position)[0]]
@@ -186,7 +191,7 @@ def _read_old(message: bytes, position: int, relation: Relation) -> tuple[Values
     kind = message[position]
     values, position = _read_row(message, position + 1, relation)
     if kind == _OLD_KEY:
-        # The columns beside the key are there, too, all of them as NULL.
+        # The message has all other columns, too, but as NULL.
         values = {column: value for column, value in values.items() if column in relation.key}
     elif kind != _OLD_ROW:
         raise ValueError("no old row")

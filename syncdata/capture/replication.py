@@ -1,4 +1,5 @@
-"""A logical replication connection: messages in, confirmations out. Knows libpq; knows nothing of files.
+"""A logical replication connection: messages in, confirmations out. Knows libpq's COPY BOTH mode; knows
+nothing of files, and does not look into the messages.
 
 Source: "Streaming Replication Protocol" of the PostgreSQL documentation (COPY BOTH mode, XLogData,
 primary keepalive, standby status update). psycopg has no interface of its own for it, but its low-level
@@ -12,7 +13,6 @@ import select
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,60 +20,36 @@ import msgspec
 import psycopg
 from psycopg import pq, sql
 
+from syncdata.capture.pgoutput import POSTGRES_EPOCH
+from syncdata.capture.refusals import (
+    NEW_SLOT_HINT,
+    RETRY_HINT,
+    replication_error,
+    source_error,
+    source_errors,
+)
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.changes.position import parse_lsn
-from syncdata.errors import SlotError, SourceConnectionError, SourceSetupError, SyncError
+from syncdata.capture.source import Identity, connect_for_replication, read_identity
+from syncdata.errors import SourceConnectionError, SourceSetupError, SyncError
 
-# What the values' text forms depend on, pinned whatever the role's or the database's defaults are. With
-# this search_path the names of tables, types and functions in values are written out with their schema.
-TEXT_SETTINGS = {
-    "client_encoding": "UTF8",
-    "datestyle": "ISO, MDY",
-    "timezone": "UTC",
-    "intervalstyle": "postgres",
-    "extra_float_digits": "3",
-    "bytea_output": "hex",
-    "lc_monetary": "C",
-    "quote_all_identifiers": "off",
-    "search_path": "pg_catalog",
-}
-# A server that hears of us within half of it asks for an answer only when it shuts down.
-_SENDER_SETTINGS = {"wal_sender_timeout": "60s", "client_min_messages": "warning"}
-# A host that vanishes without a word is noticed by the kernel, but only if it is told to hurry.
-_NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
-
-_POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _XLOG_DATA, _KEEPALIVE = b"wk"
 _XLOG_HEADER_BYTES = 25
 _unpack_lsn = struct.Struct(">Q").unpack_from
 _STATUS = struct.Struct(">cQQQqB")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Which system this is, and how far its WAL is written."""
-
-    system_id: str
-    timeline: int
-    wal_lsn: int
-
-
 class Keepalive(msgspec.Struct, frozen=True, gc=False):
-    """All that was committed before ``wal_end`` has been sent."""
+    """The server's word that it has sent all that was committed before ``wal_end``."""
 
     wal_end: int
     wants_reply: bool
 
 
 class XLogData(msgspec.Struct, frozen=True, gc=False):
-    """One message of the output plugin, and where in the WAL it comes from."""
+    """One message of the output plugin, and its place in the WAL (``lsn``)."""
 
     lsn: int
     message: bytes
-
-
-class SlotInUseError(SlotError):
-    """Somebody else reads the slot: perhaps our own lost session, until the server notices."""
 
 
 class ReplicationStream:
@@ -81,10 +57,8 @@ class ReplicationStream:
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         """Connect. *params* are psycopg's. Raises SourceConnectionError."""
-        try:
+        with source_errors():
             self._connection = connect_for_replication(params)
-        except psycopg.Error as error:
-            raise source_error(error) from error
         self._pgconn = self._connection.pgconn
         self._skipped = ""
         self._connection.add_notice_handler(self._note)
@@ -101,16 +75,12 @@ class ReplicationStream:
         self._connection.close()
 
     def identify(self) -> Identity:
-        try:
+        with source_errors():
             return read_identity(self._connection)
-        except psycopg.Error as error:
-            raise source_error(error) from error
 
     def slot(self, name: str) -> Slot | None:
-        try:
+        with source_errors():
             return read_slot(self._connection, name)
-        except psycopg.Error as error:
-            raise source_error(error) from error
 
     def start(self, slot: str, publication: str) -> None:
         """Let the server send what was committed after the slot's confirmed position.
@@ -127,15 +97,15 @@ class ReplicationStream:
     def read(self) -> XLogData | Keepalive | None:
         """Return the next message, or None when none has arrived yet.
 
-        Raises SourceConnectionError when the connection is lost, SlotError when the server gives up,
-        SourceSetupError when it leaves out changes.
+        Raises SourceConnectionError when the connection is lost, SlotError when the slot cannot be read on,
+        SourceSetupError when the server leaves out changes.
         """
         try:
             count, view = self._pgconn.get_copy_data(1)
         except psycopg.Error as error:
             raise source_error(error) from error
         if self._skipped:
-            raise SourceSetupError(self._skipped, hint=_NEW_SLOT_HINT)
+            raise SourceSetupError(self._skipped, hint=NEW_SLOT_HINT)
         if count > 0:
             content = bytes(view)
             if content[0] == _XLOG_DATA:
@@ -157,100 +127,33 @@ class ReplicationStream:
 
     def confirm(self, lsn: int, *, wants_reply: bool = False) -> None:
         """Tell the server that all that was committed before *lsn* is safe, and that we are alive."""
-        now_us = (dt.datetime.now(dt.UTC) - _POSTGRES_EPOCH) // dt.timedelta(microseconds=1)
-        try:
+        now_us = (dt.datetime.now(dt.UTC) - POSTGRES_EPOCH) // dt.timedelta(microseconds=1)
+        with source_errors():
             self._pgconn.put_copy_data(_STATUS.pack(b"r", lsn, lsn, lsn, now_us, wants_reply))
             self._pgconn.flush()
-        except psycopg.Error as error:
-            raise source_error(error) from error
 
     def finish(self, timeout_s: float) -> None:
-        """End the stream in order, so that the server has taken in the last confirmation, if it does so
-        in time. What it sends meanwhile is sent again to whoever starts next."""
-        deadline = time.monotonic() + timeout_s
-        try:
+        """End the stream in order, so that the server takes in the last confirmation before we leave.
+
+        Waits at most so long. Messages that arrive meanwhile are dropped: nothing of them is confirmed, so
+        the server sends them again to the next session."""
+        deadline_s = time.monotonic() + timeout_s
+        with source_errors():
             self._pgconn.put_copy_end()
             self._pgconn.flush()
-            while (count := self._pgconn.get_copy_data(1)[0]) >= 0 and time.monotonic() < deadline:
+            while (count := self._pgconn.get_copy_data(1)[0]) >= 0 and time.monotonic() < deadline_s:
                 if count == 0:
                     self.wait(timeout_s)
-        except psycopg.Error as error:
-            raise source_error(error) from error
 
     def _note(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Since version 18 a publication that is missing is worth no more than a warning to the server."""
+        """Remember the warning that the publication is missing: since version 18 the server only warns of it,
+        and leaves out the changes."""
         if notice.severity_nonlocalized == "WARNING" and notice.sqlstate == "55000":
             self._skipped = f"the source leaves out changes: {notice.message_primary}"
 
     def _failed(self, result: pq.abc.PGresult | None) -> SyncError:
         if result is None or not result.error_message:
-            return SourceConnectionError("the source ended the replication stream", hint=_RETRY_HINT)
+            return SourceConnectionError("the source ended the replication stream", hint=RETRY_HINT)
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         primary = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
-        return stream_error(state, primary.decode(errors="replace").strip())
-
-
-_RETRY_HINT = "check that PostgreSQL runs there; the archiver tries again by itself"
-
-
-def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any]:
-    """Return a replication connection in autocommit mode whose values come in one text form.
-
-    On such a connection statements must have no parameters: it knows the simple query protocol only.
-    """
-    settings = TEXT_SETTINGS | _SENDER_SETTINGS
-    options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in settings.items())
-    given = _NETWORK | {name: value for name, value in params.items() if value is not None}
-    if mine := given.pop("options", ""):
-        options = f"{mine} {options}"
-    return psycopg.connect(**given, replication="database", options=options, autocommit=True)
-
-
-def read_identity(connection: psycopg.Connection[Any]) -> Identity:
-    """Return what a replication connection is connected to."""
-    row = connection.execute("IDENTIFY_SYSTEM").fetchone()
-    assert row is not None
-    return Identity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
-
-
-def source_error(error: psycopg.Error) -> SyncError:
-    """Return the operator's error for what the driver raised: its first line, which holds no values."""
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return SourceSetupError(
-            error.diag.message_primary or "the role lacks a right",
-            hint="run 'python manage.py setup_logical_replication --check' to see what is missing",
-        )
-    message = error.diag.message_primary or str(error).strip().partition("\n")[0]
-    return SourceConnectionError(
-        f"the source cannot be used: {message or type(error).__name__}",
-        hint="check that PostgreSQL runs there, the [source] keys and pg_hba.conf",
-    )
-
-
-def stream_error(sqlstate: str, message: str) -> SyncError:
-    """Return the error for what the server said instead of going on with the stream."""
-    match sqlstate:
-        case "55006":
-            return SlotInUseError(
-                message, hint="stop the other reader; after a crash the server frees the slot by itself"
-            )
-        case "42704" if message.startswith("publication"):
-            return SourceSetupError(message, hint=_NEW_SLOT_HINT)
-        case "42704" | "55000" | "42809":
-            return SlotError(message, hint=NEW_EPOCH_HINT)
-        case "42501":
-            return SourceSetupError(message, hint="give the role the attribute REPLICATION")
-    return SourceConnectionError(f"the source ended the stream: {message}", hint=_RETRY_HINT)
-
-
-# The publication was missing when these changes were made; creating it now makes no difference to them.
-_NEW_SLOT_HINT = (
-    "what was changed while the publication was missing cannot be read from this slot any more: run 'python"
-    " manage.py setup_logical_replication --drop' and again without --drop, then 'python manage.py"
-    " archive_changes --new-epoch', and resync the tables on every local machine"
-)
-
-NEW_EPOCH_HINT = (
-    "changes may be missing from the archive: run 'python manage.py setup_logical_replication', then"
-    " 'python manage.py archive_changes --new-epoch', and resync the tables on every local machine"
-)
+        return replication_error(state, primary.decode(errors="replace").strip())

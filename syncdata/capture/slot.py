@@ -1,4 +1,5 @@
-"""A slot and a publication as the source's catalog shows them. Knows two queries; connects to nothing.
+"""A replication slot and a publication as the source's catalog shows them. Knows two queries; opens no
+connection, and decides nothing of what it reads.
 
 Source: "pg_replication_slots" and "pg_publication_tables" of the PostgreSQL documentation.
 """
@@ -14,41 +15,61 @@ from psycopg.rows import dict_row
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 
+PLUGIN = "pgoutput"
+
+# A standby has slots, too, but no current WAL position: setup_logical_replication --check reads both.
 _SLOT = """
-SELECT slot_name, plugin, slot_type, database, active_pid, wal_status, safe_wal_size,
-       confirmed_flush_lsn::text AS confirmed_lsn, restart_lsn::text AS restart_lsn,
-       pg_current_wal_lsn()::text AS wal_lsn,
-       pg_current_wal_lsn() - restart_lsn AS retained_bytes,
+SELECT s.slot_name, s.plugin, s.database, s.temporary AS is_temporary, s.active_pid, s.wal_status,
+       CASE WHEN s.active_pid IS NOT NULL THEN concat_ws(', ', 'role ' || a.usename,
+            'application ' || nullif(a.application_name, ''), 'host ' || host(a.client_addr),
+            'pid ' || s.active_pid) END AS reader,
+       s.confirmed_flush_lsn::text AS confirmed_lsn, wal.lsn::text AS wal_lsn,
+       wal.lsn - s.restart_lsn AS retained_bytes,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size') AS keep_mb
-FROM pg_replication_slots WHERE slot_name = {name}
+FROM pg_replication_slots s
+LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn
+) AS wal
+WHERE s.slot_name = {name}
 """
 _MB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """``confirmed_lsn``: all that was committed before it counts as received. ``retained_bytes``: the WAL
-    that the slot keeps from being removed; ``limit_bytes``: how much it may keep (None: any amount).
-    ``is_lost``: the server has removed WAL that the slot needs."""
+    """A slot that exists. All that was committed before ``confirmed_lsn`` counts as received.
+
+    ``reader`` is the session that reads it now, as ``role archiver, application syncdata, pid 812``; None
+    when nobody does. The server keeps ``retained_bytes`` of WAL for it, and may keep ``limit_bytes`` (None:
+    any amount). ``wal_status`` is the catalog's. A physical slot has neither plugin nor database.
+    """
 
     name: str
     plugin: str | None
     database: str | None
+    is_temporary: bool
     active_pid: int | None
+    reader: str | None
+    wal_status: str | None
     confirmed_lsn: int | None
     wal_lsn: int
     retained_bytes: int
     limit_bytes: int | None
-    is_lost: bool
+
+    @property
+    def is_lost(self) -> bool:
+        """The server has removed WAL that the slot needs."""
+        return self.wal_status == "lost"
 
     @property
     def lag_bytes(self) -> int:
-        """How much WAL was written after what is confirmed."""
+        """The amount of WAL that was written after the confirmed position."""
         return max(0, self.wal_lsn - (self.confirmed_lsn or 0))
 
     @property
     def retention_share(self) -> float | None:
-        """How much of the WAL that may be kept for the slot is: 1.0 when it is about to be lost."""
+        """The share of ``limit_bytes`` that is kept now: at 1.0 the slot is about to be lost."""
         return None if self.limit_bytes is None else self.retained_bytes / max(self.limit_bytes, 1)
 
 
@@ -62,12 +83,14 @@ def read_slot(connection: Connection[Any], name: str) -> Slot | None:
         name=row["slot_name"],
         plugin=row["plugin"],
         database=row["database"],
+        is_temporary=row["is_temporary"],
         active_pid=row["active_pid"],
+        reader=row["reader"],
+        wal_status=row["wal_status"],
         confirmed_lsn=parse_lsn(row["confirmed_lsn"]) if row["confirmed_lsn"] else None,
         wal_lsn=parse_lsn(row["wal_lsn"]),
         retained_bytes=int(row["retained_bytes"] or 0),
         limit_bytes=None if row["keep_mb"] == -1 else row["keep_mb"] * _MB,
-        is_lost=row["wal_status"] == "lost",
     )
 
 

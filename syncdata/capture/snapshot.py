@@ -1,15 +1,15 @@
 """Snapshots: tables of the source, as they are at one exactly known commit, into the archive.
 
-Knows the order of things and what the files say; leaves SQL to consistent.py. The order is what makes
-snapshot and change files meet:
+Knows the order of things and the header of a snapshot file; leaves SQL to exported_snapshot.py. The order is
+what makes snapshot and change files meet:
 
-1. The newest change file of the archive is noted, as ``prev``. All that it and those before it hold was
-   committed before the point, which is found later.
-2. The point is found. The slot that the archiver reads is older, so what commits after the point is, or
-   will be, in files after ``prev``.
+1. The name of the archive's newest change file, say changes_20260205_103000.json.zst, is noted as ``prev``.
+   All that this file and the earlier ones hold was committed before the point, which is found later.
+2. The point is found, say 0/16B3D50. The slot that the archiver reads is older, so every transaction that
+   commits after the point is, or will be, in a file after ``prev``.
 3. Each table is written to the spool, finished with a footer, and put into the archive.
 
-A reader loads the file, goes on after ``prev``, and leaves out commits up to the point.
+A reader loads the snapshot, goes on with the file after ``prev``, and leaves out commits up to the point.
 """
 
 from __future__ import annotations
@@ -23,29 +23,31 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
-from syncdata.archive.archive import WritableArchive, snapshot_name
-from syncdata.capture.archiver import CaptureSettings
-from syncdata.capture.chain import Chain, format_moment, require_same_system
+from syncdata.archive.archive import Archive
+from syncdata.capture.chain import Chain, format_moment, require_same_system, require_slot_name
 from syncdata.capture.encoder import line_start
 from syncdata.capture.exported_snapshot import (
     ConsistentSource,
+    CopiedTable,
     Point,
-    SourceTable,
-    interruptible,
     open_consistent,
 )
 from syncdata.capture.pgoutput import Relation
-from syncdata.capture.replication import NEW_EPOCH_HINT, Identity
+from syncdata.capture.refusals import NEW_EPOCH_HINT
+from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot
-from syncdata.capture.spool import FileWriter, SpooledFile, next_stamp, translated
+from syncdata.capture.source import Identity
+from syncdata.capture.spool import FileWriter, SpooledFile, make_spool, remove_from_spool, translated
+from syncdata.changes.filenames import next_stamp, snapshot_name
 from syncdata.changes.header import Header
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 from syncdata.errors import SlotError, SnapshotError, SourceChangedError, SyncError
+from syncdata.runtime.interruptible import interruptible
+from syncdata.runtime.progress import NoProgress, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -53,39 +55,9 @@ _TELL_EVERY_ROWS = 1_000
 _encode = msgspec.json.Encoder().encode
 
 
-class SnapshotProgress(Protocol):
-    """Who wants to see how far the snapshot is."""
-
-    def tables_found(self, tables: int, rows: int) -> None:
-        """So many tables are copied, with about so many rows in all (0 when the source does not know)."""
-        ...
-
-    def table_started(self, table: TableName, rows: int) -> None:
-        """This one has about so many."""
-        ...
-
-    def rows_copied(self, rows: int) -> None:
-        """So many more rows of this table are copied."""
-        ...
-
-    def table_finished(self, table: TableName) -> None:
-        """It is in the archive."""
-        ...
-
-
-class _NoProgress:
-    def tables_found(self, tables: int, rows: int) -> None: ...
-    def table_started(self, table: TableName, rows: int) -> None: ...
-    def rows_copied(self, rows: int) -> None: ...
-    def table_finished(self, table: TableName) -> None: ...
-
-
-NO_PROGRESS: SnapshotProgress = _NoProgress()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenSnapshot:
-    """One table's copy in the archive. ``commit_lsn``: the last commit that it holds."""
+    """One table's copy in the archive, with all that was committed at ``commit_lsn`` or earlier."""
 
     table: TableName
     name: str
@@ -96,21 +68,22 @@ class TakenSnapshot:
 
 def take_snapshots(
     settings: CaptureSettings,
-    open_archive: Callable[[], WritableArchive],
+    open_archive: Callable[[], Archive],
     chain: Chain,
     tables: Sequence[TableName],
     *,
     stop: threading.Event,
-    progress: SnapshotProgress = NO_PROGRESS,
+    progress: Progress | None = None,
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> list[TakenSnapshot]:
     """Put a copy of each of *tables* into the archive, all of one point; return those that are there.
 
-    When *stop* is set it ends soon: what is finished counts, of the rest nothing is left. The archiver may
-    run meanwhile. Raises SnapshotError when a table cannot be copied, SlotError and SourceChangedError when
-    the stream would not go on from there, and what the archive and the spool raise.
+    When *stop* is set this ends soon; the snapshots that are finished by then stay, nothing is left of the
+    others. The archiver may run meanwhile. Raises SnapshotError when a table cannot be copied, SlotError and
+    SourceChangedError when the stream would not go on from there, and the archive's and the spool's errors.
     """
     taken: list[TakenSnapshot] = []
+    progress = progress or NoProgress()
     tables = list(dict.fromkeys(tables))
     if not tables:
         return taken
@@ -135,11 +108,11 @@ def take_snapshots(
                 stop=stop,
                 progress=progress,
             )
-            progress.tables_found(len(tables), sum(table.rows for table in point.tables))
+            progress.files_found(len(tables), sum(table.rows for table in point.tables))
             for table in point.tables:
                 taken.append(copying.take(table))
     except (_Stopped, SyncError):
-        # What is interrupted by a stop complains in many ways.
+        # A stop cancels statements and closes connections, and each of them complains in its own way.
         if not stop.is_set():
             raise
         logger.warning("stopped: %d of %d snapshots are in the archive", len(taken), len(tables))
@@ -149,32 +122,31 @@ def take_snapshots(
 
 
 class _Stopped(Exception):
-    """Whoever asked for the snapshots wants no more of them."""
+    """The caller has set *stop*."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Copying:
-    """What the tables of one snapshot have in common."""
+    """The copying of one snapshot's tables, one after the other."""
 
     source: ConsistentSource
-    archive: WritableArchive
+    archive: Archive
     spool_dir: Path
     header: Header
     stamp: str
     point: Point
     stop: threading.Event
-    progress: SnapshotProgress
+    progress: Progress
 
-    def take(self, table: SourceTable) -> TakenSnapshot:
-        self.progress.table_started(table.name, table.rows)
+    def take(self, table: CopiedTable) -> TakenSnapshot:
+        self.progress.file_started(str(table.name), table.rows)
         file = self._write(table)
         try:
             name = snapshot_name(self.stamp, table.name)
             size_bytes = self._put(file, name)
         finally:
-            with translated(file.path):
-                file.path.unlink(missing_ok=True)
-        self.progress.table_finished(table.name)
+            remove_from_spool(file)
+        self.progress.file_finished(str(table.name))
         logger.info("%s: %d rows, %d bytes", name, file.footer.records, size_bytes)
         return TakenSnapshot(
             table=table.name,
@@ -184,8 +156,8 @@ class _Copying:
             commit_lsn=self.point.commit_lsn,
         )
 
-    def _write(self, table: SourceTable) -> SpooledFile:
-        """Write the table's rows to the spool: one at a time, whatever their number."""
+    def _write(self, table: CopiedTable) -> SpooledFile:
+        """Write the table's rows to the spool, one at a time, so that memory does not grow with the table."""
         name = f"{table.name.schema}.{table.name.name}"
         header = msgspec.structs.replace(self.header, snapshot=name)
         writer = FileWriter(self.spool_dir, ".snapshot.part", header, "gzip")
@@ -203,7 +175,7 @@ class _Copying:
             writer.discard()
             raise
 
-    def _write_rows(self, table: SourceTable, writer: FileWriter) -> int:
+    def _write_rows(self, table: CopiedTable, writer: FileWriter) -> int:
         relation = Relation(
             schema=table.name.schema, name=table.name.name, columns=table.columns, key=frozenset()
         )
@@ -214,10 +186,10 @@ class _Copying:
             writer.write(b"%b%b}\n" % (start, _encode(dict(zip(columns, row, strict=True)))))
             records += 1
             if records % _TELL_EVERY_ROWS == 0:
-                self.progress.rows_copied(_TELL_EVERY_ROWS)
+                self.progress.batch_applied(_TELL_EVERY_ROWS, _TELL_EVERY_ROWS)
                 if self.stop.is_set():
                     raise _Stopped
-        self.progress.rows_copied(records % _TELL_EVERY_ROWS)
+        self.progress.batch_applied(left := records % _TELL_EVERY_ROWS, left)
         if self.stop.is_set():
             raise _Stopped
         return records
@@ -234,7 +206,7 @@ class _Copying:
         return size_bytes
 
 
-def _newest_file(archive: WritableArchive, chain: Chain) -> str | None:
+def _newest_file(archive: Archive, chain: Chain) -> str | None:
     """Return the archive's newest change file, which must not be older than the chain's last."""
     files = archive.discover(chain.last_file)
     if chain.last_file is not None and not files:
@@ -245,8 +217,8 @@ def _newest_file(archive: WritableArchive, chain: Chain) -> str | None:
     return files[-1].name if files else None
 
 
-def _stamp(archive: WritableArchive, now: dt.datetime) -> str:
-    """Return a stamp that sorts behind those of all snapshots."""
+def _stamp(archive: Archive, now: dt.datetime) -> str:
+    """Return the new snapshot's stamp, which sorts behind those of all snapshots in the archive."""
     last_stamp = max((file.stamp for file in archive.discover_snapshots()), default=None)
     try:
         return next_stamp(now, last_stamp)
@@ -272,14 +244,10 @@ def _header(chain: Chain, point: Point, newest_file: str | None, now: dt.datetim
 def _require_stream(chain: Chain, identity: Identity, slot: Slot | None, slot_name: str) -> None:
     """Raise unless the chain's own slot stands ready, so that the changes after the point will be there.
 
-    How far it is confirmed tells nothing here: an archiver that runs moves it all the time.
+    Its confirmed position is not compared with the chain: a running archiver moves both all the time.
     """
     require_same_system(chain, identity)
-    if slot_name != chain.slot:
-        raise SourceChangedError(
-            f"slot_name is {slot_name}, but the chain was written from {chain.slot}",
-            hint="set slot_name back; if it was changed on purpose: " + NEW_EPOCH_HINT,
-        )
+    require_slot_name(chain, slot_name)
     if slot is None or slot.is_lost:
         state = "is missing" if slot is None else "has lost WAL that it needed"
         raise SlotError(
@@ -290,8 +258,8 @@ def _require_stream(chain: Chain, identity: Identity, slot: Slot | None, slot_na
 @contextmanager
 def _alone(spool_dir: Path) -> Iterator[None]:
     """Keep a second snapshot from writing to the same spool; the lock dies with the process."""
+    make_spool(spool_dir)
     with translated(spool_dir):
-        spool_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (spool_dir / ".snapshot.lock").open("wb")
     with lock:
         try:

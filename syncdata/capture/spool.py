@@ -1,38 +1,27 @@
 """The spool: change files and snapshots as they are written on the production side, before they travel.
 
-Knows the format's header and footer, compression, and how a file becomes durable; knows nothing of
-PostgreSQL or the archive. A file is written under a hidden name, flushed to the disk, and renamed when it
-is whole; so what has its name here is whole, whatever happens to the process.
+Knows files, and how one becomes durable; knows nothing of PostgreSQL, the archive, or the lines of a file.
+A file is written under a hidden name, flushed to the disk, and renamed when it is whole; so what has its
+name here is whole, whatever happens to the process.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-import gzip
-import hashlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
 
-import msgspec
-import zstandard
-
-from syncdata.changes.filenames import stem
+from syncdata.changes.filenames import SUFFIXES, Compression, is_stamped
 from syncdata.changes.header import Footer, Header
-from syncdata.changes.position import format_lsn
 from syncdata.changes.reader import inspect
+from syncdata.changes.writer import ChangeFileWriter
 from syncdata.errors import SpoolError
+from syncdata.runtime.durable import fsync_directory, replace_file
 
-Compression = Literal["none", "gzip", "zstd"]
-SUFFIXES: dict[Compression, str] = {"none": ".json", "gzip": ".json.gz", "zstd": ".json.zst"}
-
-_BUFFER_BYTES = 1 << 18
-_TIME_IN_NAME = "%Y%m%d_%H%M%S"
-_NAME = re.compile(r"changes_(\d{8}_\d{6})")
+# The open change file, and new states of the chain that a crash left behind. A snapshot's part is another's.
+_OURS = (".changes", ".chain.json.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,39 +38,31 @@ class SpooledFile:
 
 
 class FileWriter:
-    """Writes one file: the header, lines, and a footer with the SHA-256 of all before it.
+    """Writes one file of the spool: a hidden name while it grows, and durable once it has its own.
 
-    Memory is bounded by a small buffer. Every method raises SpoolError when the disk refuses.
+    Every method raises SpoolError when the disk refuses.
     """
 
     def __init__(self, directory: Path, part_name: str, header: Header, compression: Compression) -> None:
         self.header = header
         self._directory = directory
         self._part = directory / part_name
-        self._compression = compression
-        self._lines: list[bytes] = []
-        self._buffered_bytes = self._flushed_bytes = 0
-        self._digest = hashlib.sha256()
+        self._suffix = SUFFIXES[compression]
         with translated(self._part):
             self._raw = self._part.open("wb")
-            self._out = _compress(self._raw, compression)
-        self.write(comment(header))
+            self._content = ChangeFileWriter(self._raw, header, compression)
 
     @property
     def text_bytes(self) -> int:
-        """How much was written so far, before compression."""
-        return self._flushed_bytes + self._buffered_bytes
-
-    @property
-    def suffix(self) -> str:
-        return SUFFIXES[self._compression]
+        """The number of bytes written so far, before compression."""
+        return self._content.text_bytes
 
     def write(self, line: bytes) -> None:
         """Add *line*, which ends with a newline."""
-        self._lines.append(line)
-        self._buffered_bytes += len(line)
-        if self._buffered_bytes >= _BUFFER_BYTES:
-            self._flush()
+        try:  # Not `translated`: entering a context manager costs more than adding a line.
+            self._content.write(line)
+        except OSError as error:
+            raise _spool_error(self._part, error) from error
 
     def finish(
         self,
@@ -93,83 +74,30 @@ class FileWriter:
         last_commit_lsn: int | None,
         end_lsn: int | None,
     ) -> SpooledFile:
-        """Write the footer and give the file *name*, without its suffix; then it is durable."""
-        self._flush()
-        footer = Footer(
-            end=True,
-            records=records,
-            transactions=transactions,
-            first_commit_lsn=_text(first_commit_lsn),
-            last_commit_lsn=_text(last_commit_lsn),
-            end_lsn=_text(end_lsn),
-            sha256=self._digest.hexdigest(),
-        )
-        path = self._directory / f"{name}{self.suffix}"
+        """Write the footer and rename the file to *name* with its suffix; it is durable on return."""
+        path = self._directory / f"{name}{self._suffix}"
         with translated(self._part):
-            self._out.write(comment(footer))
-            if self._out is not self._raw:
-                self._out.close()
+            footer = self._content.finish(
+                records=records,
+                transactions=transactions,
+                first_commit_lsn=first_commit_lsn,
+                last_commit_lsn=last_commit_lsn,
+                end_lsn=end_lsn,
+            )
             self._raw.flush()
             os.fsync(self._raw.fileno())
             self._raw.close()
             self._part.rename(path)
-            sync_directory(self._directory)
+            fsync_directory(self._directory)
         return SpooledFile(path=path, header=self.header, footer=footer)
 
     def discard(self) -> None:
-        """Give the file up and remove it, whatever the disk says to its rest."""
-        for file in (self._out, self._raw):
-            with suppress(OSError, ValueError):
-                file.close()
+        """Give the file up and remove it, even where the disk refuses to take its rest."""
+        self._content.give_up()
+        with suppress(OSError, ValueError):
+            self._raw.close()
         with translated(self._part):
             self._part.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        block = b"".join(self._lines)
-        self._lines.clear()
-        self._buffered_bytes = 0
-        self._flushed_bytes += len(block)
-        self._digest.update(block)
-        with translated(self._part):
-            self._out.write(block)
-
-
-def comment(content: Header | Footer) -> bytes:
-    """Return a header or footer as the line that stands in the file; what is not set is left out."""
-    fields = {name: value for name, value in msgspec.to_builtins(content).items() if value is not None}
-    if isinstance(content, Header) and content.seq is not None:
-        fields["prev"] = content.prev  # null, too, says something: nothing came before
-    return b"# " + msgspec.json.encode(fields) + b"\n"
-
-
-def next_name(now: dt.datetime, last_name: str | None) -> str:
-    """Return a change file's name without suffix: that of *now*, or of the second after *last_name*'s.
-
-    So names never repeat and never go back, however fast the files come and whatever the clock does.
-    Raises SpoolError when *last_name* is none that can be followed.
-    """
-    if last_name is None:
-        return f"changes_{next_stamp(now, None)}"
-    match = _NAME.match(last_name)
-    try:
-        name = f"changes_{next_stamp(now, match[1] if match else None)}"
-    except (ValueError, OverflowError):
-        name = ""
-    if name <= stem(last_name):
-        raise SpoolError(
-            f"no name of a change file can follow {last_name!r}",
-            hint="rename that file in the archive to changes_YYYYMMDD_HHMMSS",
-        )
-    return name
-
-
-def next_stamp(now: dt.datetime, last_stamp: str | None) -> str:
-    """Return *now* as it stands in names, ``YYYYMMDD_HHMMSS``, or the second after *last_stamp* if that is
-    not before it. Raises ValueError or OverflowError when *last_stamp* is no time, or the last one."""
-    stamp = f"{now.astimezone(dt.UTC):{_TIME_IN_NAME}}"
-    if last_stamp is None or stamp > last_stamp:
-        return stamp
-    return f"{dt.datetime.strptime(last_stamp, _TIME_IN_NAME) + dt.timedelta(seconds=1):{_TIME_IN_NAME}}"
 
 
 def list_finished(directory: Path) -> list[tuple[str, int]]:
@@ -181,17 +109,16 @@ def list_finished(directory: Path) -> list[tuple[str, int]]:
 
 
 def take_over(directory: Path) -> list[SpooledFile]:
-    """Return the finished change files in the spool, in order, and remove what was left unfinished.
+    """Return the finished change files in the spool, in order, and remove unfinished ones.
 
-    Only for the one who writes there.
-
-    A file that is not what its footer says is removed, too: nothing of it was confirmed, so the source
-    sends it again. Raises SpoolError for a file that is not of an archiver.
+    Only for the process that writes there. A file whose footer does not fit its contents is removed, too:
+    nothing of it was confirmed, so the source sends it again. Raises SpoolError for a change file that no
+    archiver wrote.
     """
     found = []
     with translated(directory):
         for path in sorted(directory.iterdir()):
-            if path.name.startswith(".changes") and path.name.endswith(".part"):
+            if path.name.startswith(_OURS) and path.name.endswith(".part"):
                 path.unlink()
             elif _is_finished(path):
                 with path.open("rb") as stream:
@@ -209,53 +136,41 @@ def take_over(directory: Path) -> list[SpooledFile]:
     return found
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace *path* by *content*, so that after a power cut it is the old or the new one, never half."""
-    part = path.with_name(f".{path.name}.part")
+def make_spool(directory: Path) -> None:
+    """Make the spool where it is missing, for its owner's eyes only."""
+    with translated(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def remove_from_spool(file: SpooledFile) -> None:
+    """Remove *file*, which is in the archive; nothing happens when it is gone already."""
+    with translated(file.path):
+        file.path.unlink(missing_ok=True)
+
+
+def replace_in_spool(path: Path, content: bytes) -> None:
+    """Replace *path* by *content*, so that after a power cut it is the old or the new file, never half."""
     with translated(path):
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.rename(path)
-        sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in *directory* survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        replace_file(path, content)
 
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn what the disk says about *path* into a SpoolError."""
+    """Raise the disk's errors in the block as a SpoolError about *path*."""
     try:
         yield
     except OSError as error:
-        raise SpoolError(
-            f"the spool cannot be used: {error.strerror or error}",
-            hint="free space there, or let the archiver's user write to it; nothing is lost,"
-            " for the source keeps what was not confirmed",
-            file=str(path),
-        ) from error
+        raise _spool_error(path, error) from error
+
+
+def _spool_error(path: Path, error: OSError) -> SpoolError:
+    return SpoolError(
+        f"the spool cannot be used: {error.strerror or error}",
+        hint="free space there, or let the archiver's user write to it; nothing is lost,"
+        " for the source keeps what was not confirmed",
+        file=str(path),
+    )
 
 
 def _is_finished(path: Path) -> bool:
-    return _NAME.match(path.name) is not None and path.name.endswith(tuple(SUFFIXES.values()))
-
-
-def _compress(raw: BinaryIO, compression: Compression) -> BinaryIO:
-    match compression:
-        case "gzip":
-            return gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0)  # type: ignore[return-value]
-        case "zstd":
-            return zstandard.ZstdCompressor(level=1, write_checksum=True).stream_writer(raw, closefd=False)
-    return raw
-
-
-def _text(lsn: int | None) -> str | None:
-    return None if lsn is None else format_lsn(lsn)
+    return is_stamped(path.name) and path.name.endswith(tuple(SUFFIXES.values()))

@@ -1,23 +1,23 @@
 """Puts finished files into the archive, in their order, in a thread of its own.
 
-Knows files and the archive; knows nothing of PostgreSQL. The replication connection must be answered
-while an upload takes its time, or a backup host is away.
+Knows files and the archive; knows nothing of PostgreSQL. It has its own thread because the replication
+connection must be answered while an upload takes its time, or a backup host is away.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections import deque
 from types import TracebackType
 from typing import Self
 
-from syncdata.archive.archive import WritableArchive
+from syncdata.archive.archive import Archive
 from syncdata.capture.spool import SpooledFile, translated
 from syncdata.errors import SpoolError, SyncError
+from syncdata.runtime.retry import Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +25,19 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 _POLL_S = 0.2
 
 
-class Delivery:
-    """A context manager; on leaving, the file that is under way is given up."""
+class Uploader:
+    """A context manager; leaving it gives up the upload that is under way."""
 
-    def __init__(self, archive: WritableArchive) -> None:
+    def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._queue: queue.Queue[SpooledFile] = queue.Queue()
-        self._delivered: deque[SpooledFile] = deque()
+        self._uploaded: deque[SpooledFile] = deque()
         self._waiting = 0
         self._changed = threading.Event()
         self._closed = threading.Event()
         self._error: SyncError | None = None
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="syncdata-delivery", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="syncdata-uploader", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -51,39 +51,39 @@ class Delivery:
     ) -> None:
         self._closed.set()
         while self._thread.is_alive():
-            self._archive.close()  # what is under way fails soon
+            self._archive.close()  # makes the upload that is under way fail soon
             self._thread.join(_POLL_S)
 
     @property
     def waiting(self) -> int:
-        """How many files are submitted and not taken as delivered."""
+        """The number of files that are submitted and not yet taken as uploaded."""
         return self._waiting
 
     @property
     def error(self) -> SyncError | None:
-        """Why the file at the front is not delivered yet; it is tried again."""
+        """The reason why the file at the front is not in the archive yet; it is tried again."""
         return self._error
 
     def submit(self, file: SpooledFile) -> None:
         self._waiting += 1
         self._queue.put(file)
 
-    def take_delivered(self) -> list[SpooledFile]:
-        """Return the files that have been delivered since this was asked last, in order.
+    def take_uploaded(self) -> list[SpooledFile]:
+        """Return the files that have reached the archive since the last call, in order.
 
-        Raises what has ended the thread: SpoolError when the spool has lost a file, or a defect.
+        Raises the error that ended the thread: SpoolError when the spool has lost a file, or a defect.
         """
         if self._failure is not None:
             raise self._failure
         files = []
         self._changed.clear()
-        while self._delivered:
-            files.append(self._delivered.popleft())
+        while self._uploaded:
+            files.append(self._uploaded.popleft())
         self._waiting -= len(files)
         return files
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until a file has been delivered or a try has failed, at most so long."""
+        """Wait until a file has been uploaded or a try has failed, at most so long."""
         self._changed.wait(timeout_s)
 
     def _run(self) -> None:
@@ -93,18 +93,18 @@ class Delivery:
             except queue.Empty:
                 continue
             try:
-                self._deliver(file)
-            except BaseException as error:
+                self._upload_with_patience(file)
+            except BaseException as error:  # whatever it is, the session raises it
                 self._failure = error
                 self._changed.set()
                 return
 
-    def _deliver(self, file: SpooledFile) -> None:
-        """Try until it is done or this is closed; each reason is logged once."""
-        failures = 0
+    def _upload_with_patience(self, file: SpooledFile) -> None:
+        """Try until the file is in the archive or this is closed; log each new reason once."""
+        backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
         while not self._closed.is_set():
             try:
-                deliver(self._archive, file)
+                upload(self._archive, file)
             except SpoolError:
                 raise
             except SyncError as error:
@@ -112,19 +112,17 @@ class Delivery:
                     logger.error("%s", error, extra={"code": error.code, "file": file.name})
                 self._error = error
                 self._changed.set()
-                delay_s = min(_FIRST_RETRY_S * 2**failures, _LAST_RETRY_S)
-                failures = min(failures + 1, 10)
-                self._closed.wait(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)
+                self._closed.wait(backoff.next_s())
             else:
                 self._error = None
-                self._delivered.append(file)
+                self._uploaded.append(file)
                 self._changed.set()
                 return
 
 
-def deliver(archive: WritableArchive, file: SpooledFile) -> None:
-    """Put *file* into *archive*; fine when it is there already. Raises as its ``put`` does."""
-    started = time.monotonic()
+def upload(archive: Archive, file: SpooledFile) -> None:
+    """Put *file* into *archive*; nothing happens when it is there already. Raises as its ``put`` does."""
+    started_s = time.monotonic()
     with translated(file.path):
         content = file.path.open("rb")
     with content:
@@ -132,7 +130,7 @@ def deliver(archive: WritableArchive, file: SpooledFile) -> None:
     logger.info(
         "%s is delivered in %.1f s (records: %d, transactions: %d)",
         file.name,
-        time.monotonic() - started,
+        time.monotonic() - started_s,
         file.footer.records,
         file.footer.transactions or 0,
         extra={"file": file.name, "records": file.footer.records},

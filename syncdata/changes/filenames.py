@@ -1,26 +1,31 @@
-"""The names of an archive's files: what each one says, and their order. Pure; lists nothing itself.
+"""The names of an archive's files: their parts, the time in them, their order. Pure; lists nothing itself.
 
 A change file's *stem* (its name without ``.json``, ``.json.gz``, ``.json.zst``) is its identity and its
 place in the order, so a file that is compressed after it was applied is not a new file. A snapshot is a
-directory named by its time, with one file for each table. What begins with a dot is unfinished.
+directory named by its time, with one file for each table. A name that begins with a dot is a file's that is
+still being written. The time in a name is its *stamp*, ``YYYYMMDD_HHMMSS`` in UTC.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Literal, TypeAlias
 from urllib.parse import unquote
 
 from syncdata.changes.names import TableName
+from syncdata.errors import SpoolError
 
-if TYPE_CHECKING:
-    pass
+Compression = Literal["none", "gzip", "zstd"]
+SUFFIXES: dict[Compression, str] = {"none": ".json", "gzip": ".json.gz", "zstd": ".json.zst"}
 
 _CHANGE_FILE = re.compile(r"changes_[^/]*\.json(\.gz|\.zst)?", re.DOTALL)
 _STAMP = re.compile(r"[0-9]{8}_[0-9]{6}")
+_STAMP_FORMAT = "%Y%m%d_%H%M%S"
+_STAMPED_CHANGE_FILE = re.compile(rf"changes_({_STAMP.pattern})")
 _SNAPSHOT_DIRECTORY = re.compile(rf"snapshot_{_STAMP.pattern}")
 _SNAPSHOT_FILE = re.compile(rf"snapshot_({_STAMP.pattern})/([^./]+)\.([^./]+)\.json\.gz", re.DOTALL)
 
@@ -135,7 +140,61 @@ def stem(name: str) -> str:
 
     Compressing a file in place changes its name but not what it holds, so it must not look new.
     """
-    for suffix in (".json.zst", ".json.gz", ".json"):
+    for suffix in SUFFIXES.values():
         if name.endswith(suffix):
             return name[: -len(suffix)]
+    return name
+
+
+# The time in a name.
+
+
+def is_stamped(name: str) -> bool:
+    """Tell whether *name* begins as the archiver's change files do; plain files may be called otherwise."""
+    return _STAMPED_CHANGE_FILE.match(name) is not None
+
+
+def parse_stamp(stamp: str) -> dt.datetime | None:
+    """Return the moment that *stamp* stands for; None when it is no date and time."""
+    try:
+        return dt.datetime.strptime(stamp, _STAMP_FORMAT).replace(tzinfo=dt.UTC)
+    except ValueError:
+        return None
+
+
+def file_time(name: str) -> dt.datetime | None:
+    """Return the time in a change file's name, ``changes_YYYYMMDD_HHMMSS…``; None when there is none."""
+    match = _STAMPED_CHANGE_FILE.match(name)
+    return match and parse_stamp(match[1])
+
+
+def next_stamp(now: dt.datetime, last_stamp: str | None) -> str:
+    """Return the stamp of *now*, or of the second after *last_stamp* where *now* is not later than it.
+
+    Raises ValueError or OverflowError when *last_stamp* is no time, or the last one there is.
+    """
+    stamp = f"{now.astimezone(dt.UTC):{_STAMP_FORMAT}}"
+    if last_stamp is None or stamp > last_stamp:
+        return stamp
+    return f"{dt.datetime.strptime(last_stamp, _STAMP_FORMAT) + dt.timedelta(seconds=1):{_STAMP_FORMAT}}"
+
+
+def next_name(now: dt.datetime, last_name: str | None) -> str:
+    """Return a new change file's name without suffix: by *now*, or by the second after *last_name*'s.
+
+    So names never repeat and never go back, however fast the files come and whatever the clock does.
+    Raises SpoolError when no name can follow *last_name*.
+    """
+    if last_name is None:
+        return f"changes_{next_stamp(now, None)}"
+    match = _STAMPED_CHANGE_FILE.match(last_name)
+    try:
+        name = f"changes_{next_stamp(now, match[1] if match else None)}"
+    except (ValueError, OverflowError):
+        name = ""
+    if name <= stem(last_name):
+        raise SpoolError(
+            f"no name of a change file can follow {last_name!r}",
+            hint="rename that file in the archive to changes_YYYYMMDD_HHMMSS",
+        )
     return name

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import ParseError
-
-if TYPE_CHECKING:
-    pass
-
 
 HEADER_PREFIX = b'# {"syncdata":'
 
@@ -90,3 +84,11 @@ def parse_footer(last_line: bytes) -> Footer | None:
     except (msgspec.MsgspecError, ValueError):
         return None
     return footer if footer.end else None
+
+
+def format_comment(content: Header | Footer) -> bytes:
+    """Return a header or footer as its line in the file; fields without a value are left out."""
+    fields = {name: value for name, value in msgspec.to_builtins(content).items() if value is not None}
+    if isinstance(content, Header) and content.seq is not None:
+        fields["prev"] = content.prev  # null, too, says something: no file came before
+    return b"# " + msgspec.json.encode(fields) + b"\n"

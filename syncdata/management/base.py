@@ -1,4 +1,7 @@
-"""What all syncdata commands share: how errors end them, where their log goes, how they open the service."""
+"""The base of all syncdata commands: how errors end them, where their log goes, how they open the service.
+
+Knows Django's commands and the terminal; does nothing of the work.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from django.db import Error as DatabaseError
 
 from syncdata.conf import load_config
 from syncdata.errors import ServiceInitError, SyncError
-from syncdata.management.progress import SyncProgress, format_duration, make_progress
+from syncdata.management.progress import SYNC_WORDS, Words, format_duration, make_progress
+from syncdata.runtime.progress import Progress
 from syncdata.service import SyncDataService, SyncResult
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -64,27 +68,28 @@ class SyncCommand(BaseCommand):
                 raise _database_error(error) from error
 
     def is_daemon(self, options: Mapping[str, Any]) -> bool:
-        """Whether the command goes on after errors, so that the log must tell of them. Others end with
-        them, and report each once, as the last thing they say."""
+        """Return whether the command goes on after errors, so that the log must tell of them.
+
+        Every other command ends with its error, and reports it once, as its last words."""
         return False
 
     def log_level(self, options: Mapping[str, Any]) -> int:
-        """Return what is logged when neither more nor less was asked for."""
+        """Return the level that is logged without -v."""
         return logging.INFO if self.is_daemon(options) else logging.WARNING
 
     @contextlib.contextmanager
     def open_service(self, **kwargs: Any) -> Iterator[SyncDataService]:
-        """Read the configuration and open the service; what is in *kwargs* goes to the service."""
+        """Read the configuration and open the service, with *kwargs* for its constructor."""
         with SyncDataService(load_config(), **kwargs) as service:
             yield service
 
     @contextlib.contextmanager
-    def show_progress(self, verbosity: int) -> Iterator[SyncProgress | None]:
+    def show_progress(self, verbosity: int, words: Words = SYNC_WORDS) -> Iterator[Progress | None]:
         """Yield the progress for stderr, since stdout is for results; None where silence was asked for."""
         if verbosity == 0:
             yield None
             return
-        with contextlib.closing(make_progress(sys.stderr)) as progress:
+        with contextlib.closing(make_progress(sys.stderr, words)) as progress:
             yield progress
 
     def confirm(self, question: str, refusal: type[SyncError]) -> None:

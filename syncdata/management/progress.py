@@ -1,10 +1,15 @@
-"""What a person sees of long work: a bar on a terminal, a line now and then anywhere else."""
+"""Progress as a person sees it: a bar on a terminal, a line now and then anywhere else.
+
+Knows how it looks; knows nothing of the work: that reports to the protocol of runtime/progress.py, and
+`Words` say it in the work's own terms.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from dataclasses import dataclass
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,37 +18,42 @@ LINE_EVERY_S = 10.0
 
 
 class Tally:
-    """How far the files of one cycle are: pure counting, the clock's reading comes in as an argument.
+    """The count of one piece of work: files, records and sizes. The clock's reading comes in as an argument.
 
-    Sizes are of the files as they are in the archive. Bytes of a file beyond its size are not counted,
-    so that a compressed file's contents cannot push the sum past the total.
+    Sizes are bytes of files as stored, or estimated rows of tables. Beyond a file's size nothing more is
+    counted, so neither a compressed file's contents nor a table larger than estimated push the sum past the
+    total.
     """
 
-    def __init__(self, files_total: int, size_bytes: int, now_s: float) -> None:
+    def __init__(self, files_total: int, size_total: int, now_s: float) -> None:
         self.files_total = files_total
-        self.total_bytes = size_bytes
+        self.size_total = size_total
         self.files = 0
         self.records = 0
+        self.name = ""
+        self.file_records = 0
+        self.file_size = 0
         self._started_s = now_s
-        self._finished_bytes = 0
-        self._file_bytes = 0
-        self._file_size_bytes = 0
+        self._finished_size = 0
+        self._file_done = 0
 
-    def start_file(self, size_bytes: int) -> None:
-        self._file_bytes, self._file_size_bytes = 0, size_bytes
+    def start_file(self, name: str, size: int) -> None:
+        self.name, self.file_size = name, size
+        self.file_records = self._file_done = 0
 
-    def add_batch(self, records: int, size_bytes: int) -> None:
+    def add_batch(self, records: int, size: int) -> None:
         self.records += records
-        self._file_bytes += size_bytes
+        self.file_records += records
+        self._file_done += size
 
     def finish_file(self) -> None:
         self.files += 1
-        self._finished_bytes += self._file_size_bytes
-        self._file_bytes = self._file_size_bytes = 0
+        self._finished_size += self.file_size
+        self._file_done = 0
 
     @property
-    def done_bytes(self) -> int:
-        return self._finished_bytes + min(self._file_bytes, self._file_size_bytes)
+    def size_done(self) -> int:
+        return self._finished_size + min(self._file_done, self.file_size)
 
     @property
     def is_finished(self) -> bool:
@@ -55,49 +65,77 @@ class Tally:
 
     def left_s(self, now_s: float) -> float | None:
         """Seconds to go at the speed so far; None before anything and after everything is done."""
-        if not self.done_bytes or self.done_bytes >= self.total_bytes:
+        if not self.size_done or self.size_done >= self.size_total:
             return None
-        return (now_s - self._started_s) * (self.total_bytes - self.done_bytes) / self.done_bytes
-
-    def __str__(self) -> str:
-        return f"{self.files:,} of {self.files_total:,} files, {self.records:,} records"
+        return (now_s - self._started_s) * (self.size_total - self.size_done) / self.size_done
 
 
-class SyncProgress(Protocol):
-    """The cycle's progress port, and what the command must do when the work is over."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """A tally in words, at a moment: as a ``line``, and as the text beside the ``bar``."""
 
-    def files_found(self, count: int, size_bytes: int) -> None: ...
-    def file_started(self, name: str, size_bytes: int) -> None: ...
-    def batch_applied(self, records: int, size_bytes: int) -> None: ...
-    def file_finished(self, name: str) -> None: ...
-    def close(self) -> None: ...
+    line: Callable[[Tally, float], str]
+    bar: Callable[[Tally, float], str]
 
 
-def make_progress(stream: TextIO) -> SyncProgress:
-    """Return the progress that suits *stream*, which other output should then go to as well."""
+def _sync_line(tally: Tally, now_s: float) -> str:
+    left_s = tally.left_s(now_s)
+    left = "" if left_s is None else f", about {format_duration(left_s)} left"
+    return f"{_counts(tally)}, {tally.rate(now_s):,.0f} records/s{left}"
+
+
+def _sync_bar(tally: Tally, now_s: float) -> str:
+    return f"{_counts(tally)}, {tally.rate(now_s):,.0f}/s"
+
+
+def _counts(tally: Tally) -> str:
+    return f"{tally.files:,} of {tally.files_total:,} files, {tally.records:,} records"
+
+
+def _snapshot_line(tally: Tally, now_s: float) -> str:
+    about = f" of about {tally.file_size:,}" if tally.file_size >= tally.file_records else ""
+    return f"snapshot of {tally.name}: {tally.file_records:,}{about} rows"
+
+
+def _snapshot_bar(tally: Tally, now_s: float) -> str:
+    return f"{tally.name}: {tally.file_records:,} rows" if tally.name else "snapshot"
+
+
+SYNC_WORDS = Words(line=_sync_line, bar=_sync_bar)
+SNAPSHOT_WORDS = Words(line=_snapshot_line, bar=_snapshot_bar)
+
+
+def make_progress(stream: TextIO, words: Words = SYNC_WORDS) -> LineProgress | BarProgress:
+    """Return the progress that suits *stream*; close it when the work is over."""
     if stream.isatty():
-        return BarProgress(Console(file=stream))
-    return LineProgress(lambda line: print(line, file=stream, flush=True))
+        return BarProgress(Console(file=stream), words)
+    return LineProgress(lambda line: print(line, file=stream, flush=True), words)
 
 
 class LineProgress:
     """A line every ten seconds of work, for logs and pipes; a short run needs none."""
 
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        words: Words = SYNC_WORDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._write = write
+        self._words = words
         self._clock = clock
-        self._tally = Tally(0, 0, clock())
         self._written_s = clock()
+        self._tally = Tally(0, 0, self._written_s)
 
-    def files_found(self, count: int, size_bytes: int) -> None:
+    def files_found(self, count: int, size: int) -> None:
         self._written_s = self._clock()
-        self._tally = Tally(count, size_bytes, self._written_s)
+        self._tally = Tally(count, size, self._written_s)
 
-    def file_started(self, name: str, size_bytes: int) -> None:
-        self._tally.start_file(size_bytes)
+    def file_started(self, name: str, size: int) -> None:
+        self._tally.start_file(name, size)
 
-    def batch_applied(self, records: int, size_bytes: int) -> None:
-        self._tally.add_batch(records, size_bytes)
+    def batch_applied(self, records: int, size: int) -> None:
+        self._tally.add_batch(records, size)
         self._write_if_due()
 
     def file_finished(self, name: str) -> None:
@@ -109,35 +147,42 @@ class LineProgress:
 
     def _write_if_due(self) -> None:
         now_s = self._clock()
-        if now_s - self._written_s < LINE_EVERY_S:
-            return
-        self._written_s = now_s
-        left_s = self._tally.left_s(now_s)
-        left = "" if left_s is None else f", about {format_duration(left_s)} left"
-        self._write(f"{self._tally}, {self._tally.rate(now_s):,.0f} records/s{left}")
+        if now_s - self._written_s >= LINE_EVERY_S:
+            self._written_s = now_s
+            self._write(self._words.line(self._tally, now_s))
 
 
 class BarProgress:
-    """A bar while there are files to apply, and no trace of it while the daemon waits."""
+    """A bar while there is work, and no trace of it while the daemon waits."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, words: Words = SYNC_WORDS) -> None:
+        self._words = words
         self._tally = Tally(0, 0, time.monotonic())
-        self._bar = make_bar(console)
+        self._bar = Progress(
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+            redirect_stdout=False,  # results go there, perhaps into a pipe; the log goes to stderr
+        )
         self._task: TaskID | None = None
 
-    def files_found(self, count: int, size_bytes: int) -> None:
+    def files_found(self, count: int, size: int) -> None:
         self.close()
         if not count:
             return
-        self._tally = Tally(count, size_bytes, time.monotonic())
-        self._task = self._bar.add_task(self._counts(), total=size_bytes)
+        self._tally = Tally(count, size, time.monotonic())
+        # A size that is not known makes a bar that only moves.
+        self._task = self._bar.add_task(self._text(), total=size or None)
         self._bar.start()
 
-    def file_started(self, name: str, size_bytes: int) -> None:
-        self._tally.start_file(size_bytes)
+    def file_started(self, name: str, size: int) -> None:
+        self._tally.start_file(name, size)
 
-    def batch_applied(self, records: int, size_bytes: int) -> None:
-        self._tally.add_batch(records, size_bytes)
+    def batch_applied(self, records: int, size: int) -> None:
+        self._tally.add_batch(records, size)
         self._show()
 
     def file_finished(self, name: str) -> None:
@@ -156,23 +201,10 @@ class BarProgress:
 
     def _show(self) -> None:
         if self._task is not None:
-            self._bar.update(self._task, completed=self._tally.done_bytes, description=self._counts())
+            self._bar.update(self._task, completed=self._tally.size_done, description=self._text())
 
-    def _counts(self) -> str:
-        return f"{self._tally}, {self._tally.rate(time.monotonic()):,.0f}/s"
-
-
-def make_bar(console: Console) -> Progress:
-    """Return a bar with percentage, description and time left, not started yet."""
-    return Progress(
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-        console=console,
-        expand=True,
-        redirect_stdout=False,  # results go there, perhaps into a pipe; the log goes to stderr
-    )
+    def _text(self) -> str:
+        return self._words.bar(self._tally, time.monotonic())
 
 
 def format_duration(seconds: float) -> str:

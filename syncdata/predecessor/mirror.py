@@ -13,7 +13,8 @@ from syncdata.apply.position import Position
 from syncdata.apply.postgres.connection import errors_as
 from syncdata.apply.state.checkpoints import open_checkpoints, reset_checkpoints
 from syncdata.apply.state.queries import read_tables
-from syncdata.apply.state.status import TableInfo, file_time
+from syncdata.apply.state.status import TableInfo
+from syncdata.changes.filenames import file_time
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import StateLoadError, WhitelistListError
 from syncdata.predecessor.statefile import (

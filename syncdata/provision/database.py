@@ -1,11 +1,11 @@
-"""SQL on the source: what is there, and the few changes that logical replication needs.
+"""SQL on the source: reads the facts, and makes the few changes that logical replication needs.
 
-Knows PostgreSQL's catalogs and psycopg; decides nothing (prerequisites.py does) and knows no Django.
+Knows PostgreSQL's catalogs and psycopg; decides nothing, which preflight.py and provision.py do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,19 +13,19 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from syncdata.capture.refusals import setup_error, setup_login_error
+from syncdata.capture.slot import PLUGIN, read_slot
 from syncdata.changes.names import TableName
-from syncdata.errors import SlotError, SourceConnectionError, SourceSetupError
+from syncdata.errors import SlotError
 from syncdata.provision.facts import (
-    PLUGIN,
-    ExistingSlot,
     Publication,
-    Relation,
     Role,
     Server,
     SourceFacts,
-    SourceTable,
+    TableFacts,
+    TablePart,
 )
-from syncdata.provision.statements import Account, Change
+from syncdata.provision.statements import Account, SetupStep
 
 _SERVER = """
 SELECT current_setting('server_version') AS version,
@@ -65,8 +65,9 @@ LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
 ORDER BY position
 """
 
-# The table itself first, then its leaves; what lies between holds no rows and has no say.
-_RELATIONS = """
+# The table itself first, then its leaf partitions; partitioned tables between them hold no rows of their own,
+# and their replica identity plays no part.
+_PARTS = """
 SELECT member.root::bigint AS root, n.nspname::text AS schema, c.relname::text AS name,
        c.relkind::text AS kind, c.relpersistence::text AS persistence, c.relreplident::text AS identity,
        pg_has_role(c.relowner, 'USAGE') AS is_owned,
@@ -108,15 +109,6 @@ FROM pg_publication_namespace p JOIN pg_namespace n ON n.oid = p.pnnspid
 WHERE p.pnpubid = %(oid)s
 """
 
-_SLOT = """
-SELECT s.plugin::text, s.database::text, s.temporary AS is_temporary, s.wal_status,
-       CASE WHEN s.active_pid IS NOT NULL THEN concat_ws(', ', 'role ' || a.usename,
-            'application ' || nullif(a.application_name, ''), 'host ' || host(a.client_addr),
-            'pid ' || s.active_pid) END AS "user"
-FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
-WHERE s.slot_name = %(name)s
-"""
-
 _ACCOUNT = """
 SELECT rolsuper AS is_superuser, rolcanlogin AS may_login, rolreplication AS may_replicate,
        has_database_privilege(oid, current_database(), 'CONNECT') AS may_connect
@@ -138,12 +130,12 @@ WHERE NOT has_table_privilege(%(name)s::name, c.oid, 'SELECT')
 ORDER BY position
 """
 
-# A statement that waits for a table makes all later ones wait behind it.
+# While our ALTER TABLE waits for a lock, all later statements on that table wait behind it.
 _LOCK_TIMEOUT = "10s"
 
 
 @contextmanager
-def open_source(params: dict[str, Any]) -> Iterator[SourceDatabase]:
+def open_source(params: Mapping[str, Any]) -> Iterator[SourceDatabase]:
     """Connect to the source, and close when the block is left.
 
     Raises SourceConnectionError when it cannot be reached or goes away, SourceSetupError when it refuses
@@ -152,28 +144,12 @@ def open_source(params: dict[str, Any]) -> Iterator[SourceDatabase]:
     try:
         connection = psycopg.connect(**params, autocommit=True, client_encoding="UTF8", row_factory=dict_row)
     except psycopg.Error as error:
-        raise SourceConnectionError(
-            f"the source cannot be reached: {str(error).strip().partition(chr(10))[0]}",
-            hint="check the keys of [source], pg_hba.conf and TLS",
-        ) from error
+        raise setup_login_error(error) from error
     with connection:
         try:
             yield SourceDatabase(connection)
         except psycopg.Error as error:
-            raise _translate(error, is_lost=connection.broken) from error
-
-
-def _translate(error: psycopg.Error, *, is_lost: bool) -> SourceConnectionError | SourceSetupError:
-    # Only the primary message: details can hold row values.
-    message = error.diag.message_primary or str(error).strip().partition("\n")[0]
-    if is_lost:
-        return SourceConnectionError(f"the connection to the source was lost: {message}", hint="try again")
-    hint = "see the server's log"
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        hint = "run the setup as the tables' owner or as a superuser"
-    elif isinstance(error, psycopg.errors.LockNotAvailable):
-        hint = "a transaction holds a table for long; nothing was changed, try again when it has ended"
-    return SourceSetupError(f"the source refuses: {message}", hint=hint)
+            raise setup_error(error, is_lost=connection.broken) from error
 
 
 class SourceDatabase:
@@ -181,12 +157,12 @@ class SourceDatabase:
 
     def __init__(self, connection: psycopg.Connection[dict[str, Any]]) -> None:
         self._connection = connection
-        # The role's own settings may be meant for an application.
+        # The role may have settings for an application that do not suit this.
         connection.execute("SET search_path = pg_catalog")
         connection.execute("SET statement_timeout = 0")
 
     def read(self, *, tables: Sequence[TableName], publication: str, slot: str) -> SourceFacts:
-        """Return all that decides whether the source is ready. Read-only."""
+        """Return the facts that decide whether the source is ready. Read-only."""
         server = Server(**self._one(_SERVER))
         return SourceFacts(
             server=server,
@@ -195,19 +171,15 @@ class SourceDatabase:
             publication_name=publication,
             publication=self._read_publication(publication, server.version_num),
             slot_name=slot,
-            slot=self.read_slot(slot),
+            slot=read_slot(self._connection, slot),
         )
 
-    def read_slot(self, name: str) -> ExistingSlot | None:
-        rows = self._rows(_SLOT, name=name)
-        return ExistingSlot(**rows[0]) if rows else None
-
     def read_account(self, name: str, tables: Sequence[TableName]) -> Account:
-        """Return what the role *name*, which need not exist, may do."""
+        """Return the rights of the role *name*, which need not exist."""
         schemas, names = [table.schema for table in tables], [table.name for table in tables]
         rows = self._rows(_ACCOUNT, name=name)
         if not rows:
-            # Nothing may be granted to PUBLIC that a new role would get by itself, except CONNECT.
+            # Rights that PUBLIC has on schemas and tables show once the role exists; it is read again then.
             return Account(
                 name=name,
                 exists=False,
@@ -229,23 +201,23 @@ class SourceDatabase:
         )
 
     def hash_password(self, role: str, password: str) -> str:
-        """Return *password* as the server stores it, so that it is neither sent nor logged itself."""
+        """Return *password* as the server stores it: the password itself is neither sent nor logged."""
         hashed = self._connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
         return hashed.decode()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing of the changes in the block, and no long wait for a table that is in use."""
+        """Make all changes of the block or none, and give up soon when a table is in use."""
         with self._connection.transaction():
             self._connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             yield
 
-    def make(self, changes: Iterable[Change]) -> list[str]:
-        """Make the changes; return what was done, a line each."""
+    def make(self, steps: Iterable[SetupStep]) -> list[str]:
+        """Execute *steps*; return what was done, a line each."""
         done = []
-        for change in changes:
-            self._connection.execute(change.statement)
-            done += change.done.split("\n")
+        for step in steps:
+            self._connection.execute(step.statement)
+            done += step.done.split("\n")
         return done
 
     def create_slot(self, name: str) -> str:
@@ -254,7 +226,7 @@ class SourceDatabase:
         return str(self._one(query, name=name, plugin=PLUGIN)["lsn"])
 
     def drop_slot(self, name: str) -> None:
-        """Raises SlotError when somebody reads it."""
+        """Drop the slot. Raises SlotError when a session reads it."""
         try:
             self._one("SELECT pg_drop_replication_slot(%(name)s)", name=name)
         except psycopg.errors.ObjectInUse as error:
@@ -263,18 +235,18 @@ class SourceDatabase:
     def drop_publication(self, name: str) -> None:
         self._connection.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name)))
 
-    def _read_tables(self, tables: Sequence[TableName]) -> tuple[SourceTable, ...]:
+    def _read_tables(self, tables: Sequence[TableName]) -> tuple[TableFacts, ...]:
         schemas, names = [table.schema for table in tables], [table.name for table in tables]
         rows = self._rows(_TABLES, schemas=schemas, names=names)
         oids = [row["oid"] for row in rows if row["kind"] in ("r", "p")]
-        relations: dict[int, list[Relation]] = {oid: [] for oid in oids}
-        for row in self._rows(_RELATIONS, oids=oids):
+        parts: dict[int, list[TablePart]] = {oid: [] for oid in oids}
+        for row in self._rows(_PARTS, oids=oids):
             name = TableName(row.pop("schema"), row.pop("name"))
-            relations[row.pop("root")].append(Relation(name=name, **row))
+            parts[row.pop("root")].append(TablePart(name=name, **row))
         return tuple(
-            SourceTable(
+            TableFacts(
                 name=TableName(row.pop("schema"), row.pop("name")),
-                relations=tuple(relations.get(row.pop("oid"), ())),
+                parts=tuple(parts.get(row.pop("oid"), ())),
                 **row,
             )
             for row in rows

@@ -1,4 +1,7 @@
-"""What is there at the source, as values, and what directly follows from them. Pure; source.py reads them."""
+"""The facts about a source that decide whether it is ready, as values, and what follows from them directly.
+
+Knows no connection: database.py reads the facts.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from syncdata.capture.slot import PLUGIN, Slot
 from syncdata.changes.names import TableName
-
-PLUGIN = "pgoutput"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """``keep_mib``: max_slot_wal_keep_size, -1 without limit; ``idle_timeout``: in force unless 0."""
+    """The server and its settings. ``keep_mib`` is max_slot_wal_keep_size, -1 without limit;
+    ``idle_timeout`` is idle_replication_slot_timeout, 0 when it is off."""
 
     version: str
     version_num: int
@@ -33,7 +36,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """Who is logged in. A superuser may do everything."""
+    """The role that is logged in. A superuser may do everything."""
 
     name: str
     is_superuser: bool
@@ -42,8 +45,9 @@ class Role:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Relation:
-    """What holds rows: a table itself, or a leaf partition. ``identity`` as in pg_class.relreplident."""
+class TablePart:
+    """A table itself, or one of its leaf partitions: an UPDATE of its rows needs its replica identity.
+    ``identity`` as in pg_class.relreplident."""
 
     name: TableName
     kind: str
@@ -56,14 +60,14 @@ class Relation:
 
     @property
     def is_locatable(self) -> bool:
-        """Whether the source can tell which row an UPDATE or DELETE was about."""
+        """An UPDATE or DELETE in the WAL says which row it changed."""
         usable = {"d": self.has_key, "i": self.has_identity_index, "f": True}
         return usable.get(self.identity, False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceTable:
-    """A table that is to be published. ``relations``: the table, then its leaf partitions."""
+class TableFacts:
+    """A table that is to be published. ``parts``: the table itself, then its leaf partitions."""
 
     name: TableName
     kind: str | None
@@ -73,12 +77,12 @@ class SourceTable:
     may_select: bool
     hides_rows: bool
     has_children: bool
-    relations: tuple[Relation, ...]
+    parts: tuple[TablePart, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """``partial``: the published tables with a row filter or a column list."""
+    """The publication that is there. ``partial``: its tables with a row filter or a column list."""
 
     is_owned: bool
     is_for_all_tables: bool
@@ -89,32 +93,21 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExistingSlot:
-    """``user``: who reads it now, as ``role, application, address, pid``; None when nobody does."""
-
-    plugin: str | None
-    database: str | None
-    is_temporary: bool
-    wal_status: str | None
-    user: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFacts:
-    """All that the source says, and the names that are configured."""
+    """All facts of one source, beside the configured names of publication and slot."""
 
     server: Server
     role: Role
-    tables: tuple[SourceTable, ...]
+    tables: tuple[TableFacts, ...]
     publication_name: str
     publication: Publication | None
     slot_name: str
-    slot: ExistingSlot | None
+    slot: Slot | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicationPlan:
-    """What has to change so that the publication is as configured."""
+    """The changes that make the publication as configured. ``made_whole``: tables now published in part."""
 
     is_new: bool = False
     added: tuple[TableName, ...] = ()
@@ -145,13 +138,13 @@ def plan_publication(publication: Publication | None, wanted: Collection[TableNa
     )
 
 
-def without_identity(source: SourceFacts) -> tuple[Relation, ...]:
+def without_identity(source: SourceFacts) -> tuple[TablePart, ...]:
     """Return the tables and partitions whose updates and deletes cannot be followed as they are."""
-    relations = (relation for table in source.tables for relation in table.relations)
-    return tuple(dict.fromkeys(relation for relation in relations if not relation.is_locatable))
+    parts = (part for table in source.tables for part in table.parts)
+    return tuple(dict.fromkeys(part for part in parts if not part.is_locatable))
 
 
-def foreign_slot(slot: ExistingSlot, database: str) -> str | None:
+def foreign_slot(slot: Slot, database: str) -> str | None:
     """Return why the slot cannot be ours, or None."""
     if slot.plugin is None:
         return "is a physical slot of something else"

@@ -1,48 +1,35 @@
-"""What logical replication needs at the source, and whether it is there. Pure; works on facts.py's values.
+"""The findings of a check: each thing that logical replication needs at the source, there or missing.
 
-A `Finding` is one line of the report: ``ok``; a ``note``, which stops nothing; or ``missing``. What is
-missing is either mended by the setup itself (a publication, a slot) or says what to do first.
+Knows the needs, and the remedies in SQL; asks no server: it works on the values of facts.py. The setup
+itself makes a missing publication or slot; for everything else that is missing the finding says what to do
+first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from syncdata.provision.facts import (
     PublicationPlan,
-    Relation,
     Role,
     Server,
     SourceFacts,
-    SourceTable,
+    TableFacts,
+    TablePart,
     foreign_slot,
     plan_publication,
     quote,
     quote_table,
 )
+from syncdata.provision.findings import Finding, by_setup, missing, note, ok
 
 OLDEST_VERSION = 14
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of the report; ``remedy``: what to do, as SQL where SQL does it."""
-
-    level: Literal["ok", "note", "missing"]
-    text: str
-    remedy: str = ""
-    is_mended_by_setup: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.text}: {self.remedy}" if self.remedy else self.text
-
-
 def examine(source: SourceFacts, *, identity_full: bool = False) -> list[Finding]:
-    """Return everything that can be said of the source, in the order in which one would mend it.
+    """Return all findings, in the order in which an operator would mend them.
 
-    *identity_full*: tables without a usable key are mended by the setup, with REPLICA IDENTITY FULL.
+    *identity_full*: the setup will give tables without a usable key REPLICA IDENTITY FULL.
     """
     return [
         *_server(source.server),
@@ -56,20 +43,20 @@ def examine(source: SourceFacts, *, identity_full: bool = False) -> list[Finding
 
 def _server(server: Server) -> Iterator[Finding]:
     if server.version_num // 10_000 < OLDEST_VERSION:
-        yield _missing(f"PostgreSQL {server.version} is too old", f"{OLDEST_VERSION} or later is needed")
+        yield missing(f"PostgreSQL {server.version} is too old", f"{OLDEST_VERSION} or later is needed")
     else:
-        yield _ok(f"PostgreSQL {server.version}")
+        yield ok(f"PostgreSQL {server.version}")
     if server.is_in_recovery:
-        yield _missing("the server is a standby", "set source.pg_host to the primary")
+        yield missing("the server is a standby", "set source.pg_host to the primary")
     if server.wal_level == "logical":
-        yield _ok("wal_level is logical")
+        yield ok("wal_level is logical")
     else:
-        yield _missing(
+        yield missing(
             f"wal_level is {server.wal_level}",
             "ALTER SYSTEM SET wal_level = logical; then restart the server",
         )
     if server.encoding == "SQL_ASCII":
-        yield _note("the database's encoding is SQL_ASCII", "texts that are not UTF-8 cannot be captured")
+        yield note("the database's encoding is SQL_ASCII", "texts that are not UTF-8 cannot be captured")
     yield from _wal_limits(server)
 
 
@@ -80,28 +67,28 @@ def _wal_limits(server: Server) -> Iterator[Finding]:
         " (at most what the disk can spare)"
     )
     if server.keep_mib == -1:
-        yield _note(
+        yield note(
             "max_slot_wal_keep_size is unlimited: an archiver that is stopped for long fills the disk", advice
         )
     elif server.keep_mib < server.max_wal_mib:
-        yield _note(
+        yield note(
             f"max_slot_wal_keep_size is only {server.keep_mib} MB, less than max_wal_size: the slot is lost"
             " soon after the archiver stops",
             advice,
         )
     else:
-        yield _ok(f"max_slot_wal_keep_size is {server.keep_mib} MB")
+        yield ok(f"max_slot_wal_keep_size is {server.keep_mib} MB")
     if server.idle_timeout:
-        yield _note(
+        yield note(
             "idle_replication_slot_timeout is on: the slot is lost when the archiver is stopped for so long",
             "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
         )
 
 
 def _capacity(source: SourceFacts) -> Iterator[Finding]:
-    """The archiver needs a slot and a sender for good, each snapshot one more while it is taken."""
+    """The archiver needs one slot and one WAL sender for good, a snapshot one more of each for a while."""
     server, slot = source.server, source.slot
-    slots, senders = 1 if slot else 2, 1 if slot and slot.user else 2
+    slots, senders = 1 if slot else 2, 1 if slot and slot.reader else 2
     rows = [
         ("max_replication_slots", "slots", server.max_slots, server.used_slots, slots),
         ("max_wal_senders", "senders", server.max_senders, server.used_senders, senders),
@@ -109,9 +96,9 @@ def _capacity(source: SourceFacts) -> Iterator[Finding]:
     for setting, noun, limit, used, needed in rows:
         free = limit - used
         if free >= needed:
-            yield _ok(f"{free} of {limit} replication {noun} are free")
+            yield ok(f"{free} of {limit} replication {noun} are free")
         else:
-            yield _missing(
+            yield missing(
                 f"{max(free, 0)} of {limit} replication {noun} are free, and {needed} are needed",
                 f"ALTER SYSTEM SET {setting} = {used + needed}; then restart the server",
             )
@@ -119,9 +106,9 @@ def _capacity(source: SourceFacts) -> Iterator[Finding]:
 
 def _role(role: Role) -> Iterator[Finding]:
     if role.is_superuser or role.may_replicate:
-        yield _ok(f"role {role.name} may replicate")
+        yield ok(f"role {role.name} may replicate")
     else:
-        yield _missing(f"role {role.name} may not replicate", f"ALTER ROLE {quote(role.name)} REPLICATION;")
+        yield missing(f"role {role.name} may not replicate", f"ALTER ROLE {quote(role.name)} REPLICATION;")
 
 
 _KINDS = {
@@ -135,21 +122,21 @@ _KINDS = {
 }
 
 
-def _table(table: SourceTable, role: Role, identity_full: bool) -> Iterator[Finding]:
+def _table(table: TableFacts, role: Role, identity_full: bool) -> Iterator[Finding]:
     label = f"table {table.name}"
     if (reason := _unfit(table.kind, table.persistence)) is not None:
-        yield _missing(f"{label} {reason}", "take it out of source.tables, or mend the name")
+        yield missing(f"{label} {reason}", "take it out of source.tables, or mend the name")
         return
     problems = [*_rights(table, role), *_identities(table, identity_full)]
-    yield from problems or [_ok(f"{label}: {_describe_identity(table.relations[0])}")]
+    yield from problems or [ok(f"{label}: {_describe_identity(table.parts[0])}")]
     if table.has_children:
-        yield _note(
+        yield note(
             f"{label} has child tables by inheritance, whose rows are their own",
             "name them in source.tables, too",
         )
-    if table.kind == "p" and not table.relations[0].has_key:
+    if table.kind == "p" and not table.parts[0].has_key:
         # A new partition inherits the primary key of its root, but not the replica identity.
-        yield _note(
+        yield note(
             f"{label} is partitioned and has no usable primary key: updates of a partition that is added"
             " later fail until it has the identity, too",
             "ALTER TABLE … REPLICA IDENTITY FULL for each new partition",
@@ -157,7 +144,7 @@ def _table(table: SourceTable, role: Role, identity_full: bool) -> Iterator[Find
 
 
 def _unfit(kind: str | None, persistence: str | None) -> str | None:
-    """Return why no changes of such a relation can be captured."""
+    """Return the reason why changes of such a relation cannot be captured, or None when they can."""
     if kind is None:
         return "does not exist"
     if kind not in ("r", "p"):
@@ -165,97 +152,95 @@ def _unfit(kind: str | None, persistence: str | None) -> str | None:
     return {"u": "is unlogged", "t": "is temporary"}.get(persistence or "p")
 
 
-def _rights(table: SourceTable, role: Role) -> Iterator[Finding]:
+def _rights(table: TableFacts, role: Role) -> Iterator[Finding]:
     label, grantee = f"table {table.name}", quote(role.name)
     if not table.has_usage:
         schema = quote(table.name.schema)
-        yield _missing(
-            f"{label}: no right to use its schema", f"GRANT USAGE ON SCHEMA {schema} TO {grantee};"
-        )
+        yield missing(f"{label}: no right to use its schema", f"GRANT USAGE ON SCHEMA {schema} TO {grantee};")
     if not table.may_select:
         name = quote_table(table.name)
-        yield _missing(
+        yield missing(
             f"{label}: no right to read it, which snapshots need", f"GRANT SELECT ON {name} TO {grantee};"
         )
     elif table.hides_rows:
-        yield _missing(
+        yield missing(
             f"{label}: row security hides rows from snapshots",
             f"ALTER ROLE {grantee} BYPASSRLS;",
         )
 
 
-def _identities(table: SourceTable, identity_full: bool) -> Iterator[Finding]:
-    for relation in table.relations:
+def _identities(table: TableFacts, identity_full: bool) -> Iterator[Finding]:
+    for part in table.parts:
         label = f"table {table.name}"
-        if relation.name != table.name:
-            label += f", partition {relation.name}"
-        if (reason := _unfit(relation.kind, relation.persistence)) is not None:
-            yield _missing(
+        if part.name != table.name:
+            label += f", partition {part.name}"
+        if (reason := _unfit(part.kind, part.persistence)) is not None:
+            yield missing(
                 f"{label} {reason}", "its changes are not in the WAL; detach it, or take the table out"
             )
-        elif not relation.is_locatable:
-            yield _identity_missing(label, relation, identity_full)
+        elif not part.is_locatable:
+            yield _identity_missing(label, part, identity_full)
 
 
-def _identity_missing(label: str, relation: Relation, identity_full: bool) -> Finding:
-    text = f"{label} {_describe_identity(relation)}, so its updates and deletes cannot be followed"
-    name = quote_table(relation.name)
-    if identity_full and relation.is_owned:
+def _identity_missing(label: str, part: TablePart, identity_full: bool) -> Finding:
+    text = f"{label} {_describe_identity(part)}, so its updates and deletes cannot be followed"
+    name = quote_table(part.name)
+    if identity_full and part.is_owned:
         return Finding(
             level="missing", text=text, remedy="setup sets REPLICA IDENTITY FULL", is_mended_by_setup=True
         )
     to_default = f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"
     to_full = f"ALTER TABLE {name} REPLICA IDENTITY FULL;"
-    if relation.has_key:
-        return _missing(text, to_default)
+    if part.has_key:
+        return missing(text, to_default)
     how = "as its owner" if identity_full else "or --identity-full"
-    return _missing(text, f"add a primary key, or: {to_full} ({how})")
+    return missing(text, f"add a primary key, or: {to_full} ({how})")
 
 
-def _describe_identity(relation: Relation) -> str:
-    if relation.identity == "n":
+def _describe_identity(part: TablePart) -> str:
+    if part.identity == "n":
         return "has REPLICA IDENTITY NOTHING"
-    if relation.identity == "f":
+    if part.identity == "f":
         return "has REPLICA IDENTITY FULL"
-    if relation.identity == "i":
-        return f"{'is' if relation.has_identity_index else 'was'} identified by a unique index" + (
-            "" if relation.has_identity_index else " that is gone or not valid"
+    if part.identity == "i":
+        return f"{'is' if part.has_identity_index else 'was'} identified by a unique index" + (
+            "" if part.has_identity_index else " that is gone or not valid"
         )
-    if relation.has_key:
+    if part.has_key:
         return "has a primary key"
-    return "has only a deferrable primary key" if relation.has_deferrable_key else "has no primary key"
+    return "has only a deferrable primary key" if part.has_deferrable_key else "has no primary key"
 
 
 def _publication(source: SourceFacts) -> Iterator[Finding]:
     name, publication = quote(source.publication_name), source.publication
     plan = plan_publication(publication, [table.name for table in source.tables])
     if plan.is_empty:
-        yield _ok(f"publication {name} is as configured")
+        yield ok(f"publication {name} is as configured")
     elif publication is not None and publication.is_for_all_tables:
-        yield _missing(
+        yield missing(
             f"publication {name} is FOR ALL TABLES",
             f"choose another source.publication, or: DROP PUBLICATION {name};",
         )
     else:
         yield from _publication_rights(source, plan)
-        yield _by_setup(f"publication {name} {_describe_plan(plan)}")
+        yield by_setup(f"publication {name} {_describe_plan(plan)}")
 
 
 def _publication_rights(source: SourceFacts, plan: PublicationPlan) -> Iterator[Finding]:
     role, name = source.role, quote(source.publication_name)
     if plan.is_new and not role.may_create:
         database = quote(source.server.database)
-        yield _missing(
+        yield missing(
             f"role {role.name} may not create the publication",
             f"GRANT CREATE ON DATABASE {database} TO {quote(role.name)}; or run the setup as a superuser",
         )
     if source.publication is not None and not source.publication.is_owned:
-        yield _missing(f"publication {name} belongs to another role", "run the setup as its owner")
+        yield missing(f"publication {name} belongs to another role", "run the setup as its owner")
     if not (plan.is_new or plan.changes_tables):
         return
     for table in source.tables:
         if table.name in plan.added and table.kind is not None and not table.is_owned:
-            yield _missing(
+            yield missing(
                 f"table {table.name} can be published only by its owner",
                 "run the setup as its owner or as a superuser",
             )
@@ -277,33 +262,15 @@ def _describe_plan(plan: PublicationPlan) -> str:
 def _slot(source: SourceFacts) -> Iterator[Finding]:
     name, slot = source.slot_name, source.slot
     if slot is None:
-        yield _by_setup(f"slot {name} does not exist")
+        yield by_setup(f"slot {name} does not exist")
     elif (reason := foreign_slot(slot, source.server.database)) is not None:
-        yield _missing(f"slot {name} {reason}", "choose another source.slot_name")
+        yield missing(f"slot {name} {reason}", "choose another source.slot_name")
     elif slot.wal_status == "lost":
-        yield _missing(
+        yield missing(
             f"slot {name} is lost, and with it the changes since it was read last",
             "run the setup with --drop, then again, and take new snapshots",
         )
     elif slot.wal_status == "unreserved":
-        yield _note(f"slot {name} is about to be lost", "start the archiver now")
+        yield note(f"slot {name} is about to be lost", "start the archiver now")
     else:
-        yield _ok(f"slot {name} exists" + (f", in use by {slot.user}" if slot.user else ""))
-
-
-def _ok(text: str) -> Finding:
-    return Finding(level="ok", text=text)
-
-
-def _note(text: str, remedy: str) -> Finding:
-    return Finding(level="note", text=text, remedy=remedy)
-
-
-def _missing(text: str, remedy: str) -> Finding:
-    return Finding(level="missing", text=text, remedy=remedy)
-
-
-def _by_setup(text: str) -> Finding:
-    return Finding(
-        level="missing", text=text, remedy="setup_logical_replication mends it", is_mended_by_setup=True
-    )
+        yield ok(f"slot {name} exists" + (f", in use by {slot.reader}" if slot.reader else ""))

@@ -1,4 +1,6 @@
-"""The statements that set up a source, from what is there and what is wanted. Pure; source.py runs them."""
+"""The statements that set up a source. Knows SQL, and the words for what each did; runs nothing:
+database.py does.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,16 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from syncdata.changes.names import TableName
-from syncdata.provision.facts import PublicationPlan, Relation, quote
+from syncdata.provision.facts import PublicationPlan, TablePart, quote
 
-# What is left out of a publication is lost, silently. Partitions are published under their root's name:
-# it is the root that exists everywhere.
+# A publication without one of the four loses those changes silently. Partitions are published under their
+# root's name: local databases may be partitioned otherwise, but all have the root.
 _OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_partition_root = true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """A statement, and what it did in the operator's words."""
+class SetupStep:
+    """A statement, and a line or more (``done``) that tell the operator what it did."""
 
     statement: sql.Composed
     done: str
@@ -25,7 +27,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What a role may already do; ``unusable_schemas`` and ``unreadable_tables`` are what it may not."""
+    """The rights of the role that the archiver will log in as; it may not use ``unusable_schemas`` and not
+    read ``unreadable_tables``."""
 
     name: str
     exists: bool
@@ -37,21 +40,21 @@ class Account:
     unreadable_tables: tuple[TableName, ...]
 
 
-def make_identities_full(relations: Iterable[Relation]) -> Iterator[Change]:
-    for relation in relations:
-        yield Change(
-            statement=sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(_table(relation.name)),
-            done=f"table {relation.name}: set REPLICA IDENTITY FULL",
+def make_identities_full(parts: Iterable[TablePart]) -> Iterator[SetupStep]:
+    for part in parts:
+        yield SetupStep(
+            statement=sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(_table(part.name)),
+            done=f"table {part.name}: set REPLICA IDENTITY FULL",
         )
 
 
-def make_publication(name: str, plan: PublicationPlan, wanted: Collection[TableName]) -> Iterator[Change]:
-    """Yield what *plan* asks for. *wanted*: all tables that the publication has afterwards."""
+def make_publication(name: str, plan: PublicationPlan, wanted: Collection[TableName]) -> Iterator[SetupStep]:
+    """Yield the steps of *plan*. *wanted*: all tables that the publication has afterwards."""
     label, publication = f"publication {quote(name)}", sql.Identifier(name)
-    # ONLY: a table that inherits is published when it is named itself. Partitions are included anyway.
+    # ONLY: a child by inheritance is published when it is configured itself. Partitions are included anyway.
     tables = sql.SQL(", ").join(sql.SQL("ONLY {}").format(_table(table)) for table in wanted)
     if plan.is_new:
-        yield Change(
+        yield SetupStep(
             statement=sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(
                 publication, tables, _OPTIONS
             ),
@@ -60,7 +63,7 @@ def make_publication(name: str, plan: PublicationPlan, wanted: Collection[TableN
         return
     if plan.changes_tables:
         # SET also makes tables whole that were published in part, and drops whole schemas.
-        yield Change(
+        yield SetupStep(
             statement=sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(publication, tables),
             done="\n".join(
                 [
@@ -72,30 +75,30 @@ def make_publication(name: str, plan: PublicationPlan, wanted: Collection[TableN
             ),
         )
     if plan.corrects_options:
-        yield Change(
+        yield SetupStep(
             statement=sql.SQL("ALTER PUBLICATION {} SET ({})").format(publication, _OPTIONS),
             done=f"{label}: corrected its options",
         )
 
 
-def make_account(account: Account, database: str, password_hash: str | None) -> Iterator[Change]:
-    """Yield what the role lacks in order to replicate and to read the tables.
+def make_account(account: Account, database: str, password_hash: str | None) -> Iterator[SetupStep]:
+    """Yield the steps that let the role log in, replicate and read the tables.
 
     *password_hash*: the password to set, as the server stores it; None leaves it as it is.
     """
     label, role = f"role {quote(account.name)}", sql.Identifier(account.name)
     if not account.exists:
-        yield Change(
+        yield SetupStep(
             statement=sql.SQL("CREATE ROLE {} LOGIN REPLICATION").format(role),
             done=f"created {label} with LOGIN and REPLICATION",
         )
     elif not (account.may_login and (account.may_replicate or account.is_superuser)):
-        yield Change(
+        yield SetupStep(
             statement=sql.SQL("ALTER ROLE {} LOGIN REPLICATION").format(role),
             done=f"{label}: granted LOGIN and REPLICATION",
         )
     if password_hash is not None:
-        yield Change(
+        yield SetupStep(
             statement=sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password_hash)),
             done=f"{label}: set its password",
         )
@@ -108,12 +111,13 @@ def make_account(account: Account, database: str, password_hash: str | None) -> 
 
 
 def lacks_rights(account: Account) -> bool:
-    """Whether anything is still missing; GRANT by who may not grant is a mere warning to the server."""
+    """Return whether a right is still missing. Ask after granting: when the role that grants may not do so,
+    the server only warns."""
     return not account.may_connect or bool(account.unusable_schemas or account.unreadable_tables)
 
 
-def _grant(right: str, target: sql.Identifier, name: str, role: str) -> Change:
-    return Change(
+def _grant(right: str, target: sql.Identifier, name: str, role: str) -> SetupStep:
+    return SetupStep(
         statement=sql.SQL("GRANT {} {} TO {}").format(sql.SQL(right), target, sql.Identifier(role)),
         done=f"role {quote(role)}: granted {right} {name}",
     )

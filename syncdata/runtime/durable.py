@@ -27,9 +27,18 @@ def replace_file(path: Path, content: bytes) -> None:
     fsync_directory(path.parent)
 
 
+def fsync_file(path: Path) -> None:
+    """Make what *path* holds survive a power cut, whoever wrote it. Raises OSError."""
+    _fsync(path, os.O_RDONLY)
+
+
 def fsync_directory(directory: Path) -> None:
     """Make the names in *directory* survive a power cut. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 _POLL_S = 0.1
-
-
-class _End:
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
 
 
 def prefetch(
@@ -27,60 +22,77 @@ def prefetch(
 ) -> Generator[T]:
     """Yield *items*, the next one being made while the caller works on the last.
 
-    At most one item waits and one is in the making. What *items* raises is raised here, in its place.
+    At most one item waits and one is in the making. An error of *items* is raised here, in its place.
     Closing this generator closes *items*, waits for its thread, and gives what nobody took to *discard*.
     Where *stop* is set while the caller waits, it ends early; *interrupt* must then make *items* return.
     """
-    waiting: queue.Queue[T | _End] = queue.Queue(maxsize=1)
-    is_closed = threading.Event()
-
-    def put(item: T | _End) -> None:
-        while not is_closed.is_set():
-            try:
-                waiting.put(item, timeout=_POLL_S)
-                return
-            except queue.Full:
-                continue
-        if not isinstance(item, _End):
-            discard(item)
-
-    def run() -> None:
-        end = _End(None)
-        try:
-            for item in items:
-                put(item)
-                del item  # The one waiting is enough to hold.
-                if is_closed.is_set():
-                    break
-        except BaseException as error:  # Whatever it is belongs to the caller.
-            end = _End(error)
-        finally:
-            if isinstance(items, Generator):
-                items.close()
-        put(end)
-
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
+    stop = stop or threading.Event()
+    maker = _Maker(items, name, discard)
     try:
         while True:
             try:
-                item = waiting.get(timeout=_POLL_S)
+                item = maker.waiting.get(timeout=_POLL_S)
             except queue.Empty:
-                if stop is None or not stop.is_set():
-                    continue
-                interrupt()
-                return
+                if stop.is_set():
+                    return
+                continue
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error
                 return
             yield item
-            del item
+            del item  # The caller alone decides how long it lives.
     finally:
-        is_closed.set()
-        while thread.is_alive():
-            if stop is not None and stop.is_set():
+        maker.close(stop, interrupt)
+
+
+class _End:
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class _Maker(Generic[T]):
+    """The thread that makes the items, and the place where one of them waits."""
+
+    def __init__(self, items: Iterator[T], name: str, discard: Callable[[T], None]) -> None:
+        self.waiting: queue.Queue[T | _End] = queue.Queue(maxsize=1)
+        self._items = items
+        self._discard = discard
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def close(self, stop: threading.Event, interrupt: Callable[[], None]) -> None:
+        """Wait for the thread, which *interrupt* hurries while *stop* is set; discard what nobody took."""
+        self._is_closed.set()
+        while self._thread.is_alive():
+            if stop.is_set():
                 interrupt()
-            thread.join(_POLL_S)
-        if not waiting.empty() and not isinstance(left := waiting.get(), _End):
-            discard(left)
+            self._thread.join(_POLL_S)
+        if not self.waiting.empty() and not isinstance(left := self.waiting.get(), _End):
+            self._discard(left)
+
+    def _run(self) -> None:
+        end = _End(None)
+        try:
+            for item in self._items:
+                self._put(item)
+                del item  # The one waiting is enough to hold.
+                if self._is_closed.is_set():
+                    break
+        except BaseException as error:  # Whatever it is belongs to the caller.
+            end = _End(error)
+        finally:
+            if isinstance(self._items, Generator):
+                self._items.close()
+        self._put(end)
+
+    def _put(self, item: T | _End) -> None:
+        while not self._is_closed.is_set():
+            try:
+                self.waiting.put(item, timeout=_POLL_S)
+                return
+            except queue.Full:
+                continue
+        if not isinstance(item, _End):
+            self._discard(item)

@@ -16,12 +16,16 @@ from typing import Any, BinaryIO, Self
 
 import pytest
 
-from syncdata.archive.archive import LocalArchive, LocalSettings, SftpArchive, SftpSettings, WritableArchive
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.archive.local import LocalSettings, LocalStorage
+from syncdata.archive.sftp import SftpSettings
 from syncdata.capture import archiver as archiver_module
-from syncdata.capture import uploader as delivery_module
-from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.capture import opening, session, uploader
+from syncdata.capture.archiver import Archiver
 from syncdata.capture.chain import CHAIN_FILE_NAME, Chain, load_chain, save_chain
-from syncdata.capture.replication import ReplicationStream, SlotInUseError
+from syncdata.capture.refusals import SlotInUseError
+from syncdata.capture.replication import ReplicationStream
+from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.changes.reader import inspect
 from syncdata.errors import (
@@ -46,7 +50,7 @@ class Site:
     """A production side with a journal, whose numbers say what is in the archive."""
 
     production: Production
-    open_archive: Callable[[], WritableArchive]
+    open_archive: Callable[[], Archive]
     directory: Path  # where the archive's files lie
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
@@ -132,12 +136,12 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files end soon, and what failed is tried again soon."""
     monkeypatch.setattr(archiver_module, "_FIRST_RETRY_S", 0.05)
     monkeypatch.setattr(archiver_module, "_LAST_RETRY_S", 0.5)
-    monkeypatch.setattr(delivery_module, "_FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr(delivery_module, "_LAST_RETRY_S", 0.5)
-    monkeypatch.setattr(archiver_module, "FEEDBACK_EVERY_S", 0.2)
+    monkeypatch.setattr(uploader, "_FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(uploader, "_LAST_RETRY_S", 0.5)
+    monkeypatch.setattr(session, "FEEDBACK_EVERY_S", 0.2)
 
 
-def site_of(production: Production, open_archive: Callable[[], WritableArchive], directory: Path) -> Site:
+def site_of(production: Production, open_archive: Callable[[], Archive], directory: Path) -> Site:
     production.execute(
         "CREATE TABLE journal (number int PRIMARY KEY, note text)", "CREATE TABLE private (v int)"
     )
@@ -155,7 +159,7 @@ def site(make_production: Callable[..., Production]) -> Site:
 @pytest.fixture
 def far_site(make_production: Callable[..., Production], sshd: SshServer) -> Iterator[Site]:
     """A site whose archive is on a backup host."""
-    yield site_of(make_production(), lambda: SftpArchive(sshd.settings()), sshd.archive_dir)
+    yield site_of(make_production(), lambda: open_archive(sshd.settings()), sshd.archive_dir)
 
 
 @pytest.fixture
@@ -203,12 +207,12 @@ def test_a_host_that_goes_away_and_comes_back_gets_everything(
 def test_uploads_that_are_cut_are_done_once(far_site: Site, sshd: SshServer) -> None:
     cuts = iter(range(8))
 
-    class Cut(SftpArchive):
+    class Cut(Archive):
         def put(self, name: str, content: BinaryIO) -> None:
             threading.Timer(0.02 * next(cuts, 1), sshd.cut).start()
             super().put(name, content)
 
-    far_site.open_archive = lambda: Cut(sshd.settings())
+    far_site.open_archive = lambda: Cut(sshd.settings().open_storage(spool_dir=None))
     with far_site.daemon() as daemon:
         for _ in range(6):
             # Random, so that it is as long when it is compressed.
@@ -219,7 +223,7 @@ def test_uploads_that_are_cut_are_done_once(far_site: Site, sshd: SshServer) -> 
         until(lambda: far_site.archived() == far_site.journal())
         assert daemon.error is None
     assert next(cuts, None) is None or next(cuts) > 4
-    far_site.open_archive = lambda: SftpArchive(sshd.settings())
+    far_site.open_archive = lambda: open_archive(sshd.settings())
     far_site.require_all()
 
 
@@ -227,7 +231,7 @@ def test_a_host_that_refuses_our_key_is_waited_for(
     far_site: Site, sshd: SshServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: SftpSettings = sshd.settings(key_file=sshd.other_key_file)
-    far_site.open_archive = lambda: SftpArchive(settings)
+    far_site.open_archive = lambda: open_archive(settings)
     far_site.write()
     with far_site.daemon() as daemon:
         until(lambda: "SHD_SYN_060" in caplog.text)
@@ -278,7 +282,7 @@ def remount(disk: Path, options: str) -> None:
 def test_a_full_archive_pauses_and_goes_on_when_there_is_space(
     site: Site, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.open_archive, site.directory = lambda: LocalArchive(LocalSettings(directory=disk)), disk
+    site.open_archive, site.directory = lambda: open_archive(LocalSettings(directory=disk)), disk
     filler = disk / "filler"
     filler.write_bytes(bytes(1_000_000))
     with site.daemon() as daemon:
@@ -299,7 +303,7 @@ def test_a_full_archive_pauses_and_goes_on_when_there_is_space(
 def test_a_read_only_archive_pauses_and_goes_on_when_it_can_be_written(
     site: Site, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.open_archive, site.directory = lambda: LocalArchive(LocalSettings(directory=disk)), disk
+    site.open_archive, site.directory = lambda: open_archive(LocalSettings(directory=disk)), disk
     with site.daemon() as daemon:
         site.write()
         until(lambda: site.archived() == site.journal())
@@ -320,9 +324,9 @@ def test_while_the_archive_refuses_only_some_files_wait(site: Site, caplog: pyte
     with Daemon(archiver) as daemon:
         site.write(30)
         until(lambda: "SHD_SYN_107" in caplog.text)
-        until(lambda: len(list(site.production.spool_dir.glob("changes_*"))) == archiver_module.MOST_WAITING)
+        until(lambda: len(list(site.production.spool_dir.glob("changes_*"))) == session.MOST_WAITING)
         time.sleep(0.5)
-        assert len(list(site.production.spool_dir.glob("changes_*"))) == archiver_module.MOST_WAITING
+        assert len(list(site.production.spool_dir.glob("changes_*"))) == session.MOST_WAITING
         (site.directory / "changes_20990101_000000.json.zst").rmdir()
         until(lambda: site.archived() == site.journal())
         assert daemon.error is None
@@ -412,7 +416,7 @@ def test_a_waiting_file_that_is_lost_is_sent_again(site: Site, caplog: pytest.Lo
 def test_a_lost_state_without_idle_progress_continues_the_chain(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archiver_module._Session, "_confirm_idle", lambda self: None)
+    monkeypatch.setattr(session.Session, "_confirm_idle", lambda self: None)
     site.write()
     site.run_once()
     before = site.chain
@@ -746,10 +750,10 @@ def test_a_new_epoch_that_is_cut_short_can_be_begun_again(
                 raise SpoolError("cut short")
             save_chain(directory, chain)
 
-        monkeypatch.setattr(archiver_module, "save_chain", save_or_fail)
+        monkeypatch.setattr(opening, "save_chain", save_or_fail)
         with pytest.raises(SpoolError, match="cut short"):
             site.archiver().begin_epoch()
-    monkeypatch.setattr(archiver_module, "save_chain", save_chain)
+    monkeypatch.setattr(opening, "save_chain", save_chain)
     site.archiver().begin_epoch()
     site.write()
     site.run_once()
@@ -765,12 +769,12 @@ def test_a_new_epoch_that_is_cut_short_can_be_begun_again(
 def _leave_a_file_in_the_spool(site: Site) -> None:
     """Archive until a file is finished, and no further."""
 
-    class Refusing(LocalArchive):
+    class Refusing(Archive):
         def put(self, name: str, content: BinaryIO) -> None:
             raise DeliveryError("not now")
 
     site.write()
-    refusing = Archiver(site.settings, lambda: Refusing(LocalSettings(directory=site.directory)))
+    refusing = Archiver(site.settings, lambda: Refusing(LocalStorage(site.directory)))
     with pytest.raises(SyncError, match="not now"):
         refusing.run_once(threading.Event())
     assert list(site.production.spool_dir.glob("changes_*"))

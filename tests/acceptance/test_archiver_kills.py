@@ -20,10 +20,12 @@ from typing import IO, Any
 import psycopg
 import pytest
 
-from syncdata.archive.archive import LocalArchive, LocalSettings
-from syncdata.capture.archiver import Archiver, CaptureSettings
+from syncdata.archive.archive import open_archive
+from syncdata.archive.local import LocalSettings
+from syncdata.capture.archiver import Archiver
 from syncdata.capture.chain import load_chain
-from syncdata.capture.pgoutput import Begin, Change, Decoder, Truncate
+from syncdata.capture.pgoutput import Begin, Decoder, RowChange, Truncate
+from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import read_slot
 from syncdata.changes.position import format_lsn
 from syncdata.changes.record import ChangeRecord
@@ -209,7 +211,7 @@ def _archive_the_rest(source: PostgresServer, folder: Path) -> None:
         params=source.params(), slot_name=SLOT, publication=PUBLICATION, spool_dir=folder / "spool"
     )
     archive = LocalSettings(directory=folder / "archive")
-    Archiver(settings, lambda: LocalArchive(archive)).run_once(threading.Event())
+    Archiver(settings, lambda: open_archive(archive)).run_once(threading.Event())
     assert sorted(path.name for path in (folder / "spool").iterdir()) == ["chain.json"]
     assert not [path.name for path in (folder / "archive").iterdir() if path.name.startswith(".")]
 
@@ -228,7 +230,7 @@ def _what_happened(source: PostgresServer) -> list[tuple[Any, ...]]:
         match decoder.decode(bytes(content)):
             case Begin(commit_lsn=commit_lsn):
                 commit = format_lsn(commit_lsn)
-            case Change(relation=relation, op=op, data=data, old_keys=old_keys):
+            case RowChange(relation=relation, op=op, data=data, old_keys=old_keys):
                 happened.append((commit, op, relation.name, lsn, data, old_keys))
             case Truncate(relations=relations):
                 happened += [(commit, "TRUNCATE", relation.name, lsn, None, None) for relation in relations]

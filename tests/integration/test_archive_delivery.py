@@ -20,8 +20,10 @@ import paramiko
 import pytest
 
 from syncdata.archive import ssh as sftp
-from syncdata.archive.archive import LocalSettings, WritableArchive, open_archive, snapshot_name
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.archive.local import LocalSettings
 from syncdata.archive.sftp_files import WriteBehind
+from syncdata.changes.filenames import snapshot_name
 from syncdata.changes.names import TableName
 from syncdata.errors import (
     ArchiveConnectionError,
@@ -45,13 +47,13 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def remote(sshd: SshServer) -> Iterator[WritableArchive]:
+def remote(sshd: SshServer) -> Iterator[Archive]:
     opened = open_archive(sshd.settings())
     yield opened
     opened.close()
 
 
-Place = tuple[WritableArchive, Path]
+Place = tuple[Archive, Path]
 
 
 @pytest.fixture(params=["local", "sftp"])
@@ -69,7 +71,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 
 @contextmanager
-def opened_at(kind: str, directory: Path, request: pytest.FixtureRequest) -> Iterator[WritableArchive]:
+def opened_at(kind: str, directory: Path, request: pytest.FixtureRequest) -> Iterator[Archive]:
     """An archive of that kind at *directory*."""
     if kind == "sftp":
         archive = open_archive(request.getfixturevalue("sshd").settings(directory=str(directory)))
@@ -84,7 +86,7 @@ def opened_at(kind: str, directory: Path, request: pytest.FixtureRequest) -> Ite
 both_kinds = pytest.mark.parametrize("kind", ["local", "sftp"])
 
 
-def put(archive: WritableArchive, name: str, content: bytes) -> None:
+def put(archive: Archive, name: str, content: bytes) -> None:
     archive.put(name, io.BytesIO(content))
 
 
@@ -212,7 +214,7 @@ def test_readers_never_see_a_half_file(place: Place, request: pytest.FixtureRequ
     wrong: list[str] = []
     done = threading.Event()
 
-    def read(reader: WritableArchive) -> None:
+    def read(reader: Archive) -> None:
         while True:
             is_last_look = done.is_set()
             for file in reader.discover(None):
@@ -397,7 +399,7 @@ class CuttingContent(io.BytesIO):
         return block
 
 
-def test_an_upload_that_is_cut_starts_over(sshd: SshServer, remote: WritableArchive) -> None:
+def test_an_upload_that_is_cut_starts_over(sshd: SshServer, remote: Archive) -> None:
     content = CuttingContent(os.urandom(20_000_000), sshd.cut, times=2)
     remote.put(NAME, content)
     assert content.times_begun == 3
@@ -405,7 +407,7 @@ def test_an_upload_that_is_cut_starts_over(sshd: SshServer, remote: WritableArch
 
 
 def test_a_server_that_falls_silent_during_an_upload_is_taken_for_lost(
-    sshd: SshServer, remote: WritableArchive, monkeypatch: pytest.MonkeyPatch
+    sshd: SshServer, remote: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sftp, "SILENCE_TIMEOUT_S", 0.5)
     content = CuttingContent(os.urandom(20_000_000), sshd.freeze)
@@ -415,7 +417,7 @@ def test_a_server_that_falls_silent_during_an_upload_is_taken_for_lost(
 
 
 def test_an_upload_that_is_cut_again_and_again_is_given_up_and_readers_see_nothing_of_it(
-    sshd: SshServer, remote: WritableArchive
+    sshd: SshServer, remote: Archive
 ) -> None:
     content = CuttingContent(os.urandom(20_000_000), sshd.cut, times=sftp.TRIES)
     with pytest.raises(ArchiveConnectionError, match="SHD_SYN_060: .*connection was lost"):
@@ -426,7 +428,7 @@ def test_an_upload_that_is_cut_again_and_again_is_given_up_and_readers_see_nothi
 
 
 def test_a_rename_whose_answer_is_lost_is_recognised(
-    sshd: SshServer, remote: WritableArchive, monkeypatch: pytest.MonkeyPatch
+    sshd: SshServer, remote: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = paramiko.SFTPClient.rename
     renames: list[str] = []
@@ -442,9 +444,7 @@ def test_a_rename_whose_answer_is_lost_is_recognised(
     assert len(renames) == 1 and tree(sshd.archive_dir) == {NAME: b"content"}
 
 
-def test_another_file_that_takes_the_name_during_an_upload_is_kept(
-    sshd: SshServer, remote: WritableArchive
-) -> None:
+def test_another_file_that_takes_the_name_during_an_upload_is_kept(sshd: SshServer, remote: Archive) -> None:
     def take_the_name() -> int:
         return (sshd.archive_dir / NAME).write_bytes(b"another's")
 
@@ -453,7 +453,7 @@ def test_another_file_that_takes_the_name_during_an_upload_is_kept(
     assert tree(sshd.archive_dir) == {NAME: b"another's"}
 
 
-def test_a_host_that_is_away_is_a_connection_error(sshd: SshServer, remote: WritableArchive) -> None:
+def test_a_host_that_is_away_is_a_connection_error(sshd: SshServer, remote: Archive) -> None:
     sshd.stop()
     for work in (lambda: put(remote, NAME, b"content"), lambda: remote.remove(NAME)):
         with pytest.raises(ArchiveConnectionError, match="SHD_SYN_060"):
@@ -465,7 +465,8 @@ def test_an_upload_holds_little_of_the_file_in_memory(sshd: SshServer, tmp_path:
     with large.open("wb") as file:
         file.truncate(300_000_000)
     program = (
-        "import resource, sys; from pathlib import Path; from syncdata.engine.archive import *\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from syncdata.archive.archive import open_archive; from syncdata.archive.sftp import SftpSettings\n"
         "host, port, user, directory, key, known = sys.argv[1:7]\n"
         "archive = open_archive(SftpSettings(host=host, port=int(port), user=user, directory=directory,"
         " key_file=Path(key), known_hosts=Path(known)))\n"

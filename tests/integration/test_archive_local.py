@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from syncdata.archive.archive import ChangeFile, LocalArchive, LocalSettings, open_archive
+from syncdata.archive.archive import ChangeFile, open_archive
+from syncdata.archive.local import LocalSettings
 from syncdata.changes.filenames import stem
 from syncdata.errors import DiscoveryError, FetchError
 
@@ -22,7 +23,6 @@ def directory(tmp_path: Path) -> Path:
 
 def discover(directory: Path, since: str | None = None) -> list[str]:
     archive = open_archive(LocalSettings(directory=directory))
-    assert isinstance(archive, LocalArchive)
     return [file.name for file in archive.discover(since)]
 
 

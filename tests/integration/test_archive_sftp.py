@@ -22,9 +22,9 @@ import paramiko
 import pytest
 
 from syncdata.archive import ssh as sftp
-from syncdata.archive.archive import ChangeFile, SftpArchive, open_archive
+from syncdata.archive.archive import Archive, ChangeFile, open_archive
+from syncdata.archive.sftp import SftpSettings
 from syncdata.archive.sftp_files import ReadAhead
-from syncdata.archive.ssh import SftpSettings
 from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
 
@@ -37,9 +37,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def archive(settings: SftpSettings, spool_dir: Path | None = None) -> Iterator[SftpArchive]:
+def archive(settings: SftpSettings, spool_dir: Path | None = None) -> Iterator[Archive]:
     opened = open_archive(settings, spool_dir=spool_dir)
-    assert isinstance(opened, SftpArchive)
     try:
         yield opened
     finally:
@@ -51,7 +50,7 @@ def put(server: SshServer, name: str = NAME, content: bytes = b"{}\n") -> Change
     return ChangeFile(name=name, size_bytes=len(content))
 
 
-def content_of(opened: SftpArchive, file: ChangeFile) -> bytes:
+def content_of(opened: Archive, file: ChangeFile) -> bytes:
     with opened.fetch(file) as fetched:
         return fetched.read()
 

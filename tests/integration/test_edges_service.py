@@ -20,7 +20,8 @@ from django.db import connections
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.progress import NoProgress
 from syncdata.apply.state.checkpoints import CheckpointMovedError
-from syncdata.archive.archive import ArchivedFile, LocalArchive, LocalSettings
+from syncdata.archive.archive import Archive, ArchivedFile
+from syncdata.archive.local import LocalStorage
 from syncdata.errors import ParseError, WhitelistAddError
 from syncdata.predecessor.statefile import STATE_FILE_NAME
 from syncdata.service import SyncDataService
@@ -151,11 +152,11 @@ def running(service: SyncDataService) -> Iterator[threading.Event]:
         service.close()
 
 
-class SlowArchive(LocalArchive):
+class SlowArchive(Archive):
     """Hands out the first file at once; the second one only when it is closed."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(LocalSettings(directory=directory))
+        super().__init__(LocalStorage(directory))
         self._is_closed = threading.Event()
         self.is_waiting = threading.Event()
 

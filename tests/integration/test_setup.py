@@ -21,8 +21,9 @@ from psycopg import sql
 
 from syncdata.conf import SourceConfig, source_from_toml
 from syncdata.errors import SlotError, SourceConnectionError, SourceSetupError
-from syncdata.production import NewUser, ProductionService
-from syncdata.provision.preflight import Finding
+from syncdata.production import ProductionService
+from syncdata.provision.findings import Finding
+from syncdata.provision.provision import NewUser
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 from tests.postgres import Database
 

@@ -11,12 +11,14 @@ SLOT = Slot(
     name="syncdata_slot",
     plugin="pgoutput",
     database="shop",
+    is_temporary=False,
     active_pid=None,
+    reader=None,
+    wal_status="reserved",
     confirmed_lsn=100,
     wal_lsn=100,
     retained_bytes=850,
     limit_bytes=1000,
-    is_lost=False,
 )
 
 

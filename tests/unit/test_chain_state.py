@@ -19,8 +19,8 @@ from syncdata.capture.chain import (
     require_same_system,
     save_chain,
 )
-from syncdata.capture.replication import Identity
 from syncdata.capture.slot import Slot
+from syncdata.capture.source import Identity
 from syncdata.capture.spool import SpooledFile
 from syncdata.changes.header import Footer, Header
 from syncdata.errors import SlotError, SourceChangedError, SpoolError
@@ -49,7 +49,9 @@ def slot(**changed: Any) -> Slot:
         "wal_lsn": 0x200,
         "retained_bytes": 0,
         "limit_bytes": None,
-        "is_lost": False,
+        "is_temporary": False,
+        "reader": None,
+        "wal_status": "reserved",
     }
     return Slot(**values | changed)
 
@@ -120,7 +122,7 @@ def test_the_same_source_can_however_far_its_wal_is() -> None:
     ("other", "message"),
     [
         ({"name": "t"}, "slot_name is t, but the chain was written from s"),
-        ({"is_lost": True}, "has removed WAL"),
+        ({"wal_status": "lost"}, "has removed WAL"),
         ({"confirmed_lsn": 0x101}, "stands at 0/101, beyond what was confirmed"),
     ],
 )

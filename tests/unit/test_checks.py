@@ -112,7 +112,9 @@ def test_an_exposed_password_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_private_key_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.touch(mode=0o644)
-    with override_settings(SYNCDATA=embedded(tmp_path, archive_key_file=key)):
+    sftp = {"archive_backend": "sftp", "archive_host": "backup", "archive_user": "u"}
+    files = {"archive_key_file": key, "archive_known_hosts": key}
+    with override_settings(SYNCDATA=embedded(tmp_path, **sftp, **files)):
         assert found() == ["syncdata.W003"]
         key.chmod(0o600)
         assert found() == []

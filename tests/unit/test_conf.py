@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from syncdata.archive.archive import LocalSettings
-from syncdata.archive.ssh import SftpSettings
+from syncdata.archive.local import LocalSettings
+from syncdata.archive.sftp import SftpSettings
 from syncdata.conf import (
     SyncConfig,
     config_from_settings,
@@ -34,6 +34,17 @@ FILE = Path("/etc/syncdata/config.toml")
 def from_toml(environ: Mapping[str, str] | None = None, /, **values: Any) -> SyncConfig:
     """The configuration of a file with the least that is required, and *values*."""
     return config_from_toml(LEAST | values, environ or {}, FILE)
+
+
+def value_of(config: SyncConfig, key: str) -> object:
+    """The value that was read from *key*, wherever it is kept."""
+    kept = {field.metadata["key"]: field.name for field in fields(config.archive)}  # type: ignore[arg-type]
+    return getattr(config.archive, kept[key]) if key in kept else getattr(config, key)
+
+
+def sftp_of(config: SyncConfig) -> SftpSettings:
+    assert isinstance(config.archive, SftpSettings)
+    return config.archive
 
 
 def problems(read: Callable[[], SyncConfig]) -> list[str]:
@@ -59,15 +70,16 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_least_configuration_has_the_documented_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert from_toml() == SyncConfig(
-        archive_backend="sftp",
-        archive_host="backup.example.com",
-        archive_user="backup",
-        archive_dir="/backups/changes",
-        archive_port=22,
-        archive_key_file=None,
-        archive_key_passphrase=None,
-        archive_password=None,
-        archive_known_hosts=Path("/home/me/.ssh/known_hosts"),
+        archive=SftpSettings(
+            host="backup.example.com",
+            user="backup",
+            directory="/backups/changes",
+            port=22,
+            key_file=None,
+            key_passphrase=None,
+            password=None,
+            known_hosts=Path("/home/me/.ssh/known_hosts"),
+        ),
         pg_host="127.0.0.1",
         pg_port=5432,
         pg_user="admin",
@@ -85,7 +97,6 @@ def test_the_least_configuration_has_the_documented_defaults(monkeypatch: pytest
 
 def test_every_key_of_the_file_is_read() -> None:
     values = {
-        "archive_backend": "sftp",
         "archive_host": "h",
         "archive_user": "u",
         "archive_dir": "d",
@@ -102,14 +113,13 @@ def test_every_key_of_the_file_is_read() -> None:
         "batch_records": 1,
         "batch_bytes": 1,
     }
-    config = from_toml(**values)
-    assert {key: getattr(config, key) for key in values} == values
+    config = from_toml(archive_backend="sftp", **values)
+    assert {key: value_of(config, key) for key in values} == values
 
 
 @pytest.mark.parametrize(
     ("variable", "key", "text", "value"),
     [
-        ("ARCHIVE_BACKEND", "archive_backend", "local", "local"),
         ("ARCHIVE_HOST", "archive_host", "other", "other"),
         ("ARCHIVE_USER", "archive_user", "other", "other"),
         ("ARCHIVE_DIR", "archive_dir", "/other", "/other"),
@@ -128,7 +138,12 @@ def test_every_key_of_the_file_is_read() -> None:
     ],
 )
 def test_the_environment_overrides_the_file(variable: str, key: str, text: str, value: object) -> None:
-    assert getattr(from_toml({variable: text}), key) == value
+    assert value_of(from_toml({variable: text}), key) == value
+
+
+def test_the_environment_overrides_the_backend_of_the_file() -> None:
+    config = from_toml({"ARCHIVE_BACKEND": "local", "ARCHIVE_DIR": "/other"}, archive_backend="sftp")
+    assert config.archive == LocalSettings(directory=Path("/other"))
 
 
 def test_an_empty_value_counts_as_unset() -> None:
@@ -145,28 +160,28 @@ def test_the_environment_may_supply_what_is_required() -> None:
 def test_a_home_directory_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     config = from_toml(archive_key_file="~/.ssh/sync", archive_known_hosts="~/known")
-    assert config.archive_key_file == Path("/home/me/.ssh/sync")
-    assert config.archive_known_hosts == Path("/home/me/known")
+    assert sftp_of(config).key_file == Path("/home/me/.ssh/sync")
+    assert sftp_of(config).known_hosts == Path("/home/me/known")
     local = from_toml(archive_backend="local", archive_dir="~/archive")
-    assert local.archive_settings == LocalSettings(directory=Path("/home/me/archive"))
+    assert local.archive == LocalSettings(directory=Path("/home/me/archive"))
 
 
 def test_the_archive_settings_are_those_of_the_backend() -> None:
     config = from_toml(archive_port=2222, archive_password="secret", archive_key_file="/key")
-    assert config.archive_settings == SftpSettings(
+    assert config.archive == SftpSettings(
         host="backup.example.com",
         user="backup",
         directory="/backups/changes",
         port=2222,
         password="secret",
         key_file=Path("/key"),
-        known_hosts=config.archive_known_hosts,
+        known_hosts=sftp_of(config).known_hosts,
     )
 
 
 def test_a_local_archive_needs_neither_host_nor_user() -> None:
     config = config_from_toml({"archive_backend": "local", "archive_dir": "/a", "pg_database": "x"}, {}, FILE)
-    assert config.archive_settings == LocalSettings(directory=Path("/a"))
+    assert config.archive == LocalSettings(directory=Path("/a"))
 
 
 def test_the_production_side_has_its_own_table() -> None:
@@ -206,7 +221,7 @@ def test_the_error_names_the_file_and_counts_the_problems() -> None:
 @pytest.mark.parametrize("number", [0, -1, 65536, 1.5, True, "x", "1.5", "", " ", [1], "9" * 400, "٣"])
 def test_what_is_not_a_port_is_refused(number: object) -> None:
     if number == "":
-        assert from_toml(archive_port=number).archive_port == 22
+        assert sftp_of(from_toml(archive_port=number)).port == 22
     else:
         [problem] = problems(lambda: from_toml(archive_port=number))
         assert problem.startswith("archive_port: must be a whole number from 1 to 65535")
@@ -227,7 +242,7 @@ def test_keys_of_a_django_project_are_unknown_in_the_file(key: str) -> None:
 @pytest.mark.parametrize("key", ["archive_password", "archive_key_passphrase", "pg_password"])
 def test_secrets_are_neither_in_the_repr_nor_in_errors(key: str) -> None:
     config = from_toml(**{key: "hunter2"})
-    assert "hunter2" not in repr(config) and "hunter2" not in repr(config.archive_settings)
+    assert "hunter2" not in repr(config) and "hunter2" not in repr(config.archive)
     told = problems(lambda: from_toml(**{key: ["hunter2"]}))
     assert told == [f"{key}: must be a text"]
 
@@ -299,7 +314,7 @@ def test_a_file_that_is_not_utf_8_is_told(config_file: Path) -> None:
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(config_file: Path) -> None:
     text = config_file.read_text()
     config_file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    assert load_config_file().archive_host == "backup.example.com"
+    assert sftp_of(load_config_file()).host == "backup.example.com"
 
 
 @pytest.mark.parametrize("secret", ['pg_password = "x"', '[source]\npg_password = "x"'])
@@ -339,7 +354,7 @@ def test_a_django_project_configures_by_its_settings(tmp_path: Path, monkeypatch
     monkeypatch.setattr(settings, "SYNCDATA", in_settings(tmp_path, database="replica"), raising=False)
     config = load_config()
     assert (config.database, config.state_dir, config.config_file) == ("replica", tmp_path, None)
-    assert config.archive_settings == LocalSettings(directory=tmp_path)
+    assert config.archive == LocalSettings(directory=tmp_path)
 
 
 def test_the_environment_overrides_the_settings(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from syncdata.archive.archive import LocalSettings
+from syncdata.archive.local import LocalSettings
 from syncdata.changes.names import TableName
 from syncdata.conf import (
     SourceConfig,
@@ -45,9 +45,7 @@ def problems(read: Callable[[], object]) -> list[str]:
 def test_the_least_configuration_has_the_documented_defaults() -> None:
     config = from_toml()
     assert config == SourceConfig(
-        archive_backend="local",
-        archive_dir="/archive",
-        archive_known_hosts=config.archive_known_hosts,
+        archive=LocalSettings(directory=Path("/archive")),
         pg_host="127.0.0.1",
         pg_port=5432,
         pg_user="syncdata",
@@ -64,7 +62,6 @@ def test_the_least_configuration_has_the_documented_defaults() -> None:
         prune_hours=0,
         state_dir=Path("/etc/syncdata"),
     )
-    assert config.archive_settings == LocalSettings(directory=Path("/archive"))
 
 
 def test_every_key_of_the_table_is_read() -> None:
@@ -94,7 +91,7 @@ def test_every_key_of_the_table_is_read() -> None:
         ("SOURCE_PG_USER_NAME", "pg_user", "other", "other"),
         ("SOURCE_PG_PASSWORD", "pg_password", "secret", "secret"),
         ("SOURCE_PG_DB_NAME", "pg_database", "other", "other"),
-        ("ARCHIVE_DIR", "archive_dir", "/other", "/other"),
+        ("ARCHIVE_DIR", "archive", "/other", LocalSettings(directory=Path("/other"))),
     ],
 )
 def test_the_environment_overrides_the_file(variable: str, key: str, text: str, value: object) -> None:

@@ -14,10 +14,11 @@ from syncdata.apply.cycle import Cycle
 from syncdata.apply.plan.batches import Batch, Limits
 from syncdata.apply.position import START, Advance, Position
 from syncdata.apply.sink import Outcome, Sink
-from syncdata.apply.state.checkpoints import Checkpoint
-from syncdata.archive.archive import LocalSettings, open_archive
+from syncdata.apply.state.checkpoints import TableCheckpoint
+from syncdata.archive.archive import open_archive
+from syncdata.archive.local import LocalSettings
 from syncdata.changes.names import TableName
-from syncdata.errors import ApplyError, ParseError, SyncError
+from syncdata.errors import ApplyError, ParseError, Reason, SyncError
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"
 ORDERS, USERS = TableName("public", "orders"), TableName("public", "users")
@@ -75,8 +76,9 @@ def cycle_over(folder: Path, sink: Sink[Ids], *, batch_records: int = 1) -> Cycl
     return Cycle(open_archive(LocalSettings(directory=folder)), sink, limits=limits)
 
 
-def at(position: Position = START, error: str | None = None, *tables: TableName) -> list[Checkpoint]:
-    return [Checkpoint(table=table, position=position, error=error) for table in tables or (ORDERS,)]
+def at(position: Position = START, error: str | None = None, *tables: TableName) -> list[TableCheckpoint]:
+    reason = None if error is None else Reason(text=error)
+    return [TableCheckpoint(table=table, position=position, reason=reason) for table in tables or (ORDERS,)]
 
 
 @pytest.mark.parametrize("batch_records", [1, 2, 100])

@@ -28,6 +28,7 @@ VIOLATIONS = {
         ("apply/cycle.py", "import syncdata.conf"),
         ("service.py", "import syncdata.monitoring"),
         ("tables.py", "import syncdata.service"),
+        ("capture/archiver.py", "import syncdata.provision.facts"),
         ("runtime/prefetch.py", "import syncdata.changes.record"),
     ],
     "The local side: the worker at the top, what it counts at the bottom": [
@@ -54,7 +55,15 @@ VIOLATIONS = {
         ("apply/feed/files.py", "import psycopg"),
     ],
     "An archive knows no database": [("archive/retention.py", "import psycopg")],
-    "Neither side of the archive knows SSH": [("capture/archiver.py", "import paramiko")],
+    "Neither side of the archive knows where its files lie": [
+        ("capture/archiver.py", "import paramiko"),
+        ("apply/cycle.py", "import syncdata.archive.local"),
+    ],
+    "An archive knows its storage by the port alone": [
+        ("archive/put.py", "import syncdata.archive.local"),
+        ("archive/content.py", "import paramiko"),
+    ],
+    "The configuration does not know SFTP": [("confkeys.py", "import syncdata.archive.sftp")],
     "The two sides share a format and an archive, and nothing else": [
         ("apply/cycle.py", "import syncdata.capture.chain"),
         ("capture/archiver.py", "import syncdata.apply.cycle"),

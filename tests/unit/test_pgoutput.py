@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.capture.pgoutput import Begin, Change, Commit, Decoder, Relation, Truncate
+from syncdata.capture.pgoutput import Begin, Commit, Decoder, Relation, RowChange, Truncate
 from syncdata.errors import CaptureError
 
 OID = 16384
@@ -72,7 +72,7 @@ def test_a_change_says_what_was_written(
     decoder: Decoder, message: bytes, op: str, data: Any, old_keys: Any
 ) -> None:
     decoded = decoder.decode(message)
-    assert isinstance(decoded, Change)
+    assert isinstance(decoded, RowChange)
     assert (decoded.op, decoded.data, decoded.old_keys) == (op, data, old_keys)
     assert str(decoded.relation) == "public.users"
 
@@ -92,7 +92,7 @@ def test_a_truncate_names_all_its_tables(decoder: Decoder) -> None:
 def test_a_table_described_again_is_read_as_it_is_now(decoder: Decoder) -> None:
     decoder.decode(relation("bio", "id", key=0))
     decoded = decoder.decode(change(b"I", b"N" + row(b"n", text("1"))))
-    assert isinstance(decoded, Change)
+    assert isinstance(decoded, RowChange)
     assert decoded.data == {"bio": None, "id": "1"}
     assert isinstance(decoded.relation, Relation)
     assert decoded.relation.key == frozenset()
@@ -101,7 +101,7 @@ def test_a_table_described_again_is_read_as_it_is_now(decoder: Decoder) -> None:
 def test_an_empty_schema_is_the_catalog(decoder: Decoder) -> None:
     decoder.decode(relation("id", schema=""))
     decoded = decoder.decode(change(b"I", b"N" + row(text("1"))))
-    assert isinstance(decoded, Change)
+    assert isinstance(decoded, RowChange)
     assert decoded.relation.schema == "pg_catalog"
 
 
@@ -163,5 +163,5 @@ def test_every_text_comes_out_as_it_went_in(given_values: list[str | None]) -> N
     decoder.decode(relation(*names))
     encoded = [b"n" if value is None else text(value) for value in given_values]
     decoded = decoder.decode(change(b"I", b"N" + row(*encoded)))
-    assert isinstance(decoded, Change)
+    assert isinstance(decoded, RowChange)
     assert decoded.data == dict(zip(names, given_values, strict=True))

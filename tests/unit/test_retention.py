@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.archive.archive import ChangeFile, SnapshotFile, snapshot_name
 from syncdata.archive.retention import ProvedSnapshot, Removals, plan_removals
+from syncdata.changes.filenames import ChangeFile, SnapshotFile, snapshot_name
 from syncdata.changes.names import TableName
 
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)

@@ -1,24 +1,14 @@
 from __future__ import annotations
 
-import datetime as dt
+import errno
 import os
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from syncdata.capture.spool import (
-    SUFFIXES,
-    Compression,
-    FileWriter,
-    SpooledFile,
-    list_finished,
-    next_name,
-    take_over,
-    write_durably,
-)
+from syncdata.capture.spool import FileWriter, SpooledFile, list_finished, replace_in_spool, take_over
+from syncdata.changes.filenames import SUFFIXES, Compression
 from syncdata.changes.header import Header
 from syncdata.changes.reader import inspect, read_records
 from syncdata.errors import SpoolError
@@ -26,7 +16,6 @@ from syncdata.errors import SpoolError
 HEADER = Header(
     syncdata=1, system_id="7", timeline=1, slot="s", epoch="e", seq=1, created="2026-02-05T10:30:00Z"
 )
-NOW = dt.datetime(2026, 2, 5, 10, 30, tzinfo=dt.UTC)
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 
 
@@ -87,6 +76,7 @@ def test_what_was_left_unfinished_is_removed_and_what_is_finished_is_found_in_or
     second = write(tmp_path, "changes_20260205_103001", 2, "gzip")
     first = write(tmp_path, "changes_20260205_103000", 1, "zstd")
     (tmp_path / ".changes.part").write_bytes(b"half")
+    (tmp_path / ".chain.json.a1b2c3d4.part").write_bytes(b"half")
     (tmp_path / "changes_20260205_103002.json.zst").write_bytes(first.path.read_bytes()[:-3])
     (tmp_path / "chain.json").write_text("{}")
     assert take_over(tmp_path) == [first, second]
@@ -108,44 +98,14 @@ def test_a_spool_that_is_not_there_cannot_be_taken_over_but_is_listed_as_empty(t
         take_over(tmp_path / "spool")
 
 
-def test_a_failed_replacement_leaves_the_old_content(tmp_path: Path) -> None:
+def test_a_failed_replacement_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     path = tmp_path / "chain.json"
-    write_durably(path, b"old")
-    (tmp_path / ".chain.json.part").symlink_to("/dev/full")
-    with pytest.raises(SpoolError, match="No space left"):
-        write_durably(path, b"new")
+    replace_in_spool(path, b"old")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(SpoolError, match="SHD_SYN_106.*No space left"):
+        replace_in_spool(path, b"new")
     assert path.read_bytes() == b"old"
-
-
-moments = st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(9998, 1, 1), timezones=st.just(dt.UTC))
-
-
-@given(st.lists(moments, min_size=1), st.sampled_from(["", "_2", "-late.x"]))
-def test_names_strictly_increase_whatever_the_clock_does(clock: list[dt.datetime], foreign: str) -> None:
-    name = f"changes_20260205_103000{foreign}"
-    for now in clock:
-        following = next_name(now, f"{name}.json.zst")
-        assert following > name
-        name = following
-
-
-@pytest.mark.parametrize(
-    ("last", "expected"),
-    [
-        (None, "changes_20260205_103000"),
-        ("changes_20260205_102959.json", "changes_20260205_103000"),
-        ("changes_20260205_103000.json.gz", "changes_20260205_103001"),
-        ("changes_20260205_103000_b.json", "changes_20260205_103001"),
-        ("changes_20261231_235959.json.zst", "changes_20270101_000000"),
-    ],
-)
-def test_a_name_is_the_time_or_the_second_after_the_last(last: str | None, expected: str) -> None:
-    assert next_name(NOW, last) == expected
-
-
-@pytest.mark.parametrize(
-    "last", ["changes_99991231_235959.json", "changes_99999999_999999.json", "changes_zzz.json"]
-)
-def test_a_last_name_that_nothing_can_follow_is_refused(last: str) -> None:
-    with pytest.raises(SpoolError, match="no name of a change file can follow"):
-        next_name(NOW, last)
+    assert os.listdir(tmp_path) == [path.name]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
@@ -18,7 +17,7 @@ from syncdata.changes.names import TableName
 from syncdata.changes.reader import Inspection, LocatedRecord, inspect
 from syncdata.errors import ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
-from syncdata.runtime.prefetch import prefetch
+from syncdata.runtime.interruptible import interruptible
 
 T = TypeVar("T")
 
@@ -70,17 +69,16 @@ def ask(
     An answer that comes after the stop goes to *discard*. Raises what *question* raises, and ReadingStopped
     once *stop* is set.
     """
-    answers = prefetch(
-        (answer_of() for answer_of in [question]),
-        name="syncdata-ask",
-        discard=discard,
-        stop=stop,
-        interrupt=archive.close,
-    )
-    with closing(answers):
-        for answer in answers:
-            return answer
-    raise ReadingStopped
+    try:
+        answer = interruptible(question, stop=stop, interrupt=archive.close)
+    except Exception as error:
+        if stop.is_set():
+            raise ReadingStopped from error
+        raise
+    if stop.is_set():
+        discard(answer)
+        raise ReadingStopped
+    return answer
 
 
 def read_batches(

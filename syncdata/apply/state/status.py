@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from syncdata.apply.state.reasons import read_reason
-from syncdata.changes.filenames import is_change_file
+from syncdata.changes.filenames import file_time, is_change_file
 from syncdata.errors import Problem, Reason
 
 # How long no cycle may end before somebody should look.
@@ -104,14 +104,6 @@ def lag_s(checkpoint: str, farthest: str) -> float | None:
     """
     own, front = file_time(checkpoint), file_time(farthest)
     return None if own is None or front is None else (front - own).total_seconds()
-
-
-def file_time(name: str) -> dt.datetime | None:
-    """Return the time in a change file's name, ``changes_YYYYMMDD_HHMMSS…``; None when there is none."""
-    try:
-        return dt.datetime.strptime(name[8:23], "%Y%m%d_%H%M%S").replace(tzinfo=dt.UTC)
-    except ValueError:
-        return None
 
 
 def format_status(status: DaemonStatus) -> str:

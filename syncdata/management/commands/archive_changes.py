@@ -7,20 +7,20 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from syncdata.archiving import ArchivingService
 from syncdata.capture.status import format_archiver_status, format_bytes
 from syncdata.conf import load_source_config
-from syncdata.daemon import stop_daemon, stop_on_signals
-from syncdata.errors import ArchiverRunError, ArchiverStatusError, PidFileError
-from syncdata.management.archiving import ArchivingCommand
+from syncdata.daemon import stop_on_signals
+from syncdata.errors import ArchiverRunError, ArchiverStatusError
 from syncdata.management.base import format_count, format_json
 from syncdata.management.interpreter import tune_interpreter
+from syncdata.management.production import ProductionCommand
+from syncdata.production import ProductionService
 
 _STOP_TIMEOUT_S = 60.0
 _ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop")
 
 
-class Command(ArchivingCommand):
+class Command(ProductionCommand):
     help = """\
 Write the committed changes of the [source] database as change files into the archive.
 
@@ -78,7 +78,7 @@ Both may run beside the daemon."""
         for option, owner in (("json", "status"), ("dry_run", "prune"), ("timeout", "stop")):
             if options[option] and not options[owner]:
                 raise CommandError(f"--{option.replace('_', '-')} goes with --{owner}", returncode=2)
-        service = ArchivingService(load_source_config())
+        service = ProductionService(load_source_config())
         if options["status"]:
             self._show_status(service, as_json=options["json"])
         elif options["stop"]:
@@ -92,7 +92,7 @@ Both may run beside the daemon."""
         else:
             self._archive(service, once=options["once"], verbosity=options["verbosity"])
 
-    def _archive(self, service: ArchivingService, *, once: bool, verbosity: int) -> None:
+    def _archive(self, service: ProductionService, *, once: bool, verbosity: int) -> None:
         tune_interpreter()
         with stop_on_signals() as stop:
             if not once:
@@ -108,16 +108,11 @@ Both may run beside the daemon."""
                 f" {format_count(archived.files, 'file')}"
             )
 
-    def _stop(self, service: ArchivingService, timeout_s: float) -> None:
-        try:
-            pid = stop_daemon(service.pid_file, timeout_s=timeout_s, progress=lambda line: None)
-        except PidFileError as error:
-            raise ArchiverRunError(
-                error.message, hint="archive_changes --status shows how it does; stop it where it runs"
-            ) from error
+    def _stop(self, service: ProductionService, timeout_s: float) -> None:
+        pid = service.stop(timeout_s=timeout_s)
         self.stdout.write(f"stopped (pid {pid}); its last file is delivered, or waits in the spool")
 
-    def _begin_epoch(self, service: ArchivingService, interactive: bool, verbosity: int) -> None:
+    def _begin_epoch(self, service: ProductionService, interactive: bool, verbosity: int) -> None:
         if interactive:
             self.confirm(
                 "The chain of change files begins anew: every local machine stops at its first file until its"
@@ -129,7 +124,7 @@ Both may run beside the daemon."""
         self.take_snapshots(service, [], verbosity=verbosity)
         self.stdout.write("Start archive_changes again, and resync the tables on every local machine.")
 
-    def _prune(self, service: ArchivingService, *, is_dry_run: bool) -> None:
+    def _prune(self, service: ProductionService, *, is_dry_run: bool) -> None:
         with stop_on_signals() as stop:
             removals = service.prune(stop=stop, is_dry_run=is_dry_run)
         for file in removals.files:
@@ -141,7 +136,7 @@ Both may run beside the daemon."""
         if removals.reason:
             self.stdout.write(removals.reason)
 
-    def _show_status(self, service: ArchivingService, *, as_json: bool) -> None:
+    def _show_status(self, service: ProductionService, *, as_json: bool) -> None:
         status = service.get_status()
         texts = [str(problem) for problem in status.problems]
         document = asdict(status) | {"is_healthy": status.is_healthy, "problems": texts}

@@ -6,16 +6,16 @@ from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Sequence
 from typing import Any
 
-from syncdata.archiving import ArchivingService
 from syncdata.changes.names import TableName
 from syncdata.conf import NEW_PASSWORD_VARIABLE, load_source_config, new_source_password
 from syncdata.errors import SourceSetupError
-from syncdata.management.archiving import ArchivingCommand
-from syncdata.production import NewUser, ProductionService, setup_error
-from syncdata.provision.preflight import Finding
+from syncdata.management.production import ProductionCommand
+from syncdata.production import ProductionService
+from syncdata.provision.findings import Finding
+from syncdata.provision.provision import NewUser, list_problems
 
 
-class Command(ArchivingCommand):
+class Command(ProductionCommand):
     help = """\
 Prepare the production database of [source] for archive_changes: check what logical replication
 needs, create the publication of source.tables, and create the replication slot.
@@ -81,7 +81,7 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
             self.stdout.write(f"{finding.level:<8} {finding}")
         missing = [finding.text for finding in findings if finding.level == "missing"]
         if missing:
-            raise setup_error(missing)
+            raise list_problems(missing)
 
     def _drop(self, service: ProductionService, interactive: bool) -> None:
         if interactive:
@@ -128,20 +128,19 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
                 f"Local copies of {_listed(result.dropped_tables)} stand still from here on, silently: run"
                 " remove_tables on the local machines."
             )
-        archiving = ArchivingService(load_source_config())
-        if result.creates_slot and archiving.has_chain:
+        if result.creates_slot and service.has_chain:
             self.stdout.write(
                 "The change files written so far cannot go on from a new slot. Begin anew, with snapshots:"
                 " python manage.py archive_changes --new-epoch"
             )
         elif result.new_tables:
             self._offer_snapshots(
-                archiving, result.new_tables, snapshot, interactive=interactive, verbosity=verbosity
+                service, result.new_tables, snapshot, interactive=interactive, verbosity=verbosity
             )
 
     def _offer_snapshots(
         self,
-        archiving: ArchivingService,
+        service: ProductionService,
         tables: Sequence[TableName],
         wanted: bool | None,
         *,
@@ -150,7 +149,7 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
     ) -> None:
         """Take the first snapshots of *tables*: local machines begin with them."""
         names = [str(table) for table in tables]
-        if archiving.has_chain:
+        if service.has_chain:
             self.stdout.write(
                 f"Changes of {_listed(tables)} are archived from here on. A local machine that synced them"
                 " before must resync them, once a snapshot is taken."
@@ -159,7 +158,7 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
             answer = input(f"Take the first snapshots ({', '.join(names)}) now? [y/N] ")
             wanted = answer.strip().lower() in ("y", "yes")
         if wanted:
-            self.take_snapshots(archiving, names, verbosity=verbosity)
+            self.take_snapshots(service, names, verbosity=verbosity)
         else:
             self.stdout.write(
                 "What the tables hold already is in no change file. Take the first snapshots with:"

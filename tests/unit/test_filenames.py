@@ -1,21 +1,28 @@
 from __future__ import annotations
 
+import datetime as dt
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from syncdata.changes.filenames import (
     check_name,
+    file_time,
     is_change_file,
     newest_first,
+    next_name,
     parse_snapshot_name,
+    parse_stamp,
     snapshot_file,
     snapshot_name,
     temporary_name,
 )
 from syncdata.changes.names import TableName
+from syncdata.errors import SpoolError
 
 STAMP = "20260205_103000"
+NOW = dt.datetime(2026, 2, 5, 10, 30, tzinfo=dt.UTC)
 identifiers = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 
 
@@ -101,3 +108,62 @@ def test_the_newest_snapshot_comes_first_and_its_tables_in_order() -> None:
         for stamp in ("20270101_000000", "20260601_000000", "20260101_000000")
         for table in ("other.z", "a", "b")
     ]
+
+
+# The time in a name
+
+
+moments = st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(9998, 1, 1), timezones=st.just(dt.UTC))
+
+
+@given(st.lists(moments, min_size=1), st.sampled_from(["", "_2", "-late.x"]))
+def test_names_strictly_increase_whatever_the_clock_does(clock: list[dt.datetime], foreign: str) -> None:
+    name = f"changes_20260205_103000{foreign}"
+    for now in clock:
+        following = next_name(now, f"{name}.json.zst")
+        assert following > name
+        name = following
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (None, "changes_20260205_103000"),
+        ("changes_20260205_102959.json", "changes_20260205_103000"),
+        ("changes_20260205_103000.json.gz", "changes_20260205_103001"),
+        ("changes_20260205_103000_b.json", "changes_20260205_103001"),
+        ("changes_20261231_235959.json.zst", "changes_20270101_000000"),
+    ],
+)
+def test_a_name_is_the_time_or_the_second_after_the_last(last: str | None, expected: str) -> None:
+    assert next_name(NOW, last) == expected
+
+
+@pytest.mark.parametrize(
+    "last", ["changes_99991231_235959.json", "changes_99999999_999999.json", "changes_zzz.json"]
+)
+def test_a_last_name_that_nothing_can_follow_is_refused(last: str) -> None:
+    with pytest.raises(SpoolError, match="no name of a change file can follow"):
+        next_name(NOW, last)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("changes_20260205_103000.json", NOW),
+        ("changes_20260205_103000_late.json.zst:17", NOW),
+        ("changes_20260205_103000", NOW),
+        ("changes_99999999_999999.json", None),
+        ("changes_2026025_103000.json", None),
+        ("changes_monday.json", None),
+        ("snapshot_20260205_103000/public.users.json.gz", None),
+        ("", None),
+    ],
+)
+def test_the_time_in_a_name_is_that_of_a_change_file_or_none(name: str, expected: dt.datetime | None) -> None:
+    assert file_time(name) == expected
+
+
+def test_a_stamp_is_a_time_in_utc_or_none() -> None:
+    assert parse_stamp(STAMP) == NOW
+    assert parse_stamp("20260230_103000") is None

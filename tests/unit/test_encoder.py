@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncdata.capture.encoder import LineWriter, format_time
-from syncdata.capture.pgoutput import Begin, Change, Relation, Truncate
+from syncdata.capture.pgoutput import Begin, Relation, RowChange, Truncate
 from syncdata.changes.record import parse_record
 
 USERS = Relation(schema="public", name="users", columns=("id",), key=frozenset({"id"}))
@@ -31,7 +31,7 @@ def test_a_line_is_read_back_as_the_change_that_was_written(
     relation: Relation, values: tuple[Literal["INSERT", "UPDATE", "DELETE"], Any, Any], lsn: int
 ) -> None:
     op, data, old_keys = values
-    line = LineWriter(BEGIN).change(Change(relation, op, data, old_keys), lsn)
+    line = LineWriter(BEGIN).change(RowChange(relation, op, data, old_keys), lsn)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     record = parse_record(line)
@@ -57,7 +57,7 @@ def test_two_descriptions_of_one_table_are_not_confused() -> None:
     renamed = Relation(schema="public", name="people", columns=("id",), key=frozenset({"id"}))
     writer = LineWriter(BEGIN)
     names = [
-        parse_record(writer.change(Change(relation, "INSERT", {"id": "1"}, None), 1)).table
+        parse_record(writer.change(RowChange(relation, "INSERT", {"id": "1"}, None), 1)).table
         for relation in (USERS, renamed, USERS)
     ]
     assert names == ["users", "people", "users"]

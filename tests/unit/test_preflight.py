@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from syncdata.capture.slot import Slot
 from syncdata.changes.names import TableName
 from syncdata.provision.facts import (
-    ExistingSlot,
     Publication,
     PublicationPlan,
     Role,
@@ -42,7 +42,19 @@ SOURCE = SourceFacts(
     slot_name="syncdata_slot",
     slot=None,
 )
-SLOT = ExistingSlot(plugin="pgoutput", database="shop", is_temporary=False, wal_status="reserved", user=None)
+SLOT = Slot(
+    name="syncdata_slot",
+    plugin="pgoutput",
+    database="shop",
+    is_temporary=False,
+    active_pid=None,
+    reader=None,
+    wal_status="reserved",
+    confirmed_lsn=None,
+    wal_lsn=0,
+    retained_bytes=0,
+    limit_bytes=None,
+)
 A, B, C = (TableName("public", name) for name in "abc")
 
 
@@ -81,12 +93,12 @@ def test_an_encoding_that_is_none_is_noted() -> None:
         (SLOT, 9, 8, 0),
         (SLOT, 10, 8, 1),
         (SLOT, 9, 9, 1),
-        (replace(SLOT, user="role archiver, pid 1"), 9, 9, 0),
-        (replace(SLOT, user="role archiver, pid 1"), 10, 10, 2),
+        (replace(SLOT, reader="role archiver, pid 1"), 9, 9, 0),
+        (replace(SLOT, reader="role archiver, pid 1"), 10, 10, 2),
     ],
 )
 def test_there_must_be_room_for_the_archiver_and_one_snapshot(
-    slot: ExistingSlot | None, used_slots: int, used_senders: int, missing: int
+    slot: Slot | None, used_slots: int, used_senders: int, missing: int
 ) -> None:
     server = replace(SERVER, used_slots=used_slots, used_senders=used_senders)
     assert len(told(replace(on(server), slot=slot), "missing")) == missing
@@ -106,7 +118,7 @@ def test_a_slot_that_is_about_to_be_lost_is_noted() -> None:
         (replace(SLOT, is_temporary=True), "is a temporary slot of something else"),
     ],
 )
-def test_a_slot_that_is_not_ours_is_missed(slot: ExistingSlot, reason: str) -> None:
+def test_a_slot_that_is_not_ours_is_missed(slot: Slot, reason: str) -> None:
     [missing] = told(replace(SOURCE, slot=slot), "missing")
     assert reason in missing
 

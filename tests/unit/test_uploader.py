@@ -7,9 +7,10 @@ from typing import BinaryIO
 
 import pytest
 
-from syncdata.archive.archive import LocalArchive, LocalSettings
+from syncdata.archive.archive import Archive, open_archive
+from syncdata.archive.local import LocalSettings, LocalStorage
 from syncdata.capture.spool import FileWriter, SpooledFile
-from syncdata.capture.uploader import Delivery
+from syncdata.capture.uploader import Uploader
 from syncdata.changes.header import Header
 from syncdata.errors import DeliveryError, SpoolError
 
@@ -47,22 +48,22 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_files_are_delivered_in_their_order_and_taken_once(spool: Path, directory: Path) -> None:
+def test_files_are_uploaded_in_their_order_and_taken_once(spool: Path, directory: Path) -> None:
     files = [spooled(spool, number) for number in range(5)]
     taken: list[SpooledFile] = []
-    with Delivery(LocalArchive(LocalSettings(directory=directory))) as delivery:
+    with Uploader(open_archive(LocalSettings(directory=directory))) as uploader:
         for file in files:
-            delivery.submit(file)
-        assert delivery.waiting == 5
+            uploader.submit(file)
+        assert uploader.waiting == 5
 
         def all_are_taken() -> bool:
-            taken.extend(delivery.take_delivered())
-            return delivery.waiting == 0
+            taken.extend(uploader.take_uploaded())
+            return uploader.waiting == 0
 
         until(all_are_taken)
-        assert delivery.take_delivered() == []
+        assert uploader.take_uploaded() == []
     assert taken == files
-    assert [file.name for file in LocalArchive(LocalSettings(directory=directory)).discover(None)] == [
+    assert [file.name for file in open_archive(LocalSettings(directory=directory)).discover(None)] == [
         file.name for file in files
     ]
 
@@ -72,40 +73,40 @@ def test_an_archive_that_refuses_is_tried_again_and_the_reason_shows_meanwhile(
 ) -> None:
     file = spooled(spool, 1)
     (directory / file.name).write_bytes(b"of somebody else")
-    with Delivery(LocalArchive(LocalSettings(directory=directory))) as delivery:
-        delivery.submit(file)
-        until(lambda: delivery.error is not None)
-        assert isinstance(delivery.error, DeliveryError)
-        assert delivery.take_delivered() == []
+    with Uploader(open_archive(LocalSettings(directory=directory))) as uploader:
+        uploader.submit(file)
+        until(lambda: uploader.error is not None)
+        assert isinstance(uploader.error, DeliveryError)
+        assert uploader.take_uploaded() == []
         (directory / file.name).unlink()
-        until(lambda: delivery.take_delivered() == [file])
+        until(lambda: uploader.take_uploaded() == [file])
     assert (directory / file.name).read_bytes() == file.path.read_bytes()
 
 
-def test_a_file_that_the_spool_has_lost_ends_the_delivery(spool: Path, directory: Path) -> None:
+def test_a_file_that_the_spool_has_lost_ends_the_upload(spool: Path, directory: Path) -> None:
     file = spooled(spool, 1)
     file.path.unlink()
-    with Delivery(LocalArchive(LocalSettings(directory=directory))) as delivery:
-        delivery.submit(file)
+    with Uploader(open_archive(LocalSettings(directory=directory))) as uploader:
+        uploader.submit(file)
         with pytest.raises(SpoolError, match="No such file"):
-            until(lambda: delivery.take_delivered() != [])
+            until(lambda: uploader.take_uploaded() != [])
 
 
 def test_a_defect_of_the_archive_is_not_swallowed_by_the_thread(spool: Path, directory: Path) -> None:
-    class Defective(LocalArchive):
+    class Defective(Archive):
         def put(self, name: str, content: BinaryIO) -> None:
             raise ZeroDivisionError
 
-    with Delivery(Defective(LocalSettings(directory=directory))) as delivery:
-        delivery.submit(spooled(spool, 1))
+    with Uploader(Defective(LocalStorage(directory))) as uploader:
+        uploader.submit(spooled(spool, 1))
         with pytest.raises(ZeroDivisionError):
-            until(lambda: delivery.take_delivered() != [])
+            until(lambda: uploader.take_uploaded() != [])
 
 
 def test_leaving_gives_up_what_is_under_way(spool: Path, tmp_path: Path) -> None:
-    with Delivery(LocalArchive(LocalSettings(directory=tmp_path / "missing"))) as delivery:
-        delivery.submit(spooled(spool, 1))
-        until(lambda: delivery.error is not None)
+    with Uploader(open_archive(LocalSettings(directory=tmp_path / "missing"))) as uploader:
+        uploader.submit(spooled(spool, 1))
+        until(lambda: uploader.error is not None)
         started = time.monotonic()
     assert time.monotonic() - started < 5
-    assert delivery.waiting == 1
+    assert uploader.waiting == 1

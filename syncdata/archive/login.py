@@ -1,0 +1,30 @@
+"""What it takes to log in at the backup host: the settings alone, so that reading them imports no SSH."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from syncdata.runtime.settings import PORT, a_path, a_secret, a_text, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """The host, and how it knows us and we know it.
+
+    Credentials that are given are the only ones tried; without any, the SSH agent and then the default
+    keys are.
+    """
+
+    host: str = field(metadata=setting("archive_host", a_text))
+    user: str = field(metadata=setting("archive_user", a_text))
+    port: int = field(default=22, metadata=setting("archive_port", PORT))
+    key_file: Path | None = field(default=None, metadata=setting("archive_key_file", a_path))
+    key_passphrase: str | None = field(
+        default=None, repr=False, metadata=setting("archive_key_passphrase", a_secret)
+    )
+    password: str | None = field(default=None, repr=False, metadata=setting("archive_password", a_secret))
+    known_hosts: Path = field(
+        default_factory=lambda: Path("~/.ssh/known_hosts").expanduser(),
+        metadata=setting("archive_known_hosts", a_path),
+    )

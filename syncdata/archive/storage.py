@@ -1,0 +1,104 @@
+"""Where an archive's files lie, as a small port: a directory, and directories in it, one level deep.
+
+This is all that another kind of archive has to offer. A name here is ``file`` or ``directory/file``.
+Contracts of every method:
+
+- It may be called again after whatever happened to the call before, also when nobody knows whether that
+  one succeeded (a connection lost in the middle, say), and says what is the case now.
+- It raises OSError, with an errno where one is known, for what the storage refuses;
+  ArchiveConnectionError when the storage cannot be reached. Where connections get lost, the storage tries
+  again by itself before it gives up.
+- One thread uses a storage at a time, but any may call `close`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from syncdata.archive.content import Content
+
+
+class Storage(Protocol):
+    @property
+    def directory(self) -> str:
+        """The directory as its own host knows it, so that commands in hints can be pasted there."""
+        ...
+
+    def describe(self) -> str:
+        """Return where the storage is, for messages: without secrets."""
+        ...
+
+    def list_files(self, directory: str, is_wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
+        """Return name and size in bytes of the wanted files of *directory* (its root: ``""``), in no order.
+
+        A name that is not wanted costs its place in the listing, no more. Links are followed; what is no
+        regular file, or none any more, is left out. Raises FileNotFoundError or NotADirectoryError when
+        there is no such directory, DiscoveryError for a name that is no text.
+        """
+        ...
+
+    def list_directories(self, is_wanted: Callable[[str], bool]) -> list[str]:
+        """Return the wanted names in the root that may be directories, in no order. Raises as above."""
+        ...
+
+    def size_of(self, name: str) -> int | None:
+        """Return the size in bytes; None when there is no such file."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """Return the whole file as it is now, as a seekable stream at its beginning.
+
+        Raises FileNotFoundError when there is none, FetchError when there is no room for a copy.
+        """
+        ...
+
+    def holds(self, name: str, content: Content) -> bool:
+        """Tell whether the file is *content*, byte for byte. Raises FileNotFoundError when there is none."""
+        ...
+
+    def create(self, name: str, content: Content) -> None:
+        """Make a file of *content*, durable on return, in place of any there was of that name.
+
+        A new file, never the old one written over: that may have a second name, or still be written to for
+        a connection that was lost. The file's directory is made where it is missing; the root is not, for
+        it is a disk that is not mounted. A failure may leave a part of the file.
+        """
+        ...
+
+    def rename(self, old: str, new: str) -> None:
+        """Give the file *old* the name *new*, at once, in the same directory.
+
+        Nothing is ever overwritten: raises FileExistsError when there is a *new*, also if it is the same
+        file, from a try whose answer was lost.
+        """
+        ...
+
+    def make_durable(self, name: str) -> None:
+        """Let the file and its name survive a crash of its host."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove the file; fine when it is gone."""
+        ...
+
+    def delete_directory(self, name: str) -> None:
+        """Remove the directory if it is there and empty; leave it if it is not."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the storage for good; what is running in another thread fails soon."""
+        ...
+
+
+class ArchiveSettings(Protocol):
+    """What one kind of storage has to be told: a frozen dataclass, each field declared by `setting`."""
+
+    def open_storage(self, *, spool_dir: Path | None) -> Storage:
+        """Return the storage without connecting to it: the first use does.
+
+        A copy of a fetched file, where one is needed, is an anonymous temporary file in *spool_dir* (the
+        system's temporary directory without it), which vanishes with the process.
+        """
+        ...

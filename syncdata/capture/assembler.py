@@ -1,0 +1,161 @@
+"""Change files in the making: from the messages of one replication connection to whole files in the spool.
+
+Knows transactions, and when a file must end; knows nothing of the archive or of what is confirmed to the
+source. A file holds whole transactions only, each once: a transaction whose commit LSN is not above the
+chain's watermark is in the archive or the spool already, and is left out when the source sends it again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from syncdata.capture.chain import Chain
+from syncdata.capture.encoder import LineWriter
+from syncdata.capture.pgoutput import Begin, Commit, Decoder, RowChange, Truncate
+from syncdata.capture.replication import XLogData
+from syncdata.capture.settings import CaptureSettings
+from syncdata.capture.spool import FileWriter, SpooledFile
+from syncdata.changes.filenames import next_name
+from syncdata.changes.position import format_lsn
+from syncdata.errors import CaptureError
+
+
+class Assembler:
+    """Writes the open change file; *submit* gets each file as soon as it is finished.
+
+    ``head`` is the chain with all finished files at its end. All that was committed before ``received_lsn``
+    has been received.
+    """
+
+    def __init__(
+        self,
+        settings: CaptureSettings,
+        head: Chain,
+        submit: Callable[[SpooledFile], None],
+        clock: Callable[[], dt.datetime],
+    ) -> None:
+        self.head = head
+        self.received_lsn = 0
+        self._settings = settings
+        self._submit = submit
+        self._clock = clock
+        self._decoder = Decoder()
+        self._writer: FileWriter | None = None
+        self._counts = _Counts()
+        self._opened_s = 0.0
+        self._is_wanted = False
+        # Of the transaction that is being received. It has no lines when it is in the chain already.
+        self._commit_lsn: int | None = None
+        self._lines: LineWriter | None = None
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """A transaction has begun, and its commit has not arrived."""
+        return self._commit_lsn is not None
+
+    @property
+    def has_open_file(self) -> bool:
+        return self._writer is not None
+
+    def take(self, received: XLogData) -> None:
+        """Take in the next message. Raises CaptureError when it cannot be understood, and SpoolError."""
+        try:
+            message = self._decoder.decode(received.message)
+        except CaptureError as error:
+            raise CaptureError(f"at {format_lsn(received.lsn)}: {error.message}", hint=error.hint) from error
+        match message:
+            case RowChange():
+                if self._lines is not None:
+                    self._write(self._lines.change(message, received.lsn))
+            case Begin():
+                self._begin(message)
+            case Commit():
+                self._commit(message)
+            case Truncate():
+                if self._lines is not None:
+                    for line in self._lines.truncate(message, received.lsn):
+                        self._write(line)
+
+    def note_sent(self, wal_end: int) -> None:
+        """Take in that the server has sent all that was committed before *wal_end*."""
+        if self._commit_lsn is None:
+            self.received_lsn = max(self.received_lsn, wal_end)
+
+    def want_file(self) -> None:
+        """Let the open file, if there is one, end at the next commit whatever its age and size."""
+        self._is_wanted = True
+
+    def finish_if_due(self) -> None:
+        """Finish the open file when it is old enough or wanted, unless a transaction is half in it."""
+        if self._writer is None:
+            self._is_wanted = False
+        elif self._commit_lsn is None and (
+            self._is_wanted or time.monotonic() - self._opened_s >= self._settings.rotate_s
+        ):
+            self.finish_file()
+
+    def finish_file(self) -> None:
+        """Finish the open file, which must end with a commit, and submit it."""
+        assert self._writer is not None
+        counts = self._counts
+        file = self._writer.finish(
+            next_name(self._clock(), self.head.last_file),
+            records=counts.records,
+            transactions=counts.transactions,
+            first_commit_lsn=counts.first_commit_lsn,
+            last_commit_lsn=counts.last_commit_lsn,
+            end_lsn=counts.end_lsn,
+        )
+        self._writer, self._counts, self._is_wanted = None, _Counts(), False
+        self.head = self.head.followed_by(file)
+        self._submit(file)
+
+    def discard(self) -> None:
+        """Give the open file up: nothing of it was confirmed, so the source sends it again."""
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    def _begin(self, begin: Begin) -> None:
+        self._commit_lsn = begin.commit_lsn
+        is_in_chain = begin.commit_lsn <= max(self.head.watermark, self._counts.last_commit_lsn or -1)
+        self._lines = None if is_in_chain else LineWriter(begin)
+        self._counts.records_before = self._counts.records
+
+    def _commit(self, commit: Commit) -> None:
+        counts = self._counts
+        if counts.records > counts.records_before:
+            counts.transactions += 1
+            counts.last_commit_lsn = commit.commit_lsn
+            counts.end_lsn = commit.end_lsn
+            if counts.first_commit_lsn is None:
+                counts.first_commit_lsn = commit.commit_lsn
+        self._commit_lsn = self._lines = None
+        self.received_lsn = max(self.received_lsn, commit.end_lsn)
+        if self._writer is not None and self._writer.text_bytes >= self._settings.rotate_bytes:
+            self.finish_file()
+
+    def _write(self, line: bytes) -> None:
+        if self._writer is None:
+            header = self.head.header(self._clock(), start_lsn=self._commit_lsn)
+            self._writer = FileWriter(
+                self._settings.spool_dir, ".changes.part", header, self._settings.compression
+            )
+            self._opened_s = time.monotonic()
+        self._writer.write(line)
+        self._counts.records += 1
+
+
+@dataclass(slots=True)
+class _Counts:
+    """The contents of the open file. ``records_before``: how many it had before the open transaction."""
+
+    records: int = 0
+    records_before: int = 0
+    transactions: int = 0
+    first_commit_lsn: int | None = None
+    last_commit_lsn: int | None = None
+    end_lsn: int | None = None

@@ -1,0 +1,142 @@
+"""The opening of a chain: proof that slot, spool and archive continue it without a hole, or a beginning.
+
+Knows in which order to look, so that nothing moves between two looks; the rules themselves are chain.py's.
+Reads the source over a connection that is open already; reads no changes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from syncdata.archive.archive import Archive
+from syncdata.capture.chain import (
+    Chain,
+    continue_chain,
+    from_archive,
+    load_chain,
+    new_epoch,
+    require_same_archive,
+    require_same_slot,
+    require_same_system,
+    save_chain,
+)
+from syncdata.capture.refusals import NEW_EPOCH_HINT, SlotInUseError
+from syncdata.capture.replication import ReplicationStream
+from syncdata.capture.settings import CaptureSettings
+from syncdata.capture.slot import PLUGIN, Slot, read_slot
+from syncdata.capture.source import Identity, connect
+from syncdata.capture.spool import SpooledFile, make_spool, remove_from_spool, take_over
+from syncdata.capture.uploader import upload
+from syncdata.changes.reader import inspect
+from syncdata.errors import SlotError, SourceChangedError
+
+
+def open_chain(
+    settings: CaptureSettings,
+    stream: ReplicationStream,
+    archive: Archive,
+    identity: Identity,
+    now: dt.datetime,
+) -> tuple[Chain, list[SpooledFile]]:
+    """Return the chain, begun if this is the first time, and the files that wait in the spool.
+
+    Raises SourceChangedError, SlotError or SpoolError when the chain cannot be continued without a hole, and
+    SlotInUseError while another session reads the slot.
+    """
+    directory = settings.spool_dir
+    make_spool(directory)
+    chain = load_chain(directory)
+    if chain is not None:
+        require_same_system(chain, identity)
+    slot = find_slot(stream, settings.slot_name, chain)
+    if chain is not None:
+        require_same_slot(chain, slot)
+    # Only after the chain's own rules: a slot that was moved is told before one that is in use.
+    require_free(slot)
+    spooled = take_over(directory)
+    newest_file = _newest_file(archive, chain.last_file if chain else None)
+    if chain is None:
+        chain = _begin_chain(archive, identity, slot, newest_file, now)
+        require_same_system(chain, identity)
+        require_same_slot(chain, slot)
+    require_same_archive(chain, newest_file, spooled)
+    save_chain(directory, chain)
+    return chain, spooled
+
+
+def begin_epoch(
+    settings: CaptureSettings, archive: Archive, identity: Identity, slot: Slot, now: dt.datetime
+) -> Chain:
+    """Let the chain begin anew where *slot* stands; upload first what waits in the spool."""
+    directory = settings.spool_dir
+    chain = load_chain(directory)
+    spooled = take_over(directory)
+    if chain is not None:
+        for file in continue_chain(chain, spooled)[1]:
+            upload(archive, file)
+            chain = chain.followed_by(file)
+        save_chain(directory, chain)
+    for file in spooled:
+        remove_from_spool(file)
+    # The new epoch is saved only now: files of the epoch before would not follow it.
+    chain = new_epoch(identity, slot, _newest_file(archive, None), now)
+    save_chain(directory, chain)
+    return chain
+
+
+def find_slot(stream: ReplicationStream, name: str, chain: Chain | None) -> Slot:
+    """Return the slot called *name*. Raises SlotError when it does not exist, or has another plugin."""
+    slot = stream.slot(name)
+    if slot is None:
+        hint = NEW_EPOCH_HINT if chain else "run 'python manage.py setup_logical_replication'"
+        raise SlotError(f"the source has no replication slot {name}", hint=hint)
+    if slot.plugin != PLUGIN:
+        raise SlotError(
+            f"the slot {name} is not of the plugin {PLUGIN}", hint="set slot_name to a name of our own"
+        )
+    return slot
+
+
+def require_free(slot: Slot) -> None:
+    """Raise SlotInUseError while a session reads *slot*: it may write another chain from it."""
+    if slot.active_pid is not None:
+        raise SlotInUseError(
+            f"the slot {slot.name} is in use (process {slot.active_pid} of the source)",
+            hint="stop the other reader; after a crash the server frees the slot by itself",
+        )
+
+
+def require_unmoved(settings: CaptureSettings, chain: Chain) -> None:
+    """Look at the slot once more, now that we read it: until then, other sessions could move it."""
+    with connect(settings.params) as connection:
+        slot = read_slot(connection, settings.slot_name)
+    if slot is not None:
+        require_same_slot(chain, slot)
+
+
+def _begin_chain(
+    archive: Archive, identity: Identity, slot: Slot, newest_file: str | None, now: dt.datetime
+) -> Chain:
+    """Return the chain where the spool has no state of it.
+
+    If the archive's newest file, say changes_20260205_103000.json.zst, is one of ours, the state was lost,
+    and the file tells where the chain stands. Else a new epoch begins.
+    """
+    if newest_file is not None:
+        (file,) = archive.discover(newest_file)[-1:]
+        with archive.fetch(file) as stream:
+            inspection = inspect(stream, file.name)
+        if inspection.header is not None and inspection.footer is not None:
+            return from_archive(inspection.header, inspection.footer, file.name, slot, now)
+        if inspection.unfinished or inspection.error:
+            raise SourceChangedError(
+                "the archive's newest change file is not whole, so nothing tells how the chain goes on",
+                hint="put a good copy in its place, or wait until it is written; else " + NEW_EPOCH_HINT,
+                file=file.name,
+            )
+    return new_epoch(identity, slot, newest_file, now)
+
+
+def _newest_file(archive: Archive, since: str | None) -> str | None:
+    files = archive.discover(since)
+    return files[-1].name if files else None

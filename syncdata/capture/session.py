@@ -1,0 +1,212 @@
+"""One replication connection at work: messages become files, files go to the archive, positions to the
+source.
+
+Knows when to read, when to wait and what may be confirmed; leaves the making of files to the assembler and
+their upload to the uploader. Ends with the connection: who reconnects is the archiver's business.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from syncdata.capture.assembler import Assembler
+from syncdata.capture.chain import Chain, continue_chain, save_chain
+from syncdata.capture.replication import Keepalive, ReplicationStream
+from syncdata.capture.settings import CaptureSettings
+from syncdata.capture.spool import SpooledFile, remove_from_spool
+from syncdata.capture.uploader import Uploader
+from syncdata.changes.position import parse_lsn
+
+logger = logging.getLogger(__name__)
+
+FEEDBACK_EVERY_S = 10.0
+# When so many finished files wait for the archive, reading pauses, and the source keeps its WAL.
+MOST_WAITING = 4
+STOP_PATIENCE_S = 20.0
+
+_BURST_MESSAGES = 2_000
+_IDLE_S = 0.2
+_ANSWER_AFTER_S = 0.05
+_FINISH_PATIENCE_S = 2.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Archived:
+    """The number of files, and of their transactions and records, that were put into the archive."""
+
+    files: int = 0
+    transactions: int = 0
+    records: int = 0
+
+
+class Session:
+    """The life of one replication connection.
+
+    ``_chain`` ends with the last file that is in the archive, and is on the disk; the assembler's ``head``
+    ends with the last finished file, which may still wait in the spool.
+    """
+
+    def __init__(
+        self,
+        settings: CaptureSettings,
+        stream: ReplicationStream,
+        chain: Chain,
+        uploader: Uploader,
+        clock: Callable[[], dt.datetime],
+    ) -> None:
+        self.archived = Archived()
+        self._settings = settings
+        self._stream = stream
+        self._chain = chain
+        self._uploader = uploader
+        self._clock = clock
+        self._files = Assembler(settings, chain, uploader.submit, clock)
+        self._feedback_due_s = 0.0
+        self._stopping_since_s: float | None = None
+        self._is_asked = False  # by a server that wants to shut down
+
+    def take_up(self, spooled: list[SpooledFile]) -> None:
+        """Upload the files that the process before this one has left in the spool."""
+        self._files.head, waiting = continue_chain(self._chain, spooled)
+        for file in spooled:
+            if file in waiting:
+                self._uploader.submit(file)
+            else:
+                remove_from_spool(file)
+
+    def run(self, stop: threading.Event, *, until_lsn: int | None) -> None:
+        """Archive until *stop* is set, or until all that was committed before *until_lsn* is in the archive.
+
+        While the archive refuses files, reading goes on until `MOST_WAITING` of them wait. Then this raises
+        the archive's error, and the connection ends: the source could not shut down while it waits for a
+        connection that confirms nothing.
+        """
+        logger.info("archiving what commits after %s", self._chain.confirmed_lsn)
+        is_daemon = until_lsn is None
+        try:
+            while True:
+                self._note_uploaded()
+                is_busy = self._read_burst()
+                self._files.finish_if_due()
+                self._give_feedback_if_due(wants_reply=not is_daemon)
+                self._require_progress(may_wait=is_daemon)
+                if self._is_over(stop, until_lsn):
+                    break
+                if not is_busy:
+                    self._rest()
+            self._end(is_stop=is_daemon)
+        finally:
+            self._files.discard()
+
+    def _is_over(self, stop: threading.Event, until_lsn: int | None) -> bool:
+        """Return whether to read no more; a stop waits a while for the end of a transaction under way."""
+        if stop.is_set():
+            now_s = time.monotonic()
+            self._stopping_since_s = self._stopping_since_s or now_s
+            if not self._files.is_in_transaction or now_s - self._stopping_since_s > STOP_PATIENCE_S:
+                return True
+        return (
+            until_lsn is not None
+            and self._files.received_lsn >= until_lsn
+            and not self._files.is_in_transaction
+        )
+
+    def _require_progress(self, *, may_wait: bool) -> None:
+        """Raise the archive's error unless waiting for it is harmless."""
+        if self._uploader.error and (
+            not may_wait or self._is_asked or self._uploader.waiting >= MOST_WAITING
+        ):
+            raise self._uploader.error
+
+    def _rest(self) -> None:
+        if self._uploader.waiting >= MOST_WAITING:
+            self._uploader.wait(_IDLE_S)
+        else:
+            self._stream.wait(_IDLE_S if not self._uploader.waiting else _IDLE_S / 10)
+
+    def _end(self, *, is_stop: bool) -> None:
+        """Finish the open file and wait for the uploads; a stop waits only while they go well."""
+        if self._files.has_open_file and not self._files.is_in_transaction:
+            self._files.finish_file()
+        deadline_s = time.monotonic() + STOP_PATIENCE_S
+        while self._uploader.waiting:
+            self._uploader.wait(_IDLE_S)
+            self._note_uploaded()
+            self._give_feedback_if_due()
+            if self._uploader.error and not is_stop:
+                raise self._uploader.error
+            if is_stop and (self._uploader.error or time.monotonic() > deadline_s):
+                logger.warning("%d file(s) stay in the spool for the next start", self._uploader.waiting)
+                break
+        self._confirm_idle()
+        self._stream.confirm(self._chain.confirmed)
+        self._stream.finish(timeout_s=_FINISH_PATIENCE_S)
+
+    # Messages
+
+    def _read_burst(self) -> bool:
+        """Read what has arrived, up to some limit; return whether there may be more."""
+        read, take, uploader = self._stream.read, self._files.take, self._uploader
+        for _ in range(_BURST_MESSAGES):
+            if uploader.waiting >= MOST_WAITING:
+                return False
+            message = read()
+            if message is None:
+                self._stream.wait(0)
+                if (message := read()) is None:
+                    return False
+            if isinstance(message, Keepalive):
+                self._note_keepalive(message)
+            else:
+                take(message)
+        return True
+
+    def _note_keepalive(self, keepalive: Keepalive) -> None:
+        self._files.note_sent(keepalive.wal_end)
+        if keepalive.wants_reply:
+            # We report often enough not to be asked, so this is a server that wants to shut down, and waits
+            # until all is confirmed.
+            self._is_asked = True
+            self._files.want_file()
+            # Not at once: it asks again after each answer that does not satisfy it.
+            self._feedback_due_s = min(self._feedback_due_s, time.monotonic() + _ANSWER_AFTER_S)
+
+    # Positions
+
+    def _note_uploaded(self) -> None:
+        for file in self._uploader.take_uploaded():
+            chain = self._chain.followed_by(file)
+            self._advance(chain.confirm(parse_lsn(file.footer.end_lsn or "0/0"), self._clock()))
+            remove_from_spool(file)
+            self.archived.files += 1
+            self.archived.transactions += file.footer.transactions or 0
+            self.archived.records += file.footer.records
+
+    def _confirm_idle(self) -> None:
+        """Where no record waits, also confirm commits of tables that are not published.
+
+        Otherwise a source that changes only such tables would keep all its WAL for us.
+        """
+        files = self._files
+        is_idle = not files.has_open_file and not files.is_in_transaction and not self._uploader.waiting
+        if is_idle and files.received_lsn > self._chain.confirmed:
+            self._advance(self._chain.confirm(files.received_lsn, self._clock()))
+
+    def _advance(self, chain: Chain) -> None:
+        """Write *chain* to the disk, and only then tell the source: it may forget what we confirm."""
+        save_chain(self._settings.spool_dir, chain)
+        self._chain = chain
+        self._stream.confirm(chain.confirmed)
+
+    def _give_feedback_if_due(self, *, wants_reply: bool = False) -> None:
+        now_s = time.monotonic()
+        if now_s < self._feedback_due_s:
+            return
+        self._feedback_due_s = now_s + (FEEDBACK_EVERY_S if not wants_reply else 0.5)
+        self._confirm_idle()
+        self._stream.confirm(self._chain.confirmed, wants_reply=wants_reply)

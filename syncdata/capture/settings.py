@@ -1,0 +1,25 @@
+"""The settings of capture: the source, the slot, the spool, and when a file ends. Knows no configuration file
+and no Django: production.py fills them in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from syncdata.changes.filenames import Compression
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureSettings:
+    """``params`` are psycopg's, for the source. A change file ends at the first commit after it has been open
+    for ``rotate_s`` seconds, or has ``rotate_bytes`` of text (before compression)."""
+
+    params: Mapping[str, Any]
+    slot_name: str
+    publication: str
+    spool_dir: Path
+    rotate_s: float = 60.0
+    rotate_bytes: int = 64 * 1024 * 1024
+    compression: Compression = "zstd"

@@ -1,0 +1,192 @@
+"""Checks a source, sets it up for the archiver, and takes that back. Knows the order of the steps and who
+may be in the way; leaves SQL to database.py, the judgement to preflight.py. Everything that is missing is
+told at once, and then nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from syncdata.changes.names import TableName
+from syncdata.errors import SlotError, SourceSetupError
+from syncdata.provision.database import SourceDatabase, open_source
+from syncdata.provision.facts import SourceFacts, foreign_slot, plan_publication, quote, without_identity
+from syncdata.provision.findings import Finding
+from syncdata.provision.preflight import examine
+from syncdata.provision.statements import lacks_rights, make_account, make_identities_full, make_publication
+
+Report = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvisionSettings:
+    """The configured source: ``params`` are psycopg's; ``tables`` are those to publish."""
+
+    params: Mapping[str, Any]
+    slot_name: str
+    publication: str
+    tables: tuple[TableName, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewUser:
+    """The role that the archiver will log in as.
+
+    *ask_password* is called only when a password is to be set: for a role that does not exist, and with
+    *sets_password* also for one that does.
+    """
+
+    name: str
+    ask_password: Callable[[], str]
+    sets_password: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupResult:
+    """The outcome of a setup: its ``changes``, a line each, and its ``notes`` on the source.
+
+    Changes of ``new_tables`` are published only from now on, so a snapshot must supply the rows that they
+    have already. Changes of ``dropped_tables`` are not published any more.
+    """
+
+    changes: tuple[str, ...]
+    notes: tuple[Finding, ...]
+    creates_slot: bool
+    new_tables: tuple[TableName, ...]
+    dropped_tables: tuple[TableName, ...]
+
+
+def check(settings: ProvisionSettings) -> list[Finding]:
+    """Return all findings on the source; changes nothing."""
+    with open_source(settings.params) as database:
+        return examine(_read(database, settings))
+
+
+def set_up(
+    settings: ProvisionSettings,
+    *,
+    identity_full: bool = False,
+    user: NewUser | None = None,
+    report: Report = lambda line: None,
+) -> SetupResult:
+    """Create or correct the publication, then the slot; *report* gets a line for each change made.
+
+    Running it again changes nothing. *identity_full* gives tables without a usable key REPLICA IDENTITY FULL.
+    Raises SourceSetupError that lists everything that is missing; then nothing is changed.
+    """
+    with open_source(settings.params) as database:
+        source = _read(database, settings)
+        plan = plan_publication(source.publication, settings.tables)
+        findings = examine(source, identity_full=identity_full)
+        _refuse(findings)
+        done = _make_all_but_slot(database, settings, source, user)
+        for line in done:
+            report(line)
+        # The publication before the slot: a change made while the slot exists and the publication does not
+        # can never be read.
+        if source.slot is None:
+            lsn = database.create_slot(settings.slot_name)
+            done.append(f"created slot {settings.slot_name}, which begins at {lsn}")
+            report(done[-1])
+    return SetupResult(
+        changes=tuple(done),
+        notes=tuple(finding for finding in findings if finding.level == "note"),
+        creates_slot=source.slot is None,
+        new_tables=settings.tables if source.slot is None else plan.added,
+        dropped_tables=plan.dropped,
+    )
+
+
+def drop(settings: ProvisionSettings, *, report: Report = lambda line: None) -> bool:
+    """Drop slot and publication, where they are there; return whether either was.
+
+    Raises SlotError when the slot is in use or is not ours; then nothing is changed.
+    """
+    with open_source(settings.params) as database:
+        source = _read(database, settings)
+        _refuse_to_drop(source)
+        # The slot before the publication: without its publication it could not be read any more.
+        if source.slot is not None:
+            database.drop_slot(source.slot_name)
+            report(f"dropped slot {source.slot_name}")
+        if source.publication is not None:
+            database.drop_publication(source.publication_name)
+            report(f"dropped publication {quote(source.publication_name)}")
+    return source.slot is not None or source.publication is not None
+
+
+def list_problems(problems: Sequence[str], remark: str = "") -> SourceSetupError:
+    """Return the error that lists *problems*, with their number."""
+    count = len(problems)
+    title = "1 thing is missing" if count == 1 else f"{count} things are missing"
+    return SourceSetupError("\n  - ".join([f"{title}{remark and '; ' + remark}", *problems]))
+
+
+def _read(database: SourceDatabase, settings: ProvisionSettings) -> SourceFacts:
+    return database.read(tables=settings.tables, publication=settings.publication, slot=settings.slot_name)
+
+
+def _make_all_but_slot(
+    database: SourceDatabase, settings: ProvisionSettings, source: SourceFacts, user: NewUser | None
+) -> list[str]:
+    """Make all changes but the slot: PostgreSQL creates none in a transaction that has written."""
+    name, tables = source.publication_name, settings.tables
+    password_hash = None if user is None else _new_password(database, user, tables)
+    with database.transaction():
+        done = database.make(make_identities_full(without_identity(source)))
+        done += database.make(make_publication(name, plan_publication(source.publication, tables), tables))
+        if user is not None:
+            done += _make_account(database, source, tables, user.name, password_hash)
+    return done
+
+
+def _new_password(database: SourceDatabase, user: NewUser, tables: Sequence[TableName]) -> str | None:
+    """Return the hash of the password that the role is to get, or None when it keeps its own."""
+    exists = database.read_account(user.name, tables).exists
+    if exists and not user.sets_password:
+        return None
+    return database.hash_password(user.name, user.ask_password())
+
+
+def _make_account(
+    database: SourceDatabase,
+    source: SourceFacts,
+    tables: Sequence[TableName],
+    name: str,
+    password_hash: str | None,
+) -> list[str]:
+    database_name = source.server.database
+    account = database.read_account(name, tables)
+    done = database.make(make_account(account, database_name, password_hash))
+    if not account.exists:  # Only now the server can tell which rights it has through PUBLIC.
+        account = database.read_account(name, tables)
+        done += database.make(make_account(account, database_name, None))
+    if lacks_rights(database.read_account(name, tables)):
+        raise SourceSetupError(
+            f"role {source.role.name} may not grant role {name} what it needs; nothing was changed",
+            hint="run the setup as the tables' owner or as a superuser",
+        )
+    return done
+
+
+def _refuse(findings: Sequence[Finding]) -> None:
+    problems = [str(found) for found in findings if found.level == "missing" and not found.is_mended_by_setup]
+    if problems:
+        raise list_problems(problems, "nothing was changed")
+
+
+def _refuse_to_drop(source: SourceFacts) -> None:
+    slot, name, publication = source.slot, source.slot_name, source.publication
+    if slot is not None and (reason := foreign_slot(slot, source.server.database)) is not None:
+        raise SlotError(f"slot {name} {reason}", hint="choose another source.slot_name; nothing was changed")
+    if slot is not None and slot.reader is not None:
+        raise SlotError(
+            f"slot {name} is in use by {slot.reader}", hint="stop the archiver first; nothing was changed"
+        )
+    if publication is not None and not publication.is_owned:
+        raise SourceSetupError(
+            f"publication {quote(source.publication_name)} belongs to another role; nothing was changed",
+            hint="drop it as its owner or as a superuser",
+        )

@@ -1,0 +1,111 @@
+"""Settings that are declared once: key, environment variable, how the value is read, and what is secret.
+
+Knows values and the fields of dataclasses; knows nothing of files, or of what the settings are for. A
+parser (`a_text`, …) returns the value of a setting, or raises ValueError with what it must be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """How the value of a key is read, and the environment variable that wins over it."""
+
+    parse: Callable[[object], Any]
+    variable: str = ""
+    is_secret: bool = False
+
+
+def setting(key: str, parse: Callable[[object], Any], variable: str | None = None) -> dict[str, Any]:
+    """Return the metadata of a dataclass's field that is read from *key*, and what *variable* holds.
+
+    The variable is the key in capitals unless it is given. A field without a default is required; one that
+    stays out of ``repr`` is a secret.
+    """
+    return {"key": key, "parse": parse, "variable": key.upper() if variable is None else variable}
+
+
+def declared_keys(settings: type) -> dict[str, Key]:
+    """Return the keys that the fields of *settings*, a dataclass, declare, in their order."""
+    return {
+        item.metadata["key"]: Key(item.metadata["parse"], item.metadata["variable"], is_secret=not item.repr)
+        for item in fields(settings)
+        if "key" in item.metadata
+    }
+
+
+def required_keys(settings: type) -> list[str]:
+    """Return the keys of *settings* that have no default, in the order of the alphabet."""
+    return sorted(
+        item.metadata["key"]
+        for item in fields(settings)
+        if "key" in item.metadata and item.default is MISSING and item.default_factory is MISSING
+    )
+
+
+def make_settings(settings: type[T], values: Mapping[str, Any]) -> T:
+    """Return *settings* made of *values*, which are parsed, by key; other keys are ignored."""
+    return settings(
+        **{
+            item.name: values[item.metadata["key"]]
+            for item in fields(settings)  # type: ignore[arg-type]
+            if item.metadata.get("key") in values
+        }
+    )
+
+
+def a_text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("must be a text")
+    return value.strip()
+
+
+def a_secret(value: object) -> str:
+    # Not stripped: blanks may belong to a password.
+    if not isinstance(value, str):
+        raise ValueError("must be a text")
+    return value
+
+
+def a_path(value: object) -> Path:
+    if isinstance(value, Path):
+        return value.expanduser()
+    return Path(a_text(value)).expanduser()
+
+
+def a_remote_path(value: object) -> str:
+    """A path at another host, where ``~`` is that host's to expand."""
+    return str(value) if isinstance(value, Path) else a_text(value)
+
+
+def one_of(*choices: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"must be {' or '.join(choices)}, not {value!r}")
+        return str(value)
+
+    return parse
+
+
+def whole_number(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        # The environment has only text, and a bool is an int to Python but a mistake to an operator.
+        text = value.strip() if isinstance(value, str) else ""
+        if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+            value = int(text)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}, not {value!r}")
+        return value
+
+    return parse
+
+
+PORT = whole_number(1, 65535)

@@ -1,0 +1,104 @@
+"""The archive over a storage in memory: what it promises, whatever the storage does."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from syncdata.archive.archive import Archive
+from syncdata.changes.filenames import ArchivedFile, SnapshotFile, snapshot_name, temporary_name
+from syncdata.changes.names import TableName
+from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
+from tests.memory_archive import BUCKETS, MemoryStorage, Outage
+
+NAME = "changes_20260205_103000.json"
+USERS = snapshot_name("20260205_103000", TableName("public", "users"))
+
+
+@pytest.fixture(autouse=True)
+def empty() -> None:
+    BUCKETS.clear()
+
+
+@pytest.mark.parametrize("name", [NAME, USERS])
+def test_a_file_that_was_put_is_found_fetched_and_removed(name: str) -> None:
+    storage = MemoryStorage("b")
+    archive = Archive(storage)
+    archive.put(name, io.BytesIO(b"content"))
+    assert storage.files == {name: b"content"} and storage.durable == {name}
+    files: list[ArchivedFile] = [*archive.discover(None), *archive.discover_snapshots()]
+    [file] = files
+    assert (file.name, file.size_bytes) == (name, 7)
+    with archive.fetch(file) as fetched:
+        assert fetched.read() == b"content"
+    archive.remove(name)
+    assert storage.files == {}
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_after_an_outage_at_any_moment_putting_again_makes_one_whole_durable_file(was_there: bool) -> None:
+    at = 0
+    while True:
+        at += 1
+        BUCKETS.clear()
+        if was_there:
+            Archive(MemoryStorage("b")).put(NAME, io.BytesIO(b"content"))
+        outage = Outage(at)
+        storage = MemoryStorage("b", outage)
+        archive = Archive(storage)
+        try:
+            archive.put(NAME, io.BytesIO(b"content"))
+        except ArchiveConnectionError:
+            assert storage.files.get(NAME, b"content") == b"content"  # readers see all of it, or nothing
+            archive.put(NAME, io.BytesIO(b"content"))
+        assert storage.files == {NAME: b"content"} and storage.durable == {NAME}
+        if not outage.has_come:
+            break
+    assert at > 5
+
+
+def test_other_content_of_the_same_name_is_refused_and_nothing_is_left_of_it() -> None:
+    storage = MemoryStorage("b")
+    Archive(storage).put(NAME, io.BytesIO(b"content"))
+    storage.files[temporary_name(NAME)] = b"left by a crash"
+    with pytest.raises(
+        DeliveryError, match=f"SHD_SYN_107: memory://b/{NAME}: the archive has a different file"
+    ):
+        Archive(storage).put(NAME, io.BytesIO(b"CONTENT"))
+    assert storage.files == {NAME: b"content"}
+
+
+def test_a_storage_that_swallows_bytes_is_found_out() -> None:
+    class Lossy(MemoryStorage):
+        def size_of(self, name: str) -> int | None:
+            size_bytes = super().size_of(name)
+            return size_bytes and size_bytes - 1
+
+    storage = Lossy("b")
+    with pytest.raises(DeliveryError, match="6 of 7 bytes have arrived"):
+        Archive(storage).put(NAME, io.BytesIO(b"content"))
+    assert storage.files == {}
+
+
+def test_a_name_that_is_no_text_is_an_error() -> None:
+    storage = MemoryStorage("b")
+    storage.files["changes_\udcff.json"] = b""
+    with pytest.raises(DiscoveryError, match=r"no text: 'changes_\\udcff\.json'"):
+        Archive(storage).discover(None)
+
+
+def test_a_snapshot_that_vanishes_while_it_is_listed_is_no_error() -> None:
+    class Vanishing(MemoryStorage):
+        def list_files(self, directory: str, is_wanted: object) -> list[tuple[str, int]]:
+            raise FileNotFoundError
+
+    storage = Vanishing("b")
+    storage.files[USERS] = b""
+    assert Archive(storage).discover_snapshots() == []
+
+
+def test_a_file_that_is_gone_is_a_fetch_error() -> None:
+    gone = SnapshotFile(table=TableName("public", "users"), name=USERS, size_bytes=0)
+    with pytest.raises(FetchError, match=f"SHD_SYN_062: memory://b/{USERS}: "):
+        Archive(MemoryStorage("b")).fetch(gone)

@@ -1,0 +1,98 @@
+"""The work beside a running archiver, without a source: when it warns, and when it is silent."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from syncdata.archive.retention import Removals
+from syncdata.capture import housekeeper
+from syncdata.capture.housekeeper import Housekeeper, SourceView
+from syncdata.capture.slot import Slot
+from syncdata.changes.names import TableName
+from syncdata.errors import SourceConnectionError
+
+USERS, ORDERS = TableName("public", "users"), TableName("public", "orders")
+
+
+def slot(retained_bytes: int) -> Slot:
+    return Slot(
+        name="syncdata_slot",
+        plugin="pgoutput",
+        database="shop",
+        is_temporary=False,
+        active_pid=812,
+        reader="role archiver, pid 812",
+        wal_status="reserved",
+        confirmed_lsn=0x16B3D50,
+        wal_lsn=0x16B3D60,
+        retained_bytes=retained_bytes,
+        limit_bytes=1000,
+    )
+
+
+def keeper(
+    view: Callable[[], SourceView] = lambda: SourceView(slot=None, unpublished=()),
+    prune: Callable[[], Removals] = lambda: Removals(),
+    prune_every_s: float = 0.0,
+) -> Housekeeper:
+    return Housekeeper(view, prune, prune_every_s=prune_every_s, stop=threading.Event())
+
+
+def test_a_warning_is_logged_when_it_comes_up_and_again_after_it_went_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen = iter(
+        [
+            SourceView(slot=slot(850), unpublished=()),
+            SourceView(slot=slot(900), unpublished=(USERS,)),  # another number, and another danger
+            SourceView(slot=slot(950), unpublished=(USERS, ORDERS)),
+            SourceView(slot=slot(100), unpublished=()),
+            SourceView(slot=slot(850), unpublished=()),
+        ]
+    )
+    logged = []
+    kept = keeper(lambda: next(seen))
+    for _ in range(5):
+        caplog.clear()
+        kept.watch_source()
+        logged.append([record.getMessage().split()[0:2] for record in caplog.records])
+    assert logged == [[["the", "WAL"]], [["not", "published,"]], [], [], [["the", "WAL"]]]
+
+
+def test_the_reason_why_nothing_can_go_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    without_snapshot = iter([(USERS,), (USERS,), (), (USERS,), (USERS, ORDERS)])
+    kept = keeper(prune=lambda: Removals(without_snapshot=next(without_snapshot)))
+    logged = []
+    for _ in range(5):
+        caplog.clear()
+        kept.prune_archive()
+        logged.append(len(caplog.records))
+    assert logged == [1, 0, 0, 1, 1]
+
+
+def test_a_source_that_is_away_is_logged_and_looked_at_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeper, "_FIRST_WATCH_S", 0.01)
+    monkeypatch.setattr(housekeeper, "_WATCH_EVERY_S", 0.01)
+    answers: Iterator[SourceView] = iter([SourceView(slot=slot(100), unpublished=())])
+    is_back, is_pruned = threading.Event(), threading.Event()
+
+    def view() -> SourceView:
+        if not caplog.records:
+            raise SourceConnectionError("the source is away")
+        is_back.set()
+        return next(answers, SourceView(slot=None, unpublished=()))
+
+    def prune() -> Removals:
+        is_pruned.set()
+        return Removals()
+
+    with caplog.at_level(logging.WARNING), keeper(view, prune, prune_every_s=0.02):
+        assert is_back.wait(10)
+        assert is_pruned.wait(10)
+    assert caplog.records[0].getMessage() == "SHD_SYN_101: the source is away"
