@@ -1,1 +1,1 @@
-"""Files somewhere else: found, fetched, put there once, removed. Knows names and bytes, no records."""
+"""Files somewhere else: found, fetched, put there once, removed. Knows names and bytes; knows no records."""

@@ -1,6 +1,6 @@
-"""What an operator is told when an archive refuses: the OSError of a disk or a server, in words.
+"""The refusals of a storage in words for the operator: an OSError becomes an error with a code and a hint.
 
-Knows error numbers; an SFTP server sends few of them, and for most refusals none at all.
+Knows error numbers. An SFTP server sends few of them, and none at all for most refusals.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def cannot_read(where: str, error: OSError) -> FetchError:
 
 
 def cannot_put(where: str, directory: str, error: OSError) -> DeliveryError:
-    """*directory* as the archive's own host knows it, so that the hint's commands can be pasted there."""
+    """*directory* is as the archive's own host knows it, so that the hint's commands can be pasted there."""
     return DeliveryError(
         f"the file cannot be written: {_reason(error)}", hint=_write_hint(directory, error), file=where
     )

@@ -1,14 +1,15 @@
-"""What the archive need not hold any longer, and its removal.
+"""The files that nobody needs any longer, and their removal.
 
-Knows names, times and what snapshots say of themselves; knows nothing of PostgreSQL. A resync loads a
-table's newest snapshot and goes on with the change files after its ``prev``. So the rules:
+Knows names, times, and the headers of snapshots; knows nothing of PostgreSQL. A resync loads a table's
+newest snapshot and goes on with the change files after the one that its ``prev`` names. So the rules:
 
-1. The newest proved snapshot of each table stays; older ones of it go when they are old enough.
-2. The *horizon* is the oldest ``prev`` of those that stay, over all tables of the source. Change files up
-   to it go, oldest first, when they are old enough: those that read the archive late need them till then.
-   What stays is always an unbroken end of the chain, and never empty.
-3. What is not proved is not relied on. A table without a proved snapshot of today's chain needs all the
-   change files there are, so then none goes.
+1. A snapshot is *proved* when it is whole and belongs to today's chain. The newest proved snapshot of each
+   table stays; older ones of that table go when they are older than ``keep_days``.
+2. The *horizon* is the oldest ``prev`` of the snapshots that stay, over all tables of the source. Change
+   files up to it go, oldest first, when they are older than ``keep_days``: a local machine that reads the
+   archive rarely may need them until then. The change files that stay are an unbroken end of the chain,
+   with one file at least.
+3. A table without a proved snapshot needs all the change files there are. So none goes until it has one.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvedSnapshot:
-    """A table's snapshot that is whole and of today's chain. ``prev``: the newest change file that is not
-    needed after it; None when all are."""
+    """A snapshot of a table that is whole and of today's chain.
+
+    ``prev`` is the last change file that a resync from it does not need; None when it needs all.
+    """
 
     file: SnapshotFile
     prev: str | None
@@ -39,8 +42,10 @@ class ProvedSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removals:
-    """What nobody needs, in the order in which it goes. ``without_snapshot``: the tables because of which
-    all change files stay."""
+    """Files to be removed, in the order in which they go.
+
+    ``without_snapshot`` holds the tables that need all change files, so that none of these goes.
+    """
 
     snapshots: tuple[SnapshotFile, ...] = ()
     change_files: tuple[ChangeFile, ...] = ()
@@ -48,7 +53,7 @@ class Removals:
 
     @property
     def files(self) -> tuple[SnapshotFile | ChangeFile, ...]:
-        # Snapshots first: one without the change files after it would be worth nothing.
+        # Snapshots first: an old one without the change files that follow it would be worth nothing.
         return self.snapshots + self.change_files
 
     @property
@@ -57,7 +62,7 @@ class Removals:
 
     @property
     def reason(self) -> str:
-        """Why all change files stay; empty when that is not so."""
+        """Say why no change file goes, and how to change that; empty when some may go."""
         if not self.without_snapshot:
             return ""
         tables = " ".join(map(str, self.without_snapshot))
@@ -76,9 +81,9 @@ def plan_removals(
     now: dt.datetime,
     keep_days: int,
 ) -> Removals:
-    """Return what no resync of *tables* needs. Pure.
+    """Return the files that no resync of *tables* needs. Pure.
 
-    *change_files* in order; *proved*: of each table the newest snapshot that can be relied on.
+    *change_files* are in order; *proved* has the newest proved snapshot of each table that has one.
     """
     limit = now - dt.timedelta(days=keep_days)
     old_snapshots = tuple(
@@ -112,11 +117,12 @@ def find_removals(
     now: dt.datetime,
     keep_days: int,
 ) -> Removals:
-    """Return what can be removed from *archive*, whose chain is now that of *source_id*. Removes nothing.
+    """Return the files that can be removed from *archive*; remove none of them.
 
-    Snapshots are fetched and proved only when something is old enough. Raises as the archive does.
+    *source_id* is today's chain. Snapshots are fetched and proved only when something is old enough.
+    Raises as the archive does.
     """
-    # In this order: a snapshot that comes meanwhile is one more that stays.
+    # In this order, so that a snapshot that arrives in between is not removed.
     snapshots = archive.discover_snapshots()
     change_files = archive.discover(None)
     limit = now - dt.timedelta(days=keep_days)
@@ -133,14 +139,14 @@ def find_removals(
                 proved[table] = newest
     if not has_old_files:
         change_files = []
-        tables = ()  # Nothing is asked of them.
+        tables = ()  # No change file goes, so it does not matter which tables have no snapshot.
     return plan_removals(change_files, snapshots, proved, tables=tables, now=now, keep_days=keep_days)
 
 
 def prune(archive: Archive, removals: Removals, *, stop: threading.Event) -> Removals:
-    """Remove what *removals* says, and return what was removed: all of it, or less when *stop* was set.
+    """Remove the files of *removals*, and return those that are gone: all, or fewer when *stop* was set.
 
-    May be broken off and repeated at any time. Raises RetentionError or ArchiveConnectionError.
+    Can be broken off at any time, and done again. Raises RetentionError or ArchiveConnectionError.
     """
     removed = 0
     for file in removals.files:
@@ -175,6 +181,6 @@ def _is_old(file: ChangeFile, limit: dt.datetime) -> bool:
 
 
 def _is_before(stamp: str, limit: dt.datetime) -> bool:
-    """Whether the time in a name is before *limit*; not when it is none."""
+    """Tell whether the time that *stamp* stands for is before *limit*; False when it is no time."""
     moment = parse_stamp(stamp)
     return moment is not None and moment < limit

@@ -1,7 +1,6 @@
-"""One SFTP connection that mends itself: host keys, logins, losses.
+"""One SFTP connection that is made again when it is lost. Knows host keys and logins; knows nothing of files.
 
-Knows SSH; knows nothing of files. A host whose key is unknown or changed is refused, always: the
-data that follows is written into a database.
+A host whose key is unknown or has changed is always refused: what it sends is written into a database.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class SftpConnection:
         self._disconnect()
 
     def _is_loss(self, error: Exception) -> bool:
-        """Whether *error* is about the connection; if not, the server answered, about a path."""
+        """Tell whether *error* is the connection's; if not, it is the server's answer about a path."""
         if isinstance(error, (EOFError, paramiko.SSHException, ConnectionError, TimeoutError)):
             return True
         channel = self._sftp and self._sftp.get_channel()
@@ -115,7 +114,7 @@ class SftpConnection:
             raise self.changed_host(error.key, error.expected_key) from error
         except paramiko.SSHException as error:
             transport = client.get_transport()
-            # Whoever hangs up is a lost connection; who stays and says no means it.
+            # A server that hangs up may be only busy; one that stays connected has refused the login.
             if isinstance(error, paramiko.AuthenticationException) or (transport and transport.is_active()):
                 raise self._refused(key) from error
             raise
@@ -147,7 +146,7 @@ class SftpConnection:
             ) from error
 
     def _load_key(self) -> paramiko.PKey | None:
-        """The key of archive_key_file; None without one, or when only the agent can open it."""
+        """Return the key of archive_key_file; None when there is none, or only the agent can open it."""
         path, passphrase = self._login.key_file, self._login.key_passphrase
         if path is None:
             return None
@@ -170,10 +169,11 @@ class SftpConnection:
             file=str(path),
         )
 
-    # What the operator is told.
+    # Words for the operator.
 
     @property
     def _place(self) -> str:
+        """The login and the host, without secrets."""
         return f"{self._login.user}@{self._login.host}:{self._login.port}"
 
     @property

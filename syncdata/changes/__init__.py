@@ -1,1 +1,1 @@
-"""The contract of the two sides: what a change file is called, what its lines say, and their order. Pure."""
+"""The contract of the two sides: names, lines and order of change files, read and written. Pure."""

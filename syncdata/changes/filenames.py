@@ -64,7 +64,7 @@ def is_change_file(name: str) -> bool:
 
 
 def is_wanted(name: str, since: str | None) -> bool:
-    """Whether *name* is a change file's whose stem is not before *since*'s."""
+    """Tell whether *name* is a change file's, and its stem is *since*'s or comes after it."""
     return is_change_file(name) and (since is None or stem(name) >= stem(since))
 
 
@@ -94,39 +94,45 @@ def parse_snapshot_name(name: str) -> tuple[str, TableName] | None:
 
 
 def snapshot_file(name: str, size_bytes: int) -> SnapshotFile | None:
-    """The snapshot file of that name; None when the name is no snapshot file's."""
+    """Return the snapshot file called *name*; None when no snapshot file is called so."""
     parsed = parse_snapshot_name(name)
     return parsed and SnapshotFile(table=parsed[1], name=name, size_bytes=size_bytes)
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError for a name that no file of an archive has, such as one that leads out of it."""
+    """Raise ValueError for a name that is neither a change file's nor a snapshot file's.
+
+    So no name leads out of the archive.
+    """
     if not is_change_file(name) and parse_snapshot_name(name) is None:
         raise ValueError(f"{name!r} is neither a change file nor a snapshot file")
 
 
 def temporary_name(name: str) -> str:
-    """What *name* is called until it is complete: hidden, in the same directory."""
+    """Return what the file *name* is called while it is written: hidden, in the same directory."""
     directory, slash, file = name.rpartition("/")
     return f"{directory}{slash}.{file}.part"
 
 
 def in_order(files: Iterable[ChangeFile]) -> list[ChangeFile]:
-    """One file for each stem, the plainest, sorted by stem."""
+    """Return *files* sorted by stem; of several with one stem, only the one with the shortest ending."""
     by_stem: dict[str, ChangeFile] = {}
-    # Endings sort by length, and the least preferred is written first and overwritten.
+    # The longest ending first, so that a shorter one takes its place.
     for file in sorted(files, key=lambda file: len(file.name) - len(file.stem), reverse=True):
         by_stem[file.stem] = file
     return [by_stem[key] for key in sorted(by_stem)]
 
 
 def newest_first(files: Iterable[SnapshotFile]) -> list[SnapshotFile]:
-    """The newest snapshot first, the tables of each in their order."""
+    """Return *files*, the newest snapshot's first, and sorted by table within a snapshot."""
     return sorted(sorted(files, key=lambda file: file.table), key=lambda file: file.stamp, reverse=True)
 
 
 def _encode(identifier: str) -> str:
-    """*identifier* with what a file name cannot hold, or gives a meaning to, as ``%XX`` of its UTF-8."""
+    """Return *identifier* with ``%XX`` for the bytes of each character that is no part of a file name.
+
+    Those are the separators, the dot, which stands between schema and table, and control characters.
+    """
     return "".join(
         "".join(f"%{byte:02X}" for byte in character.encode())
         if character in "%/\\." or unicodedata.category(character) == "Cc"
@@ -136,9 +142,9 @@ def _encode(identifier: str) -> str:
 
 
 def stem(name: str) -> str:
-    """Return a file's name without ``.json``, ``.json.gz`` or ``.json.zst``: its identity and its order.
+    """Return *name* without its ending: the file's identity and its place in the order.
 
-    Compressing a file in place changes its name but not what it holds, so it must not look new.
+    A file that is compressed in place gets another name, but is the same file: it must not look new.
     """
     for suffix in SUFFIXES.values():
         if name.endswith(suffix):

@@ -1,4 +1,7 @@
-"""The first and the last line of a file that syncdata wrote: its source, and the proof of it. Pure."""
+"""The first and the last line of a file that syncdata wrote: header and footer. Pure.
+
+The header names the source and the file's place in the chain; the footer proves that the file is whole.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ from syncdata.changes.position import parse_lsn
 from syncdata.errors import ParseError
 
 HEADER_PREFIX = b'# {"syncdata":'
-
 FOOTER_PREFIX = b'# {"end":'
 
 REFETCH_HINT = "replace the file in the archive by a good copy; syncing goes on by itself"
 
 
 class Header(msgspec.Struct, frozen=True):
-    """The first line of a file written by syncdata: where its changes come from.
+    """The first line of a file that syncdata wrote: where its changes come from.
 
-    A snapshot's names its table in ``snapshot``, and in ``commit_lsn`` the last commit that it holds.
+    ``seq`` counts the files of an epoch, and ``prev`` names the file before. A snapshot has its table in
+    ``snapshot``, and in ``commit_lsn`` the last commit that its rows show.
     """
 
     syncdata: int
@@ -34,14 +37,14 @@ class Header(msgspec.Struct, frozen=True):
 
     @property
     def source_id(self) -> str:
-        """The stream this file belongs to; a change of any part may hide a hole."""
+        """The replication behind this file. Between files of different ones, changes may be missing."""
         return f"{self.system_id}/{self.timeline}/{self.slot}/{self.epoch}"
 
 
 class Footer(msgspec.Struct, frozen=True, kw_only=True):
-    """The last line of a file written by syncdata: what must have arrived before it.
+    """The last line of a file that syncdata wrote: how much stands before it, and the SHA-256 of that.
 
-    ``end_lsn``: what was committed before it is in this file or in those before.
+    Everything that was committed before ``end_lsn`` is in this file or in earlier ones.
     """
 
     end: bool
@@ -54,6 +57,10 @@ class Footer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_header(head: bytes, name: str) -> Header | None:
+    """Return the header at the beginning of *head*; None when the file *name* is a plain one.
+
+    Raises ParseError when the header is broken, or of a later version of the format.
+    """
     if not head.startswith(HEADER_PREFIX):
         return None
     first_line, newline, _ = head.partition(b"\n")
@@ -74,6 +81,7 @@ def parse_header(head: bytes, name: str) -> Header | None:
 
 
 def parse_footer(last_line: bytes) -> Footer | None:
+    """Return the footer that *last_line* is; None when it is none, or not all of one."""
     if not last_line.startswith(FOOTER_PREFIX) or not last_line.endswith(b"\n"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""What tables are called: schema and name, and how a person writes them. Pure."""
+"""Names of tables: schema and name, and how a person writes them. Pure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TableName(msgspec.Struct, frozen=True, order=True):
 
 
 def _is_identifier(part: str) -> bool:
-    """PostgreSQL cuts longer names off, so a longer one names no table."""
+    """Tell whether a table or schema can be called *part*: PostgreSQL cuts off longer names than 63 bytes."""
     return 0 < len(part.encode(errors="replace")) <= 63 and "\0" not in part
 
 

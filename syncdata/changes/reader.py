@@ -1,8 +1,9 @@
-"""Change files: compression, header, footer, and the records as a stream. Pure over file objects.
+"""Change files as they are read: compression, header, footer, a stream of records. Pure over file objects.
 
-Knows the format of DESIGN's change files; knows nothing of archives, databases or Django. A file is
-finished when its footer agrees with its bytes; a plain file (one without a header) is finished when
-its last line ends or parses. What is not finished is not read: a half-arrived transaction must wait.
+Knows the format; knows nothing of archives, databases or Django. A file with a header is finished when its
+footer is there and the SHA-256 in it is that of the bytes before. A plain file, one without a header, is
+finished when its last line ends with a newline, or is a whole record without one. A file that is not
+finished is not read at all, since half a transaction may be all that has arrived of it.
 """
 
 from __future__ import annotations
@@ -17,21 +18,20 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import msgspec
 import zstandard
 
+from syncdata.changes.header import HEADER_PREFIX, REFETCH_HINT, Footer, Header, parse_footer, parse_header
 from syncdata.changes.names import TableName
 from syncdata.changes.record import ChangeRecord, parse_record
 from syncdata.errors import ParseError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-from syncdata.changes.header import HEADER_PREFIX, REFETCH_HINT, Footer, Header, parse_footer, parse_header
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 CHUNK_BYTES = 1 << 20
+COMPRESSED_CHUNK_BYTES = 1 << 15  # it may stand for a thousand times as many bytes of text
 
-COMPRESSED_CHUNK_BYTES = 1 << 15  # what it holds may be a thousand times as much
-
-# Stands for a line that an operator has said to skip: no table can have this name.
+# The record in place of a line that the operator has said to skip. No table can have this name.
 UNREADABLE = ChangeRecord(table="", schema="", op="UPDATE")
 
 NO_TABLE = TableName(UNREADABLE.schema, UNREADABLE.table)
@@ -39,8 +39,11 @@ NO_TABLE = TableName(UNREADABLE.schema, UNREADABLE.table)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What one look over a whole file found. ``unfinished`` says why it cannot be read yet, or is empty;
-    ``error`` is set when the file contradicts itself. ``text_bytes``: its size without compression."""
+    """The findings of one look over a whole file.
+
+    ``unfinished`` says why the file cannot be read yet, and is empty when it can. ``error`` is set when the
+    file is damaged, so that waiting will not help. ``text_bytes`` is its size without compression.
+    """
 
     header: Header | None
     footer: Footer | None
@@ -58,7 +61,7 @@ class LocatedRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 def inspect(stream: BinaryIO, name: str) -> Inspection:
-    """Read all of *stream* once and tell whether it is finished; it is left at its beginning."""
+    """Read all of *stream* once and tell whether the file is finished; leave it at its beginning."""
     try:
         inspection = _inspect(_decompress(stream, name), name)
     except EOFError:
@@ -77,8 +80,9 @@ def read_records(
 ) -> Iterator[LocatedRecord]:
     """Yield the records of *stream* after the first *skip*, in the file's order.
 
-    Memory is bounded by the longest line. Raises ParseError, with the line, at the first line that is
-    no record; those of the lines *ignored* are records of no table, in the transaction of the one before.
+    Memory is bounded by the longest line. The first line that is no record raises ParseError with its
+    number, unless the number is in *ignored*: then `UNREADABLE` stands for it, with the ``ts`` and
+    ``commit_lsn`` of the record before, so that it ends no transaction.
     """
     number = 0
     record = UNREADABLE
@@ -109,12 +113,12 @@ def _number_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     try:
         yield from enumerate(_decompress(stream, name), start=1)
     except (EOFError, zlib.error, zstandard.ZstdError):
-        # It was whole when it was inspected, so it has changed since.
+        # `inspect` found it whole, so somebody has changed it since.
         raise ParseError("the compressed data is corrupt", hint=REFETCH_HINT, file=name) from None
 
 
 def _inspect(stream: BinaryIO, name: str) -> Inspection:
-    """Hash up to the last line, which alone decides whether the file is finished."""
+    """Hash everything before the last line; the last line decides whether the file is finished."""
     digest = hashlib.sha256()
     head = tail = b""
     text_bytes = 0
@@ -142,7 +146,7 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
 
 
 def _why_plain_is_unfinished(last_line: bytes) -> str:
-    last_line = last_line.removeprefix(BYTE_ORDER_MARK)  # where it is the first line, too
+    last_line = last_line.removeprefix(BYTE_ORDER_MARK)  # a file's only line is its first one, too
     if not last_line or last_line.endswith(b"\n") or last_line.startswith(b"#") or last_line.isspace():
         return ""
     try:
@@ -162,7 +166,7 @@ def _decompress(stream: BinaryIO, name: str) -> BinaryIO:
 
 
 class _Frame(Protocol):
-    """What decompresses one gzip member or zstd frame."""
+    """The decompressor of one gzip member or one zstd frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -174,7 +178,10 @@ class _Frame(Protocol):
 
 
 class _FrameReader(io.RawIOBase):
-    """Compressed frames, one or more, as a raw stream that raises EOFError when cut short, even at byte 0."""
+    """The text of one or more compressed frames, as a raw stream.
+
+    Raises EOFError when the last frame has no end; an empty file is a frame without one.
+    """
 
     def __init__(self, stream: BinaryIO, open_frame: Callable[[], _Frame]) -> None:
         self._stream = stream

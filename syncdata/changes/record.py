@@ -1,4 +1,4 @@
-"""Positions, table names and change records: what one line of a change file says. Pure; no I/O."""
+"""Change records: one line of a change file, read with no digit lost. Pure; knows nothing of files."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _decode(line: bytes) -> ChangeRecord:
 
 
 def _has_lost(record: ChangeRecord, line: bytes) -> bool:
-    """Tell whether plain decoding lost something: the text of nested JSON, or the sign of -0."""
+    """Tell whether decoding *line* to *record* has lost the text of nested JSON, or the sign of a -0."""
     for values in (record.data, record.old_keys):
         if values and not _NESTED.isdisjoint(map(type, values.values())):
             return True
