@@ -71,6 +71,12 @@ format: $(STAMP) ## rewrite the code as ruff would have it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A page that says what is not so fails like a test.
+.PHONY: docs
+test: docs
+docs: $(STAMP) ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -n -b html -d docs/_build/doctrees docs docs/_build/html
+
 clean: ## remove the virtual environment, caches and what the demo left
 	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -42,7 +42,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, ProgrammingError):
         hint = (
             "run 'python manage.py migrate'; if the database is that of a Django project with users of its"
-            " own, install syncdata into that project instead (README)"
+            " own, install syncdata into that project instead (docs/embedding.md)"
         )
         return str(ServiceInitError(first_line, hint=hint))
     return str(error)

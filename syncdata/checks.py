@@ -54,7 +54,7 @@ def check_configuration(**kwargs: Any) -> Messages:
             return []
         config = load_config()
     except SyncError as error:
-        hint = "README, 'Configuration'."
+        hint = "The documentation's page 'Configuration' has all keys."
         if getattr(settings, "SYNCDATA", None) is None and not os.environ.get(CONFIG_VARIABLE):
             return [checks.Warning(str(error), hint=hint, id="syncdata.W001")]
         return [checks.Error(str(error), hint=hint, id="syncdata.E001")]

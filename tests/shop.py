@@ -1,4 +1,4 @@
-"""The shop: a real capture (see tests/data/shop/README.md), its base rows and its expected rows."""
+"""The shop: a real capture (tests/data/shop), its base rows and its expected rows."""
 
 from __future__ import annotations
 

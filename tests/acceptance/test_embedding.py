@@ -22,12 +22,12 @@ METRICS = "http://127.0.0.1:9808/metrics"
 
 
 def recipe() -> list[tuple[str, str]]:
-    """The README's section as (what to do, text), in its order."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(r"^<!-- recipe: ([^\n]+) -->\n```\w+\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    """The page "Embedding in Django" as (what to do, text), in its order."""
+    page = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
+    return re.findall(r"^<!-- recipe: ([^\n]+) -->\n```\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
-def test_the_readmes_recipe_works_as_it_is_written(
+def test_the_documented_recipe_works_as_it_is_written(
     environment: Environment, tmp_path: Path, fresh_database: Callable[..., Database]
 ) -> None:
     project = start_project(environment, tmp_path, fresh_database())

@@ -220,7 +220,7 @@ def test_a_recreated_slot_stops_everything_until_a_new_epoch_and_a_resync(pair: 
 
 
 def test_moving_over_from_plain_files_leaves_no_gap(pair: Pair, sshd: SshServer) -> None:
-    """The README's steps: the script's files stay in the archive, and hold less than production has."""
+    """The steps of "Migrating": the script's files stay in the archive, and hold less than production has."""
     pair.production.execute("INSERT INTO users VALUES (1, 'a'), (2, 'lost by the script')")
     record = {"table": "users", "op": "INSERT", "data": {"id": 1, "name": "a"}, "ts": "2026-02-05T10:30:00Z"}
     (sshd.archive_dir / "changes_20260205_103000.json").write_text(json.dumps(record) + "\n")

@@ -143,11 +143,11 @@ def test_sftp_without_known_hosts_is_a_warning(tmp_path: Path) -> None:
         assert found() == []
 
 
-def test_every_check_has_a_hint_and_a_row_in_the_readme(tmp_path: Path) -> None:
+def test_every_check_has_a_hint_and_a_row_in_the_documentation(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     source = (root / "syncdata" / "checks.py").read_text()
-    readme = (root / "README.md").read_text()
+    page = (root / "docs" / "embedding.md").read_text(encoding="utf-8")
     ids = re.findall(r'id="(syncdata\.[EW]\d{3})"', source)
     assert len(ids) == len(set(ids)) == source.count("checks.Warning(") + source.count("checks.Error(")
     assert source.count("hint=") == len(ids)
-    assert set(re.findall(r"^\| `(syncdata\.[EW]\d{3})` \|", readme, re.MULTILINE)) == set(ids)
+    assert set(re.findall(r"^\| `(syncdata\.[EW]\d{3})` \|", page, re.MULTILINE)) == set(ids)
