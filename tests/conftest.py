@@ -23,6 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
+    # Where workers run the tests, each of them comes here itself; what we set it would find set already.
+    if config.getoption("dist", "no") == "no":
+        _set_up_django(config)
+
+
+def _set_up_django(config: pytest.Config) -> None:
+    """Name the default server, which starts when a test asks for it, and start Django on it."""
     from tests.postgres import DEFAULT_SERVER  # not above: pytest rewrites the asserts of its plugins first
 
     server = PostgresServer(binaries=embedded_binaries())

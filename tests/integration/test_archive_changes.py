@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests import processes
 from tests.production import Production
 from tests.sshd import SshServer
 from tests.world import World
@@ -31,16 +31,7 @@ class Site:
     configuration: Path
 
     def run(self, *arguments: str, answer: str | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "manage.py", *arguments],
-            cwd=ROOT,
-            env=self._environment(),
-            input=answer or "",
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return processes.run("manage.py", *arguments, env=self._environment(), answer=answer or "")
 
     def ok(self, *arguments: str) -> str:
         done = self.run(*arguments)
@@ -49,14 +40,12 @@ class Site:
 
     @contextmanager
     def daemon(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        process = subprocess.Popen(
-            [sys.executable, "manage.py", *arguments],
-            cwd=ROOT,
+        process = processes.Process(
+            ["manage.py", *arguments],
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         try:
             yield process
