@@ -73,6 +73,12 @@ class Pair:
     def sync(self) -> subprocess.CompletedProcess[str]:
         return self.local.run("syncdata_start", "--once")
 
+    def wait_until_the_source_is_read(self) -> None:
+        deadline = time.monotonic() + 60
+        while not self.production.rows("SELECT FROM pg_replication_slots WHERE active"):
+            assert time.monotonic() < deadline, "no archiver came"
+            time.sleep(0.05)
+
 
 @pytest.fixture
 def pair(
@@ -137,6 +143,7 @@ def test_the_daemon_archives_until_it_is_told_to_stop(pair: Pair) -> None:
     pair.source.ok("setup_logical_replication", "--no-snapshot")
     pair.local.ok("add_tables", "users")
     with pair.source.daemon("archive_changes") as daemon:
+        pair.wait_until_the_source_is_read()
         for number in range(3):
             pair.production.execute(f"INSERT INTO users VALUES ({number}, 'x')")
             time.sleep(0.5)
@@ -247,8 +254,9 @@ def test_a_table_that_is_not_configured_gets_no_snapshot(pair: Pair) -> None:
 def test_ctrl_c_ends_the_daemon_in_order(pair: Pair) -> None:
     pair.source.ok("setup_logical_replication", "--no-snapshot")
     with pair.source.daemon("archive_changes") as daemon:
+        pair.wait_until_the_source_is_read()
         pair.production.execute("INSERT INTO users VALUES (1, 'x')")
-        time.sleep(2)
+        time.sleep(1)
         daemon.send_signal(signal.SIGINT)
         output, _ = daemon.communicate(timeout=20)
     assert daemon.returncode == 0, output
