@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from syncdata.runtime import durable
 from syncdata.runtime.durable import replace_file
 from syncdata.runtime.retry import Backoff
 
@@ -46,7 +45,7 @@ def test_a_replacement_that_fails_leaves_the_old_file_and_nothing_else(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
