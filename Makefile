@@ -5,10 +5,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# The tests run side by side: a worker for each core, and a PostgreSQL for each worker. PYTEST_ARGS=-n0 runs them
+# one after the other in one process, as a debugger needs it.
 PYTEST_ARGS ?=
+PYTEST      := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test lint format pytest sshd chromium clean
+.PHONY: help install demo run test check unit lint format pytest sshd chromium clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -34,14 +37,21 @@ run: $(STAMP) ## the admin on http://127.0.0.1:8000/ (needs DATA_SYNC_CONFIG)
 
 test: lint pytest ## lint, types, migrations and all tests
 
-lint: $(STAMP) ## ruff, mypy and makemigrations --check
+check: $(STAMP) ## lint and the unit tests, in less than a minute
+	@$(MAKE) --no-print-directory -j2 lint unit
+
+unit: $(STAMP)
+	$(PYTEST) tests/unit $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff, layers, mypy and makemigrations --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	DATA_SYNC_CONFIG= $(BIN)/mypy
 	DATA_SYNC_CONFIG= $(BIN)/python manage.py makemigrations --check --dry-run
 
 pytest: $(STAMP) sshd chromium ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 # The SFTP tests run against a real OpenSSH server of their own. Where it cannot be installed they say so.
 # The system's SSH service that comes with the package is switched off again: nobody asked for that one.
@@ -78,5 +88,5 @@ docs: $(STAMP) ## build the documentation into docs/_build/html; a warning is an
 	$(BIN)/sphinx-build -q -W --keep-going -n -b html -d docs/_build/doctrees docs docs/_build/html
 
 clean: ## remove the virtual environment, caches and what the demo left
-	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

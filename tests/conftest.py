@@ -15,6 +15,10 @@ pytest_plugins = ["tests.postgres", "tests.sshd", "tests.world", "tests.producti
 # What the developer's own environment says must not reach the tests.
 FOREIGN = ("ARCHIVE_", "PG", "SOURCE_PG_", "DATA_SYNC_", "METRIC_FREQ", "BATCH_", "SSH_AUTH_SOCK", "DJANGO_")
 
+# What takes long to make, or stands once on a machine: the tests that use one of these run in one worker, one
+# after the other. All others go to whichever worker is free.
+IN_ONE_WORKER = ("environment", "unfit_server")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail when a test was skipped")
@@ -23,6 +27,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
+    # Where workers run the tests, each of them comes here itself; what we set it would find set already.
+    if config.getoption("dist", "no") == "no":
+        _set_up_django(config)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in {*IN_ONE_WORKER}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
+def _set_up_django(config: pytest.Config) -> None:
+    """Name the default server, which starts when a test asks for it, and start Django on it."""
     from tests.postgres import DEFAULT_SERVER  # not above: pytest rewrites the asserts of its plugins first
 
     server = PostgresServer(binaries=embedded_binaries())

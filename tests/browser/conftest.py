@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +16,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
+from syncsite.demo.postgres import free_port
+from tests import processes
 from tests.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,19 +63,13 @@ class Site:
     environment: dict[str, str]
 
     def manage(self, *arguments: str) -> None:
-        subprocess.run(
-            [sys.executable, "manage.py", *arguments],
-            env=self.environment,
-            cwd=ROOT,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        processes.run("manage.py", *arguments, env=self.environment).check_returncode()
 
     @contextmanager
     def daemon(self, interval_s: int = 1) -> Iterator[None]:
         """A real daemon, in a process of its own."""
-        command = [sys.executable, "manage.py", "syncdata_start", "--interval", str(interval_s)]
-        process = subprocess.Popen(command, env=self.environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+        command = ["manage.py", "syncdata_start", "--interval", str(interval_s)]
+        process = processes.Process(command, env=self.environment, stderr=subprocess.DEVNULL)
         try:
             wait_until(
                 lambda: self.world.value("SELECT count(*) FROM data_sync_runs WHERE stopped_at IS NULL")
@@ -98,9 +92,9 @@ def site(world: World, tmp_path: Path) -> Iterator[Site]:
     }
     site = Site(world, f"http://127.0.0.1:{port}", environment)
     site.manage("createsuperuser", "--noinput", "--username", "ada", "--email", "ada@example.com")
-    command = [sys.executable, "manage.py", "runserver", "--noreload", "--insecure", f"127.0.0.1:{port}"]
+    command = ["manage.py", "runserver", "--noreload", "--insecure", f"127.0.0.1:{port}"]
     with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        server = processes.Process(command, env=environment, stdout=log, stderr=log)
         try:
             wait_until(lambda: answers(f"{site.url}/admin/login/"))
             yield site
@@ -163,10 +157,3 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests import processes
 from tests.production import Production
 from tests.sshd import SshServer
 from tests.world import World
@@ -31,16 +31,7 @@ class Site:
     configuration: Path
 
     def run(self, *arguments: str, answer: str | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "manage.py", *arguments],
-            cwd=ROOT,
-            env=self._environment(),
-            input=answer or "",
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return processes.run("manage.py", *arguments, env=self._environment(), answer=answer or "")
 
     def ok(self, *arguments: str) -> str:
         done = self.run(*arguments)
@@ -49,14 +40,12 @@ class Site:
 
     @contextmanager
     def daemon(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        process = subprocess.Popen(
-            [sys.executable, "manage.py", *arguments],
-            cwd=ROOT,
+        process = processes.Process(
+            ["manage.py", *arguments],
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         try:
             yield process
@@ -83,6 +72,12 @@ class Pair:
 
     def sync(self) -> subprocess.CompletedProcess[str]:
         return self.local.run("syncdata_start", "--once")
+
+    def wait_until_the_source_is_read(self) -> None:
+        deadline = time.monotonic() + 60
+        while not self.production.rows("SELECT FROM pg_replication_slots WHERE active"):
+            assert time.monotonic() < deadline, "no archiver came"
+            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -148,6 +143,7 @@ def test_the_daemon_archives_until_it_is_told_to_stop(pair: Pair) -> None:
     pair.source.ok("setup_logical_replication", "--no-snapshot")
     pair.local.ok("add_tables", "users")
     with pair.source.daemon("archive_changes") as daemon:
+        pair.wait_until_the_source_is_read()
         for number in range(3):
             pair.production.execute(f"INSERT INTO users VALUES ({number}, 'x')")
             time.sleep(0.5)
@@ -258,8 +254,9 @@ def test_a_table_that_is_not_configured_gets_no_snapshot(pair: Pair) -> None:
 def test_ctrl_c_ends_the_daemon_in_order(pair: Pair) -> None:
     pair.source.ok("setup_logical_replication", "--no-snapshot")
     with pair.source.daemon("archive_changes") as daemon:
+        pair.wait_until_the_source_is_read()
         pair.production.execute("INSERT INTO users VALUES (1, 'x')")
-        time.sleep(2)
+        time.sleep(1)
         daemon.send_signal(signal.SIGINT)
         output, _ = daemon.communicate(timeout=20)
     assert daemon.returncode == 0, output

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from syncsite.demo.postgres import PostgresServer
+from tests import processes
 from tests.postgres import Database
 
 ROOT = Path(__file__).parents[2]
@@ -52,22 +53,12 @@ class Site:
         config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items()))
         config.chmod(0o600)
 
-    def command(self, *argv: str) -> list[str]:
-        return [sys.executable, str(ROOT / "manage.py"), *argv]
-
     @property
     def environment(self) -> dict[str, str]:
         return os.environ | {"DATA_SYNC_CONFIG": str(self.folder / "syncdata.toml"), "LOGNAME": "jane"}
 
-    def run(self, *argv: str, answer: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*argv),
-            env=self.environment,
-            input=answer,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+    def run(self, *argv: str, answer: str = "", is_cold: bool = False) -> subprocess.CompletedProcess[str]:
+        return processes.run("manage.py", *argv, env=self.environment, answer=answer, is_cold=is_cold)
 
     def output(self, *argv: str, answer: str = "") -> str:
         """Run a command that must succeed; return what it prints."""
@@ -75,9 +66,9 @@ class Site:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def refusal(self, *argv: str, answer: str = "") -> str:
+    def refusal(self, *argv: str, answer: str = "", is_cold: bool = False) -> str:
         """Run a command that must fail; return its last line on stderr, which must begin with a code."""
-        done = self.run(*argv, answer=answer)
+        done = self.run(*argv, answer=answer, is_cold=is_cold)
         assert done.returncode == 1, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         message = done.stderr.splitlines()[-1]
@@ -86,12 +77,11 @@ class Site:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Start a daemon and wait until it runs."""
-        daemon = subprocess.Popen(
-            self.command("syncdata_start", *options),
+        daemon = processes.Process(
+            ["manage.py", "syncdata_start", *options],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         self.daemons.append(daemon)
         wait_until(lambda: self.value("SELECT count(*) FROM data_sync_runs WHERE stopped_at IS NULL") == 1)
@@ -223,9 +213,8 @@ def test_a_terminal_shows_a_progress_bar(site: Site) -> None:
     site.add_file(EXAMPLE_FILE, EXAMPLE)
     terminal, end = pty.openpty()
     try:
-        done = subprocess.run(
-            site.command("syncdata_start", "--once"), env=site.environment, stdout=end, stderr=end, timeout=60
-        )
+        arguments = [sys.executable, str(ROOT / "manage.py"), "syncdata_start", "--once"]
+        done = subprocess.run(arguments, env=site.environment, stdout=end, stderr=end, timeout=60)
         screen = os.read(terminal, 100_000).decode()
     finally:
         os.close(end)
@@ -366,7 +355,7 @@ def test_a_database_that_is_away_is_an_error_that_says_so(
     site = Site(tmp_path, Database(postgres, "absent"))
     site.configure(pg_port=1, pg_password="hidden")
 
-    message = site.refusal(*command.split())
+    message = site.refusal(*command.split(), is_cold=True)
     assert "hidden" not in message
     assert "(" in message  # the hint
 

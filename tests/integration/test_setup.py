@@ -25,6 +25,7 @@ from syncdata.production import ProductionService
 from syncdata.provision.findings import Finding
 from syncdata.provision.provision import NewUser
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
+from tests import processes
 from tests.postgres import Database
 
 ROOT = Path(__file__).parents[2]
@@ -109,15 +110,7 @@ class Production:
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         variables = {name: text for name, text in self.environment.items() if text} | environment
-        return subprocess.run(
-            [sys.executable, "manage.py", "setup_logical_replication", *arguments],
-            cwd=ROOT,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return processes.run("manage.py", "setup_logical_replication", *arguments, env=variables)
 
 
 MakeProduction = Callable[..., Production]

@@ -7,7 +7,6 @@ import logging
 import os
 import stat
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import pytest
 
 from syncsite.secretkey import FILE_NAME, load_or_create_secret_key
+from tests import processes
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = [
     "SECRET_KEY",
     "DEBUG",
@@ -45,19 +44,12 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str, config: Path | str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={
-            "PATH": os.environ["PATH"],
-            "DATA_SYNC_CONFIG": str(config),
-            "DJANGO_SETTINGS_MODULE": "syncsite.settings",
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    variables = {
+        "PATH": os.environ["PATH"],
+        "DATA_SYNC_CONFIG": str(config),
+        "DJANGO_SETTINGS_MODULE": "syncsite.settings",
+    }
+    return processes.run(*arguments, env=variables | environment)
 
 
 def manage(*arguments: str, config: Path | str = "", **environment: str) -> subprocess.CompletedProcess[str]:
