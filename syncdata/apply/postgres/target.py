@@ -92,24 +92,19 @@ class Target:
             checkpoints = open_checkpoints(self._connection)
         return [checkpoint for checkpoint in checkpoints if not checkpoint.is_paused]
 
-    def schemas(self, tables: Collection[TableName]) -> dict[TableName, TableSchema]:
-        """Return the schemas of those of *tables* that exist, as the catalog has them now."""
-        with translated_errors():
-            schemas = read_schemas(self._connection, tables)
-        self._writer.forget_failures()
-        # Rows that came before this process may be ahead of their sequences, too. Test:
-        # test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
-        for table in schemas.keys() - self._known:
-            self._sequences_due[table] = schemas[table]
-        self._known |= schemas.keys()
-        return schemas
-
     def begin_file(self, tables: Collection[TableName]) -> None:
         """Read the catalog anew: a table may have been altered since the last file.
 
         Test: test_a_change_of_one_table_in_the_middle_of_a_file_does_not_stop_the_others.
         """
-        self._schemas = self.schemas(tables)
+        with translated_errors():
+            self._schemas = read_schemas(self._connection, tables)
+        self._writer.forget_failures()
+        # Rows that came before this process may be ahead of their sequences, too. Test:
+        # test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
+        for table in self._schemas.keys() - self._known:
+            self._sequences_due[table] = self._schemas[table]
+        self._known |= self._schemas.keys()
 
     def prepare(self, batch: Batch) -> PreparedBatch:
         """Plan *batch*. Pure: the connection is at work on the batch before."""
