@@ -7,18 +7,21 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
 
 from tests import shop
-from tests.processes import Process
 from tests.sshd import SshServer
 from tests.world import World
 
+MANAGE = Path(__file__).parents[2] / "manage.py"
 KILLS = 20
 
 
@@ -132,9 +135,10 @@ def run_and_kill(world: World, *, after_s: float) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
-def start(world: World) -> Process:
+def start(world: World) -> subprocess.Popen[bytes]:
     config = world.state_dir / "syncdata.toml"
     config.write_text(world.toml)
     config.chmod(0o600)
     environment: dict[str, Any] = {**os.environ, "DATA_SYNC_CONFIG": str(config)}
-    return Process(["manage.py", "syncdata_start", "--once", "-v", "0"], env=environment)
+    command = [sys.executable, str(MANAGE), "syncdata_start", "--once", "-v", "0"]
+    return subprocess.Popen(command, env=environment)
