@@ -23,7 +23,7 @@ CONTRACTS = [
 
 # By contract, an import that it forbids, and the module that it is written into.
 VIOLATIONS = {
-    "The floors of the house: imports run downwards": [
+    "The layers: imports run downwards": [
         ("changes/record.py", "import syncdata.archive.local"),
         ("apply/cycle.py", "import syncdata.conf"),
         ("service.py", "import syncdata.monitoring"),
