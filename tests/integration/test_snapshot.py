@@ -196,19 +196,19 @@ class StopAfter:
     def __init__(self, stop: threading.Event, *, rows: int) -> None:
         self.stop, self.rows, self.told = stop, rows, list[Any]()
 
-    def tables_found(self, tables: int, rows: int) -> None:
+    def files_found(self, tables: int, rows: int) -> None:
         self.told.append((tables, rows))
 
-    def table_started(self, table: TableName, rows: int) -> None:
-        self.told.append(table.name)
+    def file_started(self, table: str, rows: int) -> None:
+        self.told.append(table)
 
-    def rows_copied(self, rows: int) -> None:
+    def batch_applied(self, records: int, rows: int) -> None:
         self.rows -= rows
         if self.rows <= 0:
             self.stop.set()
 
-    def table_finished(self, table: TableName) -> None:
-        self.told.append(f"{table.name} finished")
+    def file_finished(self, table: str) -> None:
+        self.told.append(f"{table} finished")
 
 
 def test_progress_knows_the_estimate_and_counts_every_row(production: Production) -> None:
