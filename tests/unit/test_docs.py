@@ -14,18 +14,24 @@ from django.core.management import get_commands
 from django.dispatch import Signal
 
 from syncdata import signals
-from syncdata.conf import ArchiveConfig, SourceConfig, SyncConfig
+from syncdata.archive.backends import BACKENDS, DEFAULT_BACKEND
+from syncdata.conf import SourceConfig, SyncConfig
 from syncdata.errors import SyncError
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "syncdata"
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
-DERIVED = {"config_file"}  # where the configuration came from: no key
+DERIVED = {"config_file", "archive"}  # where the configuration came from, and what many keys make: no keys
 COMMANDS = sorted(name for name, app in get_commands().items() if app in ("syncdata", "syncsite"))
-KEYS = sorted({field.name for field in fields(SyncConfig)} - DERIVED)
-SHARED = {field.name for field in fields(ArchiveConfig)} | {"state_dir"}
-SOURCE_FIELDS = [field for field in fields(SourceConfig) if field.name not in SHARED]
+ARCHIVE_FIELDS = {
+    field.metadata["key"]: field
+    for settings in BACKENDS.values()
+    for field in fields(settings)  # type: ignore[arg-type]
+}
+FIELDS = {field.name: field for field in fields(SyncConfig) if field.name not in DERIVED} | ARCHIVE_FIELDS
+KEYS = sorted({"archive_backend", *FIELDS})
+SOURCE_FIELDS = [field for field in fields(SourceConfig) if field.name not in {"archive", "state_dir"}]
 # House words that gave way to those of the glossary; no module and no name has them any more.
 GIVEN_UP = ("ledger", "doorbell", "shelf", "floor", "books")
 
@@ -59,11 +65,16 @@ def test_every_configuration_key_has_a_row(key: str) -> None:
     assert row_of(key, "configuration")
 
 
-@pytest.mark.parametrize("field", [field for field in fields(SyncConfig) if field.name in KEYS])
-def test_the_row_of_a_key_tells_its_default(field: object) -> None:
-    default = getattr(field, "default", None)
+@pytest.mark.parametrize("key", sorted(FIELDS))
+def test_the_row_of_a_key_tells_its_default(key: str) -> None:
+    default = FIELDS[key].default
     if isinstance(default, int | str) and default:
-        assert str(default) in row_of(field.name, "configuration")  # type: ignore[attr-defined]
+        assert str(default) in row_of(key, "configuration")
+
+
+def test_the_row_of_the_archives_backend_tells_its_default_and_the_others() -> None:
+    assert all(name in row_of("archive_backend", "configuration") for name in BACKENDS)
+    assert f"| `{DEFAULT_BACKEND}` |" in f"|{row_of('archive_backend', 'configuration')}"
 
 
 @pytest.mark.parametrize("field", SOURCE_FIELDS, ids=lambda field: field.name)
