@@ -15,7 +15,8 @@ from django.dispatch import Signal
 
 from syncdata import signals
 from syncdata.archive.backends import BACKENDS, DEFAULT_BACKEND
-from syncdata.conf import SourceConfig, SyncConfig
+from syncdata.changes.record import parse_record
+from syncdata.conf import SourceConfig, SyncConfig, config_from_toml, source_from_toml
 from syncdata.errors import SyncError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +101,32 @@ def test_every_code_in_the_documentation_exists() -> None:
 @pytest.mark.parametrize("signal", [name for name, it in vars(signals).items() if isinstance(it, Signal)])
 def test_every_signal_has_a_row(signal: str) -> None:
     assert row_of(signal, "embedding")
+
+
+# Examples
+
+
+def examples(language: str) -> list[Any]:
+    """Return the fenced blocks of *language* in all pages, each with the page's name as its id."""
+    return [
+        pytest.param(text, id=path.stem)
+        for path in PAGES
+        for text in re.findall(
+            rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        )
+    ]
+
+
+@pytest.mark.parametrize("text", examples("toml"))
+def test_every_configuration_that_is_shown_is_valid(text: str, tmp_path: Path) -> None:
+    values = tomllib.loads(text)
+    read = source_from_toml if "source" in values else config_from_toml
+    assert read(values, {}, tmp_path / "syncdata.toml")
+
+
+@pytest.mark.parametrize("line", page("change-files").split("```json\n")[1].split("```")[0].splitlines())
+def test_every_record_that_is_shown_can_be_read(line: str) -> None:
+    assert parse_record(line.encode()).table == "users"
 
 
 # The README, the pages and their links
