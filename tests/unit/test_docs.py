@@ -74,9 +74,8 @@ def test_the_row_of_a_key_tells_its_default(key: str) -> None:
 
 
 def test_the_row_of_the_archives_backend_tells_its_default_and_the_others() -> None:
-    row = row_of("archive_backend", "configuration")
-    assert all(name in row for name in BACKENDS)
-    assert f"| `{DEFAULT_BACKEND}` |" in f"|{row}"
+    assert all(name in row_of("archive_backend", "configuration") for name in BACKENDS)
+    assert f"| `{DEFAULT_BACKEND}` |" in f"|{row_of('archive_backend', 'configuration')}"
 
 
 @pytest.mark.parametrize("field", SOURCE_FIELDS, ids=lambda field: field.name)
@@ -186,12 +185,13 @@ def test_every_module_that_a_page_names_is_there(name: str) -> None:
 def test_the_layer_rules_are_those_that_are_checked() -> None:
     text = page("architecture")
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    layered, *others = pyproject["tool"]["importlinter"]["contracts"]
+    contracts = pyproject["tool"]["importlinter"]["contracts"]
+    layers = [layer for contract in contracts for layer in contract.get("layers", [])]
     rows = re.findall(r"^\| \d+ \| (.+) \|$", text, re.MULTILINE)
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [
-        {*re.split(r" [|:] ", layer)} for layer in layered["layers"]
+        {*re.split(r" [|:] ", layer)} for layer in layers
     ]
-    for contract in others:
+    for contract in contracts[1:]:
         assert contract["name"].partition(":")[0] in text
 
 
