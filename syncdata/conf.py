@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from syncdata.apply.plan.batches import Limits
 from syncdata.archive.local import LocalSettings
 from syncdata.archive.storage import ArchiveSettings
 from syncdata.changes.names import TableName
@@ -58,6 +59,10 @@ class SyncConfig:
     batch_bytes: int = 32 * 1024 * 1024
     state_dir: Path
     config_file: Path | None = None
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(batch_records=self.batch_records, batch_bytes=self.batch_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

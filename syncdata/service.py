@@ -14,7 +14,6 @@ from typing import Self
 import psycopg
 
 from syncdata.apply.context import Resources, Settings
-from syncdata.apply.plan.batches import Limits
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import SyncResult
 from syncdata.apply.state.status import DaemonStatus, TableInfo, format_status
@@ -48,7 +47,7 @@ class SyncDataService(TablesService):
             # Beside the configuration, not in /tmp, which may be memory.
             lambda: open_archive(config.archive, spool_dir=config.state_dir),
             Settings(
-                limits=Limits(batch_records=config.batch_records, batch_bytes=config.batch_bytes),
+                limits=config.limits,
                 metric_freq_hours=config.metric_freq,
                 interval_s=config.data_sync_freq,
             ),
