@@ -2,8 +2,9 @@
 databases.
 
 PostgreSQL's sinks are postgres/target.py (the tables) and postgres/shadow.py (one table being rebuilt).
-Another consumer is one module with a class of these methods, and the line that makes it. Where its
-checkpoints are kept is its own affair; state/checkpoints.py keeps them for whoever has a connection.
+Another consumer is one module with a class of these methods, and the line in run.py that makes it. Where
+its checkpoints are kept is its own affair; state/checkpoints.py keeps them for whoever has a connection.
+Snapshots do not come through this port: bootstrap.py and resync.py load them into PostgreSQL's tables.
 """
 
 from __future__ import annotations
