@@ -37,8 +37,8 @@ TIME_LIMIT_S = 30
 STEPS: dict[str, tuple[list[tuple[Any, str]], str]] = {
     "a message has arrived": ([(ReplicationStream, "read")], "after"),
     "a message is decoded": ([(Decoder, "decode")], "after"),
-    "before a line is written": ([(FileWriter, "write")], "before"),
-    "a line is written": ([(FileWriter, "write")], "after"),
+    "before a line is written": ([(ChangeFileWriter, "write")], "before"),
+    "a line is written": ([(ChangeFileWriter, "write")], "after"),
     "before lines go to the disk": ([(ChangeFileWriter, "_flush")], "before"),
     "lines are on the disk": ([(ChangeFileWriter, "_flush")], "after"),
     "before a file is finished": ([(FileWriter, "finish")], "before"),

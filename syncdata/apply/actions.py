@@ -15,7 +15,7 @@ from psycopg import Connection
 
 from syncdata.apply.plan.schema import parents_first
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.connection import errors_as
+from syncdata.apply.postgres.connection import errors_as, settings_restored
 from syncdata.apply.postgres.whole_table import empty_all
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.state.audit import log_action
@@ -158,10 +158,12 @@ def _blocked_at(place: str, table: TableName, checkpoints: Sequence[TableCheckpo
 def _empty_tables(connection: Connection[Any], names: Sequence[TableName]) -> None:
     """Truncate the tables together; those that tables outside *names* refer to are emptied by DELETE."""
     schemas = read_schemas(connection, names)
-    writer = RowWriter(connection)
-    writer.begin()
     order = parents_first({name: schema.parents for name, schema in schemas.items()})
-    empty_all(writer.cursor, [schemas[name] for name in order])
+    writer = RowWriter(connection)
+    # Test: test_after_a_clear_triggers_and_foreign_keys_of_the_requests_transaction_are_awake.
+    with settings_restored(connection):
+        writer.begin()
+        empty_all(writer.cursor, [schemas[name] for name in order])
 
 
 def _utcnow() -> dt.datetime:

@@ -37,7 +37,7 @@ class Context:
     requested_by: str | None = None
 
 
-class Session(Protocol):
+class DaemonSession(Protocol):
     """A connection to the local database, and the lock that makes its holder the only daemon there."""
 
     @property
@@ -96,7 +96,7 @@ class Resources:
 
     def __init__(
         self,
-        session: Session,
+        session: DaemonSession,
         open_archive: Callable[[], Archive],
         settings: Settings,
         *,

@@ -30,7 +30,7 @@ from syncdata.apply.run import Run
 from syncdata.apply.state import queue
 from syncdata.apply.state.queue import Listener, Request
 from syncdata.changes.names import TableName
-from syncdata.errors import RequestError, ResyncError, SyncError
+from syncdata.errors import RequestError, ResyncError, SchemaError, SyncError
 from syncdata.runtime.retry import Backoff
 
 logger = logging.getLogger(__name__)
@@ -198,7 +198,9 @@ class Worker:
 
     def _carry_out(self, connection: Connection[Any], request: Request) -> Callable[[], None]:
         """Do what *request* asks for; return how to tell of it once it has committed."""
-        tables = [TableName.parse(name) for name in request.table_names]
+        if request.action == "retry":
+            return _nothing_to_tell  # the cycle that follows does it
+        tables = _tables_of(request)
         match request.action:
             case "pause":
                 actions.pause(connection, tables, requested_by=request.requested_by)
@@ -209,8 +211,6 @@ class Worker:
             case "clear":
                 cleared = actions.empty(connection, tables, requested_by=request.requested_by)
                 return lambda: self.tell_of_clear(cleared)
-            case "retry":
-                pass  # the cycle that follows does it
             case _:
                 raise RequestError(f"{request.action!r} is unknown to this daemon", hint="restart the daemon")
         return _nothing_to_tell
@@ -220,7 +220,7 @@ class Worker:
     ) -> None:
         progress = RequestProgress(lambda text: queue.note_progress(connection, request, text))
         by = request.requested_by
-        tables = [TableName.parse(name) for name in request.table_names]
+        tables = _tables_of(request)
         results = [self.resync(table, stop=stop, progress=progress, requested_by=by) for table in tables]
         queue.finish(connection, request, f"{sum(result.records_synced for result in results):,} records")
 
@@ -230,6 +230,17 @@ class Worker:
             with translated_errors():
                 self._listener = Listener(connection)
         return self._listener
+
+
+def _tables_of(request: Request) -> list[TableName]:
+    """Return the tables of *request*. Raises RequestError for a name that is none: the whitelist may hold one
+    that was put there by other means, and which is never synced."""
+    try:
+        return [TableName.parse(name) for name in request.table_names]
+    except SchemaError as error:
+        raise RequestError(
+            error.message, hint="nothing was changed; take the name off the whitelist"
+        ) from None
 
 
 def _nothing_to_tell() -> None:

@@ -14,6 +14,15 @@ _CODE = re.compile(r"(SHD_SYN_\d{3}): ")
 _FILE = re.compile(
     r"((?:changes_|snapshot_\d{8}_\d{6}/)(?:(?!: )[^/])*?\.json(?:\.gz|\.zst)?)(?::(\d+))?: ", re.DOTALL
 )
+_COLUMNS = ("error_code", "error_file", "error_line", "error_hint")
+_BATCH = 5_000
+_FILL = """
+UPDATE {table} SET error_code = parsed.code, error_file = parsed.file, error_line = parsed.line,
+    error_hint = parsed.hint
+FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[])
+    AS parsed (id, code, file, line, hint)
+WHERE {table}.id = parsed.id
+"""
 _TEXTS = {"Checkpoint": "error", "SyncRun": "last_error", "SyncRequest": "error"}
 
 
@@ -44,12 +53,22 @@ def _hint(text: str) -> str | None:
 
 
 def fill_from_texts(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    alias = schema_editor.connection.alias
     for model_name, column in _TEXTS.items():
-        rows = apps.get_model("syncdata", model_name)._base_manager.using(alias)
-        for pk, text in rows.exclude(**{column: None}).values_list("pk", column):
-            if columns := parse_error(text):
-                rows.filter(pk=pk).update(**columns)
+        model = apps.get_model("syncdata", model_name)
+        texts = model._base_manager.using(schema_editor.connection.alias).exclude(**{column: None})
+        last_pk = 0
+        while batch := list(texts.filter(pk__gt=last_pk).order_by("pk").values_list("pk", column)[:_BATCH]):
+            last_pk = batch[-1][0]
+            _fill(schema_editor, model._meta.db_table, batch)
+
+
+def _fill(schema_editor: BaseDatabaseSchemaEditor, table: str, batch: list[tuple[int, str]]) -> None:
+    """Write the columns of all rows of *batch* at once: the tables are locked meanwhile."""
+    parsed = [(pk, columns) for pk, text in batch if (columns := parse_error(text))]
+    values: list[list[Any]] = [[pk for pk, _ in parsed]]
+    values += [[columns[name] for _, columns in parsed] for name in _COLUMNS]
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute(_FILL.format(table=schema_editor.quote_name(table)), values)
 
 
 def _columns(model_name: str) -> list[migrations.AddField]:

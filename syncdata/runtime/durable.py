@@ -11,7 +11,8 @@ from pathlib import Path
 def replace_file(path: Path, content: bytes) -> None:
     """Put *content* in the place of *path*: whatever happens, it is the old file or the new one, never half.
 
-    The file is readable by its owner alone. Raises OSError; then *path* is as it was.
+    The file is readable by its owner alone. Raises OSError: then *path* is as it was or, where only the
+    directory could not be flushed, holds *content* and may lose it in a power cut.
     """
     descriptor, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
@@ -14,6 +15,7 @@ from django.urls import reverse
 
 from syncdata import connections as session
 from syncdata.admin import asking, dashboard
+from syncdata.apply.state import queries
 from syncdata.errors import ServiceInitError
 from syncdata.models import Checkpoint, SyncLog, SyncMetric, SyncRequest, SyncRun, TableToSync
 
@@ -247,3 +249,19 @@ def test_tables_that_cannot_be_read_are_an_explanation_and_not_a_broken_page(
     monkeypatch.setattr(dashboard, "tables_service", fail)
     assert "cannot be read" in client.get(reverse("admin:index")).content.decode()
     assert "cannot be read" in client.get(reverse("admin:syncdata_dashboard_changelist")).content.decode()
+
+
+def test_a_driver_that_fails_is_an_explanation_too_and_shows_no_host(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.force_login(User.objects.create_superuser("ada"))
+
+    def fail(connection: object) -> None:
+        raise psycopg.OperationalError("connection to server at secret-host failed")
+
+    for read in ("read_tables", "read_latest_run", "read_minutes", "read_requests", "read_periods"):
+        with monkeypatch.context() as patch:
+            patch.setattr(queries, read, fail)
+            for name in ("index", "syncdata_dashboard_changelist"):
+                page = client.get(reverse(f"admin:{name}")).content.decode()
+                assert "cannot be read" in page and "secret-host" not in page

@@ -179,3 +179,20 @@ def test_errors_of_rows_that_are_there_already_become_data(transactional_db: Non
     assert Checkpoint.objects.values_list(*columns).get(table_name="fine") == (None,) * 5
     assert SyncRun.objects.values_list("last_error", *columns[1:]).get() == ("odd", None, None, None, None)
     assert SyncRequest.objects.get().error_code == "SHD_SYN_054"
+
+
+def test_the_errors_of_more_rows_than_a_batch_holds_become_data(transactional_db: None) -> None:
+    call_command("migrate", "syncdata", "0003", verbosity=0)
+    execute(
+        "INSERT INTO data_sync_requests (action, table_names, state, error)"
+        " SELECT 'clear', '{users}', 'failed',"
+        " CASE WHEN n % 3 = 0 THEN 'no code' ELSE 'SHD_SYN_064: changes_' || n || '.json:' || n || ': x' END"
+        " FROM generate_series(1, 12000) n"
+    )
+    call_command("migrate", "syncdata", verbosity=0)
+    filled = SyncRequest.objects.exclude(error_code=None)
+    assert filled.count() == 8000
+    assert all(
+        file == f"changes_{line}.json" for file, line in filled.values_list("error_file", "error_line")
+    )
+    assert not SyncRequest.objects.filter(error="no code").exclude(error_line=None).exists()

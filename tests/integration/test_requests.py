@@ -368,6 +368,16 @@ def test_a_request_waits_no_longer_when_taking_it_was_interrupted(users: World) 
     assert outcome(users, request)[0] == "done"
 
 
+def test_a_name_that_is_none_keeps_a_retry_from_nothing_and_other_requests_from_all(users: World) -> None:
+    users.execute("INSERT INTO tables_to_sync (table_name) VALUES ('a.b.c')")  # the predecessor took it
+    retry, pause = ask(users, "retry", "a.b.c", "users"), ask(users, "pause", "a.b.c", "users")
+    users.sync()
+    assert outcome(users, retry) == ("done", "a cycle is started", None)
+    assert outcome(users, pause)[0] == "failed"
+    assert users.value(f"SELECT error_code FROM data_sync_requests WHERE id = {pause}") == RequestError.code
+    assert users.checkpoint("users")[2] == "active"
+
+
 def test_the_listener_hears_in_a_process_with_many_open_files(users: World) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))

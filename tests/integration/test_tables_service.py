@@ -75,6 +75,26 @@ def test_a_change_shares_the_fate_of_the_requests_transaction(users: World, chan
     assert users.value(query) != before
 
 
+@pytest.mark.parametrize("is_ordinary", [False, True])
+def test_after_a_clear_triggers_and_foreign_keys_of_the_requests_transaction_are_awake(
+    users: World, is_ordinary: bool
+) -> None:
+    names = ("session_replication_role", "enable_hashjoin", "enable_mergejoin", "enable_seqscan")
+    if is_ordinary:
+        users.use_ordinary_role()
+    with transaction.atomic(using=users.alias), connections[users.alias].cursor() as cursor:
+
+        def settings() -> list[tuple[str, ...]]:
+            cursor.execute("SELECT current_setting(name) FROM unnest(%s::text[]) AS name", [list(names)])
+            return cursor.fetchall()
+
+        cursor.execute("SET LOCAL enable_mergejoin = off")  # the project's own
+        before = settings()
+        assert tables_of_request(users.alias).clear(["users"]) == ["users"]
+        assert settings() == before
+    assert users.value("SELECT count(*) FROM users") == 0
+
+
 def test_a_refused_change_leaves_the_requests_transaction_usable(users: World) -> None:
     with transaction.atomic(using=users.alias):
         service = tables_of_request(users.alias)

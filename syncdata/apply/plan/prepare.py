@@ -15,7 +15,7 @@ from syncdata.errors import SchemaError, SyncError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TablePart:
+class TableShare:
     """One table's share of a batch: its records and their plan, or why there is none."""
 
     records: list[LocatedRecord]
@@ -27,7 +27,7 @@ class PreparedBatch:
     """A batch with each table's share worked out."""
 
     batch: Batch
-    parts: dict[TableName, TablePart]
+    parts: dict[TableName, TableShare]
 
     @property
     def file(self) -> FileContext:
@@ -49,7 +49,7 @@ def prepare(batch: Batch, schemas: Mapping[TableName, TableSchema]) -> PreparedB
 
 def _part(
     table: TableName, schema: TableSchema | None, records: list[LocatedRecord], file: FileContext
-) -> TablePart:
+) -> TableShare:
     if schema is None:
         # Test: test_a_missing_table_blocks_only_itself_until_it_is_created.
         error = SchemaError(
@@ -59,8 +59,8 @@ def _part(
             file=file.name,
             line=records[0].line,
         )
-        return TablePart(records=records, plan=error)
-    return TablePart(records=records, plan=try_plan(TableBatch(schema=schema, records=records, file=file)))
+        return TableShare(records=records, plan=error)
+    return TableShare(records=records, plan=try_plan(TableBatch(schema=schema, records=records, file=file)))
 
 
 def without(
@@ -76,7 +76,7 @@ def without(
 
 
 def runs_of_one_table(
-    records: Iterable[LocatedRecord], parts: Mapping[TableName, TablePart]
+    records: Iterable[LocatedRecord], parts: Mapping[TableName, TableShare]
 ) -> Iterator[tuple[TableName, list[LocatedRecord]]]:
     """Cut *records* where the table changes, and between those that remove rows and the others.
 

@@ -63,6 +63,29 @@ def allow_only_nested_loops(cursor: psycopg.Cursor[Any], only: bool) -> None:
     )
 
 
+# Those that a writer sets for its transaction.
+_SET_FOR_A_TRANSACTION = ("session_replication_role", "enable_hashjoin", "enable_mergejoin", "enable_seqscan")
+
+
+@contextmanager
+def settings_restored(connection: Connection[Any]) -> Iterator[None]:
+    """Give the settings that the block changes for its transaction their values back at its end.
+
+    They last until the outermost transaction ends, and that may be the running request's, whose own
+    statements need their triggers and foreign keys. An error leaves this to the rollback of the savepoint.
+    """
+    before = connection.execute(
+        "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", (list(_SET_FOR_A_TRANSACTION),)
+    ).fetchall()
+    yield
+    # Only those that differ: an ordinary role may not set session_replication_role, not even to what it is.
+    connection.execute(
+        "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) AS before (name, value)"
+        " WHERE current_setting(name) <> value",
+        ([name for name, _ in before], [value for _, value in before]),
+    )
+
+
 # Connection, rollback, resources, lock, intervention, system: no record is to blame, so a batch that fails
 # with one of these is not halved to find it.
 # Test: test_a_database_that_goes_away_in_the_middle_of_a_batch_loses_nothing.

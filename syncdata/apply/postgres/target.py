@@ -27,7 +27,7 @@ from psycopg import Connection
 
 from syncdata.apply.plan.batches import Batch, FileContext
 from syncdata.apply.plan.net_change import try_plan
-from syncdata.apply.plan.prepare import PreparedBatch, TablePart, prepare, runs_of_one_table, without
+from syncdata.apply.plan.prepare import PreparedBatch, TableShare, prepare, runs_of_one_table, without
 from syncdata.apply.plan.schema import TableSchema, parents_first
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.position import Advance, Position
@@ -208,7 +208,7 @@ class Target:
                 newly_failed[table] = reason
         return entries, newly_failed
 
-    def _may_cascade(self, parts: Mapping[TableName, TablePart]) -> bool:
+    def _may_cascade(self, parts: Mapping[TableName, TableShare]) -> bool:
         """Whether a delete of this batch can change rows that the batch has moved out of its way.
 
         Order line 1 leaves order 7, then order 7 is deleted, with ON DELETE CASCADE. Table by table, orders
@@ -221,7 +221,7 @@ class Target:
         )
 
     def _apply_in_order(
-        self, prepared: PreparedBatch, parts: Mapping[TableName, TablePart]
+        self, prepared: PreparedBatch, parts: Mapping[TableName, TableShare]
     ) -> dict[TableName, Entry]:
         """Apply the batch in the order of its records, as runs of one table each: a cascade then finds
         what it found at the source. Raises _TableFailedError."""
@@ -231,7 +231,7 @@ class Target:
             if isinstance(plan, TablePlan):
                 plan = try_plan(TableBatch(schema=plan.schema, records=run, file=prepared.file))
             try:
-                entry = self._apply_part(prepared.file, TablePart(records=run, plan=plan))
+                entry = self._apply_part(prepared.file, TableShare(records=run, plan=plan))
             except SyncError as error:
                 raise _TableFailedError(table, error) from error
             before = entries[table]
@@ -239,7 +239,7 @@ class Target:
             entries[table] = replace(entry, duration_ms=before.duration_ms + entry.duration_ms)
         return entries
 
-    def _apply_part(self, file: FileContext, part: TablePart) -> Entry:
+    def _apply_part(self, file: FileContext, part: TableShare) -> Entry:
         if isinstance(part.plan, SyncError):
             raise part.plan
         started = time.monotonic()
@@ -353,7 +353,7 @@ def _valid_lsn(text: str | None) -> str | None:
         return None
 
 
-def _parents_first(parts: Mapping[TableName, TablePart]) -> list[TableName]:
+def _parents_first(parts: Mapping[TableName, TableShare]) -> list[TableName]:
     return parents_first(
         {
             table: part.plan.schema.parents if isinstance(part.plan, TablePlan) else frozenset()
