@@ -1,4 +1,4 @@
-"""The archive: which files there are, the bytes of one, and how one gets there or goes.
+"""The archive: lists its files, fetches one, puts one there once, removes one.
 
 Knows names, their order, and the words for what a storage refuses; knows nothing of where the storage is
 (a directory of this machine, the backup host, …), nor of what is inside the files.
@@ -34,8 +34,8 @@ __all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archiv
 class Archive:
     """The files of one storage. Safe to use from one thread at a time; `close` from any.
 
-    Every method may be called again after whatever happened, and raises ArchiveConnectionError when the
-    storage cannot be reached.
+    Every method may be called again after any failure, and raises ArchiveConnectionError when the storage
+    cannot be reached.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -63,8 +63,8 @@ class Archive:
     def discover_snapshots(self) -> list[SnapshotFile]:
         """Return the snapshots' files, those of the newest snapshot first, by table within each.
 
-        Temporary, hidden and other names are left out; whether a file is finished, its footer tells.
-        A snapshot that vanishes meanwhile is no error. Raises as `discover` does.
+        Temporary, hidden and other names are left out. A file that is returned may be unfinished: only its
+        footer tells. A snapshot that vanishes meanwhile is not an error. Raises as `discover` does.
         """
         try:
             directories = self._storage.list_directories(is_snapshot_directory)
@@ -75,7 +75,7 @@ class Archive:
     def fetch(self, file: ArchivedFile) -> BinaryIO:
         """Return the whole file, still compressed, as a seekable stream at its beginning.
 
-        It is what the archive holds now: a plain file that has grown since `discover` is longer than
+        The content is that of now: a plain file that has grown since `discover` is longer than
         ``file.size_bytes``. Raises FetchError when the file is gone, unreadable or there is no room for it.
         """
         try:
@@ -104,7 +104,7 @@ class Archive:
             raise cannot_put(place, self._storage.directory, error) from error
 
     def remove(self, name: str) -> None:
-        """Remove the file, and its snapshot's directory if it was the last one; fine when it is gone.
+        """Remove the file, and its snapshot's directory if it was the last one there; fine when it is gone.
 
         Raises RetentionError when it cannot be removed.
         """

@@ -28,7 +28,7 @@ class Download:
 
     @property
     def size_bytes(self) -> int:
-        """How much has arrived, and so where to go on after a lost connection."""
+        """The number of bytes that have arrived; after a lost connection, the transfer goes on from there."""
         return self._file.tell()
 
     def write(self, block: bytes) -> None:

@@ -1,8 +1,9 @@
-"""How a file gets into an archive: whole, durable and once, however often it is tried.
+"""Puts a file into an archive: whole, durable and once, however often it is tried.
 
 Knows the steps and their order; knows nothing of disks or servers. The content is written under a
-temporary name, made durable, and only then given its name, which never overwrites. So a name that is
-taken is either ours, from a try whose end was lost, or somebody else's: the bytes tell.
+temporary name, made durable, and only then given its name; giving a name never overwrites. If the name is
+taken, the file there is either our own, from a try whose end we did not hear of, or somebody else's. A
+comparison of the bytes tells which.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def put_once(storage: Storage, name: str, content: Content, *, place: str) -> No
     """Put all of *content* under *name*; fine when it is there already.
 
     Raises DeliveryError, naming *place*, when another file has the name, SpoolError when *content*
-    cannot be read, and what *storage* raises: then the temporary file may be left.
+    cannot be read, and the errors of *storage*; then the temporary file may be left.
     """
     if not _is_new(storage, name, content):
         is_ours = storage.size_of(name) == content.size_bytes and storage.holds(name, content)
@@ -29,7 +30,7 @@ def put_once(storage: Storage, name: str, content: Content, *, place: str) -> No
                 " it is never overwritten",
                 file=place,
             )
-    # Also for a file that was there: it may come from a try that crashed just before this.
+    # Also when the file was there already: it may come from a try that crashed just before this line.
     storage.make_durable(name)
 
 

@@ -1,7 +1,7 @@
 """The storage in a directory of the backup host. Knows paths there, and what a refusal means.
 
-Every method is one piece of work for the connection, which begins it again after a loss; `open` goes on
-where it was.
+Every method is one piece of work for the connection, which begins it again after a loss; `open` then goes on
+with the bytes that are still missing.
 """
 
 from __future__ import annotations

@@ -19,14 +19,14 @@ from syncdata.errors import ArchiveConnectionError
 from syncdata.runtime.retry import Backoff
 
 logger = logging.getLogger(__name__)
-# paramiko logs, with a traceback, what is translated and raised here: once is enough.
+# paramiko logs its errors, with a traceback. They are raised here as ours, so its log would repeat them.
 _paramiko_logger = logging.getLogger(f"{__name__}.paramiko")
 _paramiko_logger.setLevel(logging.CRITICAL)
 
 TRIES = 3
 PAUSE_S = 1.0
 CONNECT_TIMEOUT_S = 10.0
-# A server that sends nothing for this long in the middle of an answer is taken for lost.
+# When a server sends nothing for so long in the middle of an answer, the connection counts as lost.
 SILENCE_TIMEOUT_S = 60.0
 KEEPALIVE_S = 30
 
@@ -64,12 +64,12 @@ class SftpConnection:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Disconnect for good; what is running fails."""
+        """Disconnect for good; a request that is running fails."""
         self._closed.set()
         self._disconnect()
 
     def _is_loss(self, error: Exception) -> bool:
-        """Tell whether *error* is the connection's; if not, it is the server's answer about a path."""
+        """Tell whether *error* means a lost connection; if not, it is the server's answer about a path."""
         if isinstance(error, (EOFError, paramiko.SSHException, ConnectionError, TimeoutError)):
             return True
         channel = self._sftp and self._sftp.get_channel()
