@@ -1,7 +1,7 @@
 """From the slot to the archive: the loop over sessions, which loses no transaction and archives none twice.
 
-Knows the order of things and what a later try may find mended; leaves the proof of the chain to opening.py,
-and the work on one connection to session.py. The order is what makes it safe:
+Knows the order of the steps and which errors may pass by themselves; leaves the proof of the chain to
+opening.py, and the work on one connection to session.py. The order of the steps makes it safe:
 
 1. Records go to a file in the spool, whole transactions only. Nothing is confirmed for it.
 2. The file is finished: footer, flushed to the disk, renamed.

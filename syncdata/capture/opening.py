@@ -1,4 +1,4 @@
-"""The opening of a chain: proof that slot, spool and archive continue it without a hole, or a beginning.
+"""Opens a chain: proves that slot, spool and archive continue it without a hole, or begins a new one.
 
 Knows in which order to look, so that nothing moves between two looks; the rules themselves are chain.py's.
 Reads the source over a connection that is open already; reads no changes.
@@ -51,7 +51,7 @@ def open_chain(
     slot = find_slot(stream, settings.slot_name, chain)
     if chain is not None:
         require_same_slot(chain, slot)
-    # Only after the chain's own rules: a slot that was moved is told before one that is in use.
+    # After the chain's own rules: of a slot that was moved and is in use, report that it was moved.
     require_free(slot)
     spooled = take_over(directory)
     newest_file = _newest_file(archive, chain.last_file if chain else None)

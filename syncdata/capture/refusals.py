@@ -1,4 +1,4 @@
-"""The refusals of the source, of its server and of the driver, as errors that an operator understands.
+"""Turns the refusals of the source, of its server and of the driver into errors for the operator.
 
 Knows psycopg's errors and PostgreSQL's SQLSTATEs; opens no connection. The one place on the production side
 where a `psycopg.Error` becomes a `SyncError`. Only an error's primary message is passed on: its details can

@@ -39,7 +39,7 @@ _STATUS = struct.Struct(">cQQQqB")
 
 
 class Keepalive(msgspec.Struct, frozen=True, gc=False):
-    """The server's word that it has sent all that was committed before ``wal_end``."""
+    """The server's report that it has sent all that was committed before ``wal_end``."""
 
     wal_end: int
     wants_reply: bool

@@ -1,8 +1,8 @@
-"""One replication connection at work: messages become files, files go to the archive, positions to the
-source.
+"""One replication connection at work: messages become files, files go to the archive, confirmations go to
+the source.
 
 Knows when to read, when to wait and what may be confirmed; leaves the making of files to the assembler and
-their upload to the uploader. Ends with the connection: who reconnects is the archiver's business.
+their upload to the uploader. A session ends with its connection; the archiver begins the next one.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Session:
             self._files.discard()
 
     def _is_over(self, stop: threading.Event, until_lsn: int | None) -> bool:
-        """Return whether to read no more; a stop waits a while for the end of a transaction under way."""
+        """Tell whether reading is over. After a stop it goes on a while, to reach a transaction's end."""
         if stop.is_set():
             now_s = time.monotonic()
             self._stopping_since_s = self._stopping_since_s or now_s
@@ -188,9 +188,10 @@ class Session:
             self.archived.records += file.footer.records
 
     def _confirm_idle(self) -> None:
-        """Where no record waits, also confirm commits of tables that are not published.
+        """Confirm all that was received, when no record of it waits to be archived.
 
-        Otherwise a source that changes only such tables would keep all its WAL for us.
+        Received commits may have changed only tables that are not published. If they were never confirmed,
+        a source that changes only such tables would keep all its WAL for us.
         """
         files = self._files
         is_idle = not files.has_open_file and not files.is_in_transaction and not self._uploader.waiting

@@ -28,7 +28,7 @@ TEXT_SETTINGS = {
 # The server asks for an answer after half of this time without one. We report more often than that, so a
 # server that asks is one that shuts down.
 _SENDER_SETTINGS = {"wal_sender_timeout": "60s", "client_min_messages": "warning"}
-# The kernel notices a host that vanished without a word, but in good time only if it is told to.
+# With the kernel's defaults, it would take hours to notice that the source's host has vanished.
 _NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
 
 
