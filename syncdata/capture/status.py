@@ -9,7 +9,7 @@ from syncdata.capture.chain import Chain
 from syncdata.capture.slot import Slot
 from syncdata.errors import Problem
 
-# The source keeps WAL for the slot up to a limit, and then removes it. From this share on, there is a warning.
+# The source keeps WAL for the slot up to a limit, and removes it beyond. From this share on, it is a warning.
 RETENTION_WARNING_SHARE = 0.8
 # Nothing has been confirmed for so long, although there is something to confirm: a problem.
 _OVERDUE_ROTATIONS, _OVERDUE_GRACE_S = 3, 60
