@@ -24,8 +24,8 @@ RECORD_OVERHEAD_BYTES = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a batch may hold. ``batch_records``: it ends at the first commit after so many records.
-    ``batch_bytes``: no batch holds more (a single larger record apart)."""
+    """The limits of a batch. ``batch_records``: it ends at the first commit after so many records.
+    ``batch_bytes``: it holds no more bytes, unless a single record is larger."""
 
     batch_records: int
     batch_bytes: int

@@ -40,8 +40,8 @@ class KeylessFold:
                         hint="give the table a primary key, or REPLICA IDENTITY FULL in production",
                     )
                 self._remove(old)
-                # An UPDATE that finds no row still inserts its new one. How many did so, the statement that
-                # removes rows for updates and deletes together cannot tell; a replay can.
+                # An UPDATE that finds no row still inserts its new one. One statement removes rows for
+                # updates and deletes together, and cannot tell which of them missed their row; a replay can.
                 self.plan.replay_if_missing = True
                 self._insert(new)
             case "DELETE":

@@ -16,7 +16,7 @@ from syncdata.errors import SchemaError, SyncError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePart:
-    """One table's share of a batch: its records and their plan, or why there is none."""
+    """One table's share of a batch: its records and their plan, or the error that there is instead of one."""
 
     records: list[LocatedRecord]
     plan: TablePlan | SyncError

@@ -68,12 +68,12 @@ class TablePlan:
 
 
 def as_replacement(plan: TablePlan) -> TablePlan | None:
-    """Return *plan* with every written row removed before any is written, or None where rows would lose.
+    """Return *plan* with every written row removed before any is written; None where values would be lost.
 
     Customers 1 and 2 swap their unique e-mail addresses: written one after the other, the first meets the
     address that the second still holds; with both removed first, the two values never meet.
     """
-    # A replay reads the records; a replacement has forgotten them.
+    # Such a plan may turn out to need a replay of the records, which a replacement does not have.
     # Test: test_a_moved_row_that_is_touched_again_must_be_there_or_the_records_are_replayed.
     if plan.replay_if_missing:
         return None
@@ -100,6 +100,6 @@ def as_replacement(plan: TablePlan) -> TablePlan | None:
 
 
 def key_getter(columns: tuple[str, ...], key: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Key]:
-    """Return what reads the key, as text, out of a row of *columns*."""
+    """Return a function that reads the key, as text, out of a row of *columns*."""
     positions = [columns.index(name) for name in key]
     return lambda row: tuple([to_text(row[position], ColumnType()) or "" for position in positions])
