@@ -1,6 +1,6 @@
-"""A file of the archive at hand: fetched, looked over, and cut into batches.
+"""Fetches a file of the archive, inspects it, and cuts it into batches.
 
-Knows archives, files and threads; knows nothing of what follows what, of rows, or of where batches go.
+Knows archives, files and threads; knows nothing of the order of files, of rows, or of where batches go.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """A change file or a snapshot at hand."""
+    """A change file or a snapshot that has been fetched and inspected."""
 
     name: str
     stream: BinaryIO
@@ -41,10 +41,10 @@ class Fetched:
 
 
 def fetch(archive: Archive, file: ArchivedFile, *, stop: threading.Event) -> Fetched:
-    """Fetch *file* and look over all of it.
+    """Fetch *file* and inspect all of it.
 
-    Raises FetchError or ArchiveConnectionError, and ReadingStopped once *stop* is set. A broken file is no
-    error here: its inspection says what is wrong with it.
+    Raises FetchError or ArchiveConnectionError, and ReadingStopped once *stop* is set. A broken file raises
+    nothing here: its inspection says what is wrong with it.
     """
     stream = archive.fetch(file)
     size_bytes = stream.seek(0, os.SEEK_END)
@@ -104,7 +104,7 @@ def read_batches(
         until_record=until_record,
     )
     for batch in batches:
-        # Before the file's last batch goes on, so that the file does not count as applied.
+        # Checked before the file's last batch is handed on: once that is applied, the file counts as applied.
         if footer and batch.ends_file and batch.end_record != footer.records:
             raise ParseError(
                 f"the file holds {batch.end_record} records, but its footer says {footer.records}",

@@ -43,7 +43,7 @@ class Group:
         return dict(self.watermarks) if is_same else dict.fromkeys(self.watermarks)
 
     def is_with(self, other: Group) -> bool:
-        """Whether both stand between the same two records of the same source."""
+        """Tell whether both groups stand between the same two records of the same source."""
         return _place(self.position) == _place(other.position)
 
     def advance_to(self, end: Position) -> Advance:
