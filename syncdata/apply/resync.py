@@ -1,7 +1,8 @@
-"""Give one table new rows from the archive: a resync, and how a new table begins.
+"""Gives one table new rows from the archive: a resync, and how a new table begins.
 
-Both start from the newest good snapshot and replay what committed later. Readers see the old rows or
-the new ones, never an empty or half-built table; whatever fails leaves the old rows.
+Both start from the newest good snapshot and replay what committed later. Readers see the old rows or the new
+ones, never an empty or half-built table; after a failure the old rows are still there. Knows the archive and
+the shadow; knows nothing of cycles that run meanwhile, but that they may move the checkpoint.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def rebuild(context: Context, table: TableName) -> CycleResult:
     started = time.monotonic()
     try:
         prepare_session(context.connection)
-        # A paused table may stand far back for long, and readers would see this one go back to it.
+        # Paused tables do not count: one may stand far back, and readers would see this table go back to it.
         until = where_the_others_stand(context.connection, table, counts_paused=False)
         snapshots = find_snapshots(context.archive, [table], stop=context.stop).get(table, [])
         shadow = ShadowTarget(context.connection, table)
