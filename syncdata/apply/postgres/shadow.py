@@ -48,8 +48,8 @@ _SHADOW = TableName("pg_temp", "syncdata_rebuild")
 class ShadowTarget:
     """A sink like the real target, but into a temporary table, and without checkpoints, audit or metrics.
 
-    ``began_with``: the snapshot it was filled from; ``broken``: the error of the newest one, where that was
-    passed over.
+    ``began_with``: the snapshot it was filled from. ``broken``: the error of the newest snapshot, if that one
+    was passed over.
     """
 
     def __init__(self, connection: Connection[Any], table: TableName) -> None:
@@ -76,8 +76,8 @@ class ShadowTarget:
 
     @property
     def must_fit_others(self) -> bool:
-        """Whether foreign keys are awake that tie the table to others, so that its rows must be of the moment
-        that theirs are of. Test: test_an_ordinary_role_loads_tables_that_refer_to_each_other."""
+        """Tell whether active foreign keys tie the table to others, so that all must be of one moment.
+        Test: test_an_ordinary_role_loads_tables_that_refer_to_each_other."""
         return not self._writer.is_silent and bool(self._schema.parents or self._schema.has_inbound_keys)
 
     # From a snapshot
@@ -91,10 +91,10 @@ class ShadowTarget:
         progress: Progress,
         stop: threading.Event,
     ) -> Position:
-        """Take the rows of the first good one of *snapshots*, newest first; return where they stand.
+        """Take the rows of the first good one of *snapshots*, newest first; return their position.
 
-        That is the archive's beginning, with no rows, when none is good. Raises FetchError,
-        ArchiveConnectionError, ApplyError or SchemaError, psycopg.Error, and ReadingStopped.
+        When none is good, the shadow stays empty and the position is the archive's beginning. Raises
+        FetchError, ArchiveConnectionError, ApplyError or SchemaError, psycopg.Error, and ReadingStopped.
         """
         for file in snapshots:
             progress.files_found(1, file.size_bytes)
@@ -141,7 +141,7 @@ class ShadowTarget:
         """Do nothing: the table's checkpoint, which `exchange` writes anew, is not blocked."""
 
     def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
-        """Apply *prepared*; the checkpoint moves in `exchange`. Raises what blocks a table elsewhere."""
+        """Apply *prepared*; the checkpoint moves in `exchange`. Raises errors that would block a table."""
         outcome = Outcome()
         with self._connection.transaction():
             self._writer.begin()

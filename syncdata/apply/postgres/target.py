@@ -9,7 +9,7 @@ Invariants:
    only if they still stand where the batch begins. Tests:
    test_a_batch_that_was_prepared_before_a_clear_is_not_applied,
    test_a_clear_waits_for_the_batch_that_is_running.
-3. A table that fails is rolled back to where the batch began, and marked blocked in the same
+3. A table that fails is rolled back to its rows before the batch, and marked blocked in the same
    transaction in which the others advance.
    Test: test_a_missing_column_blocks_its_table_while_the_others_go_on.
 """
@@ -100,18 +100,18 @@ class Target:
         with translated_errors():
             self._schemas = read_schemas(self._connection, tables)
         self._writer.forget_failures()
-        # Rows that came before this process may be ahead of their sequences, too. Test:
+        # Rows that an earlier process applied may be ahead of their sequences, too. Test:
         # test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
         for table in self._schemas.keys() - self._known:
             self._sequences_due[table] = self._schemas[table]
         self._known |= self._schemas.keys()
 
     def prepare(self, batch: Batch) -> PreparedBatch:
-        """Plan *batch*. Pure: the connection is at work on the batch before."""
+        """Plan *batch*. Does not touch the connection, which is at work on the batch before."""
         return prepare(batch, self._schemas)
 
     def rest(self) -> None:
-        """Drop what the session holds between cycles: staging tables would keep types from being dropped."""
+        """Drop the staging tables between cycles: they would keep types from being dropped."""
         with translated_errors():
             self._connection.execute("DISCARD TEMP")
 
@@ -146,7 +146,8 @@ class Target:
                 skipped.setdefault(told.table, {})[told.skip] = told.error
                 prepared = without(prepared, told.table, told.skip.line, self._schemas)
             except _TableFailedError as failure:
-                # Constraints are checked when all rows are in: take the batch back, without that table.
+                # Constraints are checked when all rows are in. Roll the batch back; the loop applies it again
+                # without this table.
                 failed[failure.table] = failure.error
 
     def _apply(
@@ -209,10 +210,10 @@ class Target:
         return entries, newly_failed
 
     def _may_cascade(self, parts: Mapping[TableName, TablePart]) -> bool:
-        """Whether a delete of this batch can change rows that the batch has moved out of its way.
+        """Tell whether a delete of this batch can cascade to rows that the batch has moved out of its way.
 
         Order line 1 leaves order 7, then order 7 is deleted, with ON DELETE CASCADE. Table by table, orders
-        come first, and the delete would take the line along, which nothing brings back.
+        come first, and the delete would remove the line, too; the line's UPDATE does not bring it back.
         Test: test_a_child_that_left_its_parent_before_the_parent_went_stays_whole.
         """
         return not self._writer.is_silent and any(
@@ -223,8 +224,8 @@ class Target:
     def _apply_in_order(
         self, prepared: PreparedBatch, parts: Mapping[TableName, TablePart]
     ) -> dict[TableName, Entry]:
-        """Apply the batch in the order of its records, as runs of one table each: a cascade then finds
-        what it found at the source. Raises _TableFailedError."""
+        """Apply the batch in the order of its records, as runs of one table each: a cascade then meets the
+        same rows as at the source. Raises _TableFailedError."""
         entries = {table: Entry() for table in parts}
         for table, run in runs_of_one_table(prepared.batch.records, parts):
             plan = parts[table].plan
@@ -255,7 +256,7 @@ class Target:
         )
 
     def _check_constraints(self, file: FileContext, entries: Mapping[TableName, Entry]) -> None:
-        """Where constraints are awake, find out now whose rows break one: at COMMIT all tables would fail.
+        """Where constraints are active, find the table whose rows break one: at COMMIT all tables would fail.
 
         Raises _TableFailedError. Test: test_a_child_whose_parent_is_not_whitelisted_blocks_alone.
         """
@@ -271,8 +272,8 @@ class Target:
                 with self._connection.transaction():
                     advance_sequences(self._writer.cursor, schema)
             except psycopg.ProgrammingError:
-                # A role that may not move a sequence may not draw from it, either; or the table has been
-                # changed or dropped since its catalog was read.
+                # A role that may not move a sequence may not draw from it, either, so it does no harm. Or the
+                # table has been changed or dropped since its catalog was read.
                 # Test: test_a_default_from_a_sequence_that_cannot_follow_its_column_stops_nothing.
                 pass
             del self._sequences_due[table]
@@ -346,7 +347,7 @@ def parse_time(text: str | None) -> dt.datetime | None:
 
 
 def _valid_lsn(text: str | None) -> str | None:
-    """Return a record's own LSN, or None if it is none: it only informs, and a plain file may lack it."""
+    """Return *text* if it is an LSN, else None. A record's own LSN is for information, and may be missing."""
     try:
         return format_lsn(parse_lsn(text)) if text else None
     except ValueError:
