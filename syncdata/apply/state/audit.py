@@ -1,4 +1,4 @@
-"""The audit log: each action on a table, who asked for it, and its outcome. Append-only."""
+"""Writes the audit log: each action on a table, who asked for it, and its outcome. Changes no entry."""
 
 from __future__ import annotations
 

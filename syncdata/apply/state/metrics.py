@@ -1,4 +1,4 @@
-"""Counts of records by table and period, and by minute for the charts."""
+"""Adds the counts of applied records to the metrics: by table and period, and by minute for the charts."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ _KEEP = "interval '90 days'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """``place``: the record to skip, as ``file:line``. ``attempts``: how often it was taken, now included."""
+    """A request that was taken. ``place``: the record to skip, as ``file:line``. ``attempts``: how often it
+    was taken, this time included."""
 
     id: int
     action: str
