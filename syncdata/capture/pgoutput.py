@@ -28,7 +28,7 @@ _UINT32 = struct.Struct(">I").unpack_from
 _NULL, _UNCHANGED, _TEXT = b"nut"
 _OLD_KEY, _OLD_ROW, _NEW_ROW = b"KON"
 _IS_KEY = 1
-# Left out of change files: types (the names of columns' types), origins, and what pg_logical_emit_message sent.
+# Left out of change files: types (the names of columns' types), origins, and logical messages.
 _IGNORED = frozenset(b"YOM")
 
 
