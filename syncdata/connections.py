@@ -1,5 +1,5 @@
-"""Connections to a Django alias: one of our own, with the lock that makes its holder the only daemon, or
-that of the running request.
+"""Connections to a Django alias: one of our own, with the lock of the only daemon, or that of the running
+request.
 
 Knows Django's connections and PostgreSQL's advisory locks; knows nothing of what is synced.
 """
@@ -63,15 +63,15 @@ class RequestConnection:
             wrapper.ensure_connection()
             connection: psycopg.Connection[Any] = wrapper.connection
             if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
-                # Django's transaction begins with its first statement. Were that ours, psycopg would take
-                # the transaction for its own, and commit it at the end of connection.transaction().
+                # Django's transaction begins with its first statement. If that were one of ours, psycopg
+                # would take the transaction for its own, and commit it when connection.transaction() ends.
                 connection.execute("SELECT")
         except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
             raise init_error(error) from error
         return connection
 
     def close(self) -> None:
-        """The request goes on with it."""
+        """Do nothing: the connection is the request's."""
 
 
 class EngineSession:
@@ -172,13 +172,13 @@ def init_error(error: Exception) -> ServiceInitError:
 
 
 def _keep_from_pool(wrapper: BaseDatabaseWrapper) -> None:
-    """A pool would hand the engine's session, with its settings, to the project's next request."""
+    """Leave the pool out: it would give the engine's session, with its settings, to the next request."""
     options = {name: value for name, value in wrapper.settings_dict["OPTIONS"].items() if name != "pool"}
     wrapper.settings_dict = {**wrapper.settings_dict, "OPTIONS": options}
 
 
 def _load_times_with_zone(connection: psycopg.Connection[Any]) -> None:
-    """A project with ``USE_TZ = False`` cuts the zone off what it reads; our tables hold points in time."""
+    """Load times with their zone, also where ``USE_TZ`` is off: the columns of our tables have one."""
     connection.adapters.register_loader("timestamptz", psycopg.types.datetime.TimestamptzLoader)
 
 

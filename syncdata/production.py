@@ -53,7 +53,7 @@ class ProductionService:
 
     @property
     def has_chain(self) -> bool:
-        """An archiver has begun a chain of change files here."""
+        """True once an archiver has begun a chain of change files here."""
         return load_chain(self._config.spool_dir) is not None
 
     # The source
@@ -225,7 +225,7 @@ class ProductionService:
                 with self._as_the_only_one():
                     return self._archiver().open_chain()
             except ArchiverRunError:
-                # An archiver that was just started is about to begin it.
+                # An archiver that was started just now will begin the chain.
                 if time.monotonic() > deadline_s:
                     raise
                 time.sleep(_BEGIN_POLL_S)

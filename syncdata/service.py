@@ -1,4 +1,4 @@
-"""The service: what commands and the admin call. Gives the local side its session, archive and observers.
+"""The service, which commands and the admin call. Gives the local side its session, archive and observers.
 
 Leaves the whitelist and the state to `TablesService`, the work to the worker, and files to the archive.
 """
@@ -45,7 +45,7 @@ class SyncDataService(TablesService):
         super().__init__(session, frequency_s=config.data_sync_freq)
         self._resources = Resources(
             session,
-            # Beside the configuration, not in /tmp, which may be memory.
+            # Files are fetched to the state directory, not to /tmp, which may be in memory.
             lambda: open_archive(config.archive, spool_dir=config.state_dir),
             Settings(
                 limits=Limits(batch_records=config.batch_records, batch_bytes=config.batch_bytes),
@@ -81,8 +81,8 @@ class SyncDataService(TablesService):
             ) from error
 
     def run_loop(self, *, interval_s: int | None = None, stop: threading.Event | None = None) -> None:
-        """Run cycles until *stop* is set; the batch that is running then still commits. Between the cycles
-        and the batches, do what operators ask for.
+        """Run cycles until *stop* is set; the batch that is running then still commits. Between cycles and
+        batches, carry out operators' requests.
 
         A cycle that fails is logged, counted and tried again: soon when the archive or the database
         went away, else after the interval. Raises RunError when another daemon runs on this database.
@@ -105,7 +105,7 @@ class SyncDataService(TablesService):
     ) -> SyncResult:
         """Rebuild *table* (or ``app_label.Model``) from its newest snapshot, else from the first change file.
 
-        Raises ResyncError; the old rows remain then.
+        Raises ResyncError; the old rows are still there then.
         """
         name = resolve(table, self._whitelist())
         stop = stop or threading.Event()

@@ -1,4 +1,4 @@
-"""Checks deferred constraints before COMMIT does, and finds the table whose rows break one. Knows SQL only."""
+"""Checks deferred constraints before COMMIT does; finds the table whose rows break one. Knows SQL only."""
 
 from __future__ import annotations
 
