@@ -259,7 +259,7 @@ def _find_unusual(table: TableName, schema: TableSchema | None) -> Problem | Non
 
 
 def _spelled_in_whitelist(name: str, known: Collection[TableName]) -> str:
-    """Return *name* as the whitelist has it. Other programs may have put names there that no table can have."""
+    """Return *name* as the whitelist has it, where other programs may have put names that no table has."""
     try:
         return str(resolve(name, known))
     except SchemaError:
