@@ -84,7 +84,7 @@ class Worker:
         try:
             session.lock()
             if self._listener is not None:
-                self._listener.ring()  # for what a run that was stopped has left
+                self._listener.look_again()  # for requests that a stopped run has left
             self._resources.mirror.adopt(connection)
             run = Run(self._resources, self._make_room, interval_s=interval_s)
             logger.info("process %d syncs from %s", os.getpid(), self._resources.archive().describe())
@@ -153,20 +153,20 @@ class Worker:
         """Carry out the requests that wait; return a function that tells whether another has come in."""
         self._work_off_requests(stop)
         listener = self._open_listener()
-        return lambda: listener.has_rung
+        return lambda: listener.has_requests
 
     def _work_off_requests(self, stop: threading.Event) -> set[str]:
         """Carry out the requests in the queue, oldest first; return their actions."""
         done = set()
         listener = self._open_listener()
-        if listener.answer():
+        if listener.take_notice():
             connection = self._resources.connect()
             try:
                 while not stop.is_set() and (request := queue.take(connection)) is not None:
                     self._attempt(connection, request, stop)
                     done.add(request.action)
             except psycopg.Error as error:
-                listener.ring()  # what waits would go unheard otherwise
+                listener.look_again()  # the requests that still wait were announced once, not again
                 raise translate(error) from error
         return done
 
