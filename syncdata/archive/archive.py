@@ -81,7 +81,7 @@ class Archive:
         try:
             return self._storage.open(file.name)
         except OSError as error:
-            raise cannot_read(self._place(file.name), error) from error
+            raise cannot_read(self._location(file.name), error) from error
 
     def put(self, name: str, content: BinaryIO) -> None:
         """Put all of *content*, which is seekable, into the archive as *name*: whole, durable and once.
@@ -93,15 +93,15 @@ class Archive:
         SpoolError when *content* cannot be read.
         """
         check_name(name)
-        place = self._place(name)
+        location = self._location(name)
         try:
-            put_once(self._storage, name, Content(content), place=place)
+            put_once(self._storage, name, Content(content), location=location)
         except (OSError, SpoolError) as error:
             with suppress(OSError, ArchiveConnectionError):
                 self._storage.delete(temporary_name(name))
             if isinstance(error, SpoolError):
                 raise
-            raise cannot_put(place, self._storage.directory, error) from error
+            raise cannot_put(location, self._storage.directory, error) from error
 
     def remove(self, name: str) -> None:
         """Remove the file, and its snapshot's directory if it was the last one there; fine when it is gone.
@@ -115,7 +115,7 @@ class Archive:
             if "/" in name:
                 self._storage.delete_directory(name.partition("/")[0])
         except OSError as error:
-            raise cannot_remove(self._place(name), self._storage.directory, error) from error
+            raise cannot_remove(self._location(name), self._storage.directory, error) from error
 
     def describe(self) -> str:
         """Return where the archive is, for messages: without secrets."""
@@ -136,7 +136,7 @@ class Archive:
         named = (snapshot_file(f"{directory}/{name}", size_bytes) for name, size_bytes in listed)
         return [file for file in named if file is not None]
 
-    def _place(self, name: str) -> str:
+    def _location(self, name: str) -> str:
         return f"{self.describe().rstrip('/')}/{name}"
 
 

@@ -59,7 +59,7 @@ class SftpConnection:
                 reason = str(error) or type(error).__name__
                 if attempt == TRIES or self._closed.is_set():
                     raise self._unreachable(reason) from error
-                logger.info("%s: %s; trying again", self._place, reason)
+                logger.info("%s: %s; trying again", self._location, reason)
             self._closed.wait(backoff.next_s())
         raise AssertionError("unreachable")
 
@@ -172,7 +172,7 @@ class SftpConnection:
     # Words for the operator.
 
     @property
-    def _place(self) -> str:
+    def _location(self) -> str:
         """The login and the host, without secrets."""
         return f"{self._login.user}@{self._login.host}:{self._login.port}"
 
@@ -184,7 +184,7 @@ class SftpConnection:
 
     def _unreachable(self, reason: str) -> ArchiveConnectionError:
         return ArchiveConnectionError(
-            f"{self._place} cannot be reached, or the connection was lost: {reason}",
+            f"{self._location} cannot be reached, or the connection was lost: {reason}",
             hint="check archive_host, archive_port, the network and the SSH server",
         )
 
@@ -200,7 +200,7 @@ class SftpConnection:
         if not tried:
             tried.append("the SSH agent and the default keys")
         return ArchiveConnectionError(
-            f"login refused for {self._place}; tried {' and '.join(tried)}",
+            f"login refused for {self._location}; tried {' and '.join(tried)}",
             hint="add the public key to authorized_keys there, or set archive_key_file,"
             " archive_key_passphrase or archive_password",
         )
