@@ -20,7 +20,7 @@ import msgspec
 
 from syncdata.capture.refusals import NEW_EPOCH_HINT
 from syncdata.capture.slot import Slot
-from syncdata.capture.source import Identity
+from syncdata.capture.source import SystemIdentity
 from syncdata.capture.spool import SpooledFile, replace_in_spool, translated
 from syncdata.changes.filenames import stem
 from syncdata.changes.header import Footer, Header
@@ -120,7 +120,7 @@ def save_chain(directory: Path, chain: Chain) -> None:
     replace_in_spool(directory / CHAIN_FILE_NAME, msgspec.json.format(msgspec.json.encode(chain)) + b"\n")
 
 
-def new_epoch(identity: Identity, slot: Slot, newest_file: str | None, now: dt.datetime) -> Chain:
+def new_epoch(identity: SystemIdentity, slot: Slot, newest_file: str | None, now: dt.datetime) -> Chain:
     """Return a chain that begins where *slot* stands; its first file follows *newest_file*."""
     return Chain(
         system_id=identity.system_id,
@@ -161,7 +161,7 @@ def from_archive(header: Header, footer: Footer, name: str, slot: Slot, now: dt.
     )
 
 
-def require_same_system(chain: Chain, identity: Identity) -> None:
+def require_same_system(chain: Chain, identity: SystemIdentity) -> None:
     """Raise SourceChangedError unless *identity* is the system and timeline that *chain* was written from.
 
     A source that was restored from a copy gives out its WAL positions again: new commits would look like

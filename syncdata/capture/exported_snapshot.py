@@ -30,7 +30,7 @@ from psycopg.rows import dict_row
 
 from syncdata.capture.refusals import snapshot_error, snapshot_login_error
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.capture.source import Identity, connect_for_replication, read_identity
+from syncdata.capture.source import SystemIdentity, connect_for_replication, read_identity
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import SnapshotError
@@ -133,7 +133,7 @@ class ConsistentSource:
         connection.execute(_PATIENCE)
         connection.execute("SET row_security = off")
 
-    def identify(self) -> Identity:
+    def identify(self) -> SystemIdentity:
         return read_identity(self._connection)
 
     def slot(self, name: str) -> Slot | None:

@@ -39,7 +39,7 @@ from syncdata.capture.pgoutput import Relation
 from syncdata.capture.refusals import NEW_EPOCH_HINT
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot
-from syncdata.capture.source import Identity
+from syncdata.capture.source import SystemIdentity
 from syncdata.capture.spool import FileWriter, SpooledFile, make_spool, remove_from_spool, translated
 from syncdata.changes.filenames import next_stamp, snapshot_name
 from syncdata.changes.header import Header
@@ -242,7 +242,7 @@ def _header(chain: Chain, point: Point, newest_file: str | None, now: dt.datetim
     )
 
 
-def _require_stream(chain: Chain, identity: Identity, slot: Slot | None, slot_name: str) -> None:
+def _require_stream(chain: Chain, identity: SystemIdentity, slot: Slot | None, slot_name: str) -> None:
     """Raise unless the chain's own slot stands ready, so that the changes after the point will be there.
 
     Its confirmed position is not compared with the chain: a running archiver moves both all the time.

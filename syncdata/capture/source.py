@@ -33,7 +33,7 @@ _NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class SystemIdentity:
     """A source system: its identifier, its timeline, and how far its WAL is written (``wal_lsn``)."""
 
     system_id: str
@@ -65,8 +65,8 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
     return psycopg.connect(**given, replication="database", options=options, autocommit=True)
 
 
-def read_identity(connection: psycopg.Connection[Any]) -> Identity:
+def read_identity(connection: psycopg.Connection[Any]) -> SystemIdentity:
     """Return the system that a replication connection is connected to. Raises psycopg.Error."""
     row = connection.execute("IDENTIFY_SYSTEM").fetchone()
     assert row is not None
-    return Identity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
+    return SystemIdentity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
