@@ -74,7 +74,7 @@ class RequestConnection:
         """Do nothing: the connection is the request's."""
 
 
-class EngineSession:
+class AliasSession:
     """One connection at a time, opened when it is asked for and anew when it has broken.
 
     *timeout_s*: for those who only look and must not hang, the most that connecting and any statement take.

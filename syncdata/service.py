@@ -13,7 +13,7 @@ from typing import Self
 
 import psycopg
 
-from syncdata.apply.context import Resources, Settings
+from syncdata.apply.context import ApplySettings, Resources
 from syncdata.apply.plan.batches import Limits
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import SyncResult
@@ -22,7 +22,7 @@ from syncdata.apply.worker import Worker
 from syncdata.archive.archive import open_archive
 from syncdata.changes.names import TableName
 from syncdata.conf import SyncConfig
-from syncdata.connections import EngineSession, init_error
+from syncdata.connections import AliasSession, init_error
 from syncdata.errors import CloseError, SyncError
 from syncdata.modelnames import resolve
 from syncdata.predecessor.mirror import StateFileMirror
@@ -41,13 +41,13 @@ class SyncDataService(TablesService):
     def __init__(
         self, config: SyncConfig, *, progress: Progress | None = None, timeout_s: int | None = None
     ) -> None:
-        session = EngineSession(config.database, timeout_s=timeout_s)
+        session = AliasSession(config.database, timeout_s=timeout_s)
         super().__init__(session, frequency_s=config.data_sync_freq)
         self._resources = Resources(
             session,
             # Files are fetched to the state directory, not to /tmp, which may be in memory.
             lambda: open_archive(config.archive, spool_dir=config.state_dir),
-            Settings(
+            ApplySettings(
                 limits=Limits(batch_records=config.batch_records, batch_bytes=config.batch_bytes),
                 metric_freq_hours=config.metric_freq,
                 interval_s=config.data_sync_freq,

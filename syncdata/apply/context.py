@@ -37,7 +37,7 @@ class Context:
     requested_by: str | None = None
 
 
-class Session(Protocol):
+class LocalSession(Protocol):
     """A connection to the local database, and the lock that makes its holder the only daemon there."""
 
     @property
@@ -84,7 +84,7 @@ class Mirror(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ApplySettings:
     limits: Limits
     metric_freq_hours: int
     interval_s: int
@@ -96,9 +96,9 @@ class Resources:
 
     def __init__(
         self,
-        session: Session,
+        session: LocalSession,
         open_archive: Callable[[], Archive],
-        settings: Settings,
+        settings: ApplySettings,
         *,
         observer: Observer,
         mirror: Mirror,

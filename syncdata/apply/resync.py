@@ -36,7 +36,7 @@ from syncdata.runtime.bounded_stream import ReadingStopped
 logger = logging.getLogger(__name__)
 
 
-def rebuild(context: Context, table: TableName) -> CycleResult:
+def resync(context: Context, table: TableName) -> CycleResult:
     """Rebuild *table* from its newest snapshot, else the first change file, to where the other tables
     stand, or to the end.
 
@@ -61,11 +61,11 @@ def rebuild(context: Context, table: TableName) -> CycleResult:
         )
         return result
     except ReadingStopped:
-        raise _not_rebuilt(table, ResyncError("interrupted")) from None
+        raise _not_resynced(table, ResyncError("interrupted")) from None
     except psycopg.Error as error:
-        raise _not_rebuilt(table, translate(error)) from error
+        raise _not_resynced(table, translate(error)) from error
     except SyncError as error:
-        raise _not_rebuilt(table, error) from error
+        raise _not_resynced(table, error) from error
     finally:
         drop_shadow(context.connection)
 
@@ -129,7 +129,7 @@ def where_the_others_stand(
     return max(positions, key=lambda position: position.order, default=None)
 
 
-def _not_rebuilt(table: TableName, error: SyncError) -> ResyncError:
+def _not_resynced(table: TableName, error: SyncError) -> ResyncError:
     return ResyncError(
         f"not rebuilt, its old rows are still there: {error.message}",
         hint=error.hint,

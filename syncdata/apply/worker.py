@@ -25,7 +25,7 @@ from syncdata.apply.position import START
 from syncdata.apply.postgres.connection import translate, translated_errors
 from syncdata.apply.progress import Progress, RequestProgress
 from syncdata.apply.result import Activity, SyncResult
-from syncdata.apply.resync import audit_failure, rebuild, require_whitelisted
+from syncdata.apply.resync import audit_failure, require_whitelisted, resync
 from syncdata.apply.run import Run
 from syncdata.apply.state import queue
 from syncdata.apply.state.queue import Listener, Request
@@ -117,7 +117,7 @@ class Worker:
         try:
             self._resources.mirror.adopt(connection)
             context = replace(self._resources.context(stop), requested_by=requested_by)
-            result = rebuild(replace(context, progress=progress or context.progress), table)
+            result = resync(replace(context, progress=progress or context.progress), table)
         except ResyncError as error:
             audit_failure(self._resources.connect, table, error, requested_by)
             raise
@@ -181,7 +181,7 @@ class Worker:
                     hint="see the daemon's log, then ask again",
                 )
             if request.action == "resync":
-                self._rebuild_requested(connection, request, stop)
+                self._resync_requested(connection, request, stop)
                 tell = _nothing_to_tell
             else:
                 with connection.transaction():  # the action and the end of its request commit together
@@ -215,9 +215,7 @@ class Worker:
                 raise RequestError(f"{request.action!r} is unknown to this daemon", hint="restart the daemon")
         return _nothing_to_tell
 
-    def _rebuild_requested(
-        self, connection: Connection[Any], request: Request, stop: threading.Event
-    ) -> None:
+    def _resync_requested(self, connection: Connection[Any], request: Request, stop: threading.Event) -> None:
         progress = RequestProgress(lambda text: queue.note_progress(connection, request, text))
         by = request.requested_by
         tables = [TableName.parse(name) for name in request.table_names]

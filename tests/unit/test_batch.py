@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, FileContext, Limits, cut_batches
+from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, BatchFile, Limits, cut_batches
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 from syncdata.changes.reader import LocatedRecord
@@ -16,7 +16,7 @@ from syncdata.errors import ParseError
 
 T, OTHER = TableName("public", "t"), TableName("public", "other")
 WANTED: dict[TableName, int | None] = {T: None}
-FILE = FileContext(name="f.json", is_plain=False)
+FILE = BatchFile(name="f.json", is_plain=False)
 NO_LIMITS = Limits(batch_records=10**9, batch_bytes=10**12)
 
 

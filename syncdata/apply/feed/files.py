@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
-from syncdata.apply.plan.batches import Batch, FileContext, Limits, cut_batches
+from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches
 from syncdata.archive.archive import Archive, ArchivedFile
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import Inspection, LocatedRecord, inspect
@@ -32,8 +32,8 @@ class Fetched:
     inspection: Inspection
 
     @property
-    def context(self) -> FileContext:
-        return FileContext(name=self.name, is_plain=self.inspection.header is None)
+    def batch_file(self) -> BatchFile:
+        return BatchFile(name=self.name, is_plain=self.inspection.header is None)
 
     def share_of(self, text_bytes: int) -> int:
         """Return how many of ``size_bytes``, perhaps compressed, stand for *text_bytes* of its text."""
@@ -97,7 +97,7 @@ def read_batches(
     footer = fetched.inspection.footer
     batches = cut_batches(
         records,
-        file=fetched.context,
+        file=fetched.batch_file,
         watermarks=watermarks,
         limits=limits,
         start_record=start_record,

@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileContext:
+class BatchFile:
     """The file that records come from. ``is_plain``: it has no header, so wal2json wrote its values."""
 
     name: str
@@ -46,7 +46,7 @@ class Batch:
     applied before.
     ``commit_lsn`` is that of the last whole transaction read, None before any."""
 
-    file: FileContext
+    file: BatchFile
     records: list[LocatedRecord]
     end_record: int
     commit_lsn: int | None
@@ -76,7 +76,7 @@ class _Draft:
     """The batch being gathered. Its records up to ``border`` are whole transactions; those up to ``taken``
     have gone into batches already."""
 
-    def __init__(self, file: FileContext, end_record: int) -> None:
+    def __init__(self, file: BatchFile, end_record: int) -> None:
         self.file = file
         self.records: list[LocatedRecord] = []
         self.read = _Tally(end_record)
@@ -128,7 +128,7 @@ class _Draft:
 def cut_batches(
     records: Iterable[LocatedRecord],
     *,
-    file: FileContext,
+    file: BatchFile,
     watermarks: Mapping[TableName, int | None],
     limits: Limits,
     start_record: int = 0,

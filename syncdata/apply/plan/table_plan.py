@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from syncdata.apply.counts import Counts
-from syncdata.apply.plan.batches import FileContext
+from syncdata.apply.plan.batches import BatchFile
 from syncdata.apply.plan.columns import Key
 from syncdata.apply.plan.schema import ColumnType, TableSchema
 from syncdata.apply.plan.values import to_text
@@ -22,7 +22,7 @@ class TableBatch:
 
     schema: TableSchema
     records: Sequence[LocatedRecord]
-    file: FileContext
+    file: BatchFile
 
     def halves(self) -> tuple[TableBatch, TableBatch]:
         middle = len(self.records) // 2

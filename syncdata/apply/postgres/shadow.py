@@ -145,11 +145,11 @@ class ShadowTarget:
         outcome = Outcome()
         with self._connection.transaction():
             self._writer.begin()
-            for table, part in prepared.parts.items():
-                if isinstance(part.plan, SyncError):
-                    raise part.plan
-                batch = TableBatch(schema=part.plan.schema, records=part.records, file=prepared.file)
-                outcome.counts[table] = apply_table(self._writer, batch, part.plan)
+            for table, share in prepared.shares.items():
+                if isinstance(share.plan, SyncError):
+                    raise share.plan
+                batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
+                outcome.counts[table] = apply_table(self._writer, batch, share.plan)
                 self.counts.add(outcome.counts[table])
         return outcome
 

@@ -25,9 +25,9 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from syncdata.apply.plan.batches import Batch, FileContext
+from syncdata.apply.plan.batches import Batch, BatchFile
 from syncdata.apply.plan.net_change import try_plan
-from syncdata.apply.plan.prepare import PreparedBatch, TablePart, prepare, runs_of_one_table, without
+from syncdata.apply.plan.prepare import PreparedBatch, TableShare, cut_by_table, prepare, without
 from syncdata.apply.plan.schema import TableSchema, parents_first
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.position import Advance, Position
@@ -166,7 +166,7 @@ class Target:
         checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
         self._writer.begin()
         now = self._clock()
-        entries, newly_failed = self._apply_parts(prepared, checkpoints, failed)
+        entries, newly_failed = self._apply_shares(prepared, checkpoints, failed)
         failed = {**failed, **newly_failed}
         self._check_constraints(prepared.file, entries)
         if advance.end.is_finished:
@@ -184,7 +184,7 @@ class Target:
         self._count(entries, now)
         return Outcome(counts={table: entry.counts for table, entry in entries.items()}, blocked=failed)
 
-    def _apply_parts(
+    def _apply_shares(
         self,
         prepared: PreparedBatch,
         checkpoints: Mapping[TableName, TableCheckpoint],
@@ -192,24 +192,24 @@ class Target:
     ) -> tuple[dict[TableName, Entry], dict[TableName, SyncError]]:
         """Write the rows of the tables of *checkpoints* that have not *failed*; return what was done to each,
         and the errors of those that fail now."""
-        parts = {t: part for t, part in prepared.parts.items() if t in checkpoints and t not in failed}
+        shares = {t: share for t, share in prepared.shares.items() if t in checkpoints and t not in failed}
         entries: dict[TableName, Entry] = {}
         newly_failed: dict[TableName, SyncError] = {}
-        if self._may_cascade(parts):
+        if self._may_cascade(shares):
             try:
-                return self._apply_in_order(prepared, parts), newly_failed
+                return self._apply_in_order(prepared, shares), newly_failed
             except _TableFailedError as failure:
                 _leave_out_if_told(checkpoints[failure.table], failure.error)
                 raise
-        for table in _parents_first(parts):
+        for table in _parents_first(shares):
             try:
-                entries[table] = self._apply_part(prepared.file, parts[table])
+                entries[table] = self._apply_share(prepared.file, shares[table])
             except SyncError as reason:
                 _leave_out_if_told(checkpoints[table], reason)
                 newly_failed[table] = reason
         return entries, newly_failed
 
-    def _may_cascade(self, parts: Mapping[TableName, TablePart]) -> bool:
+    def _may_cascade(self, shares: Mapping[TableName, TableShare]) -> bool:
         """Tell whether a delete of this batch can cascade to rows that the batch has moved out of its way.
 
         Order line 1 leaves order 7, then order 7 is deleted, with ON DELETE CASCADE. Table by table, orders
@@ -217,22 +217,22 @@ class Target:
         Test: test_a_child_that_left_its_parent_before_the_parent_went_stays_whole.
         """
         return not self._writer.is_silent and any(
-            isinstance(part.plan, TablePlan) and part.plan.schema.has_cascades and part.plan.removes_rows
-            for part in parts.values()
+            isinstance(share.plan, TablePlan) and share.plan.schema.has_cascades and share.plan.removes_rows
+            for share in shares.values()
         )
 
     def _apply_in_order(
-        self, prepared: PreparedBatch, parts: Mapping[TableName, TablePart]
+        self, prepared: PreparedBatch, shares: Mapping[TableName, TableShare]
     ) -> dict[TableName, Entry]:
         """Apply the batch in the order of its records, as runs of one table each: a cascade then meets the
         same rows as at the source. Raises _TableFailedError."""
-        entries = {table: Entry() for table in parts}
-        for table, run in runs_of_one_table(prepared.batch.records, parts):
-            plan = parts[table].plan
+        entries = {table: Entry() for table in shares}
+        for table, records in cut_by_table(prepared.batch.records, shares):
+            plan = shares[table].plan
             if isinstance(plan, TablePlan):
-                plan = try_plan(TableBatch(schema=plan.schema, records=run, file=prepared.file))
+                plan = try_plan(TableBatch(schema=plan.schema, records=records, file=prepared.file))
             try:
-                entry = self._apply_part(prepared.file, TablePart(records=run, plan=plan))
+                entry = self._apply_share(prepared.file, TableShare(records=records, plan=plan))
             except SyncError as error:
                 raise _TableFailedError(table, error) from error
             before = entries[table]
@@ -240,22 +240,22 @@ class Target:
             entries[table] = replace(entry, duration_ms=before.duration_ms + entry.duration_ms)
         return entries
 
-    def _apply_part(self, file: FileContext, part: TablePart) -> Entry:
-        if isinstance(part.plan, SyncError):
-            raise part.plan
+    def _apply_share(self, file: BatchFile, share: TableShare) -> Entry:
+        if isinstance(share.plan, SyncError):
+            raise share.plan
         started = time.monotonic()
-        batch = TableBatch(schema=part.plan.schema, records=part.records, file=file)
+        batch = TableBatch(schema=share.plan.schema, records=share.records, file=file)
         with self._connection.transaction():
-            counts = apply_table(self._writer, batch, part.plan)
+            counts = apply_table(self._writer, batch, share.plan)
         self._sequences_due[batch.schema.name] = batch.schema
         return Entry(
             counts=counts,
-            last_change_at=parse_time(part.plan.last_ts),
-            last_lsn=_valid_lsn(part.records[-1].record.lsn),
+            last_change_at=parse_time(share.plan.last_ts),
+            last_lsn=_valid_lsn(share.records[-1].record.lsn),
             duration_ms=round((time.monotonic() - started) * 1000),
         )
 
-    def _check_constraints(self, file: FileContext, entries: Mapping[TableName, Entry]) -> None:
+    def _check_constraints(self, file: BatchFile, entries: Mapping[TableName, Entry]) -> None:
         """Where constraints are active, find the table whose rows break one: at COMMIT all tables would fail.
 
         Raises _TableFailedError. Test: test_a_child_whose_parent_is_not_whitelisted_blocks_alone.
@@ -323,7 +323,7 @@ def _used_skips(
 ) -> dict[Skip, SyncError | None]:
     """Return the skips of *checkpoint* that this batch has used: the records that it left out, each with its
     error, and the lines of no table that an operator has said to skip."""
-    unreadable = prepared.parts.get(NO_TABLE)
+    unreadable = prepared.shares.get(NO_TABLE)
     lines = {located.line for located in unreadable.records} if unreadable else set()
     used = dict(left_out)
     for skip in checkpoint.skips:
@@ -354,10 +354,10 @@ def _valid_lsn(text: str | None) -> str | None:
         return None
 
 
-def _parents_first(parts: Mapping[TableName, TablePart]) -> list[TableName]:
+def _parents_first(shares: Mapping[TableName, TableShare]) -> list[TableName]:
     return parents_first(
         {
-            table: part.plan.schema.parents if isinstance(part.plan, TablePlan) else frozenset()
-            for table, part in parts.items()
+            table: share.plan.schema.parents if isinstance(share.plan, TablePlan) else frozenset()
+            for table, share in shares.items()
         }
     )
