@@ -75,9 +75,10 @@ class RequestConnection:
 
 
 class AliasSession:
-    """One connection at a time, opened when it is asked for and anew when it has broken.
+    """A session of our own on *alias*: one connection at a time, opened when it is first asked for, and again
+    when it has broken.
 
-    *timeout_s*: for those who only look and must not hang, the most that connecting and any statement take.
+    *timeout_s*: for callers that only look and must not hang, the most that connecting or a statement takes.
     """
 
     def __init__(self, alias: str, *, timeout_s: int | None = None) -> None:
@@ -91,7 +92,7 @@ class AliasSession:
         return self._wrapper is not None and not self._wrapper.connection.closed
 
     def connect(self) -> psycopg.Connection[Any]:
-        """Return the connection, in autocommit mode and with the engine's settings.
+        """Return the connection, in autocommit mode and with the settings that applying needs.
 
         A lock that was held is taken again. Raises ServiceInitError, or CycleError when the lock is not
         free yet.
@@ -131,7 +132,7 @@ class AliasSession:
             if self._timeout_s is not None:
                 wrapper.settings_dict["OPTIONS"] |= {"connect_timeout": self._timeout_s}
             wrapper.ensure_connection()
-            # The engine's transactions are its own, whatever the project's default is.
+            # Transactions begin and end explicitly here, whatever the project's default is.
             wrapper.set_autocommit(True)
             # The loop may run in another thread than the one that closes the service.
             wrapper.inc_thread_sharing()
@@ -172,7 +173,7 @@ def init_error(error: Exception) -> ServiceInitError:
 
 
 def _keep_from_pool(wrapper: BaseDatabaseWrapper) -> None:
-    """Leave the pool out: it would give the engine's session, with its settings, to the next request."""
+    """Leave the pool out: it would give this session, with its settings, to the project's next request."""
     options = {name: value for name, value in wrapper.settings_dict["OPTIONS"].items() if name != "pool"}
     wrapper.settings_dict = {**wrapper.settings_dict, "OPTIONS": options}
 

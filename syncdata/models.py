@@ -1,6 +1,6 @@
 """The tables of syncdata: their columns, defaults and indexes.
 
-The engine reads and writes them with SQL of its own, in the transaction that holds the rows, so every
+`apply` reads and writes them with SQL of its own, in the transaction that holds the rows, so every
 default is a database default. Where the predecessor has the table, its columns come first and in its
 order, so that an adopted table (see :mod:`syncdata.predecessor.adoption`) equals a created one. An error's
 text stands beside its parts as data: nothing takes the text apart.
@@ -178,7 +178,7 @@ class SyncMetric(models.Model):
 
 
 class Checkpoint(models.Model):
-    """The checkpoint of one table: how far its records have been durably applied. Written by the engine only.
+    """The checkpoint of one table: how far its records have been durably applied. Only `apply` writes it.
 
     ``record_number`` records of ``file`` are applied; ``commit_lsn`` is the last applied commit's, or that of
     the snapshot the rows came from. The ``file_*`` counts are those of ``file`` so far: when it is finished

@@ -1,4 +1,4 @@
-"""For monitoring systems: metrics for Prometheus, and whether all is well, read when they ask.
+"""For monitoring systems: metrics for Prometheus, and whether all is well. Reads, and changes nothing.
 
 Each question opens a short connection of its own, with a time limit, so that a database that is gone or
 hangs becomes the answer 503, also in the middle of a daemon's cycle. ``prometheus_client`` is needed for

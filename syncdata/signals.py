@@ -1,4 +1,4 @@
-"""The signals that the host project can listen to. Knows Django's dispatcher; knows no files or database.
+"""The signals that the host project can listen to. Knows Django; knows nothing of files or rows.
 
 All three are sent by the process that syncs, after the commit of the work that they report and outside of any
 transaction of the service. Their sender is the class ``SyncDataService``. A receiver that raises is logged,

@@ -111,7 +111,7 @@ class PlainlyTitledAdmin(admin.ModelAdmin):
 
 
 class ReadOnlyAdmin(PlainlyTitledAdmin):
-    """Lists of rows that only the engine writes: no user, not even a superuser, may change them."""
+    """Lists of rows that only the local side writes: no user, not even a superuser, may change them."""
 
     paginator = EstimatingPaginator
     show_full_result_count = False

@@ -38,7 +38,7 @@ class Context:
 
 
 class LocalSession(Protocol):
-    """A connection to the local database, and the lock that makes its holder the only daemon there."""
+    """The port of a connection to the local database, and of the lock that its only daemon holds."""
 
     @property
     def is_open(self) -> bool: ...

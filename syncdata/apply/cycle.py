@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Cycle:
-    """One pass over the archive.
+    """The five steps for the tables of some checkpoints, from there to the end of the archive.
 
     *deadline*: monotonic seconds after which tables behind wait for the next cycle. *bad_snapshots*: for
     tables that have snapshots but no good one, the error of the newest; it is reported when such a table

@@ -53,7 +53,7 @@ class WaitingProgress:
 
 
 class RequestProgress:
-    """Notes how far a rebuild is, about once a second, as ``42 % (12,345 records)``."""
+    """Notes how far a resync is, about once a second, as ``42 % (12,345 records)``."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note

@@ -1,8 +1,8 @@
 """Gives one table new rows from the archive: a resync, and how a new table begins.
 
 Both start from the newest good snapshot and replay what committed later. Readers see the old rows or the new
-ones, never an empty or half-built table; after a failure the old rows are still there. Knows the archive and
-the shadow; knows nothing of cycles that run meanwhile, but that they may move the checkpoint.
+ones, never an empty or half-built table; after a failure the old rows are still there. Knows snapshots, the
+shadow, and the cycle that fills it; knows nothing of who asks for it, or of how rows are written.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 
 def resync(context: Context, table: TableName) -> CycleResult:
-    """Rebuild *table* from its newest snapshot, else the first change file, to where the other tables
-    stand, or to the end.
+    """Rebuild *table* from its newest snapshot, else from the first change file, up to the position of the
+    other tables, or to the end.
 
     Its checkpoint and an audit row commit with the rows. Raises ResyncError; the old rows remain.
     """

@@ -1,5 +1,6 @@
 """One run of a daemon: cycle after cycle, each noted in the state, mirrored and announced.
 
+A cycle is one pass over the tables, or several: a request ends a pass early, and another pass goes on.
 Knows when a cycle begins anew and how it ends; knows nothing of what happens between two cycles.
 """
 

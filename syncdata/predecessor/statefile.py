@@ -1,7 +1,8 @@
 """The state file: a mirror of the checkpoints for tools that read it, in the predecessor's format.
 
 The database is the truth. Only the file that the predecessor left is ever read for its content, once,
-to go on where it stopped; a file of ours carries a mark, so that it is never taken for one of those.
+to go on where it stopped; a file of ours carries a mark, so that it is never taken for one of those. Knows
+the file; knows nothing of the database.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A stream that is cut off at a given size, and whose reading another thread can stop.
 
-Knows bytes; knows nothing of what they mean.
+Knows bytes, and the error for a disk that fails; knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchFile:
-    """The file that records come from. ``is_plain``: it has no header, so wal2json wrote its values."""
+    """The file of a batch. ``is_plain``: it has no header, so wal2json wrote its values."""
 
     name: str
     is_plain: bool

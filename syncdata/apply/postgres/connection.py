@@ -1,7 +1,7 @@
 """A session of the local database: the settings that rows depend on, and the driver's errors as ours.
 
-All of ``apply`` translates the driver's errors here, and nowhere else. Messages never hold the server's
-DETAIL or CONTEXT, which may hold row values.
+Knows psycopg; knows nothing of syncdata's own tables. All of ``apply`` translates the driver's errors here,
+and nowhere else. Messages never hold the server's DETAIL or CONTEXT, which may hold row values.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The temporary table vanishes with the connection. In the end the old rows are deleted and the new ones
 inserted. Renaming the temporary table instead would lose the table's oid, rights, views and foreign keys;
 truncating the old one would show readers with an older database snapshot an empty table. Test:
-test_readers_never_see_a_half_built_table_during_a_resync.
+test_readers_never_see_a_half_built_table_during_a_resync. Knows snapshots and batches; knows nothing of which
+file comes next.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """The local database as a sink: applies a batch to its tables and syncdata's own in one transaction.
 
+Knows the database; knows nothing of the archive, or of which batch comes next.
+
 Invariants:
 
 1. Rows, checkpoints, audit and metrics of a batch commit together, or none of them does. So whatever
@@ -224,7 +226,7 @@ class Target:
     def _apply_in_order(
         self, prepared: PreparedBatch, shares: Mapping[TableName, TableShare]
     ) -> dict[TableName, Entry]:
-        """Apply the batch in the order of its records, as runs of one table each: a cascade then meets the
+        """Apply the batch in the order of its records, cut where the table changes: a cascade then meets the
         same rows as at the source. Raises _TableFailedError."""
         entries = {table: Entry() for table in shares}
         for table, records in cut_by_table(prepared.batch.records, shares):

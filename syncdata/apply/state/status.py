@@ -1,4 +1,4 @@
-"""The status of the daemon and its tables, worked out from syncdata's own tables; its form as text. Pure."""
+"""The status of the daemon and its tables, worked out from rows of syncdata's own tables; its text. Pure."""
 
 from __future__ import annotations
 
