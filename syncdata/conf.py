@@ -86,7 +86,7 @@ class SourceConfig:
 
     @property
     def connection_params(self) -> dict[str, Any]:
-        """The keyword arguments of ``psycopg.connect``. libpq's own variables supply what is not here."""
+        """The keyword arguments of ``psycopg.connect``. libpq's own variables supply the missing ones."""
         params = {
             "host": self.pg_host,
             "port": self.pg_port,

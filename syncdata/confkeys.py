@@ -126,8 +126,8 @@ class ConfigValues:
     ) -> None:
         """Take the values of *keys* from *given* and the environment, which wins.
 
-        Other names in *given* are problems, unless they are in *unread*. *prefix* is what a key's table
-        puts before its name in messages.
+        Other names in *given* are problems, unless they are in *unread*. *prefix* stands before the keys'
+        names in messages: the name of their table.
         """
         for name, key in keys.items():
             label = f"{prefix}{name}"

@@ -31,8 +31,8 @@ SELECT EXISTS (
 
 
 class Connector(Protocol):
-    """Hands out the connection to work on. What is done there in ``connection.transaction()`` commits by
-    itself, or with the transaction that the connection is in already."""
+    """Hands out the connection to work on. A block of ``connection.transaction()`` commits by itself, or with
+    the transaction that the connection is in already."""
 
     def connect(self) -> psycopg.Connection[Any]:
         """Return the connection. Raises ServiceInitError when the database cannot be used."""
@@ -46,8 +46,8 @@ class Connector(Protocol):
 class RequestConnection:
     """Django's own connection to *alias*, as the running request has it.
 
-    Its transaction, autocommit and settings stay as they are: what is done here commits, or is rolled
-    back, with the rest of the request.
+    Its transaction, autocommit and settings stay as they are: all work on it commits, or is rolled back, with
+    the rest of the request.
     """
 
     def __init__(self, alias: str) -> None:

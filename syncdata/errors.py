@@ -1,4 +1,4 @@
-"""The errors an operator can see, one class a code, and what is kept of them as data.
+"""The errors an operator can see, one class a code, and their form as data.
 
 Knows codes and wording, nothing else. A text is for people alone: nothing in syncdata takes one apart.
 """
@@ -171,7 +171,7 @@ class FetchError(SyncError, code="SHD_SYN_062"):
 
 
 class ParseError(SyncError, code="SHD_SYN_063"):
-    """A change file, or one line of it, is not what the format promises."""
+    """A change file, or one line of it, breaks the format."""
 
 
 class ApplyError(SyncError, code="SHD_SYN_064"):

@@ -77,7 +77,7 @@ def tables_of_app(app_label: str) -> list[TableName]:
 
 
 def find_model_of(table: TableName) -> type[Model] | None:
-    """Return the model whose table *table* is, or None; of several, the first installed."""
+    """Return the model that has *table*, or None; of several, the first installed."""
     for model in apps.get_models(include_auto_created=True):
         # Models of other databases may have table names that PostgreSQL cannot have.
         with suppress(SchemaError):

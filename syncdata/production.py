@@ -126,9 +126,9 @@ class ProductionService:
         )
 
     def prune(self, *, stop: threading.Event, is_dry_run: bool = False) -> Removals:
-        """Remove from the archive what no resync can need any more; return what was removed.
+        """Remove the files from the archive that no resync can need any more; return those removed.
 
-        *is_dry_run*: only return what could be. Raises RetentionError, and the archive's errors.
+        *is_dry_run*: only return the files that would be. Raises RetentionError, and the archive's errors.
         """
         chain = self._chain()
         with closing(self._open_archive()) as archive:

@@ -125,7 +125,7 @@ class SyncDataService(TablesService):
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Turn what the driver raises before the work begins into a ServiceInitError."""
+    """Turn the driver's errors before the work begins into a ServiceInitError."""
     try:
         yield
     except psycopg.Error as error:

@@ -1,6 +1,6 @@
 """The surroundings of all work on the local side: session, archive and settings, observer and mirror.
 
-Knows no Django. The protocols here are ports: what is above `apply` implements them.
+Knows no Django. The protocols here are ports: modules above `apply` implement them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A place in the archive: how far records have been applied. Pure."""
+"""Positions: how far the archive has been applied. Pure; knows nothing of what is stored where."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from syncdata.changes.names import TableName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """A place in the archive: *record_number* records of *file*, and all earlier files, have been applied.
+    """How far the archive has been applied: through *record_number* records of *file*, and all earlier files.
 
     An empty *file* is the beginning of the archive. ``commit_lsn`` is that of the last whole transaction; or
     that of the snapshot the rows came from, and then *file* is the one the snapshot goes on from, or empty.

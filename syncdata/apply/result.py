@@ -13,7 +13,7 @@ from syncdata.errors import SyncError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Effect:
     """The effect of one batch on one table. ``last_change_at`` and ``last_lsn``: of its newest record."""
 
     counts: Counts = field(default_factory=Counts)
@@ -38,7 +38,7 @@ class Activity:
         self.last_file = file
 
     def join(self, later: Activity) -> None:
-        """Add what a later pass applied, perhaps of the same file."""
+        """Add the activity of a later pass, perhaps in the same file."""
         self.counts.add(later.counts)
         self.files += later.files - (later.first_file == self.last_file != "")
         self.first_file = self.first_file or later.first_file

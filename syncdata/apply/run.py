@@ -87,7 +87,7 @@ class Run:
         return summary
 
     def _advance_tables(self, result: CycleResult, stop: threading.Event, deadline: float | None) -> None:
-        """Apply what is new, and add it to *result* as it commits."""
+        """Apply the new records to the tables, and add them to *result* as they commit."""
         restarts = 0
         while True:
             # Tables that the last pass found blocked are tried again by the next one.

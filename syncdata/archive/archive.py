@@ -1,7 +1,7 @@
 """The archive: lists its files, fetches one, puts one there once, removes one.
 
-Knows names, their order, and the words for what a storage refuses; knows nothing of where the storage is
-(a directory of this machine, the backup host, …), nor of what is inside the files.
+Knows names, their order, and the errors for a storage's refusals; knows nothing of where the storage is
+(a directory of this machine, the backup host, …), nor of the files' contents.
 """
 
 from __future__ import annotations
@@ -143,6 +143,6 @@ class Archive:
 def open_archive(settings: ArchiveSettings, *, spool_dir: Path | None = None) -> Archive:
     """Return the archive that *settings* describe, without connecting: the first use does.
 
-    *spool_dir* is where a storage keeps the anonymous temporary copies of what is fetched.
+    In *spool_dir* a storage keeps the anonymous temporary copies of fetched files.
     """
     return Archive(settings.open_storage(spool_dir=spool_dir))

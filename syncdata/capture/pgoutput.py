@@ -53,7 +53,7 @@ class Commit:
 class Relation:
     """A table as the changes that follow describe it. ``key``: the columns of its replica identity.
 
-    Compared by identity: after ALTER TABLE the source describes the table anew, and that is another value.
+    Compared by identity: after ALTER TABLE the source sends another description, which is another value.
     """
 
     schema: str

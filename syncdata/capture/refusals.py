@@ -34,7 +34,7 @@ class SlotInUseError(SlotError):
 
 @contextmanager
 def source_errors() -> Iterator[None]:
-    """Raise what the driver raises in the block as `source_error` of it."""
+    """Turn the driver's errors in the block into those of `source_error`."""
     try:
         yield
     except psycopg.Error as error:

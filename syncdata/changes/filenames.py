@@ -109,7 +109,7 @@ def check_name(name: str) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """Return what the file *name* is called while it is written: hidden, in the same directory."""
+    """Return the name that the file *name* has while it is written: hidden, in the same directory."""
     directory, slash, file = name.rpartition("/")
     return f"{directory}{slash}.{file}.part"
 

@@ -1,4 +1,4 @@
-"""The facts about a source that decide whether it is ready, as values, and what follows from them directly.
+"""The facts about a source that decide whether it is ready, as values, and simple conclusions from them.
 
 Knows no connection: database.py reads the facts.
 """

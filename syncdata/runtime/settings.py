@@ -1,6 +1,6 @@
-"""Settings that are declared once: key, environment variable, how the value is read, and what is secret.
+"""Settings that are declared once: key, environment variable, parser, and whether they are secret.
 
-Knows values and the fields of dataclasses; knows nothing of files, or of what the settings are for. A
+Knows values and the fields of dataclasses; knows nothing of files, or of the settings' purpose. A
 parser (`a_text`, …) returns the value of a setting, or raises ValueError with what it must be.
 """
 

@@ -62,7 +62,7 @@ class Batch:
 
 
 class _Tally(msgspec.Struct):
-    """Sums over what has been read of the file so far."""
+    """Sums over the records of the file that have been read so far."""
 
     end_record: int
     kept: int = 0

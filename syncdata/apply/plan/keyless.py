@@ -32,7 +32,7 @@ class KeylessFold:
             case "UPDATE":
                 old = reader.read(located_by(record))
                 new = {**old, **reader.read(record.data or {})}
-                # The new row would get defaults in place of what the old one holds.
+                # A column that is left out would get its default in place of the old row's value.
                 # Test: test_what_cannot_be_located_or_placed_is_refused_with_its_line.
                 if len(new) < len(reader.writable):
                     raise SchemaError(

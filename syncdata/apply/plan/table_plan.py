@@ -18,7 +18,7 @@ Mode = Literal["upsert", "update", "move"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableBatch:
-    """Records of one table, in their order, with what is needed to plan them: its schema and their file."""
+    """Records of one table, in their order, with its schema and their file, which planning needs."""
 
     schema: TableSchema
     records: Sequence[LocatedRecord]
@@ -31,7 +31,7 @@ class TableBatch:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Rows that go to the server together: what is done with them, and the columns they carry."""
+    """The key of rows that go to the server together: how they are written, and the columns they carry."""
 
     mode: Mode
     columns: tuple[str, ...]

@@ -82,7 +82,7 @@ def is_servers_fault(error: Exception) -> bool:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn what the driver raises into an ApplyError."""
+    """Turn the driver's errors in the block into an ApplyError."""
     try:
         yield
     except psycopg.Error as error:
@@ -91,7 +91,8 @@ def translated_errors() -> Iterator[None]:
 
 @contextmanager
 def errors_as(kind: type[SyncError], outcome: str) -> Iterator[None]:
-    """Turn what the driver raises into a *kind* whose message begins with *outcome*: ``nothing is added``."""
+    """Turn the driver's errors in the block into a *kind* whose message begins with *outcome*, for example
+    ``nothing is added``."""
     try:
         yield
     except psycopg.Error as error:

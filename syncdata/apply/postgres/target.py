@@ -44,7 +44,7 @@ from syncdata.apply.postgres.constraints import check_constraints
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
-from syncdata.apply.result import Entry
+from syncdata.apply.result import Effect
 from syncdata.apply.sink import Outcome
 from syncdata.apply.state.checkpoints import (
     Skip,
@@ -168,14 +168,14 @@ class Target:
         checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
         self._writer.begin()
         now = self._clock()
-        entries, newly_failed = self._apply_shares(prepared, checkpoints, failed)
+        effects, newly_failed = self._apply_shares(prepared, checkpoints, failed)
         failed = {**failed, **newly_failed}
-        self._check_constraints(prepared.file, entries)
+        self._check_constraints(prepared.file, effects)
         if advance.end.is_finished:
             self._advance_sequences()
         healthy = advance.without(failed)
         advance_checkpoints(
-            self._connection, healthy.watermarks, entries, start=advance.start, end=advance.end, now=now
+            self._connection, healthy.watermarks, effects, start=advance.start, end=advance.end, now=now
         )
         for table in healthy.watermarks:
             if (checkpoint := checkpoints[table]).skips:
@@ -183,19 +183,19 @@ class Target:
                 settle_skips(self._connection, checkpoint, used, advance.end, now=now)
         for table, error in failed.items():
             mark_blocked(self._connection, [table], error, file=prepared.file.name, now=now)
-        self._count(entries, now)
-        return Outcome(counts={table: entry.counts for table, entry in entries.items()}, blocked=failed)
+        self._count(effects, now)
+        return Outcome(counts={table: effect.counts for table, effect in effects.items()}, blocked=failed)
 
     def _apply_shares(
         self,
         prepared: PreparedBatch,
         checkpoints: Mapping[TableName, TableCheckpoint],
         failed: Mapping[TableName, SyncError],
-    ) -> tuple[dict[TableName, Entry], dict[TableName, SyncError]]:
+    ) -> tuple[dict[TableName, Effect], dict[TableName, SyncError]]:
         """Write the rows of the tables of *checkpoints* that have not *failed*; return what was done to each,
         and the errors of those that fail now."""
         shares = {t: share for t, share in prepared.shares.items() if t in checkpoints and t not in failed}
-        entries: dict[TableName, Entry] = {}
+        effects: dict[TableName, Effect] = {}
         newly_failed: dict[TableName, SyncError] = {}
         if self._may_cascade(shares):
             try:
@@ -205,11 +205,11 @@ class Target:
                 raise
         for table in _parents_first(shares):
             try:
-                entries[table] = self._apply_share(prepared.file, shares[table])
+                effects[table] = self._apply_share(prepared.file, shares[table])
             except SyncError as reason:
                 _leave_out_if_told(checkpoints[table], reason)
                 newly_failed[table] = reason
-        return entries, newly_failed
+        return effects, newly_failed
 
     def _may_cascade(self, shares: Mapping[TableName, TableShare]) -> bool:
         """Tell whether a delete of this batch can cascade to rows that the batch has moved out of its way.
@@ -225,24 +225,24 @@ class Target:
 
     def _apply_in_order(
         self, prepared: PreparedBatch, shares: Mapping[TableName, TableShare]
-    ) -> dict[TableName, Entry]:
+    ) -> dict[TableName, Effect]:
         """Apply the batch in the order of its records, cut where the table changes: a cascade then meets the
         same rows as at the source. Raises _TableFailedError."""
-        entries = {table: Entry() for table in shares}
+        effects = {table: Effect() for table in shares}
         for table, records in cut_by_table(prepared.batch.records, shares):
             plan = shares[table].plan
             if isinstance(plan, TablePlan):
                 plan = try_plan(TableBatch(schema=plan.schema, records=records, file=prepared.file))
             try:
-                entry = self._apply_share(prepared.file, TableShare(records=records, plan=plan))
+                effect = self._apply_share(prepared.file, TableShare(records=records, plan=plan))
             except SyncError as error:
                 raise _TableFailedError(table, error) from error
-            before = entries[table]
-            entry.counts.add(before.counts)
-            entries[table] = replace(entry, duration_ms=before.duration_ms + entry.duration_ms)
-        return entries
+            before = effects[table]
+            effect.counts.add(before.counts)
+            effects[table] = replace(effect, duration_ms=before.duration_ms + effect.duration_ms)
+        return effects
 
-    def _apply_share(self, file: BatchFile, share: TableShare) -> Entry:
+    def _apply_share(self, file: BatchFile, share: TableShare) -> Effect:
         if isinstance(share.plan, SyncError):
             raise share.plan
         started = time.monotonic()
@@ -250,21 +250,21 @@ class Target:
         with self._connection.transaction():
             counts = apply_table(self._writer, batch, share.plan)
         self._sequences_due[batch.schema.name] = batch.schema
-        return Entry(
+        return Effect(
             counts=counts,
             last_change_at=parse_time(share.plan.last_ts),
             last_lsn=_valid_lsn(share.records[-1].record.lsn),
             duration_ms=round((time.monotonic() - started) * 1000),
         )
 
-    def _check_constraints(self, file: BatchFile, entries: Mapping[TableName, Entry]) -> None:
+    def _check_constraints(self, file: BatchFile, effects: Mapping[TableName, Effect]) -> None:
         """Where constraints are active, find the table whose rows break one: at COMMIT all tables would fail.
 
         Raises _TableFailedError. Test: test_a_child_whose_parent_is_not_whitelisted_blocks_alone.
         """
-        if self._writer.is_silent or not entries:
+        if self._writer.is_silent or not effects:
             return
-        if (broken := check_constraints(self._connection, entries)) is not None:
+        if (broken := check_constraints(self._connection, effects)) is not None:
             table, cause = broken
             raise _TableFailedError(table, constraint_error(cause, table, file=file.name)) from cause
 
@@ -280,10 +280,10 @@ class Target:
                 pass
             del self._sequences_due[table]
 
-    def _count(self, entries: Mapping[TableName, Entry], now: dt.datetime) -> None:
-        """Add *entries* to the metrics, the minutes and the run."""
+    def _count(self, effects: Mapping[TableName, Effect], now: dt.datetime) -> None:
+        """Add *effects* to the metrics, the minutes and the run."""
         try:
-            add_metrics(self._connection, entries, metric_freq_hours=self._metric_freq_hours, now=now)
+            add_metrics(self._connection, effects, metric_freq_hours=self._metric_freq_hours, now=now)
         except psycopg.Error as error:
             if is_servers_fault(error):
                 raise
@@ -291,10 +291,10 @@ class Target:
                 f"the metrics cannot be written ({type(error).__name__})",
                 hint="run 'python manage.py migrate'; nothing was applied without its metrics",
             ) from error
-        if entries:
-            add_to_minute(self._connection, entries, now=now)
-        if self._run_id is not None and entries:
-            records = sum(entry.counts.records for entry in entries.values())
+        if effects:
+            add_to_minute(self._connection, effects, now=now)
+        if self._run_id is not None and effects:
+            records = sum(effect.counts.records for effect in effects.values())
             add_to_run(self._connection, self._run_id, records=records)
 
 
@@ -335,7 +335,7 @@ def _used_skips(
 
 
 def parse_time(text: str | None) -> dt.datetime | None:
-    """Return a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``), or None if it is none."""
+    """Read a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``); None if it is not a time."""
     try:
         moment = dt.datetime.fromisoformat(text) if text else None
     except ValueError:

@@ -18,7 +18,7 @@ from psycopg.types.string import TextLoader
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.position import START, Position, watermark_after
-from syncdata.apply.result import Entry
+from syncdata.apply.result import Effect
 from syncdata.apply.state.audit import parameters_of
 from syncdata.apply.state.reasons import NO_ERROR, error_parameters, read_reason
 from syncdata.apply.whitelist import parse_syncable
@@ -149,13 +149,13 @@ def require_position(
 def advance_checkpoints(
     connection: Connection[Any],
     watermarks: Mapping[TableName, int | None],
-    entries: Mapping[TableName, Entry],
+    effects: Mapping[TableName, Effect],
     *,
     start: Position,
     end: Position,
     now: dt.datetime,
 ) -> None:
-    """Move the checkpoints of the tables of *watermarks* from *start* to *end* and add *entries* to them.
+    """Move the checkpoints of the tables of *watermarks* from *start* to *end* and add *effects* to them.
 
     They are active afterwards, blocked before or not. The caller holds their locks (see `require_position`).
     At the end of a file its counts become an audit row for each table with activity.
@@ -170,7 +170,7 @@ def advance_checkpoints(
             "lsn": _lsn_text(watermark_after(watermark, start, end)),
             "source": end.source_id,
             "now": now,
-            **parameters_of(entries.get(table, Entry())),
+            **parameters_of(effects.get(table, Effect())),
         }
         for table, watermark in sorted(watermarks.items())
     ]

@@ -40,7 +40,7 @@ class TableInfo:
 
     @property
     def reason(self) -> Reason | None:
-        """The error with its parts; None where there is none."""
+        """The error with its parts; None for a table without one."""
         return read_reason({name: getattr(self, name) for name in _ERROR_FIELDS})
 
     @property
@@ -88,7 +88,7 @@ def record_place(reason: Reason | None) -> str:
 
 
 def table_state(state: str | None, *, file: str, commit_lsn: object) -> str:
-    """Return the state to show for a checkpoint with these columns; *state* is None where there is none.
+    """Return the state to show for a checkpoint with these columns; *state* is None without a checkpoint.
 
     An active table is new until it has begun: with a change file, or with a snapshot that is older than the
     first change file. Such a snapshot gives the checkpoint a commit LSN and no file.
