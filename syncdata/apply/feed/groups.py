@@ -71,7 +71,7 @@ def group_by_position(positions: Mapping[TableName, Position]) -> list[Group]:
 
 
 def _order_and_source(position: Position) -> tuple[object, ...]:
-    # The source belongs to it. After the plain file P9 may stand users, which has read it, and orders, whose
+    # The source is part of the key. After the plain file P9 stand users, which has read it, and orders, whose
     # snapshot of the next source begins there: the first file of that source continues orders, while for
     # users there is a gap before it. Test: test_the_way_from_the_predecessors_files_leads_over_snapshots.
     return (position.order, position.source_id)
