@@ -184,8 +184,8 @@ def _terminate(pid: int, path: Path) -> None:
 def _may_be_holder(pid: int, path: Path) -> bool:
     """Tell whether process *pid* has the pid file open, as far as this system can tell.
 
-    A state directory on a network share or in a volume can be locked by another host, where the number
-    means another process than here.
+    A state directory on a network share or in a volume can be locked by another host or container; then the
+    number belongs to an unrelated process here.
     """
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:

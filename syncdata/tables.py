@@ -42,8 +42,8 @@ DEFAULT_FREQUENCY_S = 600
 
 
 class TablesService:
-    """The tables of one database. It works on the connection of *connector*; *frequency_s* is the interval of
-    the cycles as configured, in place of which a running daemon has noted its own.
+    """The tables of one database, over the connection of *connector*. *frequency_s* is the configured
+    interval of the cycles; while a daemon runs, the status shows the interval of that one instead.
 
     Each method that changes something does all of it or, on an error, nothing. Names of tables are
     resolved as `find_tables` says.

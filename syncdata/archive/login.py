@@ -1,4 +1,4 @@
-"""The settings for logging in at the backup host. Knows keys alone, so that reading them imports no SSH."""
+"""The settings for logging in at the backup host. Knows keys only, so that reading them imports no SSH."""
 
 from __future__ import annotations
 

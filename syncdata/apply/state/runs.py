@@ -1,4 +1,4 @@
-"""Writes the row of a daemon's run: its beginning, its counts, its end. Knows SQL alone."""
+"""Writes the row of a daemon's run: its beginning, its counts, its end. Knows SQL only."""
 
 from __future__ import annotations
 
