@@ -1,4 +1,4 @@
-"""Gives one table new rows from the archive: a resync, and how a new table begins.
+"""A resync: gives one table new rows from the archive. Its steps also begin new tables (bootstrap.py).
 
 Both start from the newest good snapshot and replay what committed later. Readers see the old rows or the new
 ones, never an empty or half-built table; after a failure the old rows are still there. Knows snapshots, the

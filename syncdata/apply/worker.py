@@ -210,7 +210,7 @@ class Worker:
                 cleared = actions.empty(connection, tables, requested_by=request.requested_by)
                 return lambda: self.tell_of_clear(cleared)
             case "retry":
-                pass  # the cycle that follows tries blocked tables again
+                pass  # the cycle that follows does it
             case _:
                 raise RequestError(f"{request.action!r} is unknown to this daemon", hint="restart the daemon")
         return _nothing_to_tell
