@@ -36,7 +36,7 @@ from syncdata.archive.archive import open_archive
 from syncdata.archive.local import LocalSettings
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.pgoutput import Decoder, RowChange
-from syncdata.capture.replication import Keepalive, ReplicationStream
+from syncdata.capture.replication import Keepalive, ReplicationConnection
 from syncdata.capture.settings import CaptureSettings
 from syncsite.demo.postgres import PostgresServer, embedded_binaries, system_binaries
 
@@ -167,13 +167,13 @@ def read(server: PostgresServer, database: str, slot: str) -> tuple[float, int]:
     """Return the seconds that reading and decoding take, and the number of records."""
     decoder, records = Decoder(), 0
     started = time.monotonic()
-    with ReplicationStream(server.params(database)) as stream:
-        end = stream.identify().wal_lsn
-        stream.start(slot, PUBLICATION)
+    with ReplicationConnection(server.params(database)) as replication:
+        end = replication.identify().wal_lsn
+        replication.start(slot, PUBLICATION)
         while True:
-            received = stream.read()
+            received = replication.read()
             if received is None:
-                stream.wait(0.2)
+                replication.wait(0.2)
             elif isinstance(received, Keepalive):
                 if received.wal_end >= end:
                     break

@@ -96,7 +96,7 @@ def _check_alias(config: SyncConfig) -> Messages:
 
 @checks.register(TAG)
 def check_admin(**kwargs: Any) -> Messages:
-    """What the admin pages need is installed."""
+    """The app that the admin pages need is installed."""
     if apps.is_installed("django.contrib.admin") and not apps.is_installed("rangefilter"):
         return [
             checks.Error(
@@ -110,7 +110,7 @@ def check_admin(**kwargs: Any) -> Messages:
 
 @checks.register(TAG)
 def check_files(**kwargs: Any) -> Messages:
-    """The files that the configuration names are there and only for those they are meant for."""
+    """The files that the configuration names are there, and only those who should can read them."""
     try:
         config = load_config()
     except SyncError:
@@ -167,7 +167,7 @@ def check_database(databases: Sequence[str] | None = None, **kwargs: Any) -> Mes
         return []
     if config.database not in (databases or ()) or _check_alias(config):
         return []
-    # That it cannot be reached is for Django to say: it raises, as for any database check.
+    # If the database cannot be reached, this raises, and Django reports it as for any database check.
     with connections[config.database].cursor() as cursor:
         try:
             return _check_whitelist_and_role(cursor.connection, config.database)
@@ -228,7 +228,7 @@ def _check_logins(tables: Iterable[TableName], alias: str) -> Iterator[checks.Ch
 
 
 def _login_models(alias: str) -> Iterator[type[Model]]:
-    """The models that say who is logged in and may do what, those in the synced database."""
+    """Yield the models of the synced database that hold logins, sessions and permissions."""
     labels = ("auth.Group", "auth.Permission", "sessions.Session", "contenttypes.ContentType")
     models = [get_user_model()] if apps.is_installed("django.contrib.auth") else []
     for label in labels:

@@ -1,7 +1,7 @@
 """The only reader of the TOML file, the environment and ``settings.SYNCDATA``.
 
-Knows where the configuration is and what becomes of it; connects to nothing and imports no model. The
-local side reads a `SyncConfig`, the production side a `SourceConfig`; one file may hold both.
+Knows where the configuration is and how it becomes a frozen value; connects to nothing and imports no model.
+The local side reads a `SyncConfig`, the production side a `SourceConfig`; one file may hold both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SETTINGS = "settings.SYNCDATA"
 class SyncConfig:
     """One valid configuration of the local side. Secrets stay out of ``repr``.
 
-    *archive* is for `archive.open_archive`; which settings it has depends on ``archive_backend``.
+    *archive* is for `archive.open_archive`; its class depends on ``archive_backend``.
     """
 
     archive: ArchiveSettings
@@ -69,7 +69,7 @@ class SyncConfig:
 class SourceConfig:
     """One valid configuration of the production side, where ``pg_*`` is the source. No secrets in ``repr``.
 
-    *prune_hours* 0: never by itself. *spool_dir* is absolute.
+    With *prune_hours* 0 the archiver never prunes. *spool_dir* is absolute.
     """
 
     archive: ArchiveSettings
@@ -91,7 +91,7 @@ class SourceConfig:
 
     @property
     def connection_params(self) -> dict[str, Any]:
-        """The keyword arguments of ``psycopg.connect``. libpq's own variables supply what is not here."""
+        """The keyword arguments of ``psycopg.connect``. libpq's own variables supply the missing ones."""
         params = {
             "host": self.pg_host,
             "port": self.pg_port,
@@ -100,7 +100,7 @@ class SourceConfig:
             "application_name": "syncdata",
             "connect_timeout": 10,
         }
-        # Left out where there is none, so that PGPASSFILE can supply it.
+        # An empty password is left out, so that PGPASSFILE can supply one.
         return params | ({"password": self.pg_password} if self.pg_password else {})
 
 
@@ -140,7 +140,7 @@ def new_source_password() -> str | None:
 
 
 def is_production_host() -> bool:
-    """Whether the file that DATA_SYNC_CONFIG names has a ``[source]`` and nothing of a local database.
+    """Tell whether the file that DATA_SYNC_CONFIG names has a ``[source]`` and nothing of a local database.
 
     Raises ConfigLoadError when the file cannot be read.
     """
@@ -149,7 +149,7 @@ def is_production_host() -> bool:
 
 
 def is_production_only(values: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
-    """Whether a parsed TOML file and the environment describe a source, and no local database."""
+    """Tell whether a parsed TOML file and the environment describe a source, and no local database."""
     has_local = any(values.get(name) or environ.get(key.variable) for name, key in DATABASE_KEYS.items())
     return "source" in values and not has_local
 
@@ -159,7 +159,7 @@ def config_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path
     found = ConfigValues(environ)
     found.read(values, FILE_KEYS | keys_of_archive(values, environ), unread={"source"})
     found.require_archive()
-    # The production side reads its own table; here it only has to be one.
+    # The production side reads [source]; here it only has to be a table.
     if not isinstance(values.get("source", {}), Mapping):
         found.problems.append("source: must be a table, [source]")
     found.require("pg_database", FILE_KEYS)
@@ -209,11 +209,11 @@ def _read_source(found: ConfigValues, table: object) -> None:
 
 
 def _source_config(taken: dict[str, Any], state_dir: Path) -> SourceConfig:
-    # Beside the configuration, wherever the daemon was started.
+    # A relative path begins beside the configuration, wherever the daemon was started.
     spool_dir = state_dir / taken.pop("spool_dir", "spool")
     archive = taken["archive"]
     if isinstance(archive, LocalSettings) and archive.directory.resolve() == spool_dir.resolve():
-        # What is in the archive leaves the spool.
+        # A file that is in the archive is removed from the spool; in one directory, that is the same file.
         raise ConfigError("source.spool_dir: must not be archive_dir", hint="choose another directory")
     return SourceConfig(**taken, spool_dir=spool_dir, state_dir=state_dir)
 
@@ -284,7 +284,7 @@ def _warn_if_readable_by_others(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def exposes_secrets(path: Path) -> bool:
-    """Whether the configuration file at *path* holds a secret and every user can read it."""
+    """Tell whether the configuration file at *path* holds a secret and every user can read it."""
     return _exposes_secrets(path, _read_toml(path))
 
 

@@ -90,7 +90,7 @@ SOURCE_KEYS = {
     "keep_days": Key(whole_number(0, 36_500)),
     "prune_hours": Key(whole_number(0, _YEAR_HOURS)),
 }
-# Those of a file, and of ``settings.SYNCDATA``, whatever the archive's backend adds to them.
+# The keys of a file, and of ``settings.SYNCDATA``; the archive's backend may add more.
 FILE_KEYS = ARCHIVE_KEYS | PACE_KEYS | DATABASE_KEYS
 SETTINGS_KEYS = ARCHIVE_KEYS | PACE_KEYS | {"database": Key(a_text), "state_dir": Key(a_path)}
 
@@ -104,11 +104,11 @@ def keys_of_archive(given: Mapping[str, Any], environ: Mapping[str, str]) -> dic
     try:
         return ARCHIVE_KEYS | declared_keys(find_backend(named))
     except ValueError:
-        return ARCHIVE_KEYS  # Reading the name says what is wrong with it.
+        return ARCHIVE_KEYS  # The name itself is reported when it is read.
 
 
 class ConfigValues:
-    """The values read so far, and every problem met, so that the operator sees all of them at once."""
+    """The values read so far, and every problem met, so that the operator sees all problems at once."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.values: dict[str, Any] = {}
@@ -126,8 +126,8 @@ class ConfigValues:
     ) -> None:
         """Take the values of *keys* from *given* and the environment, which wins.
 
-        Other names in *given* are problems, unless they are in *unread*. *prefix* is what a key's table
-        puts before its name in messages.
+        Other names in *given* are problems, unless they are in *unread*. *prefix* stands before the keys'
+        names in messages: the name of their table.
         """
         for name, key in keys.items():
             label = f"{prefix}{name}"
@@ -153,7 +153,7 @@ class ConfigValues:
                 self.require(name, declared_keys(self._backend))
 
     def require_state_dir(self) -> None:
-        """``settings.SYNCDATA`` must name the directory that is the TOML file's own elsewhere."""
+        """Note a problem unless ``state_dir`` is given: with a TOML file, it is the file's own directory."""
         self.require("state_dir", SETTINGS_KEYS)
         state_dir = self.values.get("state_dir")
         if state_dir is not None and not state_dir.is_dir():

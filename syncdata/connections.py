@@ -1,5 +1,5 @@
-"""Connections to a Django alias: one of our own, with the lock that makes its holder the only daemon, or
-that of the running request.
+"""Connections to a Django alias: one of our own, with the lock of the only daemon, or that of the running
+request.
 
 Knows Django's connections and PostgreSQL's advisory locks; knows nothing of what is synced.
 """
@@ -31,8 +31,8 @@ SELECT EXISTS (
 
 
 class Connector(Protocol):
-    """Hands out the connection to work on. What is done there in ``connection.transaction()`` commits by
-    itself, or with the transaction that the connection is in already."""
+    """Hands out the connection to work on. A block of ``connection.transaction()`` commits by itself, or with
+    the transaction that the connection is in already."""
 
     def connect(self) -> psycopg.Connection[Any]:
         """Return the connection. Raises ServiceInitError when the database cannot be used."""
@@ -46,8 +46,8 @@ class Connector(Protocol):
 class RequestConnection:
     """Django's own connection to *alias*, as the running request has it.
 
-    Its transaction, autocommit and settings stay as they are: what is done here commits, or is rolled
-    back, with the rest of the request.
+    Its transaction, autocommit and settings stay as they are: all work on it commits, or is rolled back, with
+    the rest of the request.
     """
 
     def __init__(self, alias: str) -> None:
@@ -63,21 +63,22 @@ class RequestConnection:
             wrapper.ensure_connection()
             connection: psycopg.Connection[Any] = wrapper.connection
             if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
-                # Django's transaction begins with its first statement. Were that ours, psycopg would take
-                # the transaction for its own, and commit it at the end of connection.transaction().
+                # Django's transaction begins with its first statement. If that were one of ours, psycopg
+                # would take the transaction for its own, and commit it when connection.transaction() ends.
                 connection.execute("SELECT")
         except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
             raise init_error(error) from error
         return connection
 
     def close(self) -> None:
-        """The request goes on with it."""
+        """Do nothing: the connection is the request's."""
 
 
-class EngineSession:
-    """One connection at a time, opened when it is asked for and anew when it has broken.
+class AliasSession:
+    """A session of our own on *alias*: one connection at a time, opened when it is first asked for, and again
+    when it has broken.
 
-    *timeout_s*: for those who only look and must not hang, the most that connecting and any statement take.
+    *timeout_s*: for callers that only look and must not hang, the most that connecting or a statement takes.
     """
 
     def __init__(self, alias: str, *, timeout_s: int | None = None) -> None:
@@ -91,7 +92,7 @@ class EngineSession:
         return self._wrapper is not None and not self._wrapper.connection.closed
 
     def connect(self) -> psycopg.Connection[Any]:
-        """Return the connection, in autocommit mode and with the engine's settings.
+        """Return the connection, in autocommit mode and with the settings that applying needs.
 
         A lock that was held is taken again. Raises ServiceInitError, or CycleError when the lock is not
         free yet.
@@ -131,7 +132,7 @@ class EngineSession:
             if self._timeout_s is not None:
                 wrapper.settings_dict["OPTIONS"] |= {"connect_timeout": self._timeout_s}
             wrapper.ensure_connection()
-            # The engine's transactions are its own, whatever the project's default is.
+            # Transactions begin and end explicitly here, whatever the project's default is.
             wrapper.set_autocommit(True)
             # The loop may run in another thread than the one that closes the service.
             wrapper.inc_thread_sharing()
@@ -172,13 +173,13 @@ def init_error(error: Exception) -> ServiceInitError:
 
 
 def _keep_from_pool(wrapper: BaseDatabaseWrapper) -> None:
-    """A pool would hand the engine's session, with its settings, to the project's next request."""
+    """Leave the pool out: it would give this session, with its settings, to the project's next request."""
     options = {name: value for name, value in wrapper.settings_dict["OPTIONS"].items() if name != "pool"}
     wrapper.settings_dict = {**wrapper.settings_dict, "OPTIONS": options}
 
 
 def _load_times_with_zone(connection: psycopg.Connection[Any]) -> None:
-    """A project with ``USE_TZ = False`` cuts the zone off what it reads; our tables hold points in time."""
+    """Load times with their zone, also where ``USE_TZ`` is off: the columns of our tables have one."""
     connection.adapters.register_loader("timestamptz", psycopg.types.datetime.TimestamptzLoader)
 
 

@@ -182,16 +182,16 @@ def _terminate(pid: int, path: Path) -> None:
 
 
 def _may_be_holder(pid: int, path: Path) -> bool:
-    """Whether process *pid* has the pid file open, as far as this system can tell.
+    """Tell whether process *pid* has the pid file open, as far as this system can tell.
 
-    A state directory on a network share or in a volume can be locked from elsewhere, and then the
-    number means some other process here.
+    A state directory on a network share or in a volume can be locked by another host or container; then the
+    number belongs to an unrelated process here.
     """
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
             return any(_is_same_file(entry.path, path) for entry in descriptors)
     except FileNotFoundError:
-        return not Path("/proc/self/fd").exists()  # no /proc at all: the lock has to do
+        return not Path("/proc/self/fd").exists()  # without /proc, the lock alone tells
     except PermissionError:
         return True  # another user's process: kill() will say so
 

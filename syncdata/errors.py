@@ -1,4 +1,4 @@
-"""The errors an operator can see, one class a code, and what is kept of them as data.
+"""The errors an operator can see, one class a code, and their form as data.
 
 Knows codes and wording, nothing else. A text is for people alone: nothing in syncdata takes one apart.
 """
@@ -71,7 +71,7 @@ def _place(file: str | None, line: int | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """What syncdata's own tables keep of an error: its text, and beside it its code, file, line and hint."""
+    """An error as syncdata's own tables keep it: its text, and beside it its code, file, line and hint."""
 
     text: str
     code: str = ""
@@ -99,10 +99,10 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that somebody should see to.
+    """A condition that an operator should look at.
 
-    ``kind`` is a word that stays when the text is worded anew, or a number in it changes. ``table`` and
-    ``reason`` are there where one table or one error is meant. ``str()`` is the whole sentence.
+    ``kind`` is a word that stays the same when the text is reworded, or a number in it changes. ``table`` and
+    ``reason`` are set where one table or one error is meant. ``str()`` is the whole sentence.
     """
 
     kind: str
@@ -171,7 +171,7 @@ class FetchError(SyncError, code="SHD_SYN_062"):
 
 
 class ParseError(SyncError, code="SHD_SYN_063"):
-    """A change file, or one line of it, is not what the format promises."""
+    """A change file, or one line of it, breaks the format."""
 
 
 class ApplyError(SyncError, code="SHD_SYN_064"):

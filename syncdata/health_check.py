@@ -16,7 +16,7 @@ from syncdata.monitoring import health_of, read_status
 
 @dataclasses.dataclass
 class SyncData(HealthCheck):
-    """The daemon runs, no table is blocked, and the last cycle went well. Its page names no table."""
+    """Checks that the daemon runs, no table is blocked, and the last cycle went well. Names no table."""
 
     def run(self) -> None:  # not async: it waits for the database in a thread
         try:

@@ -1,4 +1,4 @@
-"""How the host project's models and their tables are named. Knows Django's apps; connects to nothing."""
+"""The names of the host project's models and of their tables. Knows Django's apps; connects to nothing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def table_of(model: type[Model]) -> TableName:
 def tables_of_app(app_label: str) -> list[TableName]:
     """Return the tables of an app's own models, those between many-to-many models included.
 
-    Proxies are left out: their tables are other models', perhaps other apps'. Raises WhitelistAddError
+    Proxies are left out: their tables belong to other models, perhaps of other apps. Raises WhitelistAddError
     when no such app is installed, or when it has no tables.
     """
     try:
@@ -77,9 +77,9 @@ def tables_of_app(app_label: str) -> list[TableName]:
 
 
 def find_model_of(table: TableName) -> type[Model] | None:
-    """Return the model whose table *table* is, or None; of several, the first installed."""
+    """Return the model that has *table*, or None; of several, the first installed."""
     for model in apps.get_models(include_auto_created=True):
-        # Models of other databases may have names that are none here.
+        # Models of other databases may have table names that PostgreSQL cannot have.
         with suppress(SchemaError):
             if not model._meta.proxy and table_of(model) == table:
                 return model

@@ -1,6 +1,6 @@
 """The tables of syncdata: their columns, defaults and indexes.
 
-The engine reads and writes them with SQL of its own, in the transaction that holds the rows, so every
+`apply` reads and writes them with SQL of its own, in the transaction that holds the rows, so every
 default is a database default. Where the predecessor has the table, its columns come first and in its
 order, so that an adopted table (see :mod:`syncdata.predecessor.adoption`) equals a created one. An error's
 text stands beside its parts as data: nothing takes the text apart.
@@ -84,7 +84,7 @@ class TableToSync(models.Model):
 
 
 class SyncLog(models.Model):
-    """An entry of the audit log: what one file, one snapshot or one action did to one table. Append-only."""
+    """An entry of the audit log: the effect of one file, snapshot or action on one table. Append-only."""
 
     class Status(models.TextChoices):
         SUCCESS = "SUCCESS", "SUCCESS"
@@ -105,7 +105,7 @@ class SyncLog(models.Model):
     rows_synced = models.IntegerField(db_default=0)
     archive_ref = models.TextField(_("change file"), null=True)
     error_detail = models.TextField(_("error"), null=True)
-    # NULL only in the predecessor's rows: a time that nobody recorded is not made up.
+    # NULL only in the predecessor's rows, which may lack the time; no time is made up for them.
     sync_time = models.DateTimeField(_("time"), null=True, db_default=Now())
     action = models.TextField(choices=Action, db_default=Action.SYNC.value)
     records_added = models.BigIntegerField(_("added"), db_default=0)
@@ -124,7 +124,7 @@ class SyncLog(models.Model):
             models.Index(fields=["table_name", "sync_time"], name="idx_sync_logs_table_time"),
             models.Index(fields=["status"], name="idx_sync_logs_status"),
             models.Index(fields=["-sync_time", "-id"], name="idx_sync_logs_time"),
-            # For searches, and for what is rare: to find a hundred of it by time would read the whole log.
+            # Indexes for searches, and for rare entries: finding a hundred by time would read the whole log.
             models.Index(fields=["archive_ref"], opclasses=["text_pattern_ops"], name="idx_sync_logs_ref"),
             models.Index(
                 fields=["-sync_time", "-id"],
@@ -178,7 +178,7 @@ class SyncMetric(models.Model):
 
 
 class Checkpoint(models.Model):
-    """How far one table's records have been durably applied. Written by the engine only.
+    """The checkpoint of one table: how far its records have been durably applied. Only `apply` writes it.
 
     ``record_number`` records of ``file`` are applied; ``commit_lsn`` is the last applied commit's, or that of
     the snapshot the rows came from. The ``file_*`` counts are those of ``file`` so far: when it is finished
@@ -254,7 +254,7 @@ class SyncRun(models.Model):
     error_file = models.TextField(null=True)
     error_line = models.BigIntegerField(null=True)
     error_hint = models.TextField(null=True)
-    # Of the files that the newest cycle found, those that some table still has to go through.
+    # The files that the newest cycle found and that some table still has to go through.
     waiting_files = models.IntegerField(db_default=0)
     waiting_bytes = models.BigIntegerField(db_default=0)
 
@@ -270,7 +270,7 @@ class SyncRun(models.Model):
 class SyncMinute(models.Model):
     """The records applied in one minute of the last two days.
 
-    ``lag_s``: each batch has a newest change, of some age when it was applied; this is the greatest such age.
+    ``lag_s``: the greatest age, when it was applied, of the newest change of a batch.
     """
 
     minute = models.DateTimeField(primary_key=True)

@@ -1,4 +1,4 @@
-"""For monitoring systems: metrics for Prometheus, and whether all is well, read when they ask.
+"""For monitoring systems: metrics for Prometheus, and whether all is well. Reads, and changes nothing.
 
 Each question opens a short connection of its own, with a time limit, so that a database that is gone or
 hangs becomes the answer 503, also in the middle of a daemon's cycle. ``prometheus_client`` is needed for
@@ -40,7 +40,7 @@ READ_PERMISSION = "syncdata.view_checkpoint"
 
 
 def read_status(config: SyncConfig | None = None) -> DaemonStatus:
-    """Return how the daemon does, within a few seconds. Raises SyncError, also for a broken configuration."""
+    """Return the daemon's status, within a few seconds. Raises SyncError, also for a broken configuration."""
     with SyncDataService(config or load_config(), timeout_s=TIMEOUT_S) as service:
         return service.get_status()
 
@@ -58,7 +58,7 @@ class SyncDataCollector:
         self._config = config
 
     def describe(self) -> list[Metric]:
-        """Nothing, lest a registry collect to find out."""
+        """Return nothing; without this method, a registry would collect when the collector is registered."""
         return []
 
     def collect(self) -> Iterable[Metric]:
@@ -66,7 +66,7 @@ class SyncDataCollector:
 
 
 def status_metrics(status: DaemonStatus, *, now: dt.datetime) -> list[Metric]:
-    """Return *status* as Prometheus metrics. Pure. What is not known yet has no sample, rather than 0."""
+    """Return *status* as Prometheus metrics. Pure. A value that is not known yet has no sample, not 0."""
     _require_prometheus()
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
@@ -168,7 +168,7 @@ def _record(checkpoint: str) -> int | None:
 
 
 def health_of(status: DaemonStatus) -> dict[str, Any]:
-    """Return what anyone may know: no names, no reasons."""
+    """Return the health as anyone may know it: without names and reasons."""
     blocked = sum(table.state == "blocked" for table in status.tables)
     return {
         "status": "ok" if status.is_healthy else "unhealthy",
@@ -186,7 +186,7 @@ def health_of(status: DaemonStatus) -> dict[str, Any]:
 @never_cache
 @require_safe
 def metrics_view(request: HttpRequest) -> HttpResponse:
-    """Metrics in Prometheus's text format; 503 when the status cannot be read. They name the tables."""
+    """Answer with metrics in Prometheus's text format, which name the tables; 503 without a status."""
     try:
         body, content_type = render_metrics()
     except SyncError as error:
@@ -199,7 +199,8 @@ def metrics_view(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 def health_view(request: HttpRequest) -> HttpResponse:
-    """200 when all is well, else 503, with a JSON object. Who may see checkpoints is told the problems."""
+    """Answer 200 when all is well, else 503, with a JSON object. Users who may see checkpoints also get the
+    problems."""
     try:
         status = read_status()
     except SyncError as error:
@@ -213,7 +214,7 @@ def health_view(request: HttpRequest) -> HttpResponse:
 
 
 def _refusal(error: SyncError) -> str:
-    """The code alone: the reason may name hosts, and is in the log."""
+    """Return the code of *error* alone: the message may name hosts, and is in the log."""
     return f"{error.code}: not available; the log says why\n"
 
 
@@ -254,7 +255,7 @@ def serve_metrics(config: SyncConfig, *, port: int, address: str = DEFAULT_ADDRE
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET; nothing of a request but its path is used."""
+    """Answers GET requests; of a request, only the path is used."""
 
     sync_config: SyncConfig
     server_version, sys_version = "syncdata", ""
@@ -289,4 +290,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """A scrape every few seconds is no news."""
+        """Do not log requests: a scrape comes every few seconds."""

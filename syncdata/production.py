@@ -53,7 +53,7 @@ class ProductionService:
 
     @property
     def has_chain(self) -> bool:
-        """An archiver has begun a chain of change files here."""
+        """True once an archiver has begun a chain of change files here."""
         return load_chain(self._config.spool_dir) is not None
 
     # The source
@@ -126,9 +126,9 @@ class ProductionService:
         )
 
     def prune(self, *, stop: threading.Event, is_dry_run: bool = False) -> Removals:
-        """Remove from the archive what no resync can need any more; return what was removed.
+        """Remove the files from the archive that no resync can need any more; return those removed.
 
-        *is_dry_run*: only return what could be. Raises RetentionError, and the archive's errors.
+        *is_dry_run*: only return the files that would be. Raises RetentionError, and the archive's errors.
         """
         chain = self._chain()
         with closing(self._open_archive()) as archive:
@@ -225,7 +225,7 @@ class ProductionService:
                 with self._as_the_only_one():
                     return self._archiver().open_chain()
             except ArchiverRunError:
-                # An archiver that was just started is about to begin it.
+                # An archiver that was started just now will begin the chain.
                 if time.monotonic() > deadline_s:
                     raise
                 time.sleep(_BEGIN_POLL_S)

@@ -15,7 +15,7 @@ APP_LABEL = "syncdata"
 class SyncDataRouter:
     """Keeps syncdata's models in the database of the tables it syncs, and nowhere else.
 
-    Of other apps it has no opinion: what they migrate into that database is for their routers to say.
+    It has no opinion on other apps: their routers decide what they migrate into that database.
     """
 
     @cached_property

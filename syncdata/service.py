@@ -1,4 +1,4 @@
-"""The service: what commands and the admin call. Gives the local side its session, archive and observers.
+"""The service, which commands and the admin call. Gives the local side its session, archive and observers.
 
 Leaves the whitelist and the state to `TablesService`, the work to the worker, and files to the archive.
 """
@@ -13,7 +13,7 @@ from typing import Self
 
 import psycopg
 
-from syncdata.apply.context import Resources, Settings
+from syncdata.apply.context import ApplySettings, Resources
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import SyncResult
 from syncdata.apply.state.status import DaemonStatus, TableInfo, format_status
@@ -21,7 +21,7 @@ from syncdata.apply.worker import Worker
 from syncdata.archive.archive import open_archive
 from syncdata.changes.names import TableName
 from syncdata.conf import SyncConfig
-from syncdata.connections import EngineSession, init_error
+from syncdata.connections import AliasSession, init_error
 from syncdata.errors import CloseError, SyncError
 from syncdata.modelnames import resolve
 from syncdata.predecessor.mirror import StateFileMirror
@@ -40,13 +40,13 @@ class SyncDataService(TablesService):
     def __init__(
         self, config: SyncConfig, *, progress: Progress | None = None, timeout_s: int | None = None
     ) -> None:
-        session = EngineSession(config.database, timeout_s=timeout_s)
+        session = AliasSession(config.database, timeout_s=timeout_s)
         super().__init__(session, frequency_s=config.data_sync_freq)
         self._resources = Resources(
             session,
-            # Beside the configuration, not in /tmp, which may be memory.
+            # Files are fetched to the state directory, not to /tmp, which may be in memory.
             lambda: open_archive(config.archive, spool_dir=config.state_dir),
-            Settings(
+            ApplySettings(
                 limits=config.limits,
                 metric_freq_hours=config.metric_freq,
                 interval_s=config.data_sync_freq,
@@ -80,8 +80,8 @@ class SyncDataService(TablesService):
             ) from error
 
     def run_loop(self, *, interval_s: int | None = None, stop: threading.Event | None = None) -> None:
-        """Run cycles until *stop* is set; the batch that is running then still commits. Between the cycles
-        and the batches, do what operators ask for.
+        """Run cycles until *stop* is set; the batch that is running then still commits. Between cycles and
+        batches, carry out operators' requests.
 
         A cycle that fails is logged, counted and tried again: soon when the archive or the database
         went away, else after the interval. Raises RunError when another daemon runs on this database.
@@ -104,7 +104,7 @@ class SyncDataService(TablesService):
     ) -> SyncResult:
         """Rebuild *table* (or ``app_label.Model``) from its newest snapshot, else from the first change file.
 
-        Raises ResyncError; the old rows remain then.
+        Raises ResyncError; the old rows are still there then.
         """
         name = resolve(table, self._whitelist())
         stop = stop or threading.Event()
@@ -124,7 +124,7 @@ class SyncDataService(TablesService):
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Turn what the driver raises before the work begins into a ServiceInitError."""
+    """Turn the driver's errors before the work begins into a ServiceInitError."""
     try:
         yield
     except psycopg.Error as error:

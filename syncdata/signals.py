@@ -1,8 +1,8 @@
-"""What the host project can listen to. Knows Django's dispatcher; knows nothing of files or the database.
+"""The signals that the host project can listen to. Knows Django; knows nothing of files or rows.
 
-All three are sent by the process that syncs, after the commit of what they speak of and outside of any
+All three are sent by the process that syncs, after the commit of the work that they report and outside of any
 transaction of the service. Their sender is the class ``SyncDataService``. A receiver that raises is logged,
-once, and keeps neither the other receivers nor the sync from going on.
+once; the other receivers and the sync go on.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ failed; ``error``: the ``SyncError`` that ended it, or None."""
 
 
 class SignalObserver:
-    """The worker's observer: announces what it hears as signals of *sender* for the alias *database*."""
+    """The worker's observer: it announces the work as signals of *sender* for the alias *database*."""
 
     def __init__(self, sender: type, database: str) -> None:
         self._sender = sender
@@ -107,8 +107,8 @@ class SignalObserver:
 
 @contextmanager
 def _fresh_connections() -> Iterator[None]:
-    """Receivers may use the ORM, in a process that lives for weeks: Django's connections are checked
-    before and after them, as they are before and after a request."""
+    """Check Django's connections before and after the block, as before and after a request: receivers may use
+    the ORM in a process that lives for weeks."""
     close_old_connections()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The tables service: the whitelist, the state of its tables, and what may be asked for them.
+"""The tables service: the whitelist, the state of its tables, and the actions that may be asked for them.
 
 Needs a connection to the database of syncdata's own tables, and nothing else: no archive, no valid
 configuration. The admin uses it on the connection of its request, `SyncDataService` on a session of its own.
@@ -42,8 +42,8 @@ DEFAULT_FREQUENCY_S = 600
 
 
 class TablesService:
-    """*connector*: whose connection to work on. *frequency_s*: the interval of the cycles, as far as known;
-    a daemon that runs says its own.
+    """The tables of one database, over the connection of *connector*. *frequency_s* is the configured
+    interval of the cycles; while a daemon runs, the status shows the interval of that one instead.
 
     Each method that changes something does all of it or, on an error, nothing. Names of tables are
     resolved as `find_tables` says.
@@ -114,7 +114,7 @@ class TablesService:
         with errors_as(StatusError, "the catalog cannot be read"):
             return local_tables(connection)
 
-    # What an operator may ask for
+    # Actions that an operator may ask for
 
     def pause_tables(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
         """Keep tables where they stand until they are resumed; return those that were not paused before.
@@ -135,7 +135,7 @@ class TablesService:
 
     def skip_record(self, table: str, place: str, *, requested_by: str | None = None) -> list[str]:
         """Let *table* go on without the record at which it is blocked, which must be the one at *place*
-        (``file:line``); a line that no table can read is skipped for all tables that it blocks.
+        (``file:line``); a line that cannot be parsed is skipped for all tables that it blocks.
 
         Returns these tables. The skip happens, and is audited, in the transaction of the batch that meets
         the record again and still cannot apply it. Raises RequestError when the table is not blocked there.
@@ -158,8 +158,9 @@ class TablesService:
         """Ask the daemon to do *action* (``pause``, ``resume``, ``retry``, ``skip``, ``clear`` or ``resync``)
         to *tables*, all or none; return the request's id.
 
-        It wakes up when the transaction commits. ``place``: the record to skip, as ``file:line``. What it
-        cannot do, it says in the request (`read_requests`). Raises RequestError when nothing is asked.
+        The daemon wakes up when the transaction commits. ``place``: the record to skip, as ``file:line``. If
+        the daemon cannot do it, the request will say so (`read_requests`). Raises RequestError, and asks for
+        nothing, when the database fails.
         """
         known = self._whitelist()
         names = [_spelled_in_whitelist(name, known) for name in tables]
@@ -167,16 +168,16 @@ class TablesService:
         with errors_as(RequestError, "nothing is asked"), connection.transaction():
             return queue.submit(connection, action, names, place=place, requested_by=requested_by)
 
-    # How it goes
+    # State and status
 
     def get_status(self) -> DaemonStatus:
-        """Return how the daemon does, wherever it runs. Raises StatusError or WhitelistListError."""
+        """Return the daemon's status, wherever it runs. Raises StatusError or WhitelistListError."""
         tables = tuple(self.list_tables())
         is_active, run = self.is_active(), self.read_run()
         return daemon_status(is_active, run, tables, frequency_s=self._frequency_s, now=_utcnow())
 
     def is_active(self) -> bool:
-        """Whether a daemon runs on this database, wherever it runs. Raises StatusError."""
+        """Tell whether a daemon runs on this database, on whatever host. Raises StatusError."""
         connection = self._connector.connect()
         with errors_as(StatusError, "the status cannot be read"):
             return is_locked(connection)
@@ -194,13 +195,13 @@ class TablesService:
             return queries.read_requests(connection)
 
     def read_minutes(self) -> list[dict[str, Any]]:
-        """Return what was applied in each minute of the last day, and how old it was. Raises StatusError."""
+        """Return the counts and the lag of each minute of the last day. Raises StatusError."""
         connection = self._connector.connect()
         with errors_as(StatusError, "the metrics cannot be read"):
             return queries.read_minutes(connection)
 
     def read_periods(self) -> list[dict[str, Any]]:
-        """Return what was applied in each metric period of the last month, oldest first.
+        """Return the counts of each metric period of the last month, oldest first.
 
         Raises StatusError.
         """
@@ -214,7 +215,7 @@ class TablesService:
         return parse_all(info.table_name for info in self.list_tables())
 
     def _resolve(self, names: Sequence[str], refusal: type[SyncError] = RequestError) -> list[TableName]:
-        """Return the tables that *names* name. Raises *refusal* for a name that is none."""
+        """Return the tables that *names* name. Raises *refusal* for a name that cannot be a table's."""
         known = self._whitelist()
         tables = []
         for name in names:
@@ -231,7 +232,7 @@ def tables_of_request(alias: str) -> TablesService:
     """Return the service on the running request's connection to *alias*; no configuration need be valid."""
     try:
         frequency_s = load_config().data_sync_freq
-    except SyncError:  # a daemon that runs says its own, and it is its start that must tell what is wrong
+    except SyncError:  # A daemon that runs has noted its interval; the start of one reports this error.
         frequency_s = DEFAULT_FREQUENCY_S
     return TablesService(RequestConnection(alias), frequency_s=frequency_s)
 
@@ -258,7 +259,7 @@ def _find_unusual(table: TableName, schema: TableSchema | None) -> Problem | Non
 
 
 def _spelled_in_whitelist(name: str, known: Collection[TableName]) -> str:
-    """A name that is none may stand in the whitelist all the same, put there by other means."""
+    """Return *name* as the whitelist has it, where other programs may have put names that no table has."""
     try:
         return str(resolve(name, known))
     except SchemaError:

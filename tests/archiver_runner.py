@@ -22,7 +22,7 @@ from syncdata.archive.local import LocalSettings, LocalStorage
 from syncdata.capture import archiver, opening, session, spool
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.pgoutput import Decoder
-from syncdata.capture.replication import ReplicationStream, XLogData
+from syncdata.capture.replication import ReplicationConnection, XLogData
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import FileWriter
 from syncdata.capture.uploader import Uploader
@@ -35,7 +35,7 @@ TIME_LIMIT_S = 30
 # Each step: the functions that take it, and whether we die before it or after it. A function that is
 # imported by name stands here once for each module that calls it.
 STEPS: dict[str, tuple[list[tuple[Any, str]], str]] = {
-    "a message has arrived": ([(ReplicationStream, "read")], "after"),
+    "a message has arrived": ([(ReplicationConnection, "read")], "after"),
     "a message is decoded": ([(Decoder, "decode")], "after"),
     "before a line is written": ([(ChangeFileWriter, "write")], "before"),
     "a line is written": ([(ChangeFileWriter, "write")], "after"),
@@ -58,8 +58,8 @@ STEPS: dict[str, tuple[list[tuple[Any, str]], str]] = {
     "a file is submitted": ([(Uploader, "submit")], "after"),
     "before the chain is saved": ([(opening, "save_chain"), (session, "save_chain")], "before"),
     "the chain is saved": ([(opening, "save_chain"), (session, "save_chain")], "after"),
-    "before the slot is confirmed": ([(ReplicationStream, "confirm")], "before"),
-    "the slot is confirmed": ([(ReplicationStream, "confirm")], "after"),
+    "before the slot is confirmed": ([(ReplicationConnection, "confirm")], "before"),
+    "the slot is confirmed": ([(ReplicationConnection, "confirm")], "after"),
     "before the spool is cleared": ([(session, "remove_from_spool")], "before"),
     "the spool is cleared": ([(session, "remove_from_spool")], "after"),
 }

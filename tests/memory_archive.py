@@ -22,7 +22,7 @@ BUCKETS: dict[str, dict[str, bytes]] = {}
 class MemorySettings:
     bucket: str = field(metadata=setting("archive_bucket", a_text))
     token: str | None = field(default=None, repr=False, metadata=setting("archive_token", a_secret))
-    shelves: int = field(default=1, metadata=setting("archive_shelves", whole_number(1, 9), "SHELVES"))
+    copies: int = field(default=1, metadata=setting("archive_copies", whole_number(1, 9), "COPIES"))
 
     def open_storage(self, *, spool_dir: Path | None) -> MemoryStorage:
         return MemoryStorage(self.bucket)

@@ -14,5 +14,5 @@ def tables_alias() -> str:
 
 
 def tables_service() -> TablesService:
-    """Return the service; what it reads and writes is part of the request's transaction."""
+    """Return the tables service; its reads and writes are part of the request's transaction."""
     return tables_of_request(tables_alias())

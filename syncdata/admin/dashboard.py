@@ -51,7 +51,7 @@ def _read(request: HttpRequest, service: TablesService, now: dt.datetime) -> dic
     contexts: dict[str, dict[str, Any]] = {
         "tiles": _tiles(status, run or {}, minutes, now=now),
         "problems": {"problems": status.problems},
-        # The page lists the tables, and shows there why one is blocked.
+        # Without blocked tables: the page shows their errors in its list of tables.
         "others": {"problems": [p for p in status.problems if p.kind != "blocked"]},
         "tables": {
             "tables": [_table(request, table, status.tables, local) for table in status.tables],

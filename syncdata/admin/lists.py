@@ -1,4 +1,4 @@
-"""Lists that stay quick however long the table behind them is, and that are for reading only.
+"""Read-only lists that stay quick however long the table behind them is.
 
 Log and metrics grow to millions of rows, so no page counts, adds up, sorts or scans a whole table unasked.
 """
@@ -111,7 +111,7 @@ class PlainlyTitledAdmin(admin.ModelAdmin):
 
 
 class ReadOnlyAdmin(PlainlyTitledAdmin):
-    """Rows that only the engine writes: nobody, a superuser included, adds, changes or deletes them."""
+    """Lists of rows that only the local side writes: no user, not even a superuser, may change them."""
 
     paginator = EstimatingPaginator
     show_full_result_count = False
@@ -165,7 +165,7 @@ class ReadOnlyAdmin(PlainlyTitledAdmin):
         return response
 
     def _totals(self, rows: models.QuerySet[Any], *, adds_all_up: bool) -> dict[str, Any] | None:
-        """Add up the columns of *rows*; where they are too many to do so unasked, only when asked."""
+        """Add up the columns of *rows*; where these are many, only when the user has asked for it."""
         limit = EstimatingPaginator.exact_limit
         rows = rows.order_by()
         bounded = rows if adds_all_up else rows.values("pk", *self.totals)[: limit + 1]
@@ -184,7 +184,7 @@ class ReadOnlyAdmin(PlainlyTitledAdmin):
 
     @in_users_time_zone
     def export_view(self, request: HttpRequest, kind: str) -> HttpResponse:
-        """Download the rows that the list's filters leave."""
+        """Download the rows that the list's filters let through."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         return cast(HttpResponse, self._export(request, kind))

@@ -114,7 +114,7 @@ class SyncLogAdmin(ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: models.QuerySet[SyncLog], search_term: str
     ) -> tuple[models.QuerySet[SyncLog], bool]:
-        """Search what has an index: a table's name, how a file's begins, and the rows with an error."""
+        """Search by index: a table's name, the beginning of a file's name, and rows with an error."""
         term = search_term.strip()
         if not term:
             return queryset, False
@@ -176,7 +176,7 @@ class SyncRunAdmin(ReadOnlyAdmin):
 
     @admin.display(description=gettext_lazy("process id"))
     def process_id(self, run: SyncRun) -> str:
-        """A name, not a quantity: its digits are not grouped."""
+        """Return the pid without grouping its digits: it is a name, not a quantity."""
         return str(run.pid)
 
 

@@ -1,4 +1,4 @@
-"""The picker: the tables that the database has, to choose from for the whitelist."""
+"""The picker: a page to choose tables of the local database for the whitelist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from syncdata.models import TableToSync
 from syncdata.tables import TablesService
 
 MOST_SHOWN = 500
-# Once these are synced, production's users may log in here, and those who are logged in are thrown out.
+# If these are synced, production's users can log in here, and users who are logged in here are logged out.
 _APPS_OF_LOGINS = frozenset({"auth", "sessions", "admin", "contenttypes"})
 _WARNINGS = {
     "absent": gettext_lazy("Table %(table)s does not exist locally yet: create it before it is synced."),
@@ -99,7 +99,7 @@ def _tables_of_logins() -> set[str]:
 
 
 def _add(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest, names: Sequence[str]) -> list[str]:
-    """Whitelist the tables, all of them or none; return what is wrong with the choice."""
+    """Whitelist the tables, all of them or none; return the problems with the choice."""
     service = tables_service()
     errors = [] if names else [_("Choose at least one table, or type its name.")]
     errors += [f"{name}: {refusal}" for name in names if (refusal := _refusal(service, name))]

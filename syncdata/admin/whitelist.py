@@ -96,7 +96,7 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
         return super().changeform_view(request, object_id, form_url, {"asks": asks, **(extra_context or {})})
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[TableToSync]:
-        """The columns of the checkpoint are there to sort by; pages show the service's view of a table."""
+        """Add the checkpoint's columns, to sort by; the pages show the service's view of a table."""
         sortable = ("state", "file", "rows_synced", "last_sync_at", "last_change_at")
         return (
             super()
@@ -134,7 +134,7 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
     # Permissions
 
     def has_change_permission(self, request: HttpRequest, obj: TableToSync | None = None) -> bool:
-        """Nobody renames a row: the checkpoint would not follow. Remove it, and add the other name."""
+        """Return False: a renamed row would leave its checkpoint behind. Remove it, add the other name."""
         return False
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _add_infos(request: HttpRequest, rows: Iterable[Any]) -> None:
 
 
 def _new_table(row: TableToSync) -> TableInfo:
-    """Return what there is to say of *row* when somebody has just removed it from the whitelist."""
+    """Return the view of a *row* that somebody has removed from the whitelist just now."""
     return TableInfo(table_name=row.table_name, creator=row.creator, created_at=row.created_at, state="new")
 
 

@@ -1,7 +1,7 @@
-"""What an operator may ask for beside syncing: pause, resume, skip a record, empty tables.
+"""The actions that an operator may ask for beside syncing: pause, resume, skip a record, empty tables.
 
 Every function is one transaction of the connection it is given, or a part of the caller's, and audits what
-it did. Knows the state; knows nothing of files, or of the daemon that takes notice.
+it did. Knows the state; knows nothing of files, or of the daemon, which finds the state changed.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def resume(
 def skip_record(
     connection: Connection[Any], table: TableName, place: str, *, requested_by: str | None
 ) -> list[TableName]:
-    """Remember to leave out the record at *place* (``file:line``), at which *table* is blocked; a line that
-    no table can read, for all tables that it blocks. Returns these tables.
+    """Remember to leave out the record at *place* (``file:line``), at which *table* is blocked. A line that
+    cannot be parsed is left out for all tables that it blocks. Returns the tables that go on.
 
     Raises RequestError when the table is not blocked there.
     """
@@ -118,7 +118,7 @@ def _change_state(
 
 @contextmanager
 def _in_transaction(connection: Connection[Any], outcome: str) -> Iterator[None]:
-    """Raises RequestError, beginning with *outcome*, for what the database refuses."""
+    """Run the block in a transaction. Raises RequestError, beginning with *outcome*, for a driver's error."""
     with errors_as(RequestError, outcome), connection.transaction():
         yield
 
@@ -137,7 +137,7 @@ def _require_whitelisted(connection: Connection[Any], tables: Sequence[TableName
 def _blocked_at(place: str, table: TableName, checkpoints: Sequence[TableCheckpoint]) -> list[TableName]:
     """Return the tables that go on when the record at *place* is skipped for *table*.
 
-    Raises RequestError when that is not what blocks it.
+    Raises RequestError when *table* is not blocked at that record.
     """
     reasons = {
         checkpoint.table: checkpoint.reason

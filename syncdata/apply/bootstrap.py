@@ -1,6 +1,6 @@
-"""One pass over all tables: those at work go on, and new ones begin with their newest good snapshot.
+"""One pass over all tables: those that have begun go on, and new ones begin with their newest good snapshot.
 
-Knows snapshots, cycles and which table waits for which; knows nothing of the daemon that lets it run.
+Knows snapshots, cycles and which table waits for which; knows nothing of the daemon that runs it.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 class RequestedError(Exception):
-    """A request has come in; the pass makes room for it between two batches, or the loads of two tables."""
+    """A request has come in. The pass ends early for it: between two batches, or two tables' loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """One pass over all whitelisted tables into *sink*; *result* grows as it commits.
 
-    *watch* makes what a cycle tells its progress to. *is_called*: whether a request waits. *deadline*:
-    monotonic seconds after which new tables and those behind wait for the next pass.
+    *watch* makes the watcher of each cycle's progress. *is_called* tells whether a request waits.
+    *deadline*: monotonic seconds after which new tables and those behind wait for the next pass.
     """
 
     context: Context
@@ -59,8 +59,8 @@ class Pass:
     deadline: float | None = None
 
     def run(self) -> None:
-        """Bring all tables on. Those at work go first, for their freshness must not wait for a new table's
-        snapshot to be loaded; then the new ones begin, and go on with the others.
+        """Bring all tables on. Tables that have begun go first: they must not grow stale while a new table's
+        snapshot is loaded. Then the new ones begin, and go on with the others.
 
         Raises RequestedError, CheckpointMovedError, and SyncError when it cannot go on.
         """
@@ -74,7 +74,7 @@ class Pass:
         if not snapshots:
             return
         bad_snapshots = self._begin_all(snapshots, {c.table: c.error for c in checkpoints})
-        # Those added or cleared since have not been looked for: they begin with the next cycle.
+        # Tables that were added or cleared meanwhile begin with the next cycle, which looks for snapshots.
         from_files = new - snapshots.keys() | bad_snapshots.keys()
         self._advance(self._going_on(from_files), bad_snapshots)
 
@@ -103,8 +103,8 @@ class Pass:
         snapshots: Mapping[TableName, Sequence[SnapshotFile]],
         reasons: Mapping[TableName, str | None],
     ) -> dict[TableName, ParseError]:
-        """Let the tables of *snapshots* begin, until the time is up; return why the newest snapshot is none,
-        by table. *reasons*: what blocked them before."""
+        """Let the tables of *snapshots* begin, until the time is up. Return, by table, the error of a newest
+        snapshot that is broken. *reasons*: the errors that blocked the tables before."""
         bad_snapshots = {}
         for table in self._parents_first(snapshots.keys()):
             if self.context.stop.is_set():
@@ -140,7 +140,7 @@ class Pass:
             self.result.add(beginning.result)
 
     def _going_on(self, from_files: Collection[TableName]) -> list[TableCheckpoint]:
-        """Return the checkpoints of those that have begun, and of *from_files*, which begin with files."""
+        """Return the checkpoints of tables that have begun, and of *from_files*, which begin with files."""
         return [
             checkpoint
             for checkpoint in self.sink.checkpoints()
@@ -150,7 +150,7 @@ class Pass:
 
 
 class _InterruptibleSink:
-    """The sink, until somebody calls: then the next batch is not begun."""
+    """A sink that does not begin another batch when a request waits: it raises RequestedError."""
 
     def __init__(self, sink: Sink[Any], is_called: Callable[[], bool]) -> None:
         self._sink = sink
@@ -166,8 +166,8 @@ class _InterruptibleSink:
 
 @dataclass(slots=True, kw_only=True)
 class Beginning:
-    """How a new table began. ``result`` is None when none of its snapshots is good (``broken`` says why
-    the newest is not) or when *error* kept it from being loaded."""
+    """The outcome of a new table's beginning. ``result`` is None when none of its snapshots is good
+    (``broken`` is the newest one's error), or when ``error`` kept the rows from being loaded."""
 
     result: CycleResult | None = None
     broken: ParseError | None = None
@@ -177,10 +177,10 @@ class Beginning:
 def begin(context: Context, table: TableName, snapshots: Sequence[SnapshotFile]) -> Beginning:
     """Load the newest good one of *snapshots* into *table*, which stands at the archive's beginning.
 
-    Its checkpoint, an audit row and the run's counts commit with the rows. Where foreign keys are awake
-    between it and other tables, it goes on to where those stand before its rows show. Raises ApplyError
+    Its checkpoint, an audit row and the run's counts commit with the rows. Where active foreign keys tie it
+    to other tables, its rows are brought to where those stand before readers see them. Raises ApplyError
     when the server fails, ArchiveConnectionError, CheckpointMovedError when the table has begun
-    meanwhile, and ReadingStopped; what else fails is the table's own.
+    meanwhile, and ReadingStopped. Any other error concerns this table alone, and is returned.
     """
     started = time.monotonic()
     beginning = Beginning()
@@ -217,7 +217,7 @@ def begin(context: Context, table: TableName, snapshots: Sequence[SnapshotFile])
 
 
 def _refused(table: TableName, error: psycopg.Error) -> ApplyError:
-    """What the database has against the rows as a whole, without its DETAIL, which holds values."""
+    """Return the error for rows that the database refuses as a whole; without DETAIL, which holds values."""
     if isinstance(error, psycopg.errors.IntegrityError):
         return constraint_error(error, table, rows="the snapshot's rows")
     cause = translate(error)

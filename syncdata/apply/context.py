@@ -1,6 +1,6 @@
-"""What all work on the local side needs: what is opened for it, whom it tells, what travels through it.
+"""The surroundings of all work on the local side: session, archive and settings, observer and mirror.
 
-The ports here are how the local side speaks to Django, which it does not know.
+Knows no Django. The protocols here are ports: modules above `apply` implement them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from syncdata.errors import SyncError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """One piece of work. ``requested_by``: who asked for it, for the audit log. ``run_id``: whose counts it
-    adds to."""
+    """The surroundings of one piece of work. ``requested_by`` names the person who asked for it, for the
+    audit log. The work adds to the counts of the run ``run_id``."""
 
     archive: Archive
     connection: Connection[Any]
@@ -37,8 +37,8 @@ class Context:
     requested_by: str | None = None
 
 
-class DaemonSession(Protocol):
-    """A connection to the local database, and the lock that makes its holder the only daemon there."""
+class LocalSession(Protocol):
+    """The port of a connection to the local database, and of the lock that its only daemon holds."""
 
     @property
     def is_open(self) -> bool: ...
@@ -60,7 +60,7 @@ class DaemonSession(Protocol):
 
 
 class Observer(Protocol):
-    """Who is told what was done, after its commit and outside of any transaction."""
+    """A listener that is told what was done, after its commit and outside of any transaction."""
 
     def cycle_finished(self, result: CycleResult, summary: SyncResult, error: SyncError | None) -> None:
         """A cycle has ended; *result* and *summary* hold what was applied even when *error* ended it."""
@@ -75,30 +75,30 @@ class Mirror(Protocol):
     """A copy of the state outside of the database, for tools that look there."""
 
     def adopt(self, connection: Connection[Any]) -> None:
-        """Where the database holds no checkpoint yet, begin where the mirror says. Raises psycopg.Error."""
+        """Set the checkpoints to where the mirror says, if the database holds none. Raises psycopg.Error."""
         ...
 
     def save(self, connection: Connection[Any], position: Position, *, now: dt.datetime) -> None:
-        """Mirror the state; *position* is where the farthest table stands. Raises SyncError."""
+        """Write the state to the mirror; *position* is that of the farthest table. Raises SyncError."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ApplySettings:
     limits: Limits
     metric_freq_hours: int
     interval_s: int
 
 
 class Resources:
-    """What one process works with: a session and an archive, each opened when it is asked for, settings,
-    and who is told of the work. *progress*: who watches it, if anybody."""
+    """The resources of one process: a session and an archive, each opened at its first use, the settings, and
+    the ports. *progress* is told of the progress of the work, if it is given."""
 
     def __init__(
         self,
-        session: DaemonSession,
+        session: LocalSession,
         open_archive: Callable[[], Archive],
-        settings: Settings,
+        settings: ApplySettings,
         *,
         observer: Observer,
         mirror: Mirror,
@@ -127,7 +127,7 @@ class Resources:
             archive.close()
 
     def context(self, stop: threading.Event) -> Context:
-        """Return what a piece of work needs that ends early once *stop* is set."""
+        """Return the context of a piece of work, which ends early once *stop* is set."""
         return Context(
             archive=self.archive(),
             connection=self.connect(),

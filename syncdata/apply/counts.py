@@ -1,4 +1,4 @@
-"""How many records did what: the numbers that audit rows, metrics and results add up. Pure."""
+"""Counts of records by operation, which audit rows, metrics and results add up. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counts:
-    """Records by operation; ``missing``: rows that updates and deletes looked for and did not find, each
-    once a batch."""
+    """Counts of records by operation. ``missing`` counts the rows that updates and deletes looked for and did
+    not find, each once a batch."""
 
     added: int = 0
     updated: int = 0

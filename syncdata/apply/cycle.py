@@ -1,13 +1,13 @@
 """One cycle in five steps: discover, fetch, parse, plan, apply. Knows their order; knows neither Django nor
 what becomes of a batch.
 
-`Cycle.discover` lists the archive. `Cycle._fetch` brings the files one ahead of their use. `Cycle._parse`
-says whether a file is finished and the one that follows, and cuts it into batches. The sink plans a batch
-(`prepare`) in a thread of its own while it applies the one before (`apply`).
+`Cycle.discover` lists the archive. `Cycle._fetch` fetches each file while the one before is at work.
+`Cycle._parse` checks that a file is finished and is the next one, and cuts it into batches. The sink plans a
+batch (`prepare`) in a thread of its own while it applies the one before (`apply`).
 
 Tables that stand at one position advance together, so that the database shows only states that the
-source showed. The group that is farthest ahead goes first, for its freshness must not wait; then those
-behind (new tables, tables that were blocked) catch up, each group joining the next one it reaches.
+source showed. The group that is farthest ahead goes first, so that it does not grow stale. Then the groups
+behind (new tables, tables that were blocked) catch up, and each joins the next one that it reaches.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 class Cycle:
-    """One pass over the archive.
+    """The five steps for the tables of some checkpoints, from there to the end of the archive.
 
     *deadline*: monotonic seconds after which tables behind wait for the next cycle. *bad_snapshots*: for
-    tables that have snapshots of which none is good, the error of the newest one; it is told where such a
-    table cannot begin without a snapshot.
+    tables that have snapshots but no good one, the error of the newest; it is reported when such a table
+    cannot begin with the change files either.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Cycle:
     # Discover
 
     def discover(self, since: str | None) -> list[ChangeFile]:
-        """List the archive; nothing when a stop comes first, however long the host takes to answer."""
+        """List the archive. When a stop comes first, return nothing at once: the host may take long."""
         try:
             return ask(self._archive, lambda: self._archive.discover(since), stop=self._stop)
         except ReadingStopped:
@@ -186,8 +186,8 @@ class Cycle:
     ) -> Iterator[Batch] | None:
         """Return the batches of the file that *group* lacks, or None while the file is being written.
 
-        Raises ParseError when the file is broken, DiscoveryError when it is not the one that follows; the
-        batches do, too, when it turns out to be broken inside. Tables whose beginning is lost leave *group*.
+        Raises ParseError when the file is broken, DiscoveryError when it is not the next one. Reading the
+        batches raises ParseError, too, at a broken line. Tables whose beginning is lost leave *group*.
         """
         if not self._is_finished(fetched, is_newest=is_newest):
             return None
@@ -203,7 +203,7 @@ class Cycle:
         return _batches_for(group, fetched, limits=self._limits, until=until, ignored=ignored)
 
     def _is_finished(self, fetched: Fetched, *, is_newest: bool) -> bool:
-        """Whether the file is whole; False while it is being written. Raises ParseError when it is broken."""
+        """Tell whether the file is whole; False while it is being written. Raises ParseError if broken."""
         name, inspection = fetched.name, fetched.inspection
         if inspection.error:
             raise inspection.error
@@ -278,8 +278,8 @@ class Cycle:
     def _unblock_healed(self, checkpoints: Sequence[TableCheckpoint]) -> None:
         """Unblock the tables that got to the archive's end without a record to apply.
 
-        What blocked them has gone: the broken file was withdrawn, say. (A batch that is applied unblocks its
-        tables itself.) Tables that met another error after they had been noted at the end stay blocked; test:
+        The cause has gone: the broken file was withdrawn, say. (A batch that is applied unblocks its tables
+        itself.) Tables that met another error after they had been noted at the end stay blocked; test:
         test_a_table_that_catches_up_and_blocks_anew_stays_blocked.
         """
         healed = self._at_end & {checkpoint.table for checkpoint in checkpoints if checkpoint.error}
@@ -289,8 +289,8 @@ class Cycle:
 
 
 def _warn_of_older_rows(group: Group, name: str) -> None:
-    """Warn that rows from before the archive's first file are missing, if the tables had any then: the
-    archive shows where it begins, but not that."""
+    """Warn that rows from before the archive's first file may be missing. The archive shows where it begins,
+    but not whether the tables had rows by then."""
     tables = " ".join(map(str, sorted(group.tables)))
     if tables:
         logger.warning(

@@ -1,4 +1,4 @@
-"""A place in the archive: how far records have been applied. Pure."""
+"""Positions: how far the archive has been applied. Pure; knows nothing of what is stored where."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from syncdata.changes.names import TableName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """How far records have been durably applied: *record_number* records of *file*.
+    """How far the archive has been applied: through *record_number* records of *file*, and all earlier files.
 
-    An empty *file* is the beginning of the archive. ``commit_lsn``: of the last whole transaction, or of
-    the snapshot the rows came from: then *file* is the one the snapshot goes on from, or empty.
-    ``source_id``: the stream these belong to; empty for plain files.
+    An empty *file* is the beginning of the archive. ``commit_lsn`` is that of the last whole transaction; or
+    that of the snapshot the rows came from, and then *file* is the one the snapshot goes on from, or empty.
+    ``source_id`` is that of *file*'s header, empty for plain files.
     """
 
     file: str = ""
@@ -27,7 +27,7 @@ class Position:
 
     @property
     def order(self) -> tuple[str, bool, int]:
-        """Sorts positions as the archive does; equal for positions between the same two records.
+        """The sort key that orders positions as the archive does; equal between the same two records.
 
         A file with a header is whole, so its end is one place, however many records it holds.
         """
@@ -35,7 +35,7 @@ class Position:
         return (stem(self.file), self.is_finished, _END if is_whole else self.record_number)
 
     def has_reached(self, other: Position) -> bool:
-        """Whether nothing lies between this position and *other*, or this one is beyond."""
+        """Tell whether this position is at *other* (no record lies between them) or beyond it."""
         is_same_end = self.is_finished and other.is_finished and stem(self.file) == stem(other.file)
         return self.order >= other.order or (is_same_end and self.source_id != other.source_id)
 
@@ -50,7 +50,7 @@ Watermarks = dict[TableName, int | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
-    """The way of tables that go on together: they stand at *start*, each with its watermark, and a batch
+    """A step of tables that go on together: all stand at *start*, each with its own watermark, and a batch
     brings them to *end*."""
 
     watermarks: Mapping[TableName, int | None]

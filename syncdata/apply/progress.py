@@ -1,4 +1,4 @@
-"""Progress that is written down for others to see, instead of shown. Knows neither database nor terminal."""
+"""Progress that is noted for other processes to see. Knows neither the database nor the terminal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _NOTE_EVERY_S = 1.0
 
 
 class WaitingProgress:
-    """Notes how many files and bytes some table has still to go through, and passes on what it hears.
+    """Notes how many files and bytes some table still has to go through; passes every report on to *shown*.
 
-    What one group of tables has left (they blocked, or the newest file is still being written) goes on
-    waiting while the next group is at work.
+    Files that one group of tables has not gone through (the tables blocked, or the newest file is still being
+    written) go on counting while the next group is at work.
     """
 
     def __init__(self, note: Callable[[int, int], None], shown: Progress | None = None) -> None:
@@ -53,7 +53,7 @@ class WaitingProgress:
 
 
 class RequestProgress:
-    """Notes how far a rebuild is, about once a second, as ``42 % (12,345 records)``."""
+    """Notes how far a resync is, about once a second, as ``42 % (12,345 records)``."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
@@ -64,7 +64,7 @@ class RequestProgress:
         self._total_bytes, self._done_bytes = size_bytes, 0
 
     def file_started(self, name: str, size_bytes: int) -> None:
-        """Its bytes count as they are applied."""
+        """Do nothing: the file's bytes count as they are applied."""
 
     def batch_applied(self, records: int, size_bytes: int) -> None:
         self._records += records
@@ -75,4 +75,4 @@ class RequestProgress:
             self._note(f"{share:.0%} ({self._records:,} records)")
 
     def file_finished(self, name: str) -> None:
-        """The next one goes on."""
+        """Do nothing: the count goes on with the next file."""

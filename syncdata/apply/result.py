@@ -1,4 +1,4 @@
-"""What was done, as values: to one table by one batch, by a cycle, by a resync, and summed up for callers."""
+"""The results of work as values: of a batch in one table, of a cycle, of a resync; and their sums. Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from syncdata.errors import SyncError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What one batch did to one table. ``last_change_at`` and ``last_lsn``: of its newest record."""
+class Effect:
+    """The effect of one batch on one table. ``last_change_at`` and ``last_lsn``: of its newest record."""
 
     counts: Counts = field(default_factory=Counts)
     last_change_at: dt.datetime | None = None
@@ -24,7 +24,7 @@ class Entry:
 
 @dataclass(slots=True, kw_only=True)
 class Activity:
-    """What was applied to one table. ``files``: how many files, snapshots among them, held records of it."""
+    """The records applied to one table. ``files``: the number of files, or snapshots, that held them."""
 
     counts: Counts = field(default_factory=Counts)
     files: int = 0
@@ -38,7 +38,7 @@ class Activity:
         self.last_file = file
 
     def join(self, later: Activity) -> None:
-        """Add what a later pass applied, perhaps of the same file."""
+        """Add the activity of a later pass, perhaps in the same file."""
         self.counts.add(later.counts)
         self.files += later.files - (later.first_file == self.last_file != "")
         self.first_file = self.first_file or later.first_file
@@ -47,9 +47,9 @@ class Activity:
 
 @dataclass(slots=True, kw_only=True)
 class CycleResult:
-    """What a cycle did. ``skipped``: records of tables that are not whitelisted. ``waiting_for``: the
+    """The result of a cycle. ``skipped``: records of tables that are not whitelisted. ``waiting_for``: the
     newest file, while it is being written. ``activity``: by table, what has been committed.
-    ``newly_blocked``: those that were not blocked before, or for another reason."""
+    ``newly_blocked``: tables that were not blocked before, or for another reason."""
 
     files_processed: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -63,7 +63,7 @@ class CycleResult:
     waiting_for: str = ""
 
     def add(self, later: CycleResult) -> None:
-        """Add what a *later* pass did."""
+        """Add the result of a *later* pass."""
         self.files_processed += later.files_processed
         self.counts.add(later.counts)
         for table, activity in later.activity.items():
@@ -84,7 +84,7 @@ class CycleResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncResult:
-    """What a cycle or a resync did. ``records_skipped``: of tables that did not take part;
+    """The result of a cycle or a resync. ``records_skipped``: of tables that did not take part;
     ``records_failed``: of tables that are blocked now; ``duration`` in seconds; ``last_lsn`` as ``X/Y``.
     ``waiting_for``: the newest change file, while it is still being written."""
 

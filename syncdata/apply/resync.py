@@ -1,7 +1,8 @@
 """A resync: gives one table new rows from the archive. Its steps also begin new tables (bootstrap.py).
 
-Both start from the newest good snapshot and replay what committed later. Readers see the old rows or
-the new ones, never an empty or half-built table; whatever fails leaves the old rows.
+Both start from the newest good snapshot and replay what committed later. Readers see the old rows or the new
+ones, never an empty or half-built table; after a failure the old rows are still there. Knows snapshots, the
+shadow, and the cycle that fills it; knows nothing of who asks for it, or of how rows are written.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ from syncdata.runtime.bounded_stream import ReadingStopped
 logger = logging.getLogger(__name__)
 
 
-def rebuild(context: Context, table: TableName) -> CycleResult:
-    """Rebuild *table* from its newest snapshot, else the first change file, to where the other tables
-    stand, or to the end.
+def resync(context: Context, table: TableName) -> CycleResult:
+    """Rebuild *table* from its newest snapshot, else from the first change file, up to the position of the
+    other tables, or to the end.
 
     Its checkpoint and an audit row commit with the rows. Raises ResyncError; the old rows remain.
     """
     started = time.monotonic()
     try:
         prepare_session(context.connection)
-        # A paused table may stand far back for long, and readers would see this one go back to it.
+        # Paused tables do not count: one may stand far back, and readers would see this table go back to it.
         until = where_the_others_stand(context.connection, table, counts_paused=False)
         snapshots = find_snapshots(context.archive, [table], stop=context.stop).get(table, [])
         shadow = ShadowTarget(context.connection, table)
@@ -60,11 +61,11 @@ def rebuild(context: Context, table: TableName) -> CycleResult:
         )
         return result
     except ReadingStopped:
-        raise _not_rebuilt(table, ResyncError("interrupted")) from None
+        raise _not_resynced(table, ResyncError("interrupted")) from None
     except psycopg.Error as error:
-        raise _not_rebuilt(table, translate(error)) from error
+        raise _not_resynced(table, translate(error)) from error
     except SyncError as error:
-        raise _not_rebuilt(table, error) from error
+        raise _not_resynced(table, error) from error
     finally:
         drop_shadow(context.connection)
 
@@ -128,7 +129,7 @@ def where_the_others_stand(
     return max(positions, key=lambda position: position.order, default=None)
 
 
-def _not_rebuilt(table: TableName, error: SyncError) -> ResyncError:
+def _not_resynced(table: TableName, error: SyncError) -> ResyncError:
     return ResyncError(
         f"not rebuilt, its old rows are still there: {error.message}",
         hint=error.hint,

@@ -1,5 +1,6 @@
-"""One run of a daemon: cycle after cycle, each noted in the state, mirrored and told of.
+"""One run of a daemon: cycle after cycle, each noted in the state, mirrored and announced.
 
+A cycle is one pass over the tables, or several: a request ends a pass early, and another pass goes on.
 Knows when a cycle begins anew and how it ends; knows nothing of what happens between two cycles.
 """
 
@@ -32,7 +33,8 @@ from syncdata.errors import CycleError, SyncError
 
 logger = logging.getLogger(__name__)
 
-# Resyncs and clears move checkpoints under a cycle; that many in a row are no coincidence any more.
+# A resync or clear moves checkpoints under a cycle, which then starts again. After so many times in a row,
+# something is wrong.
 _MOST_RESTARTS = 10
 _MINUTES_KEPT = dt.timedelta(days=2)
 
@@ -40,8 +42,8 @@ _MINUTES_KEPT = dt.timedelta(days=2)
 class Run:
     """A run of this process, which holds the daemon's lock.
 
-    *make_room* is called before each pass: it does what operators ask for, and returns how to see in the
-    middle of the pass that they ask for more.
+    *make_room* is called before each pass: it carries out the requests that wait, and returns a function that
+    tells, in the middle of the pass, whether another one has come in.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Run:
         *,
         interval_s: int,
     ) -> None:
-        """Note that it begins. Raises psycopg.Error."""
+        """Note in the database that the run begins. Raises psycopg.Error."""
         self._resources = resources
         self._make_room = make_room
         self._sink: DaemonSink[Any] | None = None
@@ -60,7 +62,7 @@ class Run:
         )
 
     def end(self) -> None:
-        """Note that it has ended, unless the connection has broken."""
+        """Note in the database that the run has ended, unless the connection has broken."""
         try:
             if self._resources.session.is_open:
                 end_run(self._resources.connect(), self.id, now=_utcnow())
@@ -68,7 +70,7 @@ class Run:
             logger.warning("the end of the run is not noted: %s", type(error).__name__)
 
     def cycle(self, stop: threading.Event, *, deadline: float | None = None) -> SyncResult:
-        """Run one cycle, and note and tell how it went. Raises SyncError when it fails."""
+        """Run one cycle, note its result and announce it. Raises SyncError when it fails."""
         started = time.monotonic()
         result = CycleResult()
         failure: SyncError | None = None
@@ -85,10 +87,10 @@ class Run:
         return summary
 
     def _advance_tables(self, result: CycleResult, stop: threading.Event, deadline: float | None) -> None:
-        """Apply what is new, and add it to *result* as it commits."""
+        """Apply the new records to the tables, and add them to *result* as they commit."""
         restarts = 0
         while True:
-            # Those that a pass found blocked are tried again by the next.
+            # Tables that the last pass found blocked are tried again by the next one.
             result.blocked.clear()
             result.failed = 0
             is_called = self._make_room(stop)
@@ -135,7 +137,7 @@ class Run:
         )
 
     def _save_mirror(self, position: Position, now: dt.datetime) -> list[SyncError]:
-        """Return what went wrong: the state itself is safe in the database."""
+        """Save the mirror; return its error instead of raising it: the state is safe in the database."""
         try:
             self._resources.mirror.save(self._resources.connect(), position, now=now)
         except SyncError as error:
@@ -144,7 +146,7 @@ class Run:
         return []
 
     def _note_failure(self, error: SyncError) -> None:
-        """Note that a cycle failed, or drop the connection if that fails, too: with the same cause."""
+        """Note that a cycle failed. If that fails, too, the cause is the same: drop the connection."""
         try:
             self._note_cycle([error], now=_utcnow())
         except SyncError:

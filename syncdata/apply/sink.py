@@ -29,14 +29,14 @@ P = TypeVar("P")
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What a batch did, by table, and the tables that it left blocked."""
+    """The outcome of a batch: its effect by table, and the tables that it left blocked."""
 
     counts: dict[TableName, Counts] = field(default_factory=dict)
     blocked: dict[TableName, SyncError] = field(default_factory=dict)
 
 
 class Sink(Protocol[P]):
-    """A consumer of batches. *P*: what `prepare` returns and `apply` takes; nobody else looks inside."""
+    """A consumer of batches. *P* is what `prepare` returns and `apply` takes; nobody else looks inside."""
 
     def begin_file(self, tables: Collection[TableName]) -> None:
         """Get ready for batches of one file for *tables*: look up what preparing them needs."""
@@ -46,7 +46,7 @@ class Sink(Protocol[P]):
         """Return *batch* ready to be applied.
 
         Runs in a thread of its own while `apply` is at work on the batch before, so it touches no
-        connection. What is wrong with one table's records is not raised here: it is part of the result.
+        connection. An error in one table's records is not raised here: it is part of the result.
         """
         ...
 
@@ -73,10 +73,10 @@ class Sink(Protocol[P]):
 
 
 class DaemonSink(Sink[P], Protocol[P]):
-    """A sink that the daemon runs cycle after cycle on, and that knows where its tables stand."""
+    """A sink for the daemon, which uses it for cycle after cycle; it knows where its tables stand."""
 
     def is_on(self, connection: Any) -> bool:
-        """Whether the sink works on *connection*; else it belongs to one that was lost, and is replaced."""
+        """Tell whether the sink works on *connection*; if not, its own was lost, and the sink is replaced."""
         ...
 
     def checkpoints(self) -> list[TableCheckpoint]:
@@ -84,7 +84,7 @@ class DaemonSink(Sink[P], Protocol[P]):
         ...
 
     def rest(self) -> None:
-        """Let go of what is needed only within a cycle."""
+        """Let go of resources that are needed only within a cycle."""
         ...
 
 

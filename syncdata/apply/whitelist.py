@@ -31,7 +31,7 @@ _SYSTEM_SCHEMAS = frozenset({"pg_catalog", "information_schema", "pg_toast"})
 
 
 def is_syncable(table: TableName) -> bool:
-    """Whether *table* may be synced at all."""
+    """Tell whether *table* may be synced at all."""
     return table.name not in RESERVED and table.schema not in _SYSTEM_SCHEMAS
 
 

@@ -1,7 +1,7 @@
-"""The worker of the local side: the daemon's loop, what it does between cycles, and what others ask of it.
+"""The worker of the local side: the daemon's loop, and the requests that it carries out between cycles.
 
-Knows the order of cycles, requests and pauses, and whom to tell; knows nothing of how a cycle goes, or of
-Django.
+Knows the order of cycles, requests and pauses, and who is told of them; knows nothing of the steps of a
+cycle, or of Django.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from syncdata.apply.position import START
 from syncdata.apply.postgres.connection import translate, translated_errors
 from syncdata.apply.progress import Progress, RequestProgress
 from syncdata.apply.result import Activity, SyncResult
-from syncdata.apply.resync import audit_failure, rebuild, require_whitelisted
+from syncdata.apply.resync import audit_failure, require_whitelisted, resync
 from syncdata.apply.run import Run
 from syncdata.apply.state import queue
 from syncdata.apply.state.queue import Listener, Request
@@ -39,7 +39,7 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 # How soon a daemon that waits for its next cycle sees that it is to stop.
 _LISTEN_S = 0.2
 _OUTCOMES = {"retry": "a cycle is started", "skip": "skipped when its batch is applied"}
-# After these requests there is something to sync.
+# After these requests there may be something to sync, so the next cycle begins at once.
 _CALLS_FOR_CYCLE = frozenset({"resume", "retry", "skip", "clear"})
 
 
@@ -53,7 +53,7 @@ class Worker:
     # Cycles
 
     def run_loop(self, *, interval_s: int | None, stop: threading.Event) -> None:
-        """Run cycles until *stop* is set; between them and their batches, do what operators ask for.
+        """Run cycles until *stop* is set; between them and their batches, carry out operators' requests.
 
         A cycle that fails is logged, counted and tried again: soon when the archive or the database went
         away, else after the interval. Raises RunError when another daemon runs on this database.
@@ -78,13 +78,13 @@ class Worker:
 
     @contextmanager
     def running(self, interval_s: int) -> Iterator[Run]:
-        """Be the one daemon of this database meanwhile. Raises RunError, SyncError or psycopg.Error."""
+        """Be the one daemon of this database in the block. Raises RunError, SyncError or psycopg.Error."""
         connection, session = self._resources.connect(), self._resources.session
         run = None
         try:
             session.lock()
             if self._listener is not None:
-                self._listener.ring()  # for what a run that was stopped has left
+                self._listener.look_again()  # for requests that a stopped run has left
             self._resources.mirror.adopt(connection)
             run = Run(self._resources, self._make_room, interval_s=interval_s)
             logger.info("process %d syncs from %s", os.getpid(), self._resources.archive().describe())
@@ -97,7 +97,7 @@ class Worker:
             except psycopg.Error as error:
                 logger.warning("the lock goes with the lost session: %s", type(error).__name__)
 
-    # What others ask for
+    # Work that others ask for
 
     def resync(
         self,
@@ -109,7 +109,7 @@ class Worker:
     ) -> SyncResult:
         """Rebuild *table* from its newest snapshot, else from the first change file.
 
-        Raises ResyncError, and the old rows remain; or psycopg.Error before it begins.
+        Raises ResyncError, after which the old rows are still there; or psycopg.Error before it begins.
         """
         started = time.monotonic()
         connection = self._resources.connect()
@@ -117,7 +117,7 @@ class Worker:
         try:
             self._resources.mirror.adopt(connection)
             context = replace(self._resources.context(stop), requested_by=requested_by)
-            result = rebuild(replace(context, progress=progress or context.progress), table)
+            result = resync(replace(context, progress=progress or context.progress), table)
         except ResyncError as error:
             audit_failure(self._resources.connect, table, error, requested_by)
             raise
@@ -132,12 +132,12 @@ class Worker:
         return summary
 
     def tell_of_clear(self, tables: Sequence[TableName]) -> None:
-        """Mirror and announce that *tables* have been emptied, after the commit of that."""
+        """Mirror and announce, after the commit, that *tables* have been emptied."""
         self._resources.mirror.save(self._resources.connect(), START, now=_utcnow())
         self._resources.observer.action_done("clear", {table: Activity() for table in tables})
 
     def _rest(self, stop: threading.Event, seconds: float) -> None:
-        """Wait for the next cycle, and do what operators ask for meanwhile; some of it makes it come now."""
+        """Wait for the next cycle and carry out requests meanwhile; after some, the cycle begins at once."""
         deadline = time.monotonic() + seconds
         while not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
             try:
@@ -150,28 +150,28 @@ class Worker:
                 stop.wait(min(left_s, _FIRST_RETRY_S))
 
     def _make_room(self, stop: threading.Event) -> Callable[[], bool]:
-        """Do what operators ask for; return how to see, after any statement, that they ask for more."""
+        """Carry out the requests that wait; return a function that tells whether another has come in."""
         self._work_off_requests(stop)
         listener = self._open_listener()
-        return lambda: listener.has_rung
+        return lambda: listener.has_requests
 
     def _work_off_requests(self, stop: threading.Event) -> set[str]:
-        """Carry out what waits in the queue, oldest first; return the actions that were carried out."""
+        """Carry out the requests in the queue, oldest first; return their actions."""
         done = set()
         listener = self._open_listener()
-        if listener.answer():
+        if listener.take_notice():
             connection = self._resources.connect()
             try:
                 while not stop.is_set() and (request := queue.take(connection)) is not None:
                     self._attempt(connection, request, stop)
                     done.add(request.action)
             except psycopg.Error as error:
-                listener.ring()  # what waits would go unheard otherwise
+                listener.look_again()  # the requests that still wait were announced once, not again
                 raise translate(error) from error
         return done
 
     def _attempt(self, connection: Connection[Any], request: Request, stop: threading.Event) -> None:
-        """Carry *request* out, or note why that failed. Raises psycopg.Error when the database went away."""
+        """Carry *request* out, or note its error. Raises psycopg.Error when the database went away."""
         tables = ", ".join(request.table_names)
         logger.info("%s asks for: %s %s", request.requested_by or "somebody", request.action, tables)
         try:
@@ -181,10 +181,10 @@ class Worker:
                     hint="see the daemon's log, then ask again",
                 )
             if request.action == "resync":
-                self._rebuild_requested(connection, request, stop)
+                self._resync_requested(connection, request, stop)
                 tell = _nothing_to_tell
             else:
-                with connection.transaction():  # what is done, and that it is done
+                with connection.transaction():  # the action and the end of its request commit together
                     tell = self._carry_out(connection, request)
                     queue.finish(connection, request, _OUTCOMES.get(request.action, ""))
         except SyncError as error:
@@ -197,7 +197,7 @@ class Worker:
             tell()
 
     def _carry_out(self, connection: Connection[Any], request: Request) -> Callable[[], None]:
-        """Do what *request* asks for; return how to tell of it once it has committed."""
+        """Do the action of *request*; return a function that announces it, to be called after the commit."""
         if request.action == "retry":
             return _nothing_to_tell  # the cycle that follows does it
         tables = _tables_of(request)
@@ -215,9 +215,7 @@ class Worker:
                 raise RequestError(f"{request.action!r} is unknown to this daemon", hint="restart the daemon")
         return _nothing_to_tell
 
-    def _rebuild_requested(
-        self, connection: Connection[Any], request: Request, stop: threading.Event
-    ) -> None:
+    def _resync_requested(self, connection: Connection[Any], request: Request, stop: threading.Event) -> None:
         progress = RequestProgress(lambda text: queue.note_progress(connection, request, text))
         by = request.requested_by
         tables = _tables_of(request)
@@ -244,7 +242,7 @@ def _tables_of(request: Request) -> list[TableName]:
 
 
 def _nothing_to_tell() -> None:
-    """What was done needs no mirror, and no signal."""
+    """Announce nothing: the action needs neither the mirror nor a signal."""
 
 
 def _utcnow() -> dt.datetime:

@@ -1,1 +1,1 @@
-"""Files somewhere else: found, fetched, put there once, removed. Knows names and bytes; knows no records."""
+"""The archive's files: listed, fetched, put there once, removed. Knows names, bytes, headers; no records."""

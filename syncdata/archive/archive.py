@@ -1,7 +1,7 @@
-"""The archive: which files there are, the bytes of one, and how one gets there or goes.
+"""The archive: lists its files, fetches one, puts one there once, removes one.
 
-Knows names, their order, and the words for what a storage refuses; knows nothing of where the storage is
-(a directory of this machine, the backup host, …), nor of what is inside the files.
+Knows names, their order, and the errors for a storage's refusals; knows nothing of where the storage is
+(a directory of this machine, the backup host, …), nor of the files' contents.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ __all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archiv
 class Archive:
     """The files of one storage. Safe to use from one thread at a time; `close` from any.
 
-    Every method may be called again after whatever happened, and raises ArchiveConnectionError when the
-    storage cannot be reached.
+    Every method may be called again after any failure, and raises ArchiveConnectionError when the storage
+    cannot be reached.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -63,8 +63,8 @@ class Archive:
     def discover_snapshots(self) -> list[SnapshotFile]:
         """Return the snapshots' files, those of the newest snapshot first, by table within each.
 
-        Temporary, hidden and other names are left out; whether a file is finished, its footer tells.
-        A snapshot that vanishes meanwhile is no error. Raises as `discover` does.
+        Temporary, hidden and other names are left out. A file that is returned may be unfinished: only its
+        footer tells. A snapshot that vanishes meanwhile is not an error. Raises as `discover` does.
         """
         try:
             directories = self._storage.list_directories(is_snapshot_directory)
@@ -75,13 +75,13 @@ class Archive:
     def fetch(self, file: ArchivedFile) -> BinaryIO:
         """Return the whole file, still compressed, as a seekable stream at its beginning.
 
-        It is what the archive holds now: a plain file that has grown since `discover` is longer than
+        The content is that of now: a plain file that has grown since `discover` is longer than
         ``file.size_bytes``. Raises FetchError when the file is gone, unreadable or there is no room for it.
         """
         try:
             return self._storage.open(file.name)
         except OSError as error:
-            raise cannot_read(self._place(file.name), error) from error
+            raise cannot_read(self._location(file.name), error) from error
 
     def put(self, name: str, content: BinaryIO) -> None:
         """Put all of *content*, which is seekable, into the archive as *name*: whole, durable and once.
@@ -93,18 +93,18 @@ class Archive:
         SpoolError when *content* cannot be read.
         """
         check_name(name)
-        place = self._place(name)
+        location = self._location(name)
         try:
-            put_once(self._storage, name, Content(content), place=place)
+            put_once(self._storage, name, Content(content), location=location)
         except (OSError, SpoolError) as error:
             with suppress(OSError, ArchiveConnectionError):
                 self._storage.delete(temporary_name(name))
             if isinstance(error, SpoolError):
                 raise
-            raise cannot_put(place, self._storage.directory, error) from error
+            raise cannot_put(location, self._storage.directory, error) from error
 
     def remove(self, name: str) -> None:
-        """Remove the file, and its snapshot's directory if it was the last one; fine when it is gone.
+        """Remove the file, and its snapshot's directory if it was the last one there; fine when it is gone.
 
         Raises RetentionError when it cannot be removed.
         """
@@ -115,7 +115,7 @@ class Archive:
             if "/" in name:
                 self._storage.delete_directory(name.partition("/")[0])
         except OSError as error:
-            raise cannot_remove(self._place(name), self._storage.directory, error) from error
+            raise cannot_remove(self._location(name), self._storage.directory, error) from error
 
     def describe(self) -> str:
         """Return where the archive is, for messages: without secrets."""
@@ -136,13 +136,13 @@ class Archive:
         named = (snapshot_file(f"{directory}/{name}", size_bytes) for name, size_bytes in listed)
         return [file for file in named if file is not None]
 
-    def _place(self, name: str) -> str:
+    def _location(self, name: str) -> str:
         return f"{self.describe().rstrip('/')}/{name}"
 
 
 def open_archive(settings: ArchiveSettings, *, spool_dir: Path | None = None) -> Archive:
     """Return the archive that *settings* describe, without connecting: the first use does.
 
-    *spool_dir* is where a storage keeps the anonymous temporary copies of what is fetched.
+    In *spool_dir* a storage keeps the anonymous temporary copies of fetched files.
     """
     return Archive(settings.open_storage(spool_dir=spool_dir))

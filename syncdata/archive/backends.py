@@ -1,4 +1,4 @@
-"""The kinds of archive by name. Another one is a module of its own and a line here, or a dotted path."""
+"""The kinds of archive by name. To add one: a module of its own and a line here, or a dotted path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_backend(name: object) -> type[ArchiveSettings]:
 
 
 def backend_keys() -> dict[str, Key]:
-    """Return the keys of all BACKENDS: those of one that is not in use are known, too, and do no harm."""
+    """Return the keys of all BACKENDS: keys of a backend that is not in use are known and ignored."""
     keys: dict[str, Key] = {}
     for settings in BACKENDS.values():
         keys |= {name: key for name, key in declared_keys(settings).items() if name not in keys}

@@ -10,7 +10,7 @@ from syncdata.errors import SpoolError
 
 
 class Content:
-    """All of a seekable stream, from its beginning, as often as it is needed.
+    """The whole content of a seekable stream, which can be read more than once.
 
     Raises SpoolError when the stream cannot be read: an OSError would be taken for the archive's.
     """

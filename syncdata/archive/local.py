@@ -107,7 +107,7 @@ class LocalStorage:
                 raise
 
     def close(self) -> None:
-        """Nothing is held open between calls."""
+        """Do nothing: no file stays open between calls."""
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
@@ -116,7 +116,7 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _size_of(entry: os.DirEntry[str]) -> int | None:
-    """Size in bytes; None for what is no regular file, or none any more."""
+    """Return the size in bytes; None for an entry that is not a regular file, or has gone."""
     try:
         status = entry.stat()
     except FileNotFoundError:

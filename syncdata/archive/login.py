@@ -1,4 +1,4 @@
-"""What it takes to log in at the backup host: the settings alone, so that reading them imports no SSH."""
+"""The settings for logging in at the backup host. Knows keys only, so that reading them imports no SSH."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from syncdata.runtime.settings import PORT, a_path, a_secret, a_text, setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """The host, and how it knows us and we know it.
+    """The backup host, the credentials for it, and the file that its own key is checked against.
 
     Credentials that are given are the only ones tried; without any, the SSH agent and then the default
-    keys are.
+    keys are tried.
     """
 
     host: str = field(metadata=setting("archive_host", a_text))

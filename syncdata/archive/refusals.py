@@ -1,4 +1,4 @@
-"""The refusals of a storage in words for the operator: an OSError becomes an error with a code and a hint.
+"""Turns the refusals of a storage into errors for the operator: an OSError gets a code and a hint.
 
 Knows error numbers. An SFTP server sends few of them, and none at all for most refusals.
 """

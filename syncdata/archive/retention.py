@@ -1,4 +1,4 @@
-"""The files that nobody needs any longer, and their removal.
+"""Finds the files that nobody needs any longer, and removes them.
 
 Knows names, times, and the headers of snapshots; knows nothing of PostgreSQL. A resync loads a table's
 newest snapshot and goes on with the change files after the one that its ``prev`` names. So the rules:
@@ -9,7 +9,8 @@ newest snapshot and goes on with the change files after the one that its ``prev`
    files up to it go, oldest first, when they are older than ``keep_days``: a local machine that reads the
    archive rarely may need them until then. The change files that stay are an unbroken end of the chain,
    with one file at least.
-3. A table without a proved snapshot needs all the change files there are. So none goes until it has one.
+3. A table without a proved snapshot needs all the change files there are. So none is removed until the table
+   has a snapshot.
 """
 
 from __future__ import annotations
@@ -144,9 +145,9 @@ def find_removals(
 
 
 def prune(archive: Archive, removals: Removals, *, stop: threading.Event) -> Removals:
-    """Remove the files of *removals*, and return those that are gone: all, or fewer when *stop* was set.
+    """Remove the files of *removals*; return those that were removed: fewer than all when *stop* was set.
 
-    Can be broken off at any time, and done again. Raises RetentionError or ArchiveConnectionError.
+    This may be interrupted at any time, and repeated. Raises RetentionError or ArchiveConnectionError.
     """
     removed = 0
     for file in removals.files:

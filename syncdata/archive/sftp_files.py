@@ -1,4 +1,4 @@
-"""Files over an SFTP connection that stands: listings, and transfers that never wait for a round trip.
+"""Files over an open SFTP connection: listings, and transfers that never wait for a round trip.
 
 Knows the protocol's requests (draft-ietf-secsh-filexfer-02, and OpenSSH's PROTOCOL for ``fsync``); knows
 nothing of change files, nor of what to do when the connection is lost.
@@ -61,13 +61,13 @@ def write_new_file(sftp: paramiko.SFTPClient, path: str, blocks: Iterable[bytes]
 
 
 def sync_file(sftp: paramiko.SFTPClient, path: str) -> None:
-    """Let the server put the file, and with it its name, on the disk; silently not where it cannot."""
+    """Let the server put the file, and with it its name, on the disk; nothing happens where it cannot."""
     with sftp.open(path, "rb") as remote:
         _sync(sftp, remote.handle)
 
 
 def size_of(sftp: paramiko.SFTPClient, path: str) -> int | None:
-    """Size in bytes; None when there is no such file."""
+    """Return the size in bytes; None when there is no such file."""
     try:
         return sftp.stat(path).st_size or 0
     except FileNotFoundError:
@@ -86,15 +86,15 @@ def _sync(sftp: paramiko.SFTPClient, handle: Any) -> None:
 def _list(
     sftp: paramiko.SFTPClient, directory: str, is_wanted: Callable[[str], bool]
 ) -> list[paramiko.SFTPAttributes]:
-    # Names come by the hundred; asking ahead saves the round trips between the hundreds. All are read
-    # before anything else is asked, for the answers that are under way would be taken for others.
+    # Names come by the hundred; asking ahead saves the round trips between the hundreds. All answers are
+    # read before the next request is made, which would take those still under way for its own.
     return [item for item in sftp.listdir_iter(directory, read_aheads=200) if is_wanted(item.filename)]
 
 
 def _followed(
     sftp: paramiko.SFTPClient, path: str, status: paramiko.SFTPAttributes
 ) -> paramiko.SFTPAttributes | None:
-    """*status*, or that of what a symbolic link points to; None when it is not a regular file."""
+    """Return *status*, for a symbolic link that of its target; None when that is not a regular file."""
     mode = status.st_mode
     if mode is not None and stat.S_ISLNK(mode):
         try:
@@ -102,7 +102,7 @@ def _followed(
         except FileNotFoundError:
             return None
         mode = status.st_mode
-    # A server may leave the mode out; then the name has to do.
+    # A server may leave the mode out; then only the name tells what the entry is.
     return status if mode is None or stat.S_ISREG(mode) else None
 
 
@@ -137,7 +137,10 @@ class _Requests:
             raise paramiko.SFTPError("expected a status")
 
     def _answer(self, request: int) -> tuple[int, paramiko.Message]:
-        """Kind and content of the answer. Raises OSError when it is a refusal, EOFError at a file's end."""
+        """Return kind and content of the answer to *request*.
+
+        Raises OSError when it is a refusal, EOFError at a file's end.
+        """
         while request not in self._arrived:
             self._sftp._read_response()
         kind, message = self._arrived.pop(request)
@@ -175,7 +178,7 @@ class ReadAhead(_Requests):
         return self.ask(CMD_READ, self._handle, int64(offset), length)
 
     def _block(self, request: int) -> bytes:
-        """The block that answers *request*; empty at the end of the file."""
+        """Return the block that answers *request*; empty at the end of the file."""
         try:
             kind, message = self._answer(request)
         except EOFError:

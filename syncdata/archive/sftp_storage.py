@@ -1,7 +1,7 @@
 """The storage in a directory of the backup host. Knows paths there, and what a refusal means.
 
-Every method is one piece of work for the connection, which begins it again after a loss; `open` goes on
-where it was.
+Every method is one piece of work for the connection, which begins it again after a loss; `open` then goes on
+with the bytes that are still missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import BinaryIO
 import paramiko
 
 from syncdata.archive.content import Content
-from syncdata.archive.download import Download
+from syncdata.archive.fetched_copy import FetchedCopy
 from syncdata.archive.login import Login
 from syncdata.archive.sftp_files import (
     ReadAhead,
@@ -62,23 +62,23 @@ class SftpStorage:
         return self._connection.persevere(lambda sftp: size_of(sftp, self._path(name)))
 
     def open(self, name: str) -> BinaryIO:
-        place = f"{self.describe()}/{name}"
-        download = Download(self._spool_dir, place)
+        location = f"{self.describe()}/{name}"
+        copy = FetchedCopy(self._spool_dir, location)
 
         def fetch_the_rest(sftp: paramiko.SFTPClient) -> None:
             with sftp.open(self._path(name), "rb") as remote:
                 size_bytes = remote.stat().st_size or 0
-                for block in ReadAhead(sftp, remote.handle).blocks(download.size_bytes, size_bytes):
-                    download.write(block)
-            if download.size_bytes != size_bytes:
-                raise _shrunk(place)
+                for block in ReadAhead(sftp, remote.handle).blocks(copy.size_bytes, size_bytes):
+                    copy.write(block)
+            if copy.size_bytes != size_bytes:
+                raise _shrunk(location)
 
         try:
             self._connection.persevere(fetch_the_rest)
         except BaseException:
-            download.give_up()
+            copy.give_up()
             raise
-        return download.finish()
+        return copy.finish()
 
     def holds(self, name: str, content: Content) -> bool:
         def compare(sftp: paramiko.SFTPClient) -> bool:
@@ -161,9 +161,9 @@ def _delete(sftp: paramiko.SFTPClient, path: str) -> None:
         sftp.remove(path)
 
 
-def _shrunk(place: str) -> FetchError:
+def _shrunk(location: str) -> FetchError:
     return FetchError(
         "the file became shorter while it was fetched",
         hint="files of an archive must not be rewritten; it is fetched again in the next cycle",
-        file=place,
+        file=location,
     )

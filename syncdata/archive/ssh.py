@@ -19,14 +19,14 @@ from syncdata.errors import ArchiveConnectionError
 from syncdata.runtime.retry import Backoff
 
 logger = logging.getLogger(__name__)
-# paramiko logs, with a traceback, what is translated and raised here: once is enough.
+# paramiko logs its errors, with a traceback. They are raised here as ours, so its log would repeat them.
 _paramiko_logger = logging.getLogger(f"{__name__}.paramiko")
 _paramiko_logger.setLevel(logging.CRITICAL)
 
 TRIES = 3
 PAUSE_S = 1.0
 CONNECT_TIMEOUT_S = 10.0
-# A server that sends nothing for this long in the middle of an answer is taken for lost.
+# When a server sends nothing for so long in the middle of an answer, the connection counts as lost.
 SILENCE_TIMEOUT_S = 60.0
 KEEPALIVE_S = 30
 
@@ -59,17 +59,17 @@ class SftpConnection:
                 reason = str(error) or type(error).__name__
                 if attempt == TRIES or self._closed.is_set():
                     raise self._unreachable(reason) from error
-                logger.info("%s: %s; trying again", self._place, reason)
+                logger.info("%s: %s; trying again", self._location, reason)
             self._closed.wait(backoff.next_s())
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Disconnect for good; what is running fails."""
+        """Disconnect for good; a request that is running fails."""
         self._closed.set()
         self._disconnect()
 
     def _is_loss(self, error: Exception) -> bool:
-        """Tell whether *error* is the connection's; if not, it is the server's answer about a path."""
+        """Tell whether *error* means a lost connection; if not, it is the server's answer about a path."""
         if isinstance(error, (EOFError, paramiko.SSHException, ConnectionError, TimeoutError)):
             return True
         channel = self._sftp and self._sftp.get_channel()
@@ -172,7 +172,7 @@ class SftpConnection:
     # Words for the operator.
 
     @property
-    def _place(self) -> str:
+    def _location(self) -> str:
         """The login and the host, without secrets."""
         return f"{self._login.user}@{self._login.host}:{self._login.port}"
 
@@ -184,7 +184,7 @@ class SftpConnection:
 
     def _unreachable(self, reason: str) -> ArchiveConnectionError:
         return ArchiveConnectionError(
-            f"{self._place} cannot be reached, or the connection was lost: {reason}",
+            f"{self._location} cannot be reached, or the connection was lost: {reason}",
             hint="check archive_host, archive_port, the network and the SSH server",
         )
 
@@ -200,7 +200,7 @@ class SftpConnection:
         if not tried:
             tried.append("the SSH agent and the default keys")
         return ArchiveConnectionError(
-            f"login refused for {self._place}; tried {' and '.join(tried)}",
+            f"login refused for {self._location}; tried {' and '.join(tried)}",
             hint="add the public key to authorized_keys there, or set archive_key_file,"
             " archive_key_passphrase or archive_password",
         )

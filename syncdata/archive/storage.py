@@ -1,10 +1,10 @@
-"""Where an archive's files lie, as a small port: a directory, and directories in it, one level deep.
+"""The port of a storage, which holds an archive's files: a directory, and directories in it, one level deep.
 
 This is all that another kind of archive has to offer. A name here is ``file`` or ``directory/file``.
 Contracts of every method:
 
-- It may be called again after whatever happened to the call before, also when nobody knows whether that
-  one succeeded (a connection lost in the middle, say), and says what is the case now.
+- It may be called again after any failure, also when it is not known whether the call before succeeded (the
+  connection was lost in the middle, say). Its answer is about the files as they are now.
 - It raises OSError, with an errno where one is known, for what the storage refuses;
   ArchiveConnectionError when the storage cannot be reached. Where connections get lost, the storage tries
   again by itself before it gives up.
@@ -33,8 +33,8 @@ class Storage(Protocol):
     def list_files(self, directory: str, is_wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
         """Return name and size in bytes of the wanted files of *directory* (its root: ``""``), in no order.
 
-        A name that is not wanted costs its place in the listing, no more. Links are followed; what is no
-        regular file, or none any more, is left out. Raises FileNotFoundError or NotADirectoryError when
+        For a name that is not wanted, no request is made. Links are followed. Entries that are not regular
+        files, or that have gone since, are left out. Raises FileNotFoundError or NotADirectoryError when
         there is no such directory, DiscoveryError for a name that is no text.
         """
         ...
@@ -59,19 +59,19 @@ class Storage(Protocol):
         ...
 
     def create(self, name: str, content: Content) -> None:
-        """Make a file of *content*, durable on return, in place of any there was of that name.
+        """Make a file of *content*, durable on return; it replaces a file of that name.
 
-        A new file, never the old one written over: that may have a second name, or still be written to for
-        a connection that was lost. The file's directory is made where it is missing; the root is not, for
-        it is a disk that is not mounted. A failure may leave a part of the file.
+        The old file is removed, never written over: it may have a second name, or the server may still be
+        writing to it for a connection that was lost. The file's directory is made where it is missing. The
+        root is not: a missing root is a disk that is not mounted. A failure may leave a part of the file.
         """
         ...
 
     def rename(self, old: str, new: str) -> None:
         """Give the file *old* the name *new*, at once, in the same directory.
 
-        Nothing is ever overwritten: raises FileExistsError when there is a *new*, also if it is the same
-        file, from a try whose answer was lost.
+        Nothing is ever overwritten: raises FileExistsError when there is a file *new*, also if it is the
+        same file, renamed by a try whose answer was lost.
         """
         ...
 
@@ -88,12 +88,12 @@ class Storage(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the storage for good; what is running in another thread fails soon."""
+        """Let go of the storage for good; a call that is running in another thread fails soon."""
         ...
 
 
 class ArchiveSettings(Protocol):
-    """What one kind of storage has to be told: a frozen dataclass, each field declared by `setting`."""
+    """The settings of one kind of storage: a frozen dataclass, each field declared by `setting`."""
 
     def open_storage(self, *, spool_dir: Path | None) -> Storage:
         """Return the storage without connecting to it: the first use does.

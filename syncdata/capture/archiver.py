@@ -1,7 +1,7 @@
 """From the slot to the archive: the loop over sessions, which loses no transaction and archives none twice.
 
-Knows the order of things and what a later try may find mended; leaves the proof of the chain to opening.py,
-and the work on one connection to session.py. The order is what makes it safe:
+Knows the order of the steps and which errors may pass by themselves; leaves the proof of the chain to
+opening.py, and the work on one connection to session.py. The order of the steps makes it safe:
 
 1. Records go to a file in the spool, whole transactions only. Nothing is confirmed for it.
 2. The file is finished: footer, flushed to the disk, renamed.
@@ -28,8 +28,8 @@ from syncdata.archive.archive import Archive
 from syncdata.capture import opening
 from syncdata.capture.chain import Chain, load_chain
 from syncdata.capture.refusals import SlotInUseError
-from syncdata.capture.replication import ReplicationStream
-from syncdata.capture.session import Archived, Session
+from syncdata.capture.replication import ReplicationConnection
+from syncdata.capture.session import Archived, ReplicationSession
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.uploader import Uploader
 from syncdata.errors import (
@@ -106,28 +106,31 @@ class Archiver:
         again from its snapshots.
         """
         chain = load_chain(self._settings.spool_dir)
-        with ReplicationStream(self._settings.params) as stream:
-            identity = stream.identify()
-            slot = opening.find_slot(stream, self._settings.slot_name, chain)
+        with ReplicationConnection(self._settings.params) as replication:
+            identity = replication.identify()
+            slot = opening.find_slot(replication, self._settings.slot_name, chain)
         opening.require_free(slot)
         with closing(self._open_archive()) as archive:
             return opening.begin_epoch(self._settings, archive, identity, slot, self._clock())
 
     def open_chain(self) -> Chain:
         """Return the chain, begun if this is the first time. Raises SyncError unless it can be continued."""
-        with closing(self._open_archive()) as archive, ReplicationStream(self._settings.params) as stream:
-            identity = stream.identify()
-            return opening.open_chain(self._settings, stream, archive, identity, self._clock())[0]
+        with (
+            closing(self._open_archive()) as archive,
+            ReplicationConnection(self._settings.params) as replication,
+        ):
+            identity = replication.identify()
+            return opening.open_chain(self._settings, replication, archive, identity, self._clock())[0]
 
     def _run(self, stop: threading.Event, *, once: bool) -> Archived:
         settings = self._settings
-        with closing(self._open_archive()) as archive, ReplicationStream(settings.params) as stream:
-            identity = stream.identify()
-            chain, spooled = opening.open_chain(settings, stream, archive, identity, self._clock())
-            stream.start(settings.slot_name, settings.publication)
+        with closing(self._open_archive()) as archive, ReplicationConnection(settings.params) as replication:
+            identity = replication.identify()
+            chain, spooled = opening.open_chain(settings, replication, archive, identity, self._clock())
+            replication.start(settings.slot_name, settings.publication)
             opening.require_unmoved(settings, chain)
             with Uploader(archive) as uploader:
-                session = Session(settings, stream, chain, uploader, self._clock)
+                session = ReplicationSession(settings, replication, chain, uploader, self._clock)
                 session.take_up(spooled)
                 session.run(stop, until_lsn=identity.wal_lsn if once else None)
                 return session.archived

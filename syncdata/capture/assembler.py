@@ -1,4 +1,4 @@
-"""Change files in the making: from the messages of one replication connection to whole files in the spool.
+"""Makes change files in the spool out of the messages of one replication connection.
 
 Knows transactions, and when a file must end; knows nothing of the archive or of what is confirmed to the
 source. A file holds whole transactions only, each once: a transaction whose commit LSN is not above the
@@ -47,13 +47,13 @@ class Assembler:
         self._counts = _Counts()
         self._opened_s = 0.0
         self._is_wanted = False
-        # Of the transaction that is being received. It has no lines when it is in the chain already.
+        # For the transaction that is being received. It gets no lines when it is in the chain already.
         self._commit_lsn: int | None = None
         self._lines: LineWriter | None = None
 
     @property
     def is_in_transaction(self) -> bool:
-        """A transaction has begun, and its commit has not arrived."""
+        """True while a transaction has begun and its commit has not arrived."""
         return self._commit_lsn is not None
 
     @property
@@ -151,7 +151,7 @@ class Assembler:
 
 @dataclass(slots=True)
 class _Counts:
-    """The contents of the open file. ``records_before``: how many it had before the open transaction."""
+    """The counts of the open file. ``records_before``: its records before the transaction being received."""
 
     records: int = 0
     records_before: int = 0

@@ -20,7 +20,7 @@ import msgspec
 
 from syncdata.capture.refusals import NEW_EPOCH_HINT
 from syncdata.capture.slot import Slot
-from syncdata.capture.source import Identity
+from syncdata.capture.source import SystemIdentity
 from syncdata.capture.spool import SpooledFile, replace_in_spool, translated
 from syncdata.changes.filenames import stem
 from syncdata.changes.header import Footer, Header
@@ -49,7 +49,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def watermark(self) -> int:
-        """The last commit LSN in the chain: what commits there or earlier is in it; -1 when it has none."""
+        """The last commit LSN in the chain; transactions up to it are in the chain. -1 when there is none."""
         return parse_lsn(self.last_commit_lsn) if self.last_commit_lsn else -1
 
     @property
@@ -120,13 +120,13 @@ def save_chain(directory: Path, chain: Chain) -> None:
     replace_in_spool(directory / CHAIN_FILE_NAME, msgspec.json.format(msgspec.json.encode(chain)) + b"\n")
 
 
-def new_epoch(identity: Identity, slot: Slot, newest_file: str | None, now: dt.datetime) -> Chain:
+def new_epoch(identity: SystemIdentity, slot: Slot, newest_file: str | None, now: dt.datetime) -> Chain:
     """Return a chain that begins where *slot* stands; its first file follows *newest_file*."""
     return Chain(
         system_id=identity.system_id,
         timeline=identity.timeline,
         slot=slot.name,
-        # The name is a time: so no two epochs share one, even where the state of the older one is lost.
+        # An epoch is named by a time, so no two share a name, even when the state of the older one is lost.
         epoch=f"{now.astimezone(dt.UTC):%Y%m%dT%H%M%S.%fZ}",
         last_file=newest_file,
         confirmed_lsn=format_lsn(slot.confirmed_lsn or 0),
@@ -161,7 +161,7 @@ def from_archive(header: Header, footer: Footer, name: str, slot: Slot, now: dt.
     )
 
 
-def require_same_system(chain: Chain, identity: Identity) -> None:
+def require_same_system(chain: Chain, identity: SystemIdentity) -> None:
     """Raise SourceChangedError unless *identity* is the system and timeline that *chain* was written from.
 
     A source that was restored from a copy gives out its WAL positions again: new commits would look like
@@ -199,7 +199,7 @@ def require_slot_name(chain: Chain, name: str) -> None:
 def require_same_slot(chain: Chain, slot: Slot) -> None:
     """Raise SourceChangedError or SlotError unless *slot* continues *chain* without a hole.
 
-    Not beside a running archiver: it moves the slot, and *chain*, which was read earlier, is behind.
+    Do not call this beside a running archiver: it moves the slot on, and *chain* was read earlier.
     """
     require_slot_name(chain, slot.name)
     if slot.is_lost:

@@ -1,4 +1,4 @@
-"""Decoded changes as the lines of a change file. Knows the records' format; does no I/O.
+"""Writes decoded changes as the lines of a change file. Knows the records' format; does no I/O.
 
 The format is that of :mod:`syncdata.changes.record`: every value is a string, PostgreSQL's text form, or
 null. A transaction's xid, commit LSN and time are the same in all its records, so they stand at the end of

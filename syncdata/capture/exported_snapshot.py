@@ -30,7 +30,7 @@ from psycopg.rows import dict_row
 
 from syncdata.capture.refusals import snapshot_error, snapshot_login_error
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.capture.source import Identity, connect_for_replication, read_identity
+from syncdata.capture.source import SystemIdentity, connect_for_replication, read_identity
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import SnapshotError
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 _POINT_TRIES = 3
 _SAY_AFTER_S, _SAY_EVERY_S = 3.0, 30.0
 
-# Timeouts that a role or a database may have for its applications. Through `set_config` on pg_settings, since
-# not every version has all of them.
+# Switches off the timeouts that a role or a database may have for its applications. `set_config` on
+# pg_settings does it, since not every version has all of them.
 _PATIENCE = """
 SELECT set_config(name, '0', false) FROM pg_settings
 WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
@@ -95,7 +95,7 @@ WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopiedTable:
-    """A table to copy. ``columns`` are those whose values the stream has, too; ``rows`` is the source's
+    """A table to copy. ``columns`` are those whose values are also in the stream; ``rows`` is the source's
     estimate of their number, 0 when it has none. ``has_leaves``: it is partitioned."""
 
     name: TableName
@@ -133,7 +133,7 @@ class ConsistentSource:
         connection.execute(_PATIENCE)
         connection.execute("SET row_security = off")
 
-    def identify(self) -> Identity:
+    def identify(self) -> SystemIdentity:
         return read_identity(self._connection)
 
     def slot(self, name: str) -> Slot | None:

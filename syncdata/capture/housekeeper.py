@@ -1,7 +1,7 @@
 """The daemon's work beside reading: it looks at the source every minute, and prunes the archive now and then.
 
-Knows when, and when to be silent; is given what to do. Its own errors end nothing: the archiver meets the
-same source and archive, and decides.
+Knows when to work, and which warnings it has logged already; the two tasks are passed in. Its errors are
+only logged: the archiver uses the same source and archive, and decides whether an error ends it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SourceView:
 
     @property
     def warnings(self) -> list[Problem]:
-        """The dangers to tell of in time: the slot is about to be lost, or changes of a table are lost."""
+        """The warnings: the slot is about to be lost, or changes of an unpublished table are lost."""
         found = [retention_warning(self.slot)] if self.slot else []
         if self.unpublished:
             found.append(unpublished_warning([*map(str, self.unpublished)]))
@@ -94,7 +94,8 @@ class Housekeeper:
                 logger.warning("%s", error, extra={"code": error.code})
 
     def watch_source(self) -> None:
-        """Log each kind of warning when it comes up, not again while it lasts, though its numbers change."""
+        """Log each kind of warning when it comes up; while it lasts it is not logged again, even if its
+        numbers change."""
         warnings = self._view().warnings
         for warning in warnings:
             if warning.kind not in self._warned:
@@ -102,7 +103,7 @@ class Housekeeper:
         self._warned = frozenset(warning.kind for warning in warnings)
 
     def prune_archive(self) -> None:
-        """Prune; log why no change file could go, unless the last time it was for the same tables."""
+        """Prune; log why no change file could be removed, unless it was for the same tables the last time."""
         removals = self._prune()
         if removals.reason and removals.without_snapshot != self._without_snapshot:
             logger.warning("%s", removals.reason)

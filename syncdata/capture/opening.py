@@ -1,4 +1,4 @@
-"""The opening of a chain: proof that slot, spool and archive continue it without a hole, or a beginning.
+"""Opens a chain: proves that slot, spool and archive continue it without a hole, or begins a new one.
 
 Knows in which order to look, so that nothing moves between two looks; the rules themselves are chain.py's.
 Reads the source over a connection that is open already; reads no changes.
@@ -21,10 +21,10 @@ from syncdata.capture.chain import (
     save_chain,
 )
 from syncdata.capture.refusals import NEW_EPOCH_HINT, SlotInUseError
-from syncdata.capture.replication import ReplicationStream
+from syncdata.capture.replication import ReplicationConnection
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import PLUGIN, Slot, read_slot
-from syncdata.capture.source import Identity, connect
+from syncdata.capture.source import SystemIdentity, connect
 from syncdata.capture.spool import SpooledFile, make_spool, remove_from_spool, take_over
 from syncdata.capture.uploader import upload
 from syncdata.changes.reader import inspect
@@ -33,9 +33,9 @@ from syncdata.errors import SlotError, SourceChangedError
 
 def open_chain(
     settings: CaptureSettings,
-    stream: ReplicationStream,
+    replication: ReplicationConnection,
     archive: Archive,
-    identity: Identity,
+    identity: SystemIdentity,
     now: dt.datetime,
 ) -> tuple[Chain, list[SpooledFile]]:
     """Return the chain, begun if this is the first time, and the files that wait in the spool.
@@ -48,10 +48,10 @@ def open_chain(
     chain = load_chain(directory)
     if chain is not None:
         require_same_system(chain, identity)
-    slot = find_slot(stream, settings.slot_name, chain)
+    slot = find_slot(replication, settings.slot_name, chain)
     if chain is not None:
         require_same_slot(chain, slot)
-    # Only after the chain's own rules: a slot that was moved is told before one that is in use.
+    # After the chain's own rules: of a slot that was moved and is in use, report that it was moved.
     require_free(slot)
     spooled = take_over(directory)
     newest_file = _newest_file(archive, chain.last_file if chain else None)
@@ -65,7 +65,7 @@ def open_chain(
 
 
 def begin_epoch(
-    settings: CaptureSettings, archive: Archive, identity: Identity, slot: Slot, now: dt.datetime
+    settings: CaptureSettings, archive: Archive, identity: SystemIdentity, slot: Slot, now: dt.datetime
 ) -> Chain:
     """Let the chain begin anew where *slot* stands; upload first what waits in the spool."""
     directory = settings.spool_dir
@@ -84,9 +84,9 @@ def begin_epoch(
     return chain
 
 
-def find_slot(stream: ReplicationStream, name: str, chain: Chain | None) -> Slot:
+def find_slot(replication: ReplicationConnection, name: str, chain: Chain | None) -> Slot:
     """Return the slot called *name*. Raises SlotError when it does not exist, or has another plugin."""
-    slot = stream.slot(name)
+    slot = replication.slot(name)
     if slot is None:
         hint = NEW_EPOCH_HINT if chain else "run 'python manage.py setup_logical_replication'"
         raise SlotError(f"the source has no replication slot {name}", hint=hint)
@@ -115,7 +115,7 @@ def require_unmoved(settings: CaptureSettings, chain: Chain) -> None:
 
 
 def _begin_chain(
-    archive: Archive, identity: Identity, slot: Slot, newest_file: str | None, now: dt.datetime
+    archive: Archive, identity: SystemIdentity, slot: Slot, newest_file: str | None, now: dt.datetime
 ) -> Chain:
     """Return the chain where the spool has no state of it.
 

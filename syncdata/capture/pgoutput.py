@@ -1,4 +1,4 @@
-"""Messages of PostgreSQL's output plugin pgoutput, decoded. Knows the protocol's bytes; does no I/O.
+"""Decodes the messages of PostgreSQL's output plugin pgoutput. Knows the protocol's bytes; does no I/O.
 
 Source: "Logical Replication Message Formats" of the PostgreSQL documentation, protocol version 1: the
 server sends whole transactions, in the order of their commits, when they are committed.
@@ -28,8 +28,7 @@ _UINT32 = struct.Struct(">I").unpack_from
 _NULL, _UNCHANGED, _TEXT = b"nut"
 _OLD_KEY, _OLD_ROW, _NEW_ROW = b"KON"
 _IS_KEY = 1
-# Types (the names of columns' types), origins, and messages of the source's own become nothing in a change
-# file.
+# Left out of change files: types (the names of columns' types), origins, and logical messages.
 _IGNORED = frozenset(b"YOM")
 
 
@@ -54,7 +53,7 @@ class Commit:
 class Relation:
     """A table as the changes that follow describe it. ``key``: the columns of its replica identity.
 
-    Compared by identity: after ALTER TABLE the source describes the table anew, and that is another value.
+    Compared by identity: after ALTER TABLE the source sends another description, which is another value.
     """
 
     schema: str
@@ -93,7 +92,7 @@ class Decoder:
         self._relations: dict[int, Relation] = {}
 
     def decode(self, message: bytes) -> Message | None:
-        """Return *message* decoded; None for a message that becomes nothing in a change file.
+        """Return *message* decoded; None for a message that is left out of change files.
 
         Raises CaptureError for a message that is not of protocol version 1, and for text that is not UTF-8.
         """
@@ -191,7 +190,7 @@ def _read_old(message: bytes, position: int, relation: Relation) -> tuple[Values
     kind = message[position]
     values, position = _read_row(message, position + 1, relation)
     if kind == _OLD_KEY:
-        # The message has all other columns, too, but as NULL.
+        # The message has all other columns, too, but NULL in place of their values.
         values = {column: value for column, value in values.items() if column in relation.key}
     elif kind != _OLD_ROW:
         raise ValueError("no old row")

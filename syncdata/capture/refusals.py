@@ -1,4 +1,4 @@
-"""The refusals of the source, of its server and of the driver, as errors that an operator understands.
+"""Turns the refusals of the source, of its server and of the driver into errors for the operator.
 
 Knows psycopg's errors and PostgreSQL's SQLSTATEs; opens no connection. The one place on the production side
 where a `psycopg.Error` becomes a `SyncError`. Only an error's primary message is passed on: its details can
@@ -34,7 +34,7 @@ class SlotInUseError(SlotError):
 
 @contextmanager
 def source_errors() -> Iterator[None]:
-    """Raise what the driver raises in the block as `source_error` of it."""
+    """Turn the driver's errors in the block into those of `source_error`."""
     try:
         yield
     except psycopg.Error as error:

@@ -29,7 +29,7 @@ from syncdata.capture.refusals import (
     source_errors,
 )
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.capture.source import Identity, connect_for_replication, read_identity
+from syncdata.capture.source import SystemIdentity, connect_for_replication, read_identity
 from syncdata.errors import SourceConnectionError, SourceSetupError, SyncError
 
 _XLOG_DATA, _KEEPALIVE = b"wk"
@@ -39,7 +39,7 @@ _STATUS = struct.Struct(">cQQQqB")
 
 
 class Keepalive(msgspec.Struct, frozen=True, gc=False):
-    """The server's word that it has sent all that was committed before ``wal_end``."""
+    """The server's report that it has sent all that was committed before ``wal_end``."""
 
     wal_end: int
     wants_reply: bool
@@ -52,7 +52,7 @@ class XLogData(msgspec.Struct, frozen=True, gc=False):
     message: bytes
 
 
-class ReplicationStream:
+class ReplicationConnection:
     """One replication connection; a context manager. Not for use from several threads."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ class ReplicationStream:
     ) -> None:
         self._connection.close()
 
-    def identify(self) -> Identity:
+    def identify(self) -> SystemIdentity:
         with source_errors():
             return read_identity(self._connection)
 

@@ -1,8 +1,8 @@
-"""One replication connection at work: messages become files, files go to the archive, positions to the
-source.
+"""One replication connection at work: messages become files, files go to the archive, confirmations go to
+the source.
 
 Knows when to read, when to wait and what may be confirmed; leaves the making of files to the assembler and
-their upload to the uploader. Ends with the connection: who reconnects is the archiver's business.
+their upload to the uploader. A session ends with its connection; the archiver begins the next one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from syncdata.capture.assembler import Assembler
 from syncdata.capture.chain import Chain, continue_chain, save_chain
-from syncdata.capture.replication import Keepalive, ReplicationStream
+from syncdata.capture.replication import Keepalive, ReplicationConnection
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import SpooledFile, remove_from_spool
 from syncdata.capture.uploader import Uploader
@@ -44,7 +44,7 @@ class Archived:
     records: int = 0
 
 
-class Session:
+class ReplicationSession:
     """The life of one replication connection.
 
     ``_chain`` ends with the last file that is in the archive, and is on the disk; the assembler's ``head``
@@ -54,14 +54,14 @@ class Session:
     def __init__(
         self,
         settings: CaptureSettings,
-        stream: ReplicationStream,
+        replication: ReplicationConnection,
         chain: Chain,
         uploader: Uploader,
         clock: Callable[[], dt.datetime],
     ) -> None:
         self.archived = Archived()
         self._settings = settings
-        self._stream = stream
+        self._replication = replication
         self._chain = chain
         self._uploader = uploader
         self._clock = clock
@@ -104,7 +104,7 @@ class Session:
             self._files.discard()
 
     def _is_over(self, stop: threading.Event, until_lsn: int | None) -> bool:
-        """Return whether to read no more; a stop waits a while for the end of a transaction under way."""
+        """Tell whether reading is over. After a stop it goes on a while, to reach a transaction's end."""
         if stop.is_set():
             now_s = time.monotonic()
             self._stopping_since_s = self._stopping_since_s or now_s
@@ -127,7 +127,7 @@ class Session:
         if self._uploader.waiting >= MOST_WAITING:
             self._uploader.wait(_IDLE_S)
         else:
-            self._stream.wait(_IDLE_S if not self._uploader.waiting else _IDLE_S / 10)
+            self._replication.wait(_IDLE_S if not self._uploader.waiting else _IDLE_S / 10)
 
     def _end(self, *, is_stop: bool) -> None:
         """Finish the open file and wait for the uploads; a stop waits only while they go well."""
@@ -144,20 +144,20 @@ class Session:
                 logger.warning("%d file(s) stay in the spool for the next start", self._uploader.waiting)
                 break
         self._confirm_idle()
-        self._stream.confirm(self._chain.confirmed)
-        self._stream.finish(timeout_s=_FINISH_PATIENCE_S)
+        self._replication.confirm(self._chain.confirmed)
+        self._replication.finish(timeout_s=_FINISH_PATIENCE_S)
 
     # Messages
 
     def _read_burst(self) -> bool:
         """Read what has arrived, up to some limit; return whether there may be more."""
-        read, take, uploader = self._stream.read, self._files.take, self._uploader
+        read, take, uploader = self._replication.read, self._files.take, self._uploader
         for _ in range(_BURST_MESSAGES):
             if uploader.waiting >= MOST_WAITING:
                 return False
             message = read()
             if message is None:
-                self._stream.wait(0)
+                self._replication.wait(0)
                 if (message := read()) is None:
                     return False
             if isinstance(message, Keepalive):
@@ -188,9 +188,10 @@ class Session:
             self.archived.records += file.footer.records
 
     def _confirm_idle(self) -> None:
-        """Where no record waits, also confirm commits of tables that are not published.
+        """Confirm all that was received, when no record of it waits to be archived.
 
-        Otherwise a source that changes only such tables would keep all its WAL for us.
+        Received commits may have changed only tables that are not published. If they were never confirmed,
+        a source that changes only such tables would keep all its WAL for us.
         """
         files = self._files
         is_idle = not files.has_open_file and not files.is_in_transaction and not self._uploader.waiting
@@ -201,7 +202,7 @@ class Session:
         """Write *chain* to the disk, and only then tell the source: it may forget what we confirm."""
         save_chain(self._settings.spool_dir, chain)
         self._chain = chain
-        self._stream.confirm(chain.confirmed)
+        self._replication.confirm(chain.confirmed)
 
     def _give_feedback_if_due(self, *, wants_reply: bool = False) -> None:
         now_s = time.monotonic()
@@ -209,4 +210,4 @@ class Session:
             return
         self._feedback_due_s = now_s + (FEEDBACK_EVERY_S if not wants_reply else 0.5)
         self._confirm_idle()
-        self._stream.confirm(self._chain.confirmed, wants_reply=wants_reply)
+        self._replication.confirm(self._chain.confirmed, wants_reply=wants_reply)

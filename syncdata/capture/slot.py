@@ -59,7 +59,7 @@ class Slot:
 
     @property
     def is_lost(self) -> bool:
-        """The server has removed WAL that the slot needs."""
+        """True when the server has removed WAL that the slot needs."""
         return self.wal_status == "lost"
 
     @property

@@ -1,7 +1,7 @@
-"""Snapshots: tables of the source, as they are at one exactly known commit, into the archive.
+"""Takes snapshots: copies tables of the source, as they are at one exactly known commit, into the archive.
 
-Knows the order of things and the header of a snapshot file; leaves SQL to exported_snapshot.py. The order is
-what makes snapshot and change files meet:
+Knows the order of the steps and the header of a snapshot file; leaves SQL to exported_snapshot.py. Because
+of this order, snapshot and change files meet:
 
 1. The name of the archive's newest change file, say changes_20260205_103000.json.zst, is noted as ``prev``.
    All that this file and the earlier ones hold was committed before the point, which is found later.
@@ -39,7 +39,7 @@ from syncdata.capture.pgoutput import Relation
 from syncdata.capture.refusals import NEW_EPOCH_HINT
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot
-from syncdata.capture.source import Identity
+from syncdata.capture.source import SystemIdentity
 from syncdata.capture.spool import FileWriter, SpooledFile, make_spool, remove_from_spool, translated
 from syncdata.changes.filenames import next_stamp, snapshot_name
 from syncdata.changes.header import Header
@@ -78,9 +78,10 @@ def take_snapshots(
 ) -> list[TakenSnapshot]:
     """Put a copy of each of *tables* into the archive, all of one point; return those that are there.
 
-    When *stop* is set this ends soon; the snapshots that are finished by then stay, nothing is left of the
-    others. The archiver may run meanwhile. Raises SnapshotError when a table cannot be copied, SlotError and
-    SourceChangedError when the stream would not go on from there, and the archive's and the spool's errors.
+    When *stop* is set this ends soon; the snapshots that are finished by then stay, and the others leave
+    nothing behind. The archiver may run meanwhile. Raises SnapshotError when a table cannot be copied,
+    SlotError and SourceChangedError when the stream would not go on from there, and the archive's and the
+    spool's errors.
     """
     taken: list[TakenSnapshot] = []
     progress = progress or NoProgress()
@@ -112,7 +113,7 @@ def take_snapshots(
             for table in point.tables:
                 taken.append(copying.take(table))
     except (_Stopped, SyncError):
-        # A stop cancels statements and closes connections, and each of them complains in its own way.
+        # After a stop, errors are expected: it cancels statements and closes connections.
         if not stop.is_set():
             raise
         logger.warning("stopped: %d of %d snapshots are in the archive", len(taken), len(tables))
@@ -241,7 +242,7 @@ def _header(chain: Chain, point: Point, newest_file: str | None, now: dt.datetim
     )
 
 
-def _require_stream(chain: Chain, identity: Identity, slot: Slot | None, slot_name: str) -> None:
+def _require_stream(chain: Chain, identity: SystemIdentity, slot: Slot | None, slot_name: str) -> None:
     """Raise unless the chain's own slot stands ready, so that the changes after the point will be there.
 
     Its confirmed position is not compared with the chain: a running archiver moves both all the time.

@@ -28,12 +28,12 @@ TEXT_SETTINGS = {
 # The server asks for an answer after half of this time without one. We report more often than that, so a
 # server that asks is one that shuts down.
 _SENDER_SETTINGS = {"wal_sender_timeout": "60s", "client_min_messages": "warning"}
-# The kernel notices a host that vanished without a word, but in good time only if it is told to.
+# With the kernel's defaults, it would take hours to notice that the source's host has vanished.
 _NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class SystemIdentity:
     """A source system: its identifier, its timeline, and how far its WAL is written (``wal_lsn``)."""
 
     system_id: str
@@ -65,8 +65,8 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
     return psycopg.connect(**given, replication="database", options=options, autocommit=True)
 
 
-def read_identity(connection: psycopg.Connection[Any]) -> Identity:
+def read_identity(connection: psycopg.Connection[Any]) -> SystemIdentity:
     """Return the system that a replication connection is connected to. Raises psycopg.Error."""
     row = connection.execute("IDENTIFY_SYSTEM").fetchone()
     assert row is not None
-    return Identity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))
+    return SystemIdentity(system_id=str(row[0]), timeline=int(row[1]), wal_lsn=parse_lsn(row[2]))

@@ -1,8 +1,8 @@
-"""The spool: change files and snapshots as they are written on the production side, before they travel.
+"""The spool: change files and snapshots are written here, on the production side, before they are uploaded.
 
 Knows files, and how one becomes durable; knows nothing of PostgreSQL, the archive, or the lines of a file.
-A file is written under a hidden name, flushed to the disk, and renamed when it is whole; so what has its
-name here is whole, whatever happens to the process.
+A file is written under a hidden name, flushed to the disk, and renamed when it is whole. So a file with its
+final name is whole, whatever happens to the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from syncdata.changes.writer import ChangeFileWriter
 from syncdata.errors import SpoolError
 from syncdata.runtime.durable import fsync_directory, replace_file
 
-# The open change file, and new states of the chain that a crash left behind. A snapshot's part is another's.
+# The open change file, and new states of the chain that a crash left behind. Parts of snapshots are not among
+# them: they belong to the process that takes the snapshot.
 _OURS = (".changes", ".chain.json.")
 
 
@@ -38,7 +39,7 @@ class SpooledFile:
 
 
 class FileWriter:
-    """Writes one file of the spool: a hidden name while it grows, and durable once it has its own.
+    """Writes one file of the spool: it has a hidden name while it grows, and its own once it is durable.
 
     Every method raises SpoolError when the disk refuses.
     """

@@ -1,4 +1,4 @@
-"""The archiver as its slot and its spool show it, and how that reads as text. Pure."""
+"""The archiver's status, worked out from its slot and its spool, and its form as text. Pure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from syncdata.capture.chain import Chain
 from syncdata.capture.slot import Slot
 from syncdata.errors import Problem
 
-# The source removes WAL that its slot needs beyond its limit; so much of the limit is a warning.
+# The source keeps WAL for the slot up to a limit, and removes it beyond. From this share on, it is a warning.
 RETENTION_WARNING_SHARE = 0.8
-# How long nothing may be confirmed, while there is something to confirm, before somebody should look.
+# Nothing has been confirmed for so long, although there is something to confirm: a problem.
 _OVERDUE_ROTATIONS, _OVERDUE_GRACE_S = 3, 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiverStatus:
-    """``lag_bytes`` of WAL and ``lag_seconds`` behind the source: what is not in the archive yet.
+    """The archiver's status. ``lag_bytes`` of WAL and ``lag_seconds`` of changes are not in the archive yet.
     ``retention_share``: of the WAL that may be kept for the slot (None: no limit). ``problems`` says why it
     is not healthy, and is empty when it is; a problem's ``str()`` is its text."""
 
@@ -53,7 +53,8 @@ def archiver_status(
     now: dt.datetime,
     problems: tuple[Problem, ...] = (),
 ) -> ArchiverStatus:
-    """Return the status; *waiting*: name and size of the files in the spool; *problems*: known already."""
+    """Return the status. *waiting*: name and size of the files in the spool. *problems*: those that the
+    caller has found already."""
     lag_seconds = None
     if slot is not None and chain is not None:
         confirmed_at = dt.datetime.fromisoformat(chain.confirmed_at)
@@ -137,7 +138,7 @@ def format_archiver_status(status: ArchiverStatus) -> str:
 
 
 def format_bytes(size: int) -> str:
-    """``512 B``, ``12 kB``, ``3.4 GB``"""
+    """Return a size as text: ``512 B``, ``12 kB``, ``3.4 GB``."""
     value, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:

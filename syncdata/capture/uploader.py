@@ -26,7 +26,7 @@ _POLL_S = 0.2
 
 
 class Uploader:
-    """A context manager; leaving it gives up the upload that is under way."""
+    """The thread that uploads; a context manager. Leaving it gives up the upload that is under way."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive

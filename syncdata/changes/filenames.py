@@ -2,8 +2,8 @@
 
 A change file's *stem* (its name without ``.json``, ``.json.gz``, ``.json.zst``) is its identity and its
 place in the order, so a file that is compressed after it was applied is not a new file. A snapshot is a
-directory named by its time, with one file for each table. A name that begins with a dot is a file's that is
-still being written. The time in a name is its *stamp*, ``YYYYMMDD_HHMMSS`` in UTC.
+directory named by its time, with one file for each table. A file whose name begins with a dot is still being
+written. The time in a name is its *stamp*, ``YYYYMMDD_HHMMSS`` in UTC.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SNAPSHOT_FILE = re.compile(rf"snapshot_({_STAMP.pattern})/([^./]+)\.([^./]+)\.j
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeFile:
-    """A change file as the archive lists it; *size_bytes* as stored, so compressed where it is."""
+    """A change file as the archive lists it. *size_bytes* is its size as stored, perhaps compressed."""
 
     name: str
     size_bytes: int
@@ -44,7 +44,7 @@ class ChangeFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotFile:
-    """One table of a snapshot as the archive lists it; *name* with its directory."""
+    """One table of a snapshot as the archive lists it. *name* includes the snapshot's directory."""
 
     table: TableName
     name: str
@@ -102,14 +102,14 @@ def snapshot_file(name: str, size_bytes: int) -> SnapshotFile | None:
 def check_name(name: str) -> None:
     """Raise ValueError for a name that is neither a change file's nor a snapshot file's.
 
-    So no name leads out of the archive.
+    A name like ``../secret`` could lead out of the archive.
     """
     if not is_change_file(name) and parse_snapshot_name(name) is None:
         raise ValueError(f"{name!r} is neither a change file nor a snapshot file")
 
 
 def temporary_name(name: str) -> str:
-    """Return what the file *name* is called while it is written: hidden, in the same directory."""
+    """Return the name that the file *name* has while it is written: hidden, in the same directory."""
     directory, slash, file = name.rpartition("/")
     return f"{directory}{slash}.{file}.part"
 
@@ -129,7 +129,7 @@ def newest_first(files: Iterable[SnapshotFile]) -> list[SnapshotFile]:
 
 
 def _encode(identifier: str) -> str:
-    """Return *identifier* with ``%XX`` for the bytes of each character that is no part of a file name.
+    """Return *identifier* with ``%XX`` for the bytes of each character that has no place in a file name.
 
     Those are the separators, the dot, which stands between schema and table, and control characters.
     """
@@ -188,7 +188,7 @@ def next_stamp(now: dt.datetime, last_stamp: str | None) -> str:
 def next_name(now: dt.datetime, last_name: str | None) -> str:
     """Return a new change file's name without suffix: by *now*, or by the second after *last_name*'s.
 
-    So names never repeat and never go back, however fast the files come and whatever the clock does.
+    Names therefore never repeat and never go back, even when files come fast or the clock is set back.
     Raises SpoolError when no name can follow *last_name*.
     """
     if last_name is None:

@@ -37,12 +37,12 @@ class Header(msgspec.Struct, frozen=True):
 
     @property
     def source_id(self) -> str:
-        """The replication behind this file. Between files of different ones, changes may be missing."""
+        """The source of this file's changes: between files of two sources, changes may be missing."""
         return f"{self.system_id}/{self.timeline}/{self.slot}/{self.epoch}"
 
 
 class Footer(msgspec.Struct, frozen=True, kw_only=True):
-    """The last line of a file that syncdata wrote: how much stands before it, and the SHA-256 of that.
+    """The last line of a file that syncdata wrote: the counts and the SHA-256 of all the lines before it.
 
     Everything that was committed before ``end_lsn`` is in this file or in earlier ones.
     """
@@ -81,7 +81,7 @@ def parse_header(head: bytes, name: str) -> Header | None:
 
 
 def parse_footer(last_line: bytes) -> Footer | None:
-    """Return the footer that *last_line* is; None when it is none, or not all of one."""
+    """Read *last_line* as a footer; return None when it is not one, or not a whole one."""
     if not last_line.startswith(FOOTER_PREFIX) or not last_line.endswith(b"\n"):
         return None
     try:
@@ -98,5 +98,5 @@ def format_comment(content: Header | Footer) -> bytes:
     """Return a header or footer as its line in the file; fields without a value are left out."""
     fields = {name: value for name, value in msgspec.to_builtins(content).items() if value is not None}
     if isinstance(content, Header) and content.seq is not None:
-        fields["prev"] = content.prev  # null, too, says something: no file came before
+        fields["prev"] = content.prev  # also when it is None: null says that no file came before
     return b"# " + msgspec.json.encode(fields) + b"\n"

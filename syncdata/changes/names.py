@@ -36,7 +36,7 @@ class TableName(msgspec.Struct, frozen=True, order=True):
 
 
 def _is_identifier(part: str) -> bool:
-    """Tell whether a table or schema can be called *part*: PostgreSQL cuts off longer names than 63 bytes."""
+    """Tell whether *part* can be a table's or schema's name: PostgreSQL cuts names off after 63 bytes."""
     return 0 < len(part.encode(errors="replace")) <= 63 and "\0" not in part
 
 

@@ -1,4 +1,4 @@
-"""Change files as they are read: compression, header, footer, a stream of records. Pure over file objects.
+"""Reads change files: compression, header, footer, a stream of records. Pure over file objects.
 
 Knows the format; knows nothing of archives, databases or Django. A file with a header is finished when its
 footer is there and the SHA-256 in it is that of the bytes before. A plain file, one without a header, is
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 CHUNK_BYTES = 1 << 20
-COMPRESSED_CHUNK_BYTES = 1 << 15  # it may stand for a thousand times as many bytes of text
+COMPRESSED_CHUNK_BYTES = 1 << 15  # may be decompressed to a thousand times as many bytes
 
 # The record in place of a line that the operator has said to skip. No table can have this name.
 UNREADABLE = ChangeRecord(table="", schema="", op="UPDATE")
@@ -39,7 +39,7 @@ NO_TABLE = TableName(UNREADABLE.schema, UNREADABLE.table)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """The findings of one look over a whole file.
+    """The findings about one whole file.
 
     ``unfinished`` says why the file cannot be read yet, and is empty when it can. ``error`` is set when the
     file is damaged, so that waiting will not help. ``text_bytes`` is its size without compression.
@@ -113,7 +113,7 @@ def _number_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     try:
         yield from enumerate(_decompress(stream, name), start=1)
     except (EOFError, zlib.error, zstandard.ZstdError):
-        # `inspect` found it whole, so somebody has changed it since.
+        # `inspect` found the file whole, so somebody has changed it since.
         raise ParseError("the compressed data is corrupt", hint=REFETCH_HINT, file=name) from None
 
 

@@ -1,4 +1,4 @@
-"""A change file as it is written: the header, lines, and a footer that proves them. Pure over file objects.
+"""Writes a change file: a header, lines, and a footer that proves them. Pure over file objects.
 
 Knows the format and its compressions; knows nothing of names, disks or durability, nor of what a record is.
 """
@@ -22,7 +22,7 @@ _BUFFER_BYTES = 1 << 18
 class ChangeFileWriter:
     """Writes a file's header, lines and footer, compressed, to *raw*, which stays open and the caller's.
 
-    Memory is bounded by a small buffer. Raises what *raw* raises; the file is then to be given up.
+    Memory is bounded by a small buffer. Errors of *raw* pass through; the caller then calls `give_up`.
     """
 
     def __init__(self, raw: BinaryIO, header: Header, compression: Compression) -> None:
@@ -35,7 +35,7 @@ class ChangeFileWriter:
 
     @property
     def text_bytes(self) -> int:
-        """How many bytes were written so far, before compression."""
+        """The number of bytes written so far, before compression."""
         return self._flushed_bytes + self._buffered_bytes
 
     def write(self, line: bytes) -> None:
@@ -71,7 +71,7 @@ class ChangeFileWriter:
         return footer
 
     def give_up(self) -> None:
-        """Let go of the compressor, whatever *raw* says to its rest."""
+        """Close the compressor; errors that *raw* raises at its last bytes are ignored."""
         if self._out is not self._raw:
             with suppress(OSError, ValueError):
                 self._out.close()

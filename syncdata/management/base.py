@@ -35,7 +35,7 @@ class SyncCommand(BaseCommand):
     exit status 1; Ctrl-C becomes exit status 130. ``call_command`` raises the SyncError itself.
     """
 
-    # `manage.py check` is for those; a failing check of another app must not keep the data from syncing.
+    # No system checks here: a failing check of another app must not keep the data from syncing.
     requires_system_checks = ()
     epilog = ""
 
@@ -124,7 +124,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
     @stream.setter
     def stream(self, value: TextIO) -> None:
-        """The base class sets one, which would be yesterday's."""
+        """Ignore the stream that the base class sets: stderr may be replaced later."""
 
 
 @contextlib.contextmanager
@@ -152,7 +152,7 @@ def _logging_to_stderr(level: int, *, without_errors: bool) -> Iterator[None]:
 
 
 def _database_error(error: Exception) -> ServiceInitError:
-    """Translate what the service did not. Only the primary message: details can hold row values."""
+    """Translate a driver's error that the service let pass. Without details, which can hold row values."""
     cause = error if isinstance(error, psycopg.Error) else error.__cause__
     if isinstance(cause, psycopg.errors.UndefinedTable):
         return ServiceInitError(
@@ -186,7 +186,7 @@ def format_result(result: SyncResult) -> str:
 
 
 def format_count(number: int, noun: str) -> str:
-    """``1 file``, ``1,000 files``"""
+    """Return a number with its noun: ``1 file``, ``1,000 files``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
@@ -195,7 +195,7 @@ def format_json(document: Any) -> str:
 
 
 def format_time(moment: datetime | None) -> str:
-    """``2026-02-05T10:30:00Z``, or ``-``."""
+    """Return a time as text: ``2026-02-05T10:30:00Z``, or ``-`` for None."""
     if moment is None:
         return "-"
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

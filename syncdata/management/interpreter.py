@@ -1,4 +1,4 @@
-"""Settings of the whole process that pay where tens of thousands of records pass through a second."""
+"""Settings of the whole process that make it faster. Knows the interpreter; knows nothing of the work."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 
 def tune_interpreter() -> None:
-    """Two settings, each worth a fifth of the speed (see benchmarks/apply.py).
+    """Change two settings, each worth a fifth of the speed (see benchmarks/apply.py).
 
-    A batch is tens of thousands of records without a cycle among them, so garbage is looked for rarely.
-    And the thread that feeds the server gets its turn at once when the one that prepares has it.
+    The garbage collector runs rarely: a batch is tens of thousands of records without a cycle among them.
+    Threads switch quickly, so that the one that feeds the server does not wait for the one that prepares.
     """
     sys.setswitchinterval(0.000_1)
     gc.freeze()

@@ -18,11 +18,10 @@ LINE_EVERY_S = 10.0
 
 
 class Tally:
-    """The count of one piece of work: files, records and sizes. The clock's reading comes in as an argument.
+    """The counts of one piece of work: files, records and sizes. The time comes in as an argument.
 
-    Sizes are bytes of files as stored, or estimated rows of tables. Beyond a file's size nothing more is
-    counted, so neither a compressed file's contents nor a table larger than estimated push the sum past the
-    total.
+    Sizes are bytes of files as stored, or estimated rows of tables. No file counts for more than its size, so
+    a compressed file, or a table that is larger than estimated, does not push the sum past the total.
     """
 
     def __init__(self, files_total: int, size_total: int, now_s: float) -> None:
@@ -72,7 +71,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """A tally in words, at a moment: as a ``line``, and as the text beside the ``bar``."""
+    """The wording of a tally: ``line`` for a line of its own, ``bar`` for the text beside a bar."""
 
     line: Callable[[Tally, float], str]
     bar: Callable[[Tally, float], str]
@@ -143,7 +142,7 @@ class LineProgress:
         self._write_if_due()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no line is left open."""
 
     def _write_if_due(self) -> None:
         now_s = self._clock()
@@ -174,7 +173,7 @@ class BarProgress:
         if not count:
             return
         self._tally = Tally(count, size, time.monotonic())
-        # A size that is not known makes a bar that only moves.
+        # With an unknown size, the bar shows movement only.
         self._task = self._bar.add_task(self._text(), total=size or None)
         self._bar.start()
 
@@ -208,7 +207,7 @@ class BarProgress:
 
 
 def format_duration(seconds: float) -> str:
-    """``0.4 s``, ``45 s``, ``3 min``, ``2 h 5 min``"""
+    """Return a duration as text: ``0.4 s``, ``45 s``, ``3 min``, ``2 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 90:

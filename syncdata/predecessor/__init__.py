@@ -1,1 +1,1 @@
-"""What exists for the Go tool alone: its tables adopted, its state file read and mirrored."""
+"""All that exists for the Go tool alone: adopts its tables, reads its state file, mirrors the state in it."""

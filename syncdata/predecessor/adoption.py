@@ -1,6 +1,6 @@
 """Adoption of tables that exist already: the migration operation and the changes it makes.
 
-Knows the catalog and Django's schema editor; knows nothing of what the tables mean. Invariants:
+Knows the catalog and Django's schema editor; knows nothing of the tables' meaning. Invariants:
 
 1. After ``migrate``, an adopted table has the columns, defaults, constraints and indexes of a fresh
    one, under the same names. What the table has beyond them is left alone.

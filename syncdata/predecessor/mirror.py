@@ -1,4 +1,7 @@
-"""The worker's mirror as the predecessor's state file: adopted once, and written after each cycle."""
+"""The worker's mirror in the form of the predecessor's state file: adopted once, written after each cycle.
+
+Knows the state's queries and the file; knows nothing of cycles.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,9 @@ class StateFileMirror:
         self._path = directory / STATE_FILE_NAME
 
     def adopt(self, connection: Connection[Any]) -> None:
-        """Where the database holds no checkpoint, go on where the predecessor's state file stopped.
+        """Go on where the predecessor's state file stopped, if the database holds no checkpoint.
 
-        A file that cannot be read is logged, and nothing else. Raises psycopg.Error.
+        A file that cannot be read is logged and left alone. Raises psycopg.Error.
         """
         try:
             state = load_state(self._path)
@@ -66,12 +69,12 @@ class StateFileMirror:
         """
         with errors_as(WhitelistListError, "the whitelist cannot be read"):
             tables = read_tables(connection)
-        if tables:  # Without any, and above all, the predecessor's file is not adopted yet.
+        if tables:  # Without tables, the predecessor's file may not be adopted yet, and must stay.
             save_state(self._path, _state_of(tables, position, now))
 
 
 def _state_of(tables: list[TableInfo], position: Position, now: dt.datetime) -> SyncState:
-    # A cycle with all tables paused went nowhere; they stand where they stood.
+    # A cycle in which all tables are paused has no position; their own checkpoints say where they stand.
     last_file = position.file or max(info.checkpoint.rpartition(":")[0] for info in tables)
     return SyncState(
         last_file=last_file,

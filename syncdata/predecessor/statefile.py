@@ -1,7 +1,8 @@
 """The state file: a mirror of the checkpoints for tools that read it, in the predecessor's format.
 
 The database is the truth. Only the file that the predecessor left is ever read for its content, once,
-to go on where it stopped; a file of ours carries a mark, so that it is never taken for one of those.
+to go on where it stopped; a file of ours carries a mark, so that it is never taken for one of those. Knows
+the file; knows nothing of the database.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class TableState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncState:
-    """What the state file says; field names and order are the file's."""
+    """The content of the state file, with the file's names and order of fields."""
 
     version: int = _VERSION
     written_by: str = WRITTEN_BY
@@ -70,7 +71,7 @@ def format_state(state: SyncState) -> bytes:
 
 
 def load_state(path: Path) -> SyncState | None:
-    """Return what the state file says, None if there is no file.
+    """Return the content of the state file, None if there is no file.
 
     Raises StateLoadError when it cannot be read or parsed; nothing is lost by that.
     """

@@ -1,1 +1,1 @@
-"""Production, prepared: what logical replication needs of the source; checked, set up, dropped."""
+"""Checks, sets up and drops what logical replication needs at the source. Knows nothing of the archive."""

@@ -213,7 +213,7 @@ class SourceDatabase:
             yield
 
     def make(self, steps: Iterable[SetupStep]) -> list[str]:
-        """Execute *steps*; return what was done, a line each."""
+        """Execute *steps*; return a line for each change made."""
         done = []
         for step in steps:
             self._connection.execute(step.statement)

@@ -1,4 +1,4 @@
-"""The facts about a source that decide whether it is ready, as values, and what follows from them directly.
+"""The facts about a source that decide whether it is ready, as values, and simple conclusions from them.
 
 Knows no connection: database.py reads the facts.
 """
@@ -60,7 +60,7 @@ class TablePart:
 
     @property
     def is_locatable(self) -> bool:
-        """An UPDATE or DELETE in the WAL says which row it changed."""
+        """True when an UPDATE or DELETE in the WAL says which row it changed."""
         usable = {"d": self.has_key, "i": self.has_identity_index, "f": True}
         return usable.get(self.identity, False)
 
@@ -82,7 +82,7 @@ class TableFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """The publication that is there. ``partial``: its tables with a row filter or a column list."""
+    """The publication that exists. ``partial``: its tables with a row filter or a column list."""
 
     is_owned: bool
     is_for_all_tables: bool

@@ -36,7 +36,7 @@ def missing(text: str, remedy: str) -> Finding:
 
 
 def by_setup(text: str) -> Finding:
-    """Return a finding for what is missing and the setup makes."""
+    """Return a finding for something missing that the setup itself will make."""
     return Finding(
         level="missing", text=text, remedy="setup_logical_replication mends it", is_mended_by_setup=True
     )

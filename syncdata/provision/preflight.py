@@ -1,8 +1,8 @@
-"""The findings of a check: each thing that logical replication needs at the source, there or missing.
+"""Makes the findings of a check: each thing that logical replication needs at the source, there or missing.
 
 Knows the needs, and the remedies in SQL; asks no server: it works on the values of facts.py. The setup
-itself makes a missing publication or slot; for everything else that is missing the finding says what to do
-first.
+itself makes a missing publication or slot; for everything else that is missing, the finding tells the
+operator what to do first.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _wal_limits(server: Server) -> Iterator[Finding]:
 
 
 def _capacity(source: SourceFacts) -> Iterator[Finding]:
-    """The archiver needs one slot and one WAL sender for good, a snapshot one more of each for a while."""
+    """Check for free slots and WAL senders: the archiver needs one of each; a snapshot, one more."""
     server, slot = source.server, source.slot
     slots, senders = 1 if slot else 2, 1 if slot and slot.reader else 2
     rows = [

@@ -1,6 +1,6 @@
 """Checks a source, sets it up for the archiver, and takes that back. Knows the order of the steps and who
 may be in the way; leaves SQL to database.py, the judgement to preflight.py. Everything that is missing is
-told at once, and then nothing is changed.
+reported at once, and then nothing is changed.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _make_account(
     database_name = source.server.database
     account = database.read_account(name, tables)
     done = database.make(make_account(account, database_name, password_hash))
-    if not account.exists:  # Only now the server can tell which rights it has through PUBLIC.
+    if not account.exists:  # Now that it exists, the server can tell which rights it has through PUBLIC.
         account = database.read_account(name, tables)
         done += database.make(make_account(account, database_name, None))
     if lacks_rights(database.read_account(name, tables)):

@@ -19,7 +19,7 @@ _OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_pa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupStep:
-    """A statement, and a line or more (``done``) that tell the operator what it did."""
+    """A statement, and the lines (``done``) that tell the operator of its effect."""
 
     statement: sql.Composed
     done: str

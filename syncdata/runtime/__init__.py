@@ -1,1 +1,1 @@
-"""Threads, streams and retries that know nothing of syncing."""
+"""Threads, streams, durable files, retries and settings. Knows nothing of syncing."""

@@ -1,6 +1,6 @@
-"""A stream that ends where it ended when it was looked at, and stops when it is told to.
+"""A stream that is cut off at a given size, and whose reading another thread can stop.
 
-Knows bytes; knows nothing of what they say.
+Knows bytes, and the error for a disk that fails; knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 
 
-class ReadingStopped(Exception):  # no error: somebody asked for it
-    """Reading was stopped from outside; nothing of what is read may be taken for a whole file."""
+class ReadingStopped(Exception):  # not an error: somebody asked for it
+    """Reading was stopped from outside: the bytes read so far are not the whole file."""
 
 
 def up_to(stream: BinaryIO, size_bytes: int, *, stop: threading.Event | None = None) -> BinaryIO:
-    """Return the first *size_bytes* of *stream*: what a writer appends meanwhile is for the next cycle.
+    """Return the first *size_bytes* of *stream*; bytes that a writer appends meanwhile are not read.
 
     Reading raises FetchError when the disk fails, and ReadingStopped once *stop* is set.
     """

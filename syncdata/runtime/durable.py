@@ -1,4 +1,4 @@
-"""Files that survive a power cut: replaced as a whole, and their names too. Knows directories only."""
+"""Makes files and their names survive a power cut. Knows paths; knows nothing of what the files hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put *content* in the place of *path*: whatever happens, it is the old file or the new one, never half.
+    """Put *content* in the place of *path*; after a crash, the old file or the new one is there, never half.
 
     The file is readable by its owner alone. Raises OSError: then *path* is as it was or, where only the
     directory could not be flushed, holds *content* and may lose it in a power cut.

@@ -1,4 +1,4 @@
-"""Work that blocks, done so that a stop can end it. Knows threads; knows nothing of the work."""
+"""Runs blocking work in a thread, so that a stop can end it. Knows threads; knows nothing of the work."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def interruptible(
     interrupt: Callable[[], object],
     waiting: Callable[[float], object] = lambda waited_s: None,
 ) -> T:
-    """Do *work*, which blocks, in a thread; return what it returns, or raise what it raises.
+    """Run *work*, which blocks, in a thread; return its result, or raise its error.
 
-    While *stop* is set, *interrupt* is called again and again: it must let *work* fail soon, for this waits
-    until *work* has ended. *waiting* is called now and then with the time waited so far.
+    While *stop* is set, *interrupt* is called again and again until *work* has ended, so it must make *work*
+    fail soon. *waiting* is called now and then with the seconds waited so far.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="syncdata-work") as pool:
         future = pool.submit(work)

@@ -1,4 +1,4 @@
-"""Run an iterator one step ahead in a thread, so that two kinds of waiting overlap. Knows nothing else."""
+"""Runs an iterator one step ahead in a thread. Knows threads; knows nothing of the items."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prefetch(
     """Yield *items*, the next one being made while the caller works on the last.
 
     At most one item waits and one is in the making. An error of *items* is raised here, in its place.
-    Closing this generator closes *items*, waits for its thread, and gives what nobody took to *discard*.
+    Closing this generator closes *items*, waits for its thread, and passes an item left over to *discard*.
     Where *stop* is set while the caller waits, it ends early; *interrupt* must then make *items* return.
     """
     stop = stop or threading.Event()
@@ -41,7 +41,7 @@ def prefetch(
                     raise item.error
                 return
             yield item
-            del item  # The caller alone decides how long it lives.
+            del item  # No reference stays here, so the caller alone decides how long the item lives.
     finally:
         maker.close(stop, interrupt)
 
@@ -63,7 +63,7 @@ class _Maker(Generic[T]):
         self._thread.start()
 
     def close(self, stop: threading.Event, interrupt: Callable[[], None]) -> None:
-        """Wait for the thread, which *interrupt* hurries while *stop* is set; discard what nobody took."""
+        """Wait for the thread, which *interrupt* hurries while *stop* is set; discard an item left over."""
         self._is_closed.set()
         while self._thread.is_alive():
             if stop.is_set():
@@ -77,10 +77,10 @@ class _Maker(Generic[T]):
         try:
             for item in self._items:
                 self._put(item)
-                del item  # The one waiting is enough to hold.
+                del item  # The queue holds it; a second reference would keep it in memory for longer.
                 if self._is_closed.is_set():
                     break
-        except BaseException as error:  # Whatever it is belongs to the caller.
+        except BaseException as error:  # It is raised again in the caller's thread.
             end = _End(error)
         finally:
             if isinstance(self._items, Generator):

@@ -1,4 +1,4 @@
-"""How long to wait before the next try: doubling, bounded, with jitter. Knows nothing of the work."""
+"""Pauses between tries: doubling, bounded, with jitter. Knows nothing of the work that is tried."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Settings that are declared once: key, environment variable, how the value is read, and what is secret.
+"""Settings that are declared once: key, environment variable, parser, and whether they are secret.
 
-Knows values and the fields of dataclasses; knows nothing of files, or of what the settings are for. A
+Knows values and the fields of dataclasses; knows nothing of files, or of the settings' purpose. A
 parser (`a_text`, …) returns the value of a setting, or raises ValueError with what it must be.
 """
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """How the value of a key is read, and the environment variable that wins over it."""
+    """A key of the configuration: the parser of its value, and the environment variable that overrides it."""
 
     parse: Callable[[object], Any]
     variable: str = ""
@@ -25,7 +25,7 @@ class Key:
 
 
 def setting(key: str, parse: Callable[[object], Any], variable: str | None = None) -> dict[str, Any]:
-    """Return the metadata of a dataclass's field that is read from *key*, and what *variable* holds.
+    """Return the metadata of a dataclass's field that is read from *key*, or from the variable *variable*.
 
     The variable is the key in capitals unless it is given. A field without a default is required; one that
     stays out of ``repr`` is a secret.

@@ -1,1 +1,1 @@
-"""Django looks for template tags here."""
+"""Template tags; Django looks for them in a package of this name."""

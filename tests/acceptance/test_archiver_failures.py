@@ -24,7 +24,7 @@ from syncdata.capture import opening, session, uploader
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.chain import CHAIN_FILE_NAME, Chain, load_chain, save_chain
 from syncdata.capture.refusals import SlotInUseError
-from syncdata.capture.replication import ReplicationStream
+from syncdata.capture.replication import ReplicationConnection
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.changes.reader import inspect
@@ -416,7 +416,7 @@ def test_a_waiting_file_that_is_lost_is_sent_again(site: Site, caplog: pytest.Lo
 def test_a_lost_state_without_idle_progress_continues_the_chain(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session.Session, "_confirm_idle", lambda self: None)
+    monkeypatch.setattr(session.ReplicationSession, "_confirm_idle", lambda self: None)
     site.write()
     site.run_once()
     before = site.chain
@@ -546,7 +546,7 @@ def test_a_terminated_session_is_opened_again(site: Site, caplog: pytest.LogCapt
 
 
 def test_a_slot_that_another_reads_is_waited_for(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    with ReplicationStream(site.settings.params) as other:
+    with ReplicationConnection(site.settings.params) as other:
         other.start(site.settings.slot_name, site.settings.publication)
         site.write()
         with site.daemon() as daemon:
@@ -558,7 +558,7 @@ def test_a_slot_that_another_reads_is_waited_for(site: Site, caplog: pytest.LogC
 
 
 def test_a_slot_that_another_goes_on_reading_is_said_at_last(site: Site) -> None:
-    with ReplicationStream(site.settings.params) as other:
+    with ReplicationConnection(site.settings.params) as other:
         other.start(site.settings.slot_name, site.settings.publication)
         with pytest.raises(SlotInUseError, match="SHD_SYN_103"):
             site.run_once()
@@ -635,13 +635,13 @@ def test_a_slot_that_is_moved_in_the_last_moment_is_noticed(
     site.write()
     site.run_once()
     site.write()
-    start = ReplicationStream.start
+    start = ReplicationConnection.start
 
-    def start_late(stream: ReplicationStream, slot: str, publication: str) -> None:
+    def start_late(stream: ReplicationConnection, slot: str, publication: str) -> None:
         _advance(site)
         start(stream, slot, publication)
 
-    monkeypatch.setattr(ReplicationStream, "start", start_late)
+    monkeypatch.setattr(ReplicationConnection, "start", start_late)
     with pytest.raises(SlotError, match="SHD_SYN_103: .*beyond what was confirmed"):
         site.run_once()
 

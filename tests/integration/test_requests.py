@@ -388,10 +388,10 @@ def test_the_listener_hears_in_a_process_with_many_open_files(users: World) -> N
         connection = cleanup.enter_context(users.connect())
         assert connection.fileno() > 1024
         listener = requests.Listener(connection)
-        assert listener.answer()
+        assert listener.take_notice()
         ask(users, "pause", "users")
         listener.wait(10)
-        assert listener.answer()
+        assert listener.take_notice()
 
 
 def test_a_daemon_listens_again_after_its_connection_was_lost(users: World) -> None:

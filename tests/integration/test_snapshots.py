@@ -98,7 +98,7 @@ def test_a_snapshot_may_come_before_any_change_file(bags: World, source: Writer)
     assert values(bags, "b") == [30, 40]
 
 
-def test_floors_last_until_the_stream_is_beyond_them(bags: World, source: Writer) -> None:
+def test_watermarks_last_until_the_stream_is_beyond_them(bags: World, source: Writer) -> None:
     """The snapshot's commits may lie in several files, and cycles may end between them."""
     source.snapshot(1, "a", 45, rows(1), prev=None)
     source.snapshot(1, "b", 15, rows(2), prev=None)
@@ -325,7 +325,7 @@ def test_a_snapshot_newer_than_where_the_others_stand_waits_for_them(bags: World
     assert bags.checkpoint("a") == bags.checkpoint("b")
 
 
-def test_a_resync_while_the_others_are_blocked_inside_a_file_keeps_its_floor(
+def test_a_resync_while_the_others_are_blocked_inside_a_file_keeps_its_watermark(
     bags: World, source: Writer
 ) -> None:
     bags.options["batch_records"] = 1
@@ -343,7 +343,9 @@ def test_a_resync_while_the_others_are_blocked_inside_a_file_keeps_its_floor(
     assert values(bags, "b") == [10, 20, 25, 30, 40]
 
 
-def test_a_resync_under_a_running_cycle_does_not_leave_it_an_old_floor(bags: World, source: Writer) -> None:
+def test_a_resync_under_a_running_cycle_does_not_leave_it_an_old_watermark(
+    bags: World, source: Writer
+) -> None:
     """The resync ends at the same file, but its rows are newer: the cycle's next batch must notice."""
     source.changes(1, [both(10)])
     bags.sync()

@@ -28,8 +28,8 @@ def problems(values: dict[str, Any], **environ: str) -> list[str]:
 
 
 def test_an_archive_of_another_kind_is_named_by_its_path_and_configured_by_its_own_keys() -> None:
-    config = config_from_toml(LEAST | {"archive_token": "t"}, {"SHELVES": "3"}, FILE)
-    assert config.archive == MemorySettings(bucket="b", token="t", shelves=3)
+    config = config_from_toml(LEAST | {"archive_token": "t"}, {"COPIES": "3"}, FILE)
+    assert config.archive == MemorySettings(bucket="b", token="t", copies=3)
     archive = open_archive(config.archive)
     assert (archive.describe(), archive.discover(None)) == ("memory://b", [])
 
@@ -41,9 +41,9 @@ def test_the_production_side_knows_it_too() -> None:
 
 
 def test_the_keys_of_another_kind_are_checked_like_our_own() -> None:
-    values = {"archive_backend": OURS, "archive_shelves": 10, "archive_tokn": "x", "pg_database": "d"}
+    values = {"archive_backend": OURS, "archive_copies": 10, "archive_tokn": "x", "pg_database": "d"}
     assert problems(values) == [
-        "archive_shelves: must be a whole number from 1 to 9, not 10",
+        "archive_copies: must be a whole number from 1 to 9, not 10",
         "archive_tokn: is not a known key; did you mean archive_token?",
         "archive_bucket: is required (or ARCHIVE_BUCKET)",
     ]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, FileContext, Limits, cut_batches
+from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, BatchFile, Limits, cut_batches
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 from syncdata.changes.reader import LocatedRecord
@@ -16,7 +16,7 @@ from syncdata.errors import ParseError
 
 T, OTHER = TableName("public", "t"), TableName("public", "other")
 WANTED: dict[TableName, int | None] = {T: None}
-FILE = FileContext(name="f.json", is_plain=False)
+FILE = BatchFile(name="f.json", is_plain=False)
 NO_LIMITS = Limits(batch_records=10**9, batch_bytes=10**12)
 
 
@@ -101,14 +101,14 @@ def test_transactions_that_were_applied_already_are_left_out() -> None:
     assert (batch.records, batch.repeated, batch.commit_lsn) == (records[3:], 3, 9)
 
 
-def test_each_table_has_a_floor_of_its_own() -> None:
+def test_each_table_has_a_watermark_of_its_own() -> None:
     records = [record(mark, table=table) for mark in (5, 7, 9) for table in ("t", "other", "stranger")]
     (batch,) = cut_batches(records, file=FILE, watermarks={T: 5, OTHER: 7}, limits=NO_LIMITS)
     assert batch.records == [records[3], records[6], records[7]]
     assert (batch.repeated, batch.skipped, batch.commit_lsn) == (3, 3, 9)
 
 
-def test_a_table_without_a_floor_takes_what_another_has_already() -> None:
+def test_a_table_without_a_watermark_takes_what_another_has_already() -> None:
     records = [record(5), record(5, table="other")]
     (batch,) = cut_batches(records, file=FILE, watermarks={T: 5, OTHER: None}, limits=NO_LIMITS)
     assert (batch.records, batch.repeated) == (records[1:], 1)

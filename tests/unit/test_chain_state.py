@@ -20,7 +20,7 @@ from syncdata.capture.chain import (
     save_chain,
 )
 from syncdata.capture.slot import Slot
-from syncdata.capture.source import Identity
+from syncdata.capture.source import SystemIdentity
 from syncdata.capture.spool import SpooledFile
 from syncdata.changes.header import Footer, Header
 from syncdata.errors import SlotError, SourceChangedError, SpoolError
@@ -36,7 +36,7 @@ CHAIN = Chain(
     last_commit_lsn="0/80",
     confirmed_lsn="0/100",
 )
-HERE = Identity(system_id="7", timeline=1, wal_lsn=0x200)
+HERE = SystemIdentity(system_id="7", timeline=1, wal_lsn=0x200)
 
 
 def slot(**changed: Any) -> Slot:
@@ -103,19 +103,19 @@ def test_a_new_epoch_counts_from_one_and_follows_the_archive() -> None:
 @pytest.mark.parametrize(
     ("identity", "message"),
     [
-        (Identity(system_id="8", timeline=1, wal_lsn=0x200), "another system"),
-        (Identity(system_id="7", timeline=2, wal_lsn=0x200), "on timeline 2, the chain on 1"),
-        (Identity(system_id="7", timeline=1, wal_lsn=0xFF), "restored from an older copy"),
+        (SystemIdentity(system_id="8", timeline=1, wal_lsn=0x200), "another system"),
+        (SystemIdentity(system_id="7", timeline=2, wal_lsn=0x200), "on timeline 2, the chain on 1"),
+        (SystemIdentity(system_id="7", timeline=1, wal_lsn=0xFF), "restored from an older copy"),
     ],
 )
-def test_another_source_cannot_continue_the_chain(identity: Identity, message: str) -> None:
+def test_another_source_cannot_continue_the_chain(identity: SystemIdentity, message: str) -> None:
     with pytest.raises(SourceChangedError, match=f"SHD_SYN_104.*{message}.*--new-epoch"):
         require_same_system(CHAIN, identity)
 
 
 def test_the_same_source_can_however_far_its_wal_is() -> None:
     require_same_system(CHAIN, HERE)
-    require_same_system(CHAIN, Identity(system_id="7", timeline=1, wal_lsn=0x100))
+    require_same_system(CHAIN, SystemIdentity(system_id="7", timeline=1, wal_lsn=0x100))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from syncdata.apply.counts import Counts
-from syncdata.apply.plan.batches import FileContext
+from syncdata.apply.plan.batches import BatchFile
 from syncdata.apply.plan.net_change import make_plan
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan, as_replacement
@@ -280,7 +280,7 @@ def stale_tables(schema: TableSchema) -> st.SearchStrategy[Table]:
 
 
 def planned(schema: TableSchema, records: list[LocatedRecord]) -> TablePlan:
-    file = FileContext(name="f.json", is_plain=True)
+    file = BatchFile(name="f.json", is_plain=True)
     return make_plan(TableBatch(schema=schema, records=records, file=file))
 
 

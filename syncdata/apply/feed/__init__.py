@@ -1,1 +1,1 @@
-"""From the archive to batches: files, what may follow what, tables that go on together, snapshots."""
+"""From the archive to batches: files, their continuity, groups of tables, snapshots. Knows no database."""

@@ -1,4 +1,4 @@
-"""Decides what file may follow a position in the archive, and which error it is when another one does. Pure.
+"""Decides which file may follow a position in the archive, and names the error when another one does. Pure.
 
 Knows headers, positions and the order of files; knows nothing of the records in them.
 """
@@ -70,7 +70,7 @@ def files_after(position: Position, files: list[ChangeFile]) -> list[ChangeFile]
 
 
 def lost_part(position: Position, files: list[ChangeFile]) -> DiscoveryError | None:
-    """Return the error when the file that *position* lies in has gone and newer ones are there."""
+    """Return the error when the file that *position* lies in has gone while newer files are there."""
     own = stem(position.file)
     if not own or position.is_finished or not files or any(file.stem == own for file in files):
         return None
@@ -82,9 +82,9 @@ def lost_part(position: Position, files: list[ChangeFile]) -> DiscoveryError | N
 
 
 def _goes_on(position: Position, file: ChangeFile) -> bool:
-    """Whether *file*, the one that *position* lies in, may hold records beyond it.
+    """Tell whether *file*, the one that *position* lies in, may hold records beyond it.
 
-    A file applied in part does; and so does a plain one that has grown since it was all applied.
+    A file that was applied in part does; so does a plain one that has grown since all of it was applied.
     """
     if not position.is_finished:
         return True

@@ -1,6 +1,6 @@
-"""A file of the archive at hand: fetched, looked over, and cut into batches.
+"""Fetches a file of the archive, inspects it, and cuts it into batches.
 
-Knows archives, files and threads; knows nothing of what follows what, of rows, or of where batches go.
+Knows archives, files and threads; knows nothing of the order of files, of rows, or of where batches go.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
-from syncdata.apply.plan.batches import Batch, FileContext, Limits, cut_batches
+from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches
 from syncdata.archive.archive import Archive, ArchivedFile
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import Inspection, LocatedRecord, inspect
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """A change file or a snapshot at hand."""
+    """A change file or a snapshot that has been fetched and inspected."""
 
     name: str
     stream: BinaryIO
@@ -32,8 +32,8 @@ class Fetched:
     inspection: Inspection
 
     @property
-    def context(self) -> FileContext:
-        return FileContext(name=self.name, is_plain=self.inspection.header is None)
+    def batch_file(self) -> BatchFile:
+        return BatchFile(name=self.name, is_plain=self.inspection.header is None)
 
     def share_of(self, text_bytes: int) -> int:
         """Return how many of ``size_bytes``, perhaps compressed, stand for *text_bytes* of its text."""
@@ -41,10 +41,10 @@ class Fetched:
 
 
 def fetch(archive: Archive, file: ArchivedFile, *, stop: threading.Event) -> Fetched:
-    """Fetch *file* and look over all of it.
+    """Fetch *file* and inspect all of it.
 
-    Raises FetchError or ArchiveConnectionError, and ReadingStopped once *stop* is set. A broken file is no
-    error here: its inspection says what is wrong with it.
+    Raises FetchError or ArchiveConnectionError, and ReadingStopped once *stop* is set. A broken file raises
+    nothing here: its inspection says what is wrong with it.
     """
     stream = archive.fetch(file)
     size_bytes = stream.seek(0, os.SEEK_END)
@@ -97,14 +97,14 @@ def read_batches(
     footer = fetched.inspection.footer
     batches = cut_batches(
         records,
-        file=fetched.context,
+        file=fetched.batch_file,
         watermarks=watermarks,
         limits=limits,
         start_record=start_record,
         until_record=until_record,
     )
     for batch in batches:
-        # Before the file's last batch goes on, so that the file does not count as applied.
+        # Checked before the file's last batch is handed on: once that is applied, the file counts as applied.
         if footer and batch.ends_file and batch.end_record != footer.records:
             raise ParseError(
                 f"the file holds {batch.end_record} records, but its footer says {footer.records}",

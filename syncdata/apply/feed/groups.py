@@ -43,8 +43,8 @@ class Group:
         return dict(self.watermarks) if is_same else dict.fromkeys(self.watermarks)
 
     def is_with(self, other: Group) -> bool:
-        """Whether both stand between the same two records of the same source."""
-        return _place(self.position) == _place(other.position)
+        """Tell whether both groups stand between the same two records of the same source."""
+        return _order_and_source(self.position) == _order_and_source(other.position)
 
     def advance_to(self, end: Position) -> Advance:
         return Advance(watermarks=dict(self.watermarks), start=self.position, end=end)
@@ -65,13 +65,13 @@ def group_by_position(positions: Mapping[TableName, Position]) -> list[Group]:
     """Return the tables grouped by their positions, the group that is farthest behind first."""
     groups: dict[tuple[object, ...], Group] = {}
     for table, position in positions.items():
-        group = groups.setdefault(_place(position), Group(position, {}))
+        group = groups.setdefault(_order_and_source(position), Group(position, {}))
         group.watermarks[table] = position.commit_lsn
     return sorted(groups.values(), key=lambda group: (group.position.order, group.position.source_id))
 
 
-def _place(position: Position) -> tuple[object, ...]:
-    # The source belongs to it. After the plain file P9 may stand users, which has read it, and orders, whose
+def _order_and_source(position: Position) -> tuple[object, ...]:
+    # The source is part of the key. After the plain file P9 stand users, which has read it, and orders, whose
     # snapshot of the next source begins there: the first file of that source continues orders, while for
     # users there is a gap before it. Test: test_the_way_from_the_predecessors_files_leads_over_snapshots.
     return (position.order, position.source_id)

@@ -1,7 +1,7 @@
-"""Snapshots: a table's rows as the archive holds them, checked to be whole before any row is used.
+"""Finds and opens the snapshots of a table, and checks that one is whole before any of its rows is used.
 
-Knows the archive and the format; knows nothing of databases. Whatever is wrong with a snapshot is a
-ParseError. The caller then takes the next older one, from which there are only more change files to apply.
+Knows the archive and the format; knows nothing of databases. Every fault of a snapshot is a ParseError. The
+caller then takes the next older one: that only leaves more change files to apply.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from syncdata.errors import ParseError, SchemaError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A finished snapshot at hand. ``position``: where the change files go on from it."""
+    """A finished snapshot that has been fetched. The change files go on from it at ``position``."""
 
     table: TableName
     fetched: Fetched

@@ -24,16 +24,16 @@ RECORD_OVERHEAD_BYTES = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a batch may hold. ``batch_records``: it ends at the first commit after so many records.
-    ``batch_bytes``: no batch holds more (a single larger record apart)."""
+    """The limits of a batch. ``batch_records``: it ends at the first commit after so many records.
+    ``batch_bytes``: it holds no more bytes, unless a single record is larger."""
 
     batch_records: int
     batch_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileContext:
-    """The file that records come from. ``is_plain``: it has no header, so wal2json wrote its values."""
+class BatchFile:
+    """The file of a batch. ``is_plain``: it has no header, so wal2json wrote its values."""
 
     name: str
     is_plain: bool
@@ -46,7 +46,7 @@ class Batch:
     applied before.
     ``commit_lsn`` is that of the last whole transaction read, None before any."""
 
-    file: FileContext
+    file: BatchFile
     records: list[LocatedRecord]
     end_record: int
     commit_lsn: int | None
@@ -62,7 +62,7 @@ class Batch:
 
 
 class _Tally(msgspec.Struct):
-    """Sums over what has been read of the file so far."""
+    """Sums over the records of the file that have been read so far."""
 
     end_record: int
     kept: int = 0
@@ -76,7 +76,7 @@ class _Draft:
     """The batch being gathered. Its records up to ``border`` are whole transactions; those up to ``taken``
     have gone into batches already."""
 
-    def __init__(self, file: FileContext, end_record: int) -> None:
+    def __init__(self, file: BatchFile, end_record: int) -> None:
         self.file = file
         self.records: list[LocatedRecord] = []
         self.read = _Tally(end_record)
@@ -128,7 +128,7 @@ class _Draft:
 def cut_batches(
     records: Iterable[LocatedRecord],
     *,
-    file: FileContext,
+    file: BatchFile,
     watermarks: Mapping[TableName, int | None],
     limits: Limits,
     start_record: int = 0,

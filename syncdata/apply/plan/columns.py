@@ -29,8 +29,8 @@ class RecordReader:
         }
         self._is_plain_file = is_plain_file
         self._read_key = self._choose_key_reader()
-        # Both by the names of a record's columns, for many records have the same ones: what converts the
-        # values (None: nothing needs to), and what makes a row of them.
+        # Two caches by the names of a record's columns, since many records have the same ones. The first
+        # holds the functions that convert values (None: no value needs it), the second those that make rows.
         self._works: dict[tuple[str, ...], Callable[[Values], Values] | None] = {}
         self._getters: dict[tuple[str, ...], tuple[tuple[str, ...], Callable[[Values], tuple[Any, ...]]]] = {}
 
@@ -61,7 +61,7 @@ class RecordReader:
         return self._convert_some(written)
 
     def _convert_some(self, values: Values) -> Values:
-        """Return *values* converted: itself where nothing changes, which is usual, for most come as text."""
+        """Return *values* converted; usually that is *values* itself, since most come as text already."""
         changed = None
         for name, convert in self._converters.items():
             if name in values and (text := convert(value := values[name])) is not value:

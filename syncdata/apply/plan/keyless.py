@@ -32,7 +32,7 @@ class KeylessFold:
             case "UPDATE":
                 old = reader.read(located_by(record))
                 new = {**old, **reader.read(record.data or {})}
-                # The new row would get defaults in place of what the old one holds.
+                # A column that is left out would get its default in place of the old row's value.
                 # Test: test_what_cannot_be_located_or_placed_is_refused_with_its_line.
                 if len(new) < len(reader.writable):
                     raise SchemaError(
@@ -40,8 +40,8 @@ class KeylessFold:
                         hint="give the table a primary key, or REPLICA IDENTITY FULL in production",
                     )
                 self._remove(old)
-                # An UPDATE that finds no row still inserts its new one. How many did so, the statement that
-                # removes rows for updates and deletes together cannot tell; a replay can.
+                # An UPDATE that finds no row still inserts its new one. One statement removes rows for
+                # updates and deletes together, and cannot tell which of them missed their row; a replay can.
                 self.plan.replay_if_missing = True
                 self._insert(new)
             case "DELETE":

@@ -170,7 +170,7 @@ class _KeyedFold:
             return
         old_key = reader.key(old_keys, data)
         if len(old_keys) > len(self._key_names) or not self._key_names <= data.keys():
-            # What the new row leaves out is unchanged, so it is what the old one says. Tests:
+            # Columns that the new row leaves out are unchanged, so the old row has their values. Tests:
             # test_under_identity_full_the_old_row_completes_the_new_one,
             # test_a_key_that_only_old_keys_carry_locates_the_row.
             data = {**old_keys, **data}
@@ -206,8 +206,8 @@ class _KeyedFold:
             self._note_second_touch(row, old_key)
             row.merge(values, is_insertable=is_whole)
             if row.origin != old_key:
-                # The batch brought the row to old_key and takes it away again; what the target holds
-                # there, if anything, was replaced by it.
+                # The batch brought the row to old_key and takes it away again. If the target holds another
+                # row at old_key, the batch's row has replaced that one, so it must go.
                 # Test: test_a_stale_row_on_the_way_of_a_moving_one_is_removed.
                 gone.setdefault(old_key, False)
         elif not self._is_absent(old_key):
@@ -263,7 +263,7 @@ class _KeyedFold:
         self._vacated.clear()
 
     def _is_absent(self, key: Key) -> bool:
-        """Whether the batch itself has removed the row of *key*, or all rows."""
+        """Tell whether the batch itself has removed the row of *key*, or all rows."""
         return self.plan.truncate or key in self.plan.gone or key in self._vacated
 
     def finish(self) -> None:
@@ -278,8 +278,8 @@ class _KeyedFold:
                     plan.rekeyed[row.origin] = key  # type: ignore[index]
                 shapes.setdefault(columns, []).append(values)
             elif is_moved:
-                # The move takes the row away from its key by itself. Were the key in ``gone`` (for another
-                # row that stood there meanwhile), a target that removes first would lose the row.
+                # The move takes the row away from its key by itself. The key may be in ``gone`` for another
+                # row that stood there meanwhile; a target that removes first would then lose the moving row.
                 # Test:
                 # test_a_key_that_a_moving_row_leaves_is_not_removed_for_one_that_stood_there_meanwhile.
                 plan.gone.pop(row.origin, None)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from syncdata.apply.plan.batches import Batch, FileContext
+from syncdata.apply.plan.batches import Batch, BatchFile
 from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
@@ -16,7 +16,7 @@ from syncdata.errors import SchemaError, SyncError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableShare:
-    """One table's share of a batch: its records and their plan, or why there is none."""
+    """One table's share of a batch: its records and their plan, or the error that there is instead of one."""
 
     records: list[LocatedRecord]
     plan: TablePlan | SyncError
@@ -27,10 +27,10 @@ class PreparedBatch:
     """A batch with each table's share worked out."""
 
     batch: Batch
-    parts: dict[TableName, TableShare]
+    shares: dict[TableName, TableShare]
 
     @property
-    def file(self) -> FileContext:
+    def file(self) -> BatchFile:
         return self.batch.file
 
 
@@ -40,15 +40,15 @@ def prepare(batch: Batch, schemas: Mapping[TableName, TableSchema]) -> PreparedB
     for located in batch.records:
         record = located.record
         by_name.setdefault((record.schema, record.table), []).append(located)
-    parts = {}
+    shares = {}
     for (schema_name, table_name), records in by_name.items():
         table = TableName(schema_name, table_name)
-        parts[table] = _part(table, schemas.get(table), records, batch.file)
-    return PreparedBatch(batch=batch, parts=parts)
+        shares[table] = _share(table, schemas.get(table), records, batch.file)
+    return PreparedBatch(batch=batch, shares=shares)
 
 
-def _part(
-    table: TableName, schema: TableSchema | None, records: list[LocatedRecord], file: FileContext
+def _share(
+    table: TableName, schema: TableSchema | None, records: list[LocatedRecord], file: BatchFile
 ) -> TableShare:
     if schema is None:
         # Test: test_a_missing_table_blocks_only_itself_until_it_is_created.
@@ -75,20 +75,20 @@ def without(
     return prepare(replace(prepared.batch, records=records), schemas)
 
 
-def runs_of_one_table(
-    records: Iterable[LocatedRecord], parts: Mapping[TableName, TableShare]
+def cut_by_table(
+    records: Iterable[LocatedRecord], shares: Mapping[TableName, TableShare]
 ) -> Iterator[tuple[TableName, list[LocatedRecord]]]:
     """Cut *records* where the table changes, and between those that remove rows and the others.
 
     Of orders 7, 8 inserted, customer 1 inserted, order 7 deleted this makes three runs: orders (two
-    inserts), customers (one), orders (one delete). Records of tables that are not in *parts* are left out.
+    inserts), customers (one), orders (one delete). Records of tables that are not in *shares* are left out.
     """
     last: tuple[TableName, bool] | None = None
     run: list[LocatedRecord] = []
     for located in records:
         record = located.record
         table = TableName(record.schema, record.table)
-        if table not in parts:
+        if table not in shares:
             continue
         removes = record.op in ("DELETE", "TRUNCATE")
         if last is not None and last != (table, removes):

@@ -12,8 +12,8 @@ from syncdata.changes.names import TableName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnType:
-    """How a value becomes text. ``element``: the type of an array's elements; ``fields``: the names and types
-    of a composite's."""
+    """A type, as far as it decides how a value becomes text. ``element``: the type of an array's elements;
+    ``fields``: the names and types of a composite's fields."""
 
     kind: Literal["plain", "json", "bytea", "array", "composite"] = "plain"
     element: ColumnType | None = None
@@ -36,8 +36,8 @@ class TableSchema:
     """A table as the local database defines it.
 
     ``key``: the columns of the primary key, else of the replica identity index, else empty.
-    ``has_inbound_keys``: other tables refer to it. ``has_cascades``: some of their rows go or change with a
-    row that is deleted here, or forbid the delete at once. ``parents``: the tables that it refers to.
+    ``has_inbound_keys``: other tables refer to it. ``has_cascades``: deleting a row here deletes or changes
+    rows of other tables, or is forbidden by them at once. ``parents``: the tables that it refers to.
     ``sequences``: (column, oid) of the sequences that columns own or default to. ``shadow``: the table that
     is written in this one's place while it is rebuilt.
     """

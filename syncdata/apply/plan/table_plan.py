@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from syncdata.apply.counts import Counts
-from syncdata.apply.plan.batches import FileContext
+from syncdata.apply.plan.batches import BatchFile
 from syncdata.apply.plan.columns import Key
 from syncdata.apply.plan.schema import ColumnType, TableSchema
 from syncdata.apply.plan.values import to_text
@@ -18,11 +18,11 @@ Mode = Literal["upsert", "update", "move"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableBatch:
-    """Records of one table, in their order, with what is needed to plan them: its schema and their file."""
+    """Records of one table, in their order, with its schema and their file, which planning needs."""
 
     schema: TableSchema
     records: Sequence[LocatedRecord]
-    file: FileContext
+    file: BatchFile
 
     def halves(self) -> tuple[TableBatch, TableBatch]:
         middle = len(self.records) // 2
@@ -31,7 +31,7 @@ class TableBatch:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Rows that go to the server together: what is done with them, and the columns they carry."""
+    """The key of rows that go to the server together: how they are written, and the columns they carry."""
 
     mode: Mode
     columns: tuple[str, ...]
@@ -68,12 +68,12 @@ class TablePlan:
 
 
 def as_replacement(plan: TablePlan) -> TablePlan | None:
-    """Return *plan* with every written row removed before any is written, or None where rows would lose.
+    """Return *plan* with every written row removed before any is written; None where values would be lost.
 
     Customers 1 and 2 swap their unique e-mail addresses: written one after the other, the first meets the
     address that the second still holds; with both removed first, the two values never meet.
     """
-    # A replay reads the records; a replacement has forgotten them.
+    # Such a plan may turn out to need a replay of the records, which a replacement does not have.
     # Test: test_a_moved_row_that_is_touched_again_must_be_there_or_the_records_are_replayed.
     if plan.replay_if_missing:
         return None
@@ -100,6 +100,6 @@ def as_replacement(plan: TablePlan) -> TablePlan | None:
 
 
 def key_getter(columns: tuple[str, ...], key: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Key]:
-    """Return what reads the key, as text, out of a row of *columns*."""
+    """Return a function that reads the key, as text, out of a row of *columns*."""
     positions = [columns.index(name) for name in key]
     return lambda row: tuple([to_text(row[position], ColumnType()) or "" for position in positions])

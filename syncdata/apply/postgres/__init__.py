@@ -1,1 +1,1 @@
-"""The sink: batches into the tables of a PostgreSQL database."""
+"""The sinks of PostgreSQL: batches into the tables of a database. Knows SQL; knows nothing of cycles."""

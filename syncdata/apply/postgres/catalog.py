@@ -37,8 +37,8 @@ LEFT JOIN LATERAL (
 ) AS key ON true
 """
 
-# What a person may choose from. Before the first ANALYZE, reltuples is -1; the statistics of what was
-# written may know more then.
+# The tables that a person may choose from. Before the first ANALYZE, reltuples is -1; the server's own count
+# of live rows may give an estimate then.
 _CHOICE = """
 SELECT n.nspname AS schema, c.relname AS name,
        CASE WHEN c.relkind = 'p' THEN

@@ -1,7 +1,7 @@
 """A session of the local database: the settings that rows depend on, and the driver's errors as ours.
 
-All of ``apply`` translates the driver's errors here, and nowhere else. Messages never hold the server's
-DETAIL or CONTEXT, which may hold row values.
+Knows psycopg; knows nothing of syncdata's own tables. All of ``apply`` translates the driver's errors here,
+and nowhere else. Messages never hold the server's DETAIL or CONTEXT, which may hold row values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
 from syncdata.errors import ApplyError, SyncError
 
-# What the values' text forms depend on, and what keeps the planner from compiling its bad guesses.
+# Settings that the text forms of values depend on, and settings that would harm this work. One of these is
+# jit: staging tables have no statistics, and the planner's bad guesses would make it compile for nothing.
 SESSION_SETTINGS = {
     "client_encoding": "UTF8",
     "client_min_messages": "warning",
@@ -54,7 +55,8 @@ def prepare_session(connection: Connection[Any]) -> None:
 def allow_only_nested_loops(cursor: psycopg.Cursor[Any], only: bool) -> None:
     """Leave the planner no other join, until the transaction ends or this is called again.
 
-    Staging tables have no statistics, and with a wrong guess it hashes the whole target to find a few rows.
+    Staging tables have no statistics, and with a wrong guess the planner hashes the whole target to find a
+    few rows.
     """
     cursor.execute(
         "SELECT set_config(name, %s, true)"
@@ -93,7 +95,7 @@ _SERVER_FAULTS = ("08", "40", "53", "55P03", "57", "58")
 
 
 def is_servers_fault(error: Exception) -> bool:
-    """Whether the server or the connection, not a record, is to blame for *error*."""
+    """Tell whether the server or the connection, not a record, is to blame for *error*."""
     if not isinstance(error, psycopg.Error):
         return False
     if error.sqlstate is None:
@@ -103,7 +105,7 @@ def is_servers_fault(error: Exception) -> bool:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn what the driver raises into an ApplyError."""
+    """Turn the driver's errors in the block into an ApplyError."""
     try:
         yield
     except psycopg.Error as error:
@@ -112,7 +114,8 @@ def translated_errors() -> Iterator[None]:
 
 @contextmanager
 def errors_as(kind: type[SyncError], outcome: str) -> Iterator[None]:
-    """Turn what the driver raises into a *kind* whose message begins with *outcome*: ``nothing is added``."""
+    """Turn the driver's errors in the block into a *kind* whose message begins with *outcome*, for example
+    ``nothing is added``."""
     try:
         yield
     except psycopg.Error as error:
@@ -138,7 +141,7 @@ def translate(error: psycopg.Error) -> ApplyError:
 def constraint_error(
     error: psycopg.errors.IntegrityError, table: TableName, *, rows: str = "the rows", file: str | None = None
 ) -> ApplyError:
-    """Return the error for *rows* of *table* that break a constraint, when it is checked after all are in."""
+    """Return the error for *rows* of *table* that break a constraint, checked when all rows are in."""
     return ApplyError(
         f"{rows} break the constraint {error.diag.constraint_name} of {error.diag.table_name}",
         hint="whitelist the table it refers to as well, or let the role set session_replication_role; it is"

@@ -1,4 +1,4 @@
-"""Finds out whose rows break a foreign key that waits for the end of the transaction, before COMMIT does."""
+"""Checks deferred constraints before COMMIT does; finds the table whose rows break one. Knows SQL only."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
 def _replace(writer: RowWriter, plan: TablePlan) -> Counts | None:
     """Apply *plan* by removing all its rows before writing any; None, with nothing done, if it fails.
 
-    Only where triggers and foreign keys stand aside: else a row that is removed for a moment could take
-    others along. Test: test_two_rows_swap_a_unique_value_in_one_batch.
+    It is tried only where triggers and foreign keys stand aside: else the removal of a row, even for a
+    moment, could cascade to others. Test: test_two_rows_swap_a_unique_value_in_one_batch.
     """
     replacement = as_replacement(plan) if writer.is_silent and plan.schema.key else None
     if replacement is None:

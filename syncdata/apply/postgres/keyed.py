@@ -20,7 +20,7 @@ from syncdata.apply.postgres.staging import Staging
 
 
 class ReplayNeededError(Exception):
-    """The plan does not tell the batch's outcome; the records, one after the other, do."""
+    """The plan is not enough: the records must be applied one after the other."""
 
 
 class KeyedWriter:
@@ -38,7 +38,7 @@ class KeyedWriter:
         moves_in_place = self._moves_in_place(plan.schema)
         if moves_in_place:
             _refuse_chains(plan)
-            # Before the moves, which may go to a key that is removed here. Tests:
+            # Remove before the moves, which may go to a key that is removed here. Tests:
             # test_rows_may_be_moved_in_place_when_what_is_gone_is_removed_first,
             # test_a_row_that_moves_to_a_key_its_batch_has_used_is_not_lost.
             missing += self._remove_keys(target, plan.gone.keys() - plan.rekeyed.keys(), plan.gone)
@@ -47,8 +47,9 @@ class KeyedWriter:
             if shape.mode == "move":
                 missing += self._move(target, number, shape, len(plan.writes[shape]))
         if not moves_in_place:
-            # After the moves: a replacement removes all keys that it writes, and a move may have left one of
-            # them. Order 7 becomes 17, another takes number 7: row 17 gets its note from the old row 7 first.
+            # Remove after the moves: a replacement removes all keys that it writes, and a move may start from
+            # one of them. Order 7 becomes 17 and another order takes number 7: first the moved row gets its
+            # note from the old row 7, then that is removed.
             # Test: test_a_replacement_equals_its_plan_and_writes_only_where_nothing_is_left.
             missing += self._remove_keys(target, plan.gone.keys(), plan.gone)
         for number, shape in shapes:
@@ -63,7 +64,7 @@ class KeyedWriter:
         return missing
 
     def _moves_in_place(self, schema: TableSchema) -> bool:
-        """Whether a row gets its new key by UPDATE of its key columns, and not by DELETE and INSERT.
+        """Tell whether a row gets its new key by UPDATE of its key columns, and not by DELETE and INSERT.
 
         Order 7 becomes 17. Where foreign keys are awake, a DELETE of 7 could take its order lines along, so
         the key is updated; test: test_a_key_that_changes_does_not_cascade_to_children_for_an_ordinary_role.

@@ -34,11 +34,10 @@ class KeylessWriter:
         return missing
 
     def _remove(self, target: TargetNames, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> int:
-        """Remove rows of the table that equal one of *rows* in *columns*, as many of each as its count, which
-        comes first in it; return how many were not there.
+        """Remove rows of the table that equal one of *rows* in *columns*; return how many were not there.
 
-        Rows are compared by their text, for json and others have no equality; the text of ROW() is
-        unambiguous, NULLs included. Test:
+        Each of *rows* begins with the number of such rows to remove. Rows are compared by their text, since
+        json and some other types have no equality; the text of ROW() is unambiguous, NULLs included. Test:
         test_a_table_without_any_key_is_matched_on_all_old_values_one_row_a_record.
         """
         bag = f"syncdata_bag_{target.suffix}_{zlib.crc32(repr(columns).encode()):08x}"
@@ -53,7 +52,7 @@ class KeylessWriter:
             " ) t JOIN (SELECT ROW({columns})::text AS row, sum({count}) AS count FROM {bag} GROUP BY 1) b"
             " ON t.row = b.row AND t.number <= b.count)"
         ).format(relation=target.relation, columns=names_of(columns), bag=sql.Identifier(bag), count=COUNT)
-        # Nothing but the rows' text to join on, so nested loops would compare every row with every other.
+        # The join has only the rows' text, so nested loops would compare every row with every other.
         allow_only_nested_loops(self._cursor, False)
         removed = self._cursor.execute(statement).rowcount
         allow_only_nested_loops(self._cursor, True)

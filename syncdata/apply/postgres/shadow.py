@@ -3,7 +3,8 @@
 The temporary table vanishes with the connection. In the end the old rows are deleted and the new ones
 inserted. Renaming the temporary table instead would lose the table's oid, rights, views and foreign keys;
 truncating the old one would show readers with an older database snapshot an empty table. Test:
-test_readers_never_see_a_half_built_table_during_a_resync.
+test_readers_never_see_a_half_built_table_during_a_resync. Knows snapshots and batches; knows nothing of which
+file comes next.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ _SHADOW = TableName("pg_temp", "syncdata_rebuild")
 class ShadowTarget:
     """A sink like the real target, but into a temporary table, and without checkpoints, audit or metrics.
 
-    ``began_with``: the snapshot it was filled from; ``broken``: the error of the newest one, where that was
-    passed over.
+    ``began_with``: the snapshot it was filled from. ``broken``: the error of the newest snapshot, if that one
+    was passed over.
     """
 
     def __init__(self, connection: Connection[Any], table: TableName) -> None:
@@ -76,8 +77,8 @@ class ShadowTarget:
 
     @property
     def must_fit_others(self) -> bool:
-        """Whether foreign keys are awake that tie the table to others, so that its rows must be of the moment
-        that theirs are of. Test: test_an_ordinary_role_loads_tables_that_refer_to_each_other."""
+        """Tell whether active foreign keys tie the table to others, so that all must be of one moment.
+        Test: test_an_ordinary_role_loads_tables_that_refer_to_each_other."""
         return not self._writer.is_silent and bool(self._schema.parents or self._schema.has_inbound_keys)
 
     # From a snapshot
@@ -91,10 +92,10 @@ class ShadowTarget:
         progress: Progress,
         stop: threading.Event,
     ) -> Position:
-        """Take the rows of the first good one of *snapshots*, newest first; return where they stand.
+        """Take the rows of the first good one of *snapshots*, newest first; return their position.
 
-        That is the archive's beginning, with no rows, when none is good. Raises FetchError,
-        ArchiveConnectionError, ApplyError or SchemaError, psycopg.Error, and ReadingStopped.
+        When none is good, the shadow stays empty and the position is the archive's beginning. Raises
+        FetchError, ArchiveConnectionError, ApplyError or SchemaError, psycopg.Error, and ReadingStopped.
         """
         for file in snapshots:
             progress.files_found(1, file.size_bytes)
@@ -141,15 +142,15 @@ class ShadowTarget:
         """Do nothing: the table's checkpoint, which `exchange` writes anew, is not blocked."""
 
     def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
-        """Apply *prepared*; the checkpoint moves in `exchange`. Raises what blocks a table elsewhere."""
+        """Apply *prepared*; the checkpoint moves in `exchange`. Raises errors that would block a table."""
         outcome = Outcome()
         with self._connection.transaction():
             self._writer.begin()
-            for table, part in prepared.parts.items():
-                if isinstance(part.plan, SyncError):
-                    raise part.plan
-                batch = TableBatch(schema=part.plan.schema, records=part.records, file=prepared.file)
-                outcome.counts[table] = apply_table(self._writer, batch, part.plan)
+            for table, share in prepared.shares.items():
+                if isinstance(share.plan, SyncError):
+                    raise share.plan
+                batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
+                outcome.counts[table] = apply_table(self._writer, batch, share.plan)
                 self.counts.add(outcome.counts[table])
         return outcome
 

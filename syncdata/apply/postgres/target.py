@@ -1,5 +1,7 @@
 """The local database as a sink: applies a batch to its tables and syncdata's own in one transaction.
 
+Knows the database; knows nothing of the archive, or of which batch comes next.
+
 Invariants:
 
 1. Rows, checkpoints, audit and metrics of a batch commit together, or none of them does. So whatever
@@ -9,7 +11,7 @@ Invariants:
    only if they still stand where the batch begins. Tests:
    test_a_batch_that_was_prepared_before_a_clear_is_not_applied,
    test_a_clear_waits_for_the_batch_that_is_running.
-3. A table that fails is rolled back to where the batch began, and marked blocked in the same
+3. A table that fails is rolled back to its rows before the batch, and marked blocked in the same
    transaction in which the others advance.
    Test: test_a_missing_column_blocks_its_table_while_the_others_go_on.
 """
@@ -25,9 +27,9 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from syncdata.apply.plan.batches import Batch, FileContext
+from syncdata.apply.plan.batches import Batch, BatchFile
 from syncdata.apply.plan.net_change import try_plan
-from syncdata.apply.plan.prepare import PreparedBatch, TableShare, prepare, runs_of_one_table, without
+from syncdata.apply.plan.prepare import PreparedBatch, TableShare, cut_by_table, prepare, without
 from syncdata.apply.plan.schema import TableSchema, parents_first
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.position import Advance, Position
@@ -42,7 +44,7 @@ from syncdata.apply.postgres.constraints import check_constraints
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
-from syncdata.apply.result import Entry
+from syncdata.apply.result import Effect
 from syncdata.apply.sink import Outcome
 from syncdata.apply.state.checkpoints import (
     Skip,
@@ -100,18 +102,18 @@ class Target:
         with translated_errors():
             self._schemas = read_schemas(self._connection, tables)
         self._writer.forget_failures()
-        # Rows that came before this process may be ahead of their sequences, too. Test:
+        # Rows that an earlier process applied may be ahead of their sequences, too. Test:
         # test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
         for table in self._schemas.keys() - self._known:
             self._sequences_due[table] = self._schemas[table]
         self._known |= self._schemas.keys()
 
     def prepare(self, batch: Batch) -> PreparedBatch:
-        """Plan *batch*. Pure: the connection is at work on the batch before."""
+        """Plan *batch*. Does not touch the connection, which is at work on the batch before."""
         return prepare(batch, self._schemas)
 
     def rest(self) -> None:
-        """Drop what the session holds between cycles: staging tables would keep types from being dropped."""
+        """Drop the staging tables between cycles: they would keep types from being dropped."""
         with translated_errors():
             self._connection.execute("DISCARD TEMP")
 
@@ -146,7 +148,8 @@ class Target:
                 skipped.setdefault(told.table, {})[told.skip] = told.error
                 prepared = without(prepared, told.table, told.skip.line, self._schemas)
             except _TableFailedError as failure:
-                # Constraints are checked when all rows are in: take the batch back, without that table.
+                # Constraints are checked when all rows are in. Roll the batch back; the loop applies it again
+                # without this table.
                 failed[failure.table] = failure.error
 
     def _apply(
@@ -165,14 +168,14 @@ class Target:
         checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
         self._writer.begin()
         now = self._clock()
-        entries, newly_failed = self._apply_parts(prepared, checkpoints, failed)
+        effects, newly_failed = self._apply_shares(prepared, checkpoints, failed)
         failed = {**failed, **newly_failed}
-        self._check_constraints(prepared.file, entries)
+        self._check_constraints(prepared.file, effects)
         if advance.end.is_finished:
             self._advance_sequences()
         healthy = advance.without(failed)
         advance_checkpoints(
-            self._connection, healthy.watermarks, entries, start=advance.start, end=advance.end, now=now
+            self._connection, healthy.watermarks, effects, start=advance.start, end=advance.end, now=now
         )
         for table in healthy.watermarks:
             if (checkpoint := checkpoints[table]).skips:
@@ -180,88 +183,88 @@ class Target:
                 settle_skips(self._connection, checkpoint, used, advance.end, now=now)
         for table, error in failed.items():
             mark_blocked(self._connection, [table], error, file=prepared.file.name, now=now)
-        self._count(entries, now)
-        return Outcome(counts={table: entry.counts for table, entry in entries.items()}, blocked=failed)
+        self._count(effects, now)
+        return Outcome(counts={table: effect.counts for table, effect in effects.items()}, blocked=failed)
 
-    def _apply_parts(
+    def _apply_shares(
         self,
         prepared: PreparedBatch,
         checkpoints: Mapping[TableName, TableCheckpoint],
         failed: Mapping[TableName, SyncError],
-    ) -> tuple[dict[TableName, Entry], dict[TableName, SyncError]]:
+    ) -> tuple[dict[TableName, Effect], dict[TableName, SyncError]]:
         """Write the rows of the tables of *checkpoints* that have not *failed*; return what was done to each,
         and the errors of those that fail now."""
-        parts = {t: part for t, part in prepared.parts.items() if t in checkpoints and t not in failed}
-        entries: dict[TableName, Entry] = {}
+        shares = {t: share for t, share in prepared.shares.items() if t in checkpoints and t not in failed}
+        effects: dict[TableName, Effect] = {}
         newly_failed: dict[TableName, SyncError] = {}
-        if self._may_cascade(parts):
+        if self._may_cascade(shares):
             try:
-                return self._apply_in_order(prepared, parts), newly_failed
+                return self._apply_in_order(prepared, shares), newly_failed
             except _TableFailedError as failure:
                 _leave_out_if_told(checkpoints[failure.table], failure.error)
                 raise
-        for table in _parents_first(parts):
+        for table in _parents_first(shares):
             try:
-                entries[table] = self._apply_part(prepared.file, parts[table])
+                effects[table] = self._apply_share(prepared.file, shares[table])
             except SyncError as reason:
                 _leave_out_if_told(checkpoints[table], reason)
                 newly_failed[table] = reason
-        return entries, newly_failed
+        return effects, newly_failed
 
-    def _may_cascade(self, parts: Mapping[TableName, TableShare]) -> bool:
-        """Whether a delete of this batch can change rows that the batch has moved out of its way.
+    def _may_cascade(self, shares: Mapping[TableName, TableShare]) -> bool:
+        """Tell whether a delete of this batch can cascade to rows that the batch has moved out of its way.
 
         Order line 1 leaves order 7, then order 7 is deleted, with ON DELETE CASCADE. Table by table, orders
-        come first, and the delete would take the line along, which nothing brings back.
+        come first, and the delete would remove the line, too; the line's UPDATE does not bring it back.
         Test: test_a_child_that_left_its_parent_before_the_parent_went_stays_whole.
         """
         return not self._writer.is_silent and any(
-            isinstance(part.plan, TablePlan) and part.plan.schema.has_cascades and part.plan.removes_rows
-            for part in parts.values()
+            isinstance(share.plan, TablePlan) and share.plan.schema.has_cascades and share.plan.removes_rows
+            for share in shares.values()
         )
 
     def _apply_in_order(
-        self, prepared: PreparedBatch, parts: Mapping[TableName, TableShare]
-    ) -> dict[TableName, Entry]:
-        """Apply the batch in the order of its records, as runs of one table each: a cascade then finds
-        what it found at the source. Raises _TableFailedError."""
-        entries = {table: Entry() for table in parts}
-        for table, run in runs_of_one_table(prepared.batch.records, parts):
-            plan = parts[table].plan
+        self, prepared: PreparedBatch, shares: Mapping[TableName, TableShare]
+    ) -> dict[TableName, Effect]:
+        """Apply the batch in the order of its records, cut where the table changes: a cascade then meets the
+        same rows as at the source. Raises _TableFailedError."""
+        effects = {table: Effect() for table in shares}
+        for table, records in cut_by_table(prepared.batch.records, shares):
+            plan = shares[table].plan
             if isinstance(plan, TablePlan):
-                plan = try_plan(TableBatch(schema=plan.schema, records=run, file=prepared.file))
+                plan = try_plan(TableBatch(schema=plan.schema, records=records, file=prepared.file))
             try:
-                entry = self._apply_part(prepared.file, TableShare(records=run, plan=plan))
+                effect = self._apply_share(prepared.file, TableShare(records=records, plan=plan))
             except SyncError as error:
                 raise _TableFailedError(table, error) from error
-            before = entries[table]
-            entry.counts.add(before.counts)
-            entries[table] = replace(entry, duration_ms=before.duration_ms + entry.duration_ms)
-        return entries
+            before = effects[table]
+            effect.counts.add(before.counts)
+            effects[table] = replace(effect, duration_ms=before.duration_ms + effect.duration_ms)
+        return effects
 
-    def _apply_part(self, file: FileContext, part: TableShare) -> Entry:
-        if isinstance(part.plan, SyncError):
-            raise part.plan
+    def _apply_share(self, file: BatchFile, share: TableShare) -> Effect:
+        if isinstance(share.plan, SyncError):
+            raise share.plan
         started = time.monotonic()
-        batch = TableBatch(schema=part.plan.schema, records=part.records, file=file)
+        batch = TableBatch(schema=share.plan.schema, records=share.records, file=file)
         with self._connection.transaction():
-            counts = apply_table(self._writer, batch, part.plan)
+            counts = apply_table(self._writer, batch, share.plan)
         self._sequences_due[batch.schema.name] = batch.schema
-        return Entry(
+        return Effect(
             counts=counts,
-            last_change_at=parse_time(part.plan.last_ts),
-            last_lsn=_valid_lsn(part.records[-1].record.lsn),
+            last_change_at=parse_time(share.plan.last_ts),
+            last_lsn=_valid_lsn(share.records[-1].record.lsn),
             duration_ms=round((time.monotonic() - started) * 1000),
         )
 
-    def _check_constraints(self, file: FileContext, entries: Mapping[TableName, Entry]) -> None:
-        """Where constraints are awake, find out now whose rows break one: at COMMIT all tables would fail.
+    def _check_constraints(self, file: BatchFile, effects: Mapping[TableName, Effect]) -> None:
+        """Where constraints are active, find the table whose rows break one: at COMMIT all tables would fail.
 
         Raises _TableFailedError. Test: test_a_child_whose_parent_is_not_whitelisted_blocks_alone.
         """
-        if self._writer.is_silent or not entries:
+        if self._writer.is_silent or not effects:
             return
-        if (broken := check_constraints(self._connection, entries)) is not None:
+        if (broken := check_constraints(self._connection, effects)) is not None:
             table, cause = broken
             raise _TableFailedError(table, constraint_error(cause, table, file=file.name)) from cause
 
@@ -271,16 +274,16 @@ class Target:
                 with self._connection.transaction():
                     advance_sequences(self._writer.cursor, schema)
             except psycopg.ProgrammingError:
-                # A role that may not move a sequence may not draw from it, either; or the table has been
-                # changed or dropped since its catalog was read.
+                # A role that may not move a sequence may not draw from it, either, so it does no harm. Or the
+                # table has been changed or dropped since its catalog was read.
                 # Test: test_a_default_from_a_sequence_that_cannot_follow_its_column_stops_nothing.
                 pass
             del self._sequences_due[table]
 
-    def _count(self, entries: Mapping[TableName, Entry], now: dt.datetime) -> None:
-        """Add *entries* to the metrics, the minutes and the run."""
+    def _count(self, effects: Mapping[TableName, Effect], now: dt.datetime) -> None:
+        """Add *effects* to the metrics, the minutes and the run."""
         try:
-            add_metrics(self._connection, entries, metric_freq_hours=self._metric_freq_hours, now=now)
+            add_metrics(self._connection, effects, metric_freq_hours=self._metric_freq_hours, now=now)
         except psycopg.Error as error:
             if is_servers_fault(error):
                 raise
@@ -288,10 +291,10 @@ class Target:
                 f"the metrics cannot be written ({type(error).__name__})",
                 hint="run 'python manage.py migrate'; nothing was applied without its metrics",
             ) from error
-        if entries:
-            add_to_minute(self._connection, entries, now=now)
-        if self._run_id is not None and entries:
-            records = sum(entry.counts.records for entry in entries.values())
+        if effects:
+            add_to_minute(self._connection, effects, now=now)
+        if self._run_id is not None and effects:
+            records = sum(effect.counts.records for effect in effects.values())
             add_to_run(self._connection, self._run_id, records=records)
 
 
@@ -322,7 +325,7 @@ def _used_skips(
 ) -> dict[Skip, SyncError | None]:
     """Return the skips of *checkpoint* that this batch has used: the records that it left out, each with its
     error, and the lines of no table that an operator has said to skip."""
-    unreadable = prepared.parts.get(NO_TABLE)
+    unreadable = prepared.shares.get(NO_TABLE)
     lines = {located.line for located in unreadable.records} if unreadable else set()
     used = dict(left_out)
     for skip in checkpoint.skips:
@@ -332,7 +335,7 @@ def _used_skips(
 
 
 def parse_time(text: str | None) -> dt.datetime | None:
-    """Return a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``), or None if it is none."""
+    """Read a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``); None if it is not a time."""
     try:
         moment = dt.datetime.fromisoformat(text) if text else None
     except ValueError:
@@ -346,17 +349,17 @@ def parse_time(text: str | None) -> dt.datetime | None:
 
 
 def _valid_lsn(text: str | None) -> str | None:
-    """Return a record's own LSN, or None if it is none: it only informs, and a plain file may lack it."""
+    """Return *text* if it is an LSN, else None. A record's own LSN is for information, and may be missing."""
     try:
         return format_lsn(parse_lsn(text)) if text else None
     except ValueError:
         return None
 
 
-def _parents_first(parts: Mapping[TableName, TableShare]) -> list[TableName]:
+def _parents_first(shares: Mapping[TableName, TableShare]) -> list[TableName]:
     return parents_first(
         {
-            table: part.plan.schema.parents if isinstance(part.plan, TablePlan) else frozenset()
-            for table, part in parts.items()
+            table: share.plan.schema.parents if isinstance(share.plan, TablePlan) else frozenset()
+            for table, share in shares.items()
         }
     )

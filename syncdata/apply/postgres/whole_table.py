@@ -1,4 +1,4 @@
-"""The statements that are about a table as a whole: empty it, exchange its rows, advance its sequences.
+"""The statements for a table as a whole: empty it, exchange its rows, advance its sequences.
 
 Functions over a cursor, in the caller's transaction. Knows SQL; knows nothing of records or checkpoints.
 """
@@ -18,7 +18,7 @@ Cursor = psycopg.Cursor[Any]
 
 
 def empty_all(cursor: Cursor, schemas: Sequence[TableSchema]) -> None:
-    """Remove all rows of tables given parents first; together where no other table refers to them."""
+    """Remove all rows of the tables of *schemas*, which come parents first; with one TRUNCATE if possible."""
     if not schemas:
         return
     relations = sql.SQL(", ").join(relation_of(schema) for schema in schemas)

@@ -4,8 +4,8 @@ checkpoints.
 How, and why (each measured; see benchmarks/):
 
 1. Rows travel by COPY, into a temporary table typed like the target, and from there by few statements.
-   A batch of inserts alone goes straight into the target, which saves the second trip; where a key
-   exists after all, a savepoint takes it back.
+   A batch of inserts alone goes straight into the target, which saves the second trip; if one of the keys
+   exists already, the COPY is rolled back to a savepoint, and the first way is taken.
 2. The temporary table has no statistics, and with a wrong guess the planner hashes the whole target to
    find a handful of rows. So it is left no choice: nested loops over the target's key.
 3. Upserts are sorted by key: the target's pages are then visited once.
@@ -89,7 +89,7 @@ class RowWriter:
         if self.is_silent:
             self.cursor.execute("SET LOCAL session_replication_role = replica")
         else:
-            # Rows of a batch arrive table by table, so a child may come before its parent.
+            # The rows of a batch are written table by table, so a child may come before its parent.
             # Test: test_ordinary_django_foreign_keys_pass_for_an_ordinary_role.
             self.cursor.execute("SET CONSTRAINTS ALL DEFERRED")
         allow_only_nested_loops(self.cursor, True)
@@ -113,7 +113,7 @@ class RowWriter:
                 return replace(plan.counts)
             writer = self._keyed if plan.schema.key else self._keyless
             missing = writer.write(target, plan)
-            # One record alone is its own replay: a row that it did not find is missing. Test:
+            # One record alone needs no replay: a row that it did not find is missing. Test:
             # test_a_missing_row_is_inserted_when_complete_and_else_counted_as_missing.
             if missing and plan.replay_if_missing and plan.counts.records > 1:
                 raise ReplayNeededError
@@ -137,7 +137,7 @@ class RowWriter:
 
 
 class _BooleanDumper(psycopg.adapt.Dumper):
-    """``true``, as the file has it, which a text column keeps and a boolean one reads; not ``t``."""
+    """Writes booleans as ``true``, like the file, not ``t``: a text column keeps the text that it gets."""
 
     oid = 0
 

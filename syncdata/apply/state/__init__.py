@@ -1,1 +1,1 @@
-"""syncdata's own tables: checkpoints, audit, metrics, runs, the queue of requests. Knows psycopg."""
+"""syncdata's own tables: checkpoints, audit, metrics, runs, queue. Knows SQL; knows nothing of archives."""

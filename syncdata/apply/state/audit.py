@@ -1,4 +1,4 @@
-"""The audit log: each action on a table, who asked for it, and its outcome. Append-only."""
+"""Writes the audit log: each action on a table, who asked for it, and its outcome. Changes no entry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import Connection
 
 from syncdata.apply.counts import Counts
-from syncdata.apply.result import Entry
+from syncdata.apply.result import Effect
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
 
@@ -27,7 +27,7 @@ def log_action(
     requested_by: str | None = None,
 ) -> None:
     """Add an entry for an action on a table: a resync, clear, load of a snapshot, pause, resume or skip."""
-    entry = Entry(counts=counts or Counts(), duration_ms=duration_ms)
+    effect = Effect(counts=counts or Counts(), duration_ms=duration_ms)
     connection.execute(
         "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time,"
         " rows_synced, records_added, records_updated, records_deleted, records_truncated, records_missing,"
@@ -42,20 +42,20 @@ def log_action(
             "error": str(error) if error else detail,
             "now": now,
             "requested_by": requested_by or None,
-            **parameters_of(entry),
+            **parameters_of(effect),
         },
     )
 
 
-def parameters_of(entry: Entry) -> dict[str, Any]:
-    counts = entry.counts
+def parameters_of(effect: Effect) -> dict[str, Any]:
+    counts = effect.counts
     return {
         "added": counts.added,
         "updated": counts.updated,
         "deleted": counts.deleted,
         "truncated": counts.truncated,
         "missing": counts.missing,
-        "last_change_at": entry.last_change_at,
-        "last_lsn": entry.last_lsn,
-        "duration_ms": entry.duration_ms,
+        "last_change_at": effect.last_change_at,
+        "last_lsn": effect.last_lsn,
+        "duration_ms": effect.duration_ms,
     }

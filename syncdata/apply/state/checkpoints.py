@@ -18,7 +18,7 @@ from psycopg.types.string import TextLoader
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.position import START, Position, watermark_after
-from syncdata.apply.result import Entry
+from syncdata.apply.result import Effect
 from syncdata.apply.state.audit import parameters_of
 from syncdata.apply.state.reasons import NO_ERROR, error_parameters, read_reason
 from syncdata.apply.whitelist import parse_syncable
@@ -37,7 +37,7 @@ class Skip:
     requested_by: str = ""
 
     def is_at(self, file: str | None, line: int | None) -> bool:
-        """Whether this is that place; the file may have been compressed since."""
+        """Tell whether the record stands in *line* of *file*, which may have been compressed since."""
         return file is not None and line == self.line and stem(file) == stem(self.file)
 
 
@@ -58,7 +58,7 @@ class TableCheckpoint:
         return None if self.reason is None else self.reason.text
 
 
-# By name, so that a database that has not been migrated is an error of its own, with its remedy.
+# Columns are listed by name, so that a database that has not been migrated raises an error with its remedy.
 _SELECT = """
 SELECT c.table_name, file, file_size, file_finished, record_number, commit_lsn, source_id, state, skips,
     error, error_code, error_file, error_line, error_hint
@@ -92,7 +92,7 @@ def open_checkpoints(connection: Connection[Any]) -> list[TableCheckpoint]:
 
 
 def _make_names_canonical(connection: Connection[Any]) -> dict[str, SyncError]:
-    """Give each whitelisted name its one spelling; the predecessor took ``public.users`` for ``users``, too.
+    """Give each whitelisted name its one spelling: the predecessor accepted ``public.users`` for ``users``.
 
     Returns the names that must not be synced, each with the reason.
     """
@@ -149,13 +149,13 @@ def require_position(
 def advance_checkpoints(
     connection: Connection[Any],
     watermarks: Mapping[TableName, int | None],
-    entries: Mapping[TableName, Entry],
+    effects: Mapping[TableName, Effect],
     *,
     start: Position,
     end: Position,
     now: dt.datetime,
 ) -> None:
-    """Move the checkpoints of the tables of *watermarks* from *start* to *end* and add *entries* to them.
+    """Move the checkpoints of the tables of *watermarks* from *start* to *end* and add *effects* to them.
 
     They are active afterwards, blocked before or not. The caller holds their locks (see `require_position`).
     At the end of a file its counts become an audit row for each table with activity.
@@ -170,7 +170,7 @@ def advance_checkpoints(
             "lsn": _lsn_text(watermark_after(watermark, start, end)),
             "source": end.source_id,
             "now": now,
-            **parameters_of(entries.get(table, Entry())),
+            **parameters_of(effects.get(table, Effect())),
         }
         for table, watermark in sorted(watermarks.items())
     ]
@@ -222,7 +222,7 @@ def reset_checkpoints(
     counts: Counts | None = None,
     now: dt.datetime | None = None,
 ) -> None:
-    """Replace the checkpoints of *tables* by new ones at *position*, with *counts* and without a past."""
+    """Replace the checkpoints of *tables* by new active ones at *position*, with *counts*."""
     with connection.cursor() as cursor:
         for table in tables:
             values = {

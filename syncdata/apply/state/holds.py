@@ -1,4 +1,4 @@
-"""What holds a table at its checkpoint: an error that blocks it, or an operator who has paused it.
+"""Holds tables at their checkpoints, and lets them go: blocked by an error, or paused by an operator.
 
 Every function works inside the caller's transaction.
 """
@@ -46,10 +46,10 @@ def mark_blocked(
 
 
 def mark_unblocked(connection: Connection[Any], tables: Collection[TableName]) -> None:
-    """Mark *tables* active again: the cause has gone, and there was no record to apply that would do it.
+    """Mark *tables* active again, when the cause has gone but no record is left to apply.
 
-    For example a change file with a broken line was withdrawn from the archive. Tables that an operator has
-    paused meanwhile stay paused.
+    For example, a change file with a broken line was withdrawn from the archive. (Applying a record makes a
+    table active by itself.) Tables that an operator has paused meanwhile stay paused.
     """
     connection.execute(
         f"UPDATE data_sync_checkpoints SET state = 'active', {NO_ERROR}"

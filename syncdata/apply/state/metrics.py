@@ -1,4 +1,4 @@
-"""Counts of records by table and period, and by minute for the charts."""
+"""Adds the counts of applied records to the metrics: by table and period, and by minute for the charts."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from psycopg import Connection
 
 from syncdata.apply.counts import Counts
-from syncdata.apply.result import Entry
+from syncdata.apply.result import Effect
 from syncdata.apply.state.audit import parameters_of
 from syncdata.changes.names import TableName
 
 
 def add_metrics(
     connection: Connection[Any],
-    entries: Mapping[TableName, Entry],
+    effects: Mapping[TableName, Effect],
     *,
     metric_freq_hours: int,
     now: dt.datetime,
 ) -> None:
-    """Add *entries* to the periods that *now* falls in."""
+    """Add *effects* to the periods that *now* falls in."""
     parameters = [
-        {"name": str(table), "type": kind, "start": start, "end": end, **parameters_of(entry)}
-        for table, entry in sorted(entries.items())
-        if entry.counts.records
+        {"name": str(table), "type": kind, "start": start, "end": end, **parameters_of(effect)}
+        for table, effect in sorted(effects.items())
+        if effect.counts.records
         for kind, start, end in periods(now, metric_freq_hours=metric_freq_hours)
     ]
     with connection.cursor() as cursor:
@@ -42,13 +42,13 @@ def add_metrics(
 
 
 def add_to_minute(
-    connection: Connection[Any], entries: Mapping[TableName, Entry], *, now: dt.datetime
+    connection: Connection[Any], effects: Mapping[TableName, Effect], *, now: dt.datetime
 ) -> None:
-    """Add *entries* to the minute that *now* falls in, for the dashboard."""
+    """Add *effects* to the minute that *now* falls in, for the dashboard."""
     counts = Counts()
-    for entry in entries.values():
-        counts.add(entry.counts)
-    newest = max((e.last_change_at for e in entries.values() if e.last_change_at), default=None)
+    for effect in effects.values():
+        counts.add(effect.counts)
+    newest = max((e.last_change_at for e in effects.values() if e.last_change_at), default=None)
     connection.execute(
         "INSERT INTO data_sync_minutes AS m (minute, records_added, records_updated, records_deleted,"
         " records_truncated, lag_s) VALUES (date_trunc('minute', %(now)s), %(added)s, %(updated)s,"
@@ -61,7 +61,7 @@ def add_to_minute(
         {
             "now": now,
             "lag_s": None if newest is None else max((now - newest).total_seconds(), 0.0),
-            **parameters_of(Entry(counts=counts)),
+            **parameters_of(Effect(counts=counts)),
         },
     )
 

@@ -13,7 +13,7 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from syncdata.apply.state.status import TableInfo, table_info
 
-# Busy: a batch has committed lately, so a cycle that takes long is at work, not stuck.
+# ``is_busy``: a batch has committed lately, so a cycle that takes long is at work, not stuck.
 _LATEST_RUN = """
 SELECT host, pid, sync_frequency, started_at, stopped_at, last_sync_at, records_synced, errors,
     waiting_files, waiting_bytes, last_error, error_code, error_file, error_line, error_hint,

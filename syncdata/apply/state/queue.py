@@ -26,7 +26,8 @@ _KEEP = "interval '90 days'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """``place``: the record to skip, as ``file:line``. ``attempts``: how often it was taken, now included."""
+    """A request that was taken. ``place``: the record to skip, as ``file:line``. ``attempts``: how often it
+    was taken, this time included."""
 
     id: int
     action: str
@@ -105,34 +106,35 @@ class Listener:
 
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
-        self._has_rung = True  # requests may have come in before we listened
-        connection.add_notify_handler(lambda notification: self.ring())
+        self._has_requests = True  # requests may have come in before we listened
+        connection.add_notify_handler(lambda notification: self.look_again())
         connection.execute(f"LISTEN {CHANNEL}")
 
     def is_on(self, connection: Connection[Any]) -> bool:
         return self._connection is connection
 
-    def answer(self) -> bool:
-        """Return whether it has rung, and be silent until it rings again."""
-        has_rung, self._has_rung = self._has_rung, False
-        return has_rung
+    def take_notice(self) -> bool:
+        """Return whether requests may have come in since the last call."""
+        has_requests, self._has_requests = self._has_requests, False
+        return has_requests
 
     @property
-    def has_rung(self) -> bool:
-        """Whether a request has come in. The driver learns of it with the result of the next statement."""
-        return self._has_rung
+    def has_requests(self) -> bool:
+        """True when a request has come in; the driver learns of it with the result of the next statement."""
+        return self._has_requests
 
     def wait(self, timeout_s: float) -> None:
         """Wait until the server sends something, at most *timeout_s*.
 
         Raises psycopg.Error when the server has gone.
         """
-        if self._has_rung:
+        if self._has_requests:
             return
         poller = poll()  # select() would refuse the high file numbers of a large process
         poller.register(self._connection.fileno(), POLLIN)
         if poller.poll(timeout_s * 1000):
             self._connection.execute("SELECT")
 
-    def ring(self) -> None:
-        self._has_rung = True
+    def look_again(self) -> None:
+        """Let the next `take_notice` return True: requests may wait that nothing announces any more."""
+        self._has_requests = True

@@ -1,6 +1,6 @@
-"""How syncdata's own tables keep an error: a text column, and four columns of data beside it.
+"""Errors as syncdata's own tables keep them: a text column, and four columns of data beside it.
 
-People read the text. Whatever decides, or shows the parts apart, reads ``error_code``, ``error_file``,
+People read the text. Code that decides, or that shows the parts apart, reads ``error_code``, ``error_file``,
 ``error_line`` and ``error_hint``.
 """
 

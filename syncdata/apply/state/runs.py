@@ -1,4 +1,4 @@
-"""A daemon's run: when it began, what it has done since, how it ended."""
+"""Writes the row of a daemon's run: its beginning, its counts, its end. Knows SQL only."""
 
 from __future__ import annotations
 

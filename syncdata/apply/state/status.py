@@ -1,4 +1,4 @@
-"""The daemon and its tables as syncdata's own tables show them, and how that reads as text. Pure."""
+"""The status of the daemon and its tables, worked out from rows of syncdata's own tables; its text. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from syncdata.apply.state.reasons import read_reason
 from syncdata.changes.filenames import file_time, is_change_file
 from syncdata.errors import Problem, Reason
 
-# How long no cycle may end before somebody should look.
+# A cycle counts as overdue when none has ended for so long.
 _OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
 
 
@@ -40,18 +40,18 @@ class TableInfo:
 
     @property
     def reason(self) -> Reason | None:
-        """The error with its parts; None where there is none."""
+        """The error with its parts; None for a table without one."""
         return read_reason({name: getattr(self, name) for name in _ERROR_FIELDS})
 
     @property
     def blocking_place(self) -> str:
-        """The ``file:line`` of the record that the table is blocked at; empty where it is not at a record."""
+        """The ``file:line`` of the record that blocks the table; empty where no record does."""
         return record_place(self.reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus:
-    """How the daemon does. ``records_synced`` and ``errors`` count since its start; ``problems`` says why it
+    """The daemon's status. ``records_synced`` and ``errors`` count since its start; ``problems`` says why it
     is not healthy, and is empty when it is. A problem's ``str()`` is its text; its ``kind`` is one of
     ``blocked`` (then it names the ``table``), ``not-started``, ``cycle-failed`` and ``overdue``."""
 
@@ -88,7 +88,7 @@ def record_place(reason: Reason | None) -> str:
 
 
 def table_state(state: str | None, *, file: str, commit_lsn: object) -> str:
-    """Return the state to show for a checkpoint with these columns; *state* is None where there is none.
+    """Return the state to show for a checkpoint with these columns; *state* is None without a checkpoint.
 
     An active table is new until it has begun: with a change file, or with a snapshot that is older than the
     first change file. Such a snapshot gives the checkpoint a commit LSN and no file.
@@ -98,9 +98,9 @@ def table_state(state: str | None, *, file: str, commit_lsn: object) -> str:
 
 
 def lag_s(checkpoint: str, farthest: str) -> float | None:
-    """Return how many seconds of files the place *checkpoint* is behind *farthest*, by the files' names.
+    """Return how many seconds *checkpoint* is behind *farthest*, by the times in their files' names.
 
-    Zero when both lie in one file; None where one is no place in a file.
+    Zero when both lie in one file; None where one of them names no file.
     """
     own, front = file_time(checkpoint), file_time(farthest)
     return None if own is None or front is None else (front - own).total_seconds()
@@ -180,7 +180,7 @@ def _find_problems(
 
 
 def table_info(row: dict[str, Any]) -> TableInfo:
-    """Return what *row* says: a row of the whitelist, with the columns of its checkpoint or NULLs."""
+    """Return the table of *row*: a row of the whitelist, with the columns of its checkpoint or NULLs."""
     return TableInfo(
         table_name=row["table_name"],
         creator=row["creator"],

@@ -79,7 +79,7 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
                 service.run_loop(interval_s=interval, stop=stop)
 
     def is_daemon(self, options: Mapping[str, Any]) -> bool:
-        # One cycle prints what it did; a daemon has only its log to tell.
+        # A single cycle prints its result; of a daemon's cycles, only the log tells.
         return not options["once"]
 
     def _run_once(self, service: SyncDataService, stop: Event, verbosity: int) -> None:

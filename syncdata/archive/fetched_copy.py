@@ -10,16 +10,16 @@ from typing import BinaryIO
 from syncdata.errors import FetchError
 
 
-class Download:
-    """An anonymous temporary file in *directory*, which grows while the file at *place* arrives.
+class FetchedCopy:
+    """An anonymous temporary file in *directory*, which grows while the file at *location* arrives.
 
     Nothing is left of it when the process ends. Raises FetchError, not OSError, when the disk is full:
     it is this machine's disk, not the archive's, nor is it the network that fails.
     """
 
-    def __init__(self, directory: Path | None, place: str) -> None:
+    def __init__(self, directory: Path | None, location: str) -> None:
         self._directory = directory or Path(tempfile.gettempdir())
-        self._place = place
+        self._location = location
         try:
             # Unbuffered, so that a full disk shows in write() and nowhere else.
             self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
@@ -28,7 +28,7 @@ class Download:
 
     @property
     def size_bytes(self) -> int:
-        """How much has arrived, and so where to go on after a lost connection."""
+        """The number of bytes that have arrived; after a lost connection, the transfer goes on from there."""
         return self._file.tell()
 
     def write(self, block: bytes) -> None:
@@ -51,5 +51,5 @@ class Download:
         return FetchError(
             f"the temporary copy cannot be written to {self._directory}: {error.strerror}",
             hint="free space there; the file is fetched again in the next cycle",
-            file=self._place,
+            file=self._location,
         )

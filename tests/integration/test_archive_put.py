@@ -96,7 +96,7 @@ def tree(directory: Path) -> dict[str, bytes]:
     }
 
 
-# Delivery
+# Putting
 
 
 @pytest.mark.parametrize(
