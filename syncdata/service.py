@@ -14,6 +14,7 @@ from typing import Self
 import psycopg
 
 from syncdata.apply.context import ApplySettings, Resources
+from syncdata.apply.postgres.target import Target
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import SyncResult
 from syncdata.apply.state.status import DaemonStatus, TableInfo, format_status
@@ -48,8 +49,10 @@ class SyncDataService(TablesService):
             lambda: open_archive(config.archive, spool_dir=config.state_dir),
             ApplySettings(
                 limits=config.limits,
-                metric_freq_hours=config.metric_freq,
                 interval_s=config.data_sync_freq,
+            ),
+            open_sink=lambda connection, run_id: Target(
+                connection, metric_freq_hours=config.metric_freq, run_id=run_id
             ),
             observer=SignalObserver(SyncDataService, config.database),
             mirror=StateFileMirror(config.state_dir),

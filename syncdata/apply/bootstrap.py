@@ -11,25 +11,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
-
 from syncdata.apply.context import Context
 from syncdata.apply.cycle import Cycle
 from syncdata.apply.feed.snapshots import find_snapshots
-from syncdata.apply.plan.schema import parents_first
+from syncdata.apply.load import load_newest
 from syncdata.apply.position import START, Advance
-from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.connection import (
-    constraint_error,
-    is_servers_fault,
-    translate,
-    translated_errors,
-)
-from syncdata.apply.postgres.shadow import ShadowTarget, drop_shadow
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import CycleResult
-from syncdata.apply.resync import load_newest, ms_since, replay, where_the_others_stand
-from syncdata.apply.sink import DaemonSink, Outcome, Sink
+from syncdata.apply.resync import complete, where_the_others_stand
+from syncdata.apply.sink import DaemonSink, Outcome, Purpose, Sink
 from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.archive.archive import SnapshotFile
 from syncdata.changes.names import TableName
@@ -64,7 +54,7 @@ class Pass:
 
         Raises RequestedError, CheckpointMovedError, and SyncError when it cannot go on.
         """
-        checkpoints = self.sink.checkpoints()
+        checkpoints = self._checkpoints()
         new = {checkpoint.table for checkpoint in checkpoints if checkpoint.position == START}
         try:
             snapshots = find_snapshots(self.context.archive, new, stop=self.context.stop)
@@ -106,13 +96,13 @@ class Pass:
         """Let the tables of *snapshots* begin, until the time is up. Return, by table, the error of a newest
         snapshot that is broken. *reasons*: the errors that blocked the tables before."""
         bad_snapshots = {}
-        for table in self._parents_first(snapshots.keys()):
+        for table in self.sink.parents_first(snapshots.keys()):
             if self.context.stop.is_set():
                 break
             if self.is_called():
                 raise RequestedError
             try:
-                beginning = begin(self.context, table, snapshots[table])
+                beginning = begin(self.context, self.sink, table, snapshots[table])
             except ReadingStopped:
                 break
             if beginning.broken is not None:
@@ -121,13 +111,6 @@ class Pass:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 break
         return bad_snapshots
-
-    def _parents_first(self, tables: Collection[TableName]) -> list[TableName]:
-        with translated_errors():
-            schemas = read_schemas(self.context.connection, tables)
-        return parents_first(
-            {table: schemas[table].parents if table in schemas else frozenset() for table in tables}
-        )
 
     def _note(self, table: TableName, beginning: Beginning, *, reason_before: str | None) -> None:
         if beginning.error is not None:
@@ -143,10 +126,13 @@ class Pass:
         """Return the checkpoints of tables that have begun, and of *from_files*, which begin with files."""
         return [
             checkpoint
-            for checkpoint in self.sink.checkpoints()
+            for checkpoint in self._checkpoints()
             if checkpoint.table not in self.result.blocked
             and (checkpoint.position != START or checkpoint.table in from_files)
         ]
+
+    def _checkpoints(self) -> list[TableCheckpoint]:
+        return [checkpoint for checkpoint in self.sink.checkpoints() if not checkpoint.is_paused]
 
 
 class _InterruptibleSink:
@@ -174,51 +160,38 @@ class Beginning:
     error: SyncError | None = None
 
 
-def begin(context: Context, table: TableName, snapshots: Sequence[SnapshotFile]) -> Beginning:
+def begin(
+    context: Context, sink: DaemonSink[Any], table: TableName, snapshots: Sequence[SnapshotFile]
+) -> Beginning:
     """Load the newest good one of *snapshots* into *table*, which stands at the archive's beginning.
 
     Its checkpoint, an audit row and the run's counts commit with the rows. Where active foreign keys tie it
     to other tables, its rows are brought to where those stand before readers see them. Raises ApplyError
-    when the server fails, ArchiveConnectionError, CheckpointMovedError when the table has begun
+    when the sink itself fails, ArchiveConnectionError, CheckpointMovedError when the table has begun
     meanwhile, and ReadingStopped. Any other error concerns this table alone, and is returned.
     """
     started = time.monotonic()
     beginning = Beginning()
     try:
-        shadow = ShadowTarget(context.connection, table)
-        group = load_newest(context, shadow, table, snapshots)
-        beginning.broken = shadow.broken
-        if shadow.began_with is None:
-            return beginning
-        until = None
-        if shadow.must_fit_others:
-            until = where_the_others_stand(context.connection, table, counts_paused=True)
-        result = replay(context, shadow, group, until or group.position)
-        shadow.exchange(
-            group.position_of(table),
-            action="snapshot",
-            now=context.clock(),
-            duration_ms=ms_since(started),
-            only_from=START,
-            run_id=context.run_id,
-        )
-        beginning.result = result
-    except ArchiveConnectionError:
-        raise
-    except psycopg.Error as error:
-        if is_servers_fault(error):
-            raise translate(error) from error
-        beginning.error = _refused(table, error)
+        with sink.open_rebuild(table, Purpose(action="snapshot", only_from=START)) as rows:
+            loaded = load_newest(context, rows, table, snapshots)
+            beginning.broken = loaded.broken
+            if loaded.file is None:
+                return beginning
+            until = None
+            if rows.must_fit_others:
+                until = where_the_others_stand(sink.checkpoints(), table, counts_paused=True)
+            until = until or loaded.group.position
+            beginning.result = complete(context, rows, loaded, until=until, started=started)
     except SyncError as error:
+        if not _is_the_tables_own(error):
+            raise
         beginning.error = error
-    finally:
-        drop_shadow(context.connection)
     return beginning
 
 
-def _refused(table: TableName, error: psycopg.Error) -> ApplyError:
-    """Return the error for rows that the database refuses as a whole; without DETAIL, which holds values."""
-    if isinstance(error, psycopg.errors.IntegrityError):
-        return constraint_error(error, table, rows="the snapshot's rows")
-    cause = translate(error)
-    return ApplyError(cause.message, hint=cause.hint, table=str(table))
+def _is_the_tables_own(error: SyncError) -> bool:
+    """Tell whether *error* concerns the loaded table alone, not the archive or the sink itself."""
+    if isinstance(error, ApplyError):
+        return error.table is not None
+    return not isinstance(error, ArchiveConnectionError)

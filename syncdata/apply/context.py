@@ -17,6 +17,7 @@ from syncdata.apply.plan.batches import Limits
 from syncdata.apply.position import Position
 from syncdata.apply.progress import NoProgress, Progress
 from syncdata.apply.result import Activity, CycleResult, SyncResult
+from syncdata.apply.sink import DaemonSink
 from syncdata.archive.archive import Archive
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
@@ -25,15 +26,13 @@ from syncdata.errors import SyncError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """The surroundings of one piece of work. ``requested_by`` names the person who asked for it, for the
-    audit log. The work adds to the counts of the run ``run_id``."""
+    audit log."""
 
     archive: Archive
-    connection: Connection[Any]
     limits: Limits
     progress: Progress = field(default_factory=NoProgress)
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
-    run_id: int | None = None
     requested_by: str | None = None
 
 
@@ -86,13 +85,16 @@ class Mirror(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplySettings:
     limits: Limits
-    metric_freq_hours: int
     interval_s: int
 
 
 class Resources:
-    """The resources of one process: a session and an archive, each opened at its first use, the settings, and
-    the ports. *progress* is told of the progress of the work, if it is given."""
+    """The resources of one process: a session, an archive and a sink, each opened at its first use, the
+    settings, and the ports. *progress* is told of the progress of the work, if it is given.
+
+    *open_sink* makes the sink on a connection, for the run whose number it is given, if any. All changes go
+    through it, those of snapshots and resyncs too.
+    """
 
     def __init__(
         self,
@@ -100,6 +102,7 @@ class Resources:
         open_archive: Callable[[], Archive],
         settings: ApplySettings,
         *,
+        open_sink: Callable[[Connection[Any], int | None], DaemonSink[Any]],
         observer: Observer,
         mirror: Mirror,
         progress: Progress | None = None,
@@ -110,11 +113,16 @@ class Resources:
         self.mirror = mirror
         self.progress = progress
         self._open_archive = open_archive
+        self._open_sink = open_sink
         self._archive: Archive | None = None
 
     def connect(self) -> Connection[Any]:
         """Return the session's connection, which may be another than before. Raises SyncError."""
         return self.session.connect()
+
+    def open_sink(self, *, run_id: int | None = None) -> DaemonSink[Any]:
+        """Return a new sink on the session's connection. Raises SyncError."""
+        return self._open_sink(self.connect(), run_id)
 
     def archive(self) -> Archive:
         if self._archive is None:
@@ -130,7 +138,6 @@ class Resources:
         """Return the context of a piece of work, which ends early once *stop* is set."""
         return Context(
             archive=self.archive(),
-            connection=self.connect(),
             limits=self.settings.limits,
             progress=self.progress or NoProgress(),
             stop=stop,

@@ -18,17 +18,15 @@ from psycopg import Connection
 
 from syncdata.apply.context import Context
 from syncdata.apply.cycle import Cycle
-from syncdata.apply.feed.groups import Group
 from syncdata.apply.feed.snapshots import find_snapshots
+from syncdata.apply.load import Loaded, load_newest
 from syncdata.apply.position import START, Position
-from syncdata.apply.postgres.connection import prepare_session, translate
-from syncdata.apply.postgres.shadow import ShadowTarget, drop_shadow
 from syncdata.apply.result import Activity, CycleResult
+from syncdata.apply.sink import DaemonSink, Purpose, Rebuild
 from syncdata.apply.state.audit import log_action
-from syncdata.apply.state.checkpoints import open_checkpoints
+from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.apply.state.queries import read_tables
 from syncdata.apply.whitelist import parse_all
-from syncdata.archive.archive import SnapshotFile
 from syncdata.changes.names import TableName
 from syncdata.errors import ResyncError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
@@ -36,7 +34,7 @@ from syncdata.runtime.bounded_stream import ReadingStopped
 logger = logging.getLogger(__name__)
 
 
-def resync(context: Context, table: TableName) -> CycleResult:
+def resync(context: Context, open_sink: Callable[[], DaemonSink[Any]], table: TableName) -> CycleResult:
     """Rebuild *table* from its newest snapshot, else from the first change file, up to the position of the
     other tables, or to the end.
 
@@ -44,60 +42,58 @@ def resync(context: Context, table: TableName) -> CycleResult:
     """
     started = time.monotonic()
     try:
-        prepare_session(context.connection)
+        sink = open_sink()
         # Paused tables do not count: one may stand far back, and readers would see this table go back to it.
-        until = where_the_others_stand(context.connection, table, counts_paused=False)
+        until = where_the_others_stand(sink.checkpoints(), table, counts_paused=False)
         snapshots = find_snapshots(context.archive, [table], stop=context.stop).get(table, [])
-        shadow = ShadowTarget(context.connection, table)
-        group = load_newest(context, shadow, table, snapshots)
-        result = replay(context, shadow, group, until)
-        position = group.position_of(table)
-        shadow.exchange(
-            position,
-            action="resync",
-            now=context.clock(),
-            duration_ms=ms_since(started),
-            requested_by=context.requested_by,
-        )
-        return result
+        purpose = Purpose(action="resync", requested_by=context.requested_by)
+        with sink.open_rebuild(table, purpose) as rows:
+            loaded = load_newest(context, rows, table, snapshots)
+            return complete(context, rows, loaded, until=until, started=started)
     except ReadingStopped:
         raise _not_resynced(table, ResyncError("interrupted")) from None
-    except psycopg.Error as error:
-        raise _not_resynced(table, translate(error)) from error
     except SyncError as error:
         raise _not_resynced(table, error) from error
-    finally:
-        drop_shadow(context.connection)
 
 
-def load_newest(
-    context: Context, shadow: ShadowTarget, table: TableName, snapshots: Sequence[SnapshotFile]
-) -> Group:
-    position = shadow.load_newest(
-        context.archive, snapshots, limits=context.limits, progress=context.progress, stop=context.stop
-    )
-    return Group(position, {table: position.commit_lsn})
+def complete(
+    context: Context, rows: Rebuild[Any], loaded: Loaded, *, until: Position | None, started: float
+) -> CycleResult:
+    """Replay what follows *loaded* up to *until*, or to the end; let *rows* take the place of the table's.
 
-
-def replay(context: Context, shadow: ShadowTarget, group: Group, until: Position | None) -> CycleResult:
-    """Apply the change files after *group* up to *until*, or to their end, to *shadow*.
-
-    Raises ResyncError when the archive ends before *until* or holds nothing, and ReadingStopped.
+    Returns what all of it has done since *started*, in monotonic seconds. Raises ResyncError when the archive
+    ends before *until* or holds nothing, CheckpointMovedError, and ReadingStopped.
     """
+    result = _replay(context, rows, loaded, until)
+    (table,) = loaded.group.tables
+    position = loaded.group.position_of(table)
+    rows.exchange(
+        position,
+        counts=result.counts,
+        reference=loaded.file or position.file,
+        now=context.clock(),
+        duration_ms=round((time.monotonic() - started) * 1000),
+    )
+    return result
+
+
+def _replay(context: Context, rows: Rebuild[Any], loaded: Loaded, until: Position | None) -> CycleResult:
+    """Apply the change files after what is *loaded* to *rows*; return what both have done."""
+    group = loaded.group
     cycle = Cycle(
         context.archive,
-        shadow,
+        rows,
         limits=context.limits,
         progress=context.progress,
         stop=context.stop,
-        bad_snapshots={} if shadow.broken is None else dict.fromkeys(group.tables, shadow.broken),
+        bad_snapshots={} if loaded.broken is None else dict.fromkeys(group.tables, loaded.broken),
     )
     result = cycle.result
-    if shadow.began_with is not None:
+    if loaded.file is not None:
         result.files_processed += 1
-        result.counts.add(shadow.counts)
+        result.counts.add(loaded.counts)
         for table in group.tables:
-            result.activity.setdefault(table, Activity()).add(shadow.counts, file=shadow.began_with)
+            result.activity.setdefault(table, Activity()).add(loaded.counts, file=loaded.file)
     is_there = until is not None and group.position.has_reached(until)
     files = [] if is_there else cycle.discover(since=group.position.file or None)
     if until is not None:
@@ -116,11 +112,9 @@ def replay(context: Context, shadow: ShadowTarget, group: Group, until: Position
 
 
 def where_the_others_stand(
-    connection: Connection[Any], table: TableName, *, counts_paused: bool
+    checkpoints: Sequence[TableCheckpoint], table: TableName, *, counts_paused: bool
 ) -> Position | None:
     """Return the farthest checkpoint of the other tables, so that this one joins them; None without any."""
-    with connection.transaction():
-        checkpoints = open_checkpoints(connection)
     positions = [
         c.position
         for c in checkpoints
@@ -165,7 +159,3 @@ def audit_failure(
         )
     except (psycopg.Error, SyncError) as log_error:
         logger.warning("the failed resync is not in the audit log: %s", type(log_error).__name__)
-
-
-def ms_since(started: float) -> int:
-    return round((time.monotonic() - started) * 1000)

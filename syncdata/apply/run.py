@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -22,7 +21,6 @@ from syncdata.apply.bootstrap import Pass, RequestedError
 from syncdata.apply.context import Resources
 from syncdata.apply.position import Position
 from syncdata.apply.postgres.connection import translated_errors
-from syncdata.apply.postgres.target import Target
 from syncdata.apply.progress import WaitingProgress
 from syncdata.apply.result import CycleResult, SyncResult
 from syncdata.apply.sink import DaemonSink
@@ -95,7 +93,7 @@ class Run:
             result.failed = 0
             is_called = self._make_room(stop)
             one_pass = Pass(
-                context=replace(self._resources.context(stop), run_id=self.id),
+                context=self._resources.context(stop),
                 sink=self._open_sink(),
                 result=result,
                 watch=lambda: WaitingProgress(self._note_waiting, self._resources.progress),
@@ -167,8 +165,7 @@ class Run:
     def _open_sink(self) -> DaemonSink[Any]:
         connection = self._resources.connect()
         if self._sink is None or not self._sink.is_on(connection):
-            hours = self._resources.settings.metric_freq_hours
-            self._sink = Target(connection, metric_freq_hours=hours, run_id=self.id)
+            self._sink = self._resources.open_sink(run_id=self.id)
         return self._sink
 
 

@@ -1,14 +1,15 @@
-"""The port that the cycle hands batches to. Knows batches and positions; knows nothing of rows, plans or
-databases.
+"""The ports that all changes go through: batches of many tables, and new rows for one. Knows batches and
+positions; knows nothing of rows, plans or databases.
 
 PostgreSQL's sinks are postgres/target.py (the tables) and postgres/shadow.py (one table being rebuilt).
-Another consumer is one module with a class of these methods, and the line in run.py that makes it. Where
-its checkpoints are kept is its own affair; state/checkpoints.py keeps them for whoever has a connection.
-Snapshots do not come through this port: bootstrap.py and resync.py load them into PostgreSQL's tables.
+Another consumer is one module with a `DaemonSink` and its `Rebuild`, and the line in service.py that makes
+it. Where its checkpoints are kept is its own affair; state/checkpoints.py keeps them for whoever has a
+connection.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
@@ -72,6 +73,43 @@ class Sink(Protocol[P]):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purpose:
+    """What a table gets new rows for: ``action`` (``snapshot`` or ``resync``), and ``requested_by`` for it.
+    ``only_from``: where the table must still stand in the end, if that matters."""
+
+    action: str
+    only_from: Position | None = None
+    requested_by: str | None = None
+
+
+class Rebuild(Sink[P], Protocol[P]):
+    """New rows for one table, which nobody sees before `exchange`: a sink for batches of that table.
+
+    Nothing is left blocked: `apply` raises what blocks a table elsewhere, and `block` what it is told. All of
+    it raises an ApplyError that names no table when the sink itself fails, so that the table is not to blame.
+    """
+
+    @property
+    def must_fit_others(self) -> bool:
+        """Whether the rows must be of the moment that those of the other tables are of."""
+        ...
+
+    def restart(self) -> None:
+        """Throw away what was applied: the snapshot that it came from is broken."""
+        ...
+
+    def exchange(
+        self, position: Position, *, counts: Counts, reference: str, now: dt.datetime, duration_ms: int
+    ) -> None:
+        """Put the new rows in the place of the old ones and the checkpoint at *position*, and audit it, all
+        of it or nothing. *counts*: what was applied; *reference*: the file that the audit row names.
+
+        Raises CheckpointMovedError unless the checkpoint is where it must be.
+        """
+        ...
+
+
 class DaemonSink(Sink[P], Protocol[P]):
     """A sink for the daemon, which uses it for cycle after cycle; it knows where its tables stand."""
 
@@ -80,7 +118,15 @@ class DaemonSink(Sink[P], Protocol[P]):
         ...
 
     def checkpoints(self) -> list[TableCheckpoint]:
-        """Return the checkpoint of every whitelisted table that is not paused, new ones at the beginning."""
+        """Return the checkpoint of every whitelisted table, paused ones too, new ones at the beginning."""
+        ...
+
+    def parents_first(self, tables: Collection[TableName]) -> list[TableName]:
+        """Return *tables* in the order in which they are to begin: those that others refer to go first."""
+        ...
+
+    def open_rebuild(self, table: TableName, purpose: Purpose) -> AbstractContextManager[Rebuild[Any]]:
+        """Begin to give *table* new rows; what has not been exchanged at the end is dropped."""
         ...
 
     def rest(self) -> None:

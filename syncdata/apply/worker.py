@@ -117,7 +117,8 @@ class Worker:
         try:
             self._resources.mirror.adopt(connection)
             context = replace(self._resources.context(stop), requested_by=requested_by)
-            result = resync(replace(context, progress=progress or context.progress), table)
+            context = replace(context, progress=progress or context.progress)
+            result = resync(context, self._resources.open_sink, table)
         except ResyncError as error:
             audit_failure(self._resources.connect, table, error, requested_by)
             raise

@@ -10,57 +10,64 @@ file comes next.
 from __future__ import annotations
 
 import datetime as dt
-import logging
-import threading
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 from psycopg import Connection, sql
 
 from syncdata.apply.counts import Counts
-from syncdata.apply.feed.files import read_batches
-from syncdata.apply.feed.snapshots import Snapshot, open_snapshot
-from syncdata.apply.plan.batches import Batch, Limits
+from syncdata.apply.plan.batches import Batch
 from syncdata.apply.plan.prepare import PreparedBatch, prepare
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch
-from syncdata.apply.position import START, Advance, Position
+from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, translate
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
-from syncdata.apply.progress import Progress
-from syncdata.apply.sink import Outcome, prepare_ahead
+from syncdata.apply.sink import Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
 from syncdata.apply.state.runs import add_to_run
-from syncdata.archive.archive import Archive, SnapshotFile
 from syncdata.changes.names import TableName
-from syncdata.errors import ParseError, SchemaError, SyncError
-from syncdata.runtime.bounded_stream import ReadingStopped
-
-logger = logging.getLogger(__name__)
+from syncdata.errors import ApplyError, SchemaError, SyncError
 
 _SHADOW = TableName("pg_temp", "syncdata_rebuild")
 
 
-class ShadowTarget:
-    """A sink like the real target, but into a temporary table, and without checkpoints, audit or metrics.
+@contextmanager
+def open_shadow(
+    connection: Connection[Any], table: TableName, purpose: Purpose, *, run_id: int | None
+) -> Iterator[ShadowTarget]:
+    """Open a rebuild of *table*, translate what the driver raises meanwhile, and drop it at the end.
 
-    ``began_with``: the snapshot it was filled from. ``broken``: the error of the newest snapshot, if that one
-    was passed over.
+    *run_id*: the run whose counts it adds to.
     """
+    try:
+        yield ShadowTarget(connection, table, purpose, run_id=run_id)
+    except psycopg.Error as error:
+        raise _reason(error, table, purpose) from error
+    finally:
+        _drop_shadow(connection)
 
-    def __init__(self, connection: Connection[Any], table: TableName) -> None:
+
+class ShadowTarget:
+    """A sink like the real target, but into a temporary table; without metrics, and its checkpoint and audit
+    row are written once, in `exchange`."""
+
+    def __init__(
+        self, connection: Connection[Any], table: TableName, purpose: Purpose, *, run_id: int | None
+    ) -> None:
         self._connection = connection
+        self._purpose = purpose
+        self._run_id = run_id
         self._schema = self._read_schema(table)
         self._writer = RowWriter(connection)
-        self.counts = Counts()
-        self.began_with: str | None = None
-        self.broken: ParseError | None = None
-        drop_shadow(connection)
+        _drop_shadow(connection)
         connection.execute(
             sql.SQL(
                 "CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING INDEXES)"
@@ -81,53 +88,10 @@ class ShadowTarget:
         Test: test_an_ordinary_role_loads_tables_that_refer_to_each_other."""
         return not self._writer.is_silent and bool(self._schema.parents or self._schema.has_inbound_keys)
 
-    # From a snapshot
+    def restart(self) -> None:
+        self._connection.execute(sql.SQL("TRUNCATE {}").format(_relation(_SHADOW)))
 
-    def load_newest(
-        self,
-        archive: Archive,
-        snapshots: Sequence[SnapshotFile],
-        *,
-        limits: Limits,
-        progress: Progress,
-        stop: threading.Event,
-    ) -> Position:
-        """Take the rows of the first good one of *snapshots*, newest first; return their position.
-
-        When none is good, the shadow stays empty and the position is the archive's beginning. Raises
-        FetchError, ArchiveConnectionError, ApplyError or SchemaError, psycopg.Error, and ReadingStopped.
-        """
-        for file in snapshots:
-            progress.files_found(1, file.size_bytes)
-            try:
-                with closing(open_snapshot(archive, file, stop=stop)) as snapshot:
-                    self._load(snapshot, limits=limits, progress=progress, stop=stop)
-            except ParseError as error:
-                logger.warning("this snapshot is passed over: %s", error)
-                self.broken = self.broken or error
-                self._connection.execute(sql.SQL("TRUNCATE {}").format(_relation(_SHADOW)))
-                self.counts = Counts()
-            else:
-                self.began_with = file.name
-                return snapshot.position
-        return START
-
-    def _load(self, snapshot: Snapshot, *, limits: Limits, progress: Progress, stop: threading.Event) -> None:
-        fetched = snapshot.fetched
-        progress.file_started(fetched.name, fetched.size_bytes)
-        watermarks = {snapshot.table: None}
-        batches = read_batches(fetched, snapshot.records(), watermarks=watermarks, limits=limits)
-        advance = Advance(watermarks=watermarks, start=START, end=START)
-        self.begin_file([snapshot.table])
-        with prepare_ahead(self, batches) as planned:
-            for batch, prepared in planned:
-                if stop.is_set():
-                    raise ReadingStopped
-                self.apply(prepared, advance)
-                progress.batch_applied(len(batch.records), fetched.share_of(batch.size_bytes))
-        progress.file_finished(fetched.name)
-
-    # From change files, as a cycle's sink
+    # As a sink
 
     def begin_file(self, tables: Collection[TableName]) -> None:
         self._writer.forget_failures()
@@ -151,28 +115,14 @@ class ShadowTarget:
                     raise share.plan
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
-                self.counts.add(outcome.counts[table])
         return outcome
 
     # Into the table's place
 
     def exchange(
-        self,
-        position: Position,
-        *,
-        action: str,
-        now: dt.datetime,
-        duration_ms: int,
-        only_from: Position | None = None,
-        run_id: int | None = None,
-        requested_by: str | None = None,
+        self, position: Position, *, counts: Counts, reference: str, now: dt.datetime, duration_ms: int
     ) -> None:
-        """Put the new rows in the place of the old ones and the checkpoint at *position*, and audit it as
-        *action*, in one transaction.
-
-        Raises CheckpointMovedError unless the checkpoint is at *only_from*, where that is given.
-        """
-        live = replace(self._schema, shadow=None)
+        live, only_from = replace(self._schema, shadow=None), self._purpose.only_from
         with self._connection.transaction():
             if only_from is None:
                 lock_checkpoints(self._connection, [live.name])
@@ -181,22 +131,34 @@ class ShadowTarget:
             self._writer.begin()
             exchange(self._writer.cursor, live, self._schema, is_silent=self._writer.is_silent)
             advance_sequences(self._writer.cursor, live)
-            reset_checkpoints(self._connection, [live.name], position, counts=self.counts, now=now)
+            reset_checkpoints(self._connection, [live.name], position, counts=counts, now=now)
             log_action(
                 self._connection,
                 live.name,
-                action=action,
-                reference=self.began_with or position.file,
+                action=self._purpose.action,
+                reference=reference,
                 now=now,
-                counts=self.counts,
+                counts=counts,
                 duration_ms=duration_ms,
-                requested_by=requested_by,
+                requested_by=self._purpose.requested_by,
             )
-            if run_id is not None:
-                add_to_run(self._connection, run_id, records=self.counts.records)
+            if self._run_id is not None:
+                add_to_run(self._connection, self._run_id, records=counts.records)
 
 
-def drop_shadow(connection: Connection[Any]) -> None:
+def _reason(error: psycopg.Error, table: TableName, purpose: Purpose) -> ApplyError:
+    """What the database has against the rows as a whole, without its DETAIL, which holds values; it names no
+    table where the server is at fault."""
+    if is_servers_fault(error):
+        return translate(error)
+    # Of these two, only the beginning is tried again in every cycle, as that error says.
+    if purpose.action == "snapshot" and isinstance(error, psycopg.errors.IntegrityError):
+        return constraint_error(error, table, rows="the snapshot's rows")
+    cause = translate(error)
+    return ApplyError(cause.message, hint=cause.hint, table=str(table))
+
+
+def _drop_shadow(connection: Connection[Any]) -> None:
     if not connection.closed:
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_relation(_SHADOW)))
 

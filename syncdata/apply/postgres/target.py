@@ -21,6 +21,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -42,10 +43,11 @@ from syncdata.apply.postgres.connection import (
 )
 from syncdata.apply.postgres.constraints import check_constraints
 from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.shadow import ShadowTarget, open_shadow
 from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
-from syncdata.apply.sink import Outcome
+from syncdata.apply.sink import Outcome, Purpose
 from syncdata.apply.state.checkpoints import (
     Skip,
     TableCheckpoint,
@@ -89,10 +91,18 @@ class Target:
         return self._connection is connection
 
     def checkpoints(self) -> list[TableCheckpoint]:
-        """Return the checkpoint of every whitelisted table that is not paused, new ones at the beginning."""
         with translated_errors(), self._connection.transaction():
-            checkpoints = open_checkpoints(self._connection)
-        return [checkpoint for checkpoint in checkpoints if not checkpoint.is_paused]
+            return open_checkpoints(self._connection)
+
+    def parents_first(self, tables: Collection[TableName]) -> list[TableName]:
+        with translated_errors():
+            schemas = read_schemas(self._connection, tables)
+        return parents_first(
+            {table: schemas[table].parents if table in schemas else frozenset() for table in tables}
+        )
+
+    def open_rebuild(self, table: TableName, purpose: Purpose) -> AbstractContextManager[ShadowTarget]:
+        return open_shadow(self._connection, table, purpose, run_id=self._run_id)
 
     def begin_file(self, tables: Collection[TableName]) -> None:
         """Read the catalog anew: a table may have been altered since the last file.
