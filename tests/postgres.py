@@ -97,12 +97,16 @@ _numbers = count(1)
 
 @pytest.fixture
 def fresh_database(postgres: PostgresServer) -> Iterator[Callable[..., Database]]:
-    """`fresh_database()` makes an empty database on the default server, `fresh_database(other)` there."""
+    """`fresh_database()` makes an empty database on the default server, `fresh_database(other)` there.
+
+    With a *template* it is a copy of that database.
+    """
     with ExitStack() as cleanup:
 
-        def make(server: PostgresServer = postgres) -> Database:
+        def make(server: PostgresServer = postgres, *, template: str = "template1") -> Database:
             database = Database(server, f"fresh_{next(_numbers)}")
-            _execute(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database.name)))
+            names = map(sql.Identifier, (database.name, template))
+            _execute(server, sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
             cleanup.callback(_drop, database)
             return database
 

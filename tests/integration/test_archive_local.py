@@ -12,6 +12,7 @@ from syncdata.archive.archive import ChangeFile, open_archive
 from syncdata.archive.local import LocalSettings
 from syncdata.changes.filenames import stem
 from syncdata.errors import DiscoveryError, FetchError
+from tests.many_files import put_100_000
 
 
 @pytest.fixture
@@ -103,8 +104,7 @@ def test_of_two_files_with_one_stem_the_plainest_is_taken(directory: Path) -> No
 def test_only_the_new_files_of_100_000_are_looked_at(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(100_000):
-        os.close(os.open(directory / f"changes_2026_{number:06}.json", os.O_CREAT | os.O_WRONLY))
+    put_100_000(directory)
     looked_at: list[str] = []
     scandir = os.scandir
 

@@ -26,6 +26,7 @@ from syncdata.archive.archive import Archive, ChangeFile, open_archive
 from syncdata.archive.sftp import SftpSettings
 from syncdata.archive.sftp_files import ReadAhead
 from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
+from tests.many_files import put_100_000
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
 
 NAME = "changes_20260205_103000.json"
@@ -89,8 +90,7 @@ def test_an_empty_directory_holds_no_change_files(sshd: SshServer) -> None:
 
 
 def test_three_new_files_among_100_000_are_found_quickly(sshd: SshServer) -> None:
-    for number in range(100_000):
-        os.close(os.open(sshd.archive_dir / f"changes_2026_{number:06}.json", os.O_CREAT | os.O_WRONLY))
+    put_100_000(sshd.archive_dir)
     with archive(sshd.settings()) as opened:
         opened.discover("changes_2027.json")
         started = time.monotonic()

@@ -102,10 +102,19 @@ class Site:
         (self.archive / f"{name}.tmp").rename(self.archive / name)
 
 
+@pytest.fixture(scope="session")
+def migrated(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database on which the command has made our tables."""
+    database = Database(postgres, "migrated_by_command")
+    with postgres.connect(autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {database.name}")
+    Site(tmp_path_factory.mktemp("migrated"), database).output("migrate", "syncdata", "-v", "0")
+    return database.name
+
+
 @pytest.fixture
-def site(tmp_path: Path, fresh_database: Callable[[], Database]) -> Iterator[Site]:
-    site = Site(tmp_path, fresh_database())
-    site.output("migrate", "syncdata", "-v", "0")
+def site(tmp_path: Path, fresh_database: Callable[..., Database], migrated: str) -> Iterator[Site]:
+    site = Site(tmp_path, fresh_database(template=migrated))
     site.execute("CREATE TABLE users (id int PRIMARY KEY, name text)")
     yield site
     for daemon in site.daemons:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.processes import Process, run
+from tests.zygote import BELOW_DJANGO
 
 # A locale of its own: in that of C, which it would change, Python sets LC_CTYPE for its children.
 ENVIRONMENT = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "WORD": "größer"}
@@ -108,8 +109,11 @@ def test_a_pipe_that_the_program_closes_is_closed(start: Start) -> None:
         process.kill()
 
 
-def test_our_code_and_its_settings_are_read_anew_by_every_program() -> None:
-    code = "import sys; print([name for name in sys.modules if name.startswith(('sync', 'tests'))])"
-    assert run("-c", code, env=ENVIRONMENT).stdout == "[]\n"
+def test_the_app_and_its_settings_are_read_anew_by_every_program() -> None:
+    code = "import sys; print(*[name for name in sys.modules if name.startswith(('sync', 'tests'))])"
+    ours = run("-c", code, env=ENVIRONMENT).stdout.split()
+    folders = {name.split(".")[1] for name in ours if "." in name}
+    assert folders == {*BELOW_DJANGO, "errors"}
+    assert {name for name in ours if "." not in name} == {"syncdata"}
     code = "from django.conf import settings; print(settings.configured)"
     assert run("-c", code, env=ENVIRONMENT).stdout == "False\n"
