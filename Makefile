@@ -37,7 +37,7 @@ run: $(STAMP) ## the admin on http://127.0.0.1:8000/ (needs DATA_SYNC_CONFIG)
 
 test: lint pytest ## lint, types, migrations and all tests
 
-check: $(STAMP) ## lint and the unit tests, in less than a minute
+check: $(STAMP) ## lint and the unit tests, in a minute or two
 	@$(MAKE) --no-print-directory -j2 lint unit
 
 unit: $(STAMP)

@@ -17,7 +17,12 @@ archive's first change file: load them anew before the next cycle. The whitelist
 metrics stay. To rebuild single tables without an empty moment, use resync."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("tables", nargs="*", metavar="table", help="Only these: table or schema.table.")
+        parser.add_argument(
+            "tables",
+            nargs="*",
+            metavar="table",
+            help="Only these: table, schema.table or app_label.Model.",
+        )
         parser.add_argument(
             "--noinput", "--no-input", action="store_false", dest="interactive", help="Do not ask first."
         )

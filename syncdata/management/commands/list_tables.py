@@ -13,9 +13,9 @@ HEADINGS = ("TABLE", "STATE", "CHECKPOINT", "ROWS SYNCED", "CREATOR", "CREATED")
 
 class Command(SyncCommand):
     help = """\
-List the whitelist: each table with its state (active or blocked, and then why), its checkpoint (the
-file and the record in it up to which its changes are applied), the rows synced so far, who added it
-and when."""
+List the whitelist: each table with its state (new, active, paused, or blocked and why), its checkpoint
+(the file and the record in it up to which its changes are applied), the rows synced so far, who added
+it and when."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="Print the tables as a JSON array.")

@@ -14,7 +14,7 @@ The others go on. A batch that is running commits first. A resync or clear of a 
 pause. If one of the tables is not whitelisted, none is paused."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        add_table_names(parser, "A table of the whitelist: table or schema.table.")
+        add_table_names(parser, "A table of the whitelist: table, schema.table or app_label.Model.")
 
     def handle(self, *, tables: list[str], **options: Any) -> None:
         with self.open_service() as service:

@@ -14,7 +14,7 @@ A table that was blocked when it was paused is tried again. If one of the tables
 none is resumed."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        add_table_names(parser, "A table of the whitelist: table or schema.table.")
+        add_table_names(parser, "A table of the whitelist: table, schema.table or app_label.Model.")
 
     def handle(self, *, tables: list[str], **options: Any) -> None:
         with self.open_service() as service:

@@ -26,7 +26,7 @@ of the publication."""
     epilog = f"""\
 The connection is that of [source] and SOURCE_PG_*. To set up as another role than the archiver's:
 
-  SOURCE_PG_USER_NAME=postgres SOURCE_PG_PASSWORD=... manage.py setup_logical_replication \
+  SOURCE_PG_USER_NAME=postgres SOURCE_PG_PASSWORD=... manage.py setup_logical_replication \\
       --create-user archiver
 
 The new role's password is asked for, or taken from the environment variable {NEW_PASSWORD_VARIABLE}.

@@ -16,7 +16,7 @@ cannot apply it; what it would have changed then differs from production until a
 in which the record is mended. A line that cannot be read blocks all tables, and is skipped for all."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("table", help="A blocked table: table or schema.table.")
+        parser.add_argument("table", help="A blocked table: table, schema.table or app_label.Model.")
         parser.add_argument("place", metavar="file:line", help="The record's place, as the error names it.")
 
     def handle(self, *, table: str, place: str, **options: Any) -> None:
