@@ -20,16 +20,6 @@ import zstandard
 ROOT = Path(__file__).resolve().parents[2]
 StartDemo = Callable[..., subprocess.Popen[bytes]]
 
-# manage.py with a production that trades little, for the runs where how much it trades is not the question.
-CALM = """
-import os, sys
-from django.core.management import execute_from_command_line
-from syncsite.management.commands import syncdata_demo
-syncdata_demo.BUSY_PAUSE_S, syncdata_demo.BUSY_S = 0.1, 4
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syncsite.settings")
-execute_from_command_line(["manage.py", *sys.argv[1:]])
-"""
-
 
 @pytest.fixture
 def place() -> Iterator[Path]:
@@ -41,18 +31,14 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture
 def start_demo(place: Path) -> Iterator[StartDemo]:
-    """`start_demo()` runs it into a pipe, `start_demo(terminal)` on that end of a pseudo terminal.
-
-    A calm one is the same demo on less trade.
-    """
+    """`start_demo()` runs it into a pipe, `start_demo(terminal)` on that end of a pseudo terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "DATA_SYNC_CONFIG"}
     settings = {"TMPDIR": str(place), "PYTHONUNBUFFERED": "1", "DJANGO_COLORS": "nocolor"}
     with ExitStack() as started:
 
-        def start(terminal: int | None = None, *, is_calm: bool = True) -> subprocess.Popen[bytes]:
-            script = ["-c", CALM] if is_calm else ["manage.py"]
+        def start(terminal: int | None = None) -> subprocess.Popen[bytes]:
             demo = subprocess.Popen(
-                [sys.executable, *script, "syncdata_demo", "--folder", str(place / "demo")],
+                [sys.executable, "manage.py", "syncdata_demo", "--folder", str(place / "demo")],
                 cwd=ROOT,
                 env={**environment, **settings},
                 stdin=terminal or subprocess.DEVNULL,
@@ -125,7 +111,7 @@ def assert_archive_has_what_was_published(archive: Path) -> None:
 
 
 def test_the_demo_ends_by_itself_with_equal_rows(place: Path, start_demo: StartDemo) -> None:
-    demo = start_demo(is_calm=False)
+    demo = start_demo()
     output = demo.communicate(timeout=180)[0].decode()
     assert demo.returncode == 0, output
     assert_rows_are_equal(output)
