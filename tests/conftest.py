@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -45,9 +47,9 @@ def _set_up_django(config: pytest.Config) -> None:
 
     server = PostgresServer(binaries=embedded_binaries())
     config.stash[DEFAULT_SERVER] = server
-    folder = tempfile.TemporaryDirectory(prefix="syncdata-tests-")
-    config.add_cleanup(folder.cleanup)
-    os.environ["DATA_SYNC_CONFIG"] = str(_write_configuration(Path(folder.name), server))
+    folder = Path(tempfile.mkdtemp(prefix="syncdata-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # a worker of xdist runs no other clean-up
+    os.environ["DATA_SYNC_CONFIG"] = str(_write_configuration(folder, server))
     os.environ["DJANGO_SETTINGS_MODULE"] = "syncsite.settings"
 
     import django
