@@ -206,6 +206,12 @@ class Checkpoint(models.Model):
     error_hint = models.TextField(null=True)
     # The records that an operator has said to skip, each with who said so.
     skips = models.JSONField(db_default=models.Value([], models.JSONField()))
+    # Why the table is not simply active, though no error holds it: apply/state/marks.py.
+    marks = models.JSONField(db_default=models.Value([], models.JSONField()))
+    # The table as production published it at the checkpoint (changes/catalog.py); NULL without a catalog.
+    published = models.JSONField(null=True)
+    # The oid of the local table that the rows went to: one made anew under the same name has another.
+    local_oid = models.BigIntegerField(null=True)
     blocked_at = models.DateTimeField(null=True)
     last_change_at = models.DateTimeField(null=True)
     last_sync_at = models.DateTimeField(_("last sync"), null=True)
@@ -254,6 +260,10 @@ class SyncRun(models.Model):
     error_file = models.TextField(null=True)
     error_line = models.BigIntegerField(null=True)
     error_hint = models.TextField(null=True)
+    # The archive's head.json as it was read last, and when it was first seen like that.
+    head = models.JSONField(null=True)
+    head_read_at = models.DateTimeField(null=True)
+    head_changed_at = models.DateTimeField(null=True)
     # The files that the newest cycle found and that some table still has to go through.
     waiting_files = models.IntegerField(db_default=0)
     waiting_bytes = models.BigIntegerField(db_default=0)

@@ -20,7 +20,8 @@ class Header(msgspec.Struct, frozen=True):
     """The first line of a file that syncdata wrote: where its changes come from.
 
     ``seq`` counts the files of an epoch, and ``prev`` names the file before. A snapshot has its table in
-    ``snapshot``, and in ``commit_lsn`` the last commit that its rows show.
+    ``snapshot``, and in ``commit_lsn`` the last commit that its rows show. ``catalog`` is the digest of the
+    catalog (:mod:`syncdata.changes.catalog`) that holds from the first record on.
     """
 
     syncdata: int
@@ -34,6 +35,7 @@ class Header(msgspec.Struct, frozen=True):
     created: str | None = None
     snapshot: str | None = None
     commit_lsn: str | None = None
+    catalog: str | None = None
 
     @property
     def source_id(self) -> str:

@@ -6,6 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
+from syncdata.apply.state.marks import Mark, decode_marks, worst
 from syncdata.apply.state.reasons import read_reason
 from syncdata.changes.filenames import file_time, is_change_file
 from syncdata.errors import Problem, Reason
@@ -16,8 +17,9 @@ _OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableInfo:
-    """A whitelisted table. ``state``: new, active, blocked or paused. ``checkpoint``: ``file:records`` or
-    empty. ``error`` is text for people; ``error_code`` and the others are its parts as data."""
+    """A whitelisted table. ``state``: new, active, blocked, paused, or the kind of its worst mark (differs,
+    suspect, partial, unpublished). ``checkpoint``: ``file:records`` or empty. ``error`` is text for people;
+    ``error_code`` and the others are its parts as data. ``marks``: why it is not simply active."""
 
     table_name: str
     creator: str | None
@@ -37,6 +39,7 @@ class TableInfo:
     error_file: str | None = None
     error_line: int | None = None
     error_hint: str | None = None
+    marks: tuple[Mark, ...] = ()
 
     @property
     def reason(self) -> Reason | None:
@@ -53,7 +56,8 @@ class TableInfo:
 class DaemonStatus:
     """The daemon's status. ``records_synced`` and ``errors`` count since its start; ``problems`` says why it
     is not healthy, and is empty when it is. A problem's ``str()`` is its text; its ``kind`` is one of
-    ``blocked`` (then it names the ``table``), ``not-started``, ``cycle-failed`` and ``overdue``."""
+    ``blocked`` or that of a mark (then it names the ``table``), ``not-started``, ``cycle-failed`` and
+    ``overdue``."""
 
     status: str
     sync_frequency: int
@@ -87,14 +91,17 @@ def record_place(reason: Reason | None) -> str:
     return reason.place
 
 
-def table_state(state: str | None, *, file: str, commit_lsn: object) -> str:
+def table_state(state: str | None, *, file: str, commit_lsn: object, marks: tuple[Mark, ...] = ()) -> str:
     """Return the state to show for a checkpoint with these columns; *state* is None without a checkpoint.
 
     An active table is new until it has begun: with a change file, or with a snapshot that is older than the
-    first change file. Such a snapshot gives the checkpoint a commit LSN and no file.
+    first change file. Such a snapshot gives the checkpoint a commit LSN and no file. Of a table that would be
+    active or new, the worst mark is the state.
     """
     has_begun = bool(file) or commit_lsn is not None
-    return "new" if state is None or (state == "active" and not has_begun) else state
+    shown = "new" if state is None or (state == "active" and not has_begun) else state
+    mark = worst(marks) if shown in ("new", "active") else None
+    return shown if mark is None else mark.kind
 
 
 def lag_s(checkpoint: str, farthest: str) -> float | None:
@@ -165,6 +172,11 @@ def _find_problems(
         for info in tables
         if info.state == "blocked"
     ]
+    problems += [
+        Problem(kind=mark.kind, text=f"{info.table_name} is {mark.kind}: {mark}", table=info.table_name)
+        for info in tables
+        for mark in info.marks
+    ]
     if not is_active:
         text = "no daemon runs on this database: start one with syncdata_start"
         problems.append(Problem(kind="not-started", text=text))
@@ -181,11 +193,13 @@ def _find_problems(
 
 def table_info(row: dict[str, Any]) -> TableInfo:
     """Return the table of *row*: a row of the whitelist, with the columns of its checkpoint or NULLs."""
+    marks = decode_marks(row["marks"])
     return TableInfo(
         table_name=row["table_name"],
         creator=row["creator"],
         created_at=row["created_at"],
-        state=table_state(row["state"], file=row["file"] or "", commit_lsn=row["commit_lsn"]),
+        state=table_state(row["state"], file=row["file"] or "", commit_lsn=row["commit_lsn"], marks=marks),
+        marks=marks,
         checkpoint=f"{row['file']}:{row['record_number']}" if row["file"] else "",
         rows_synced=row["rows_synced"] or 0,
         **{name: row[name] for name in _ERROR_FIELDS},

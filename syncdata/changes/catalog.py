@@ -1,0 +1,145 @@
+"""The catalog: what production publishes, as a file of the archive that is named by its content. Pure.
+
+``catalog/<digest>.json`` is written before the first file that names it, and never changes. The header of a
+change file or snapshot names the catalog that holds from its first record on; a comment line announces
+another one from the next record on:
+
+    # {"catalog":"9f86d081884c7d65"}
+
+Archives of older versions and of the predecessor have no catalogs, and are read without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Literal
+
+import msgspec
+
+from syncdata.changes.names import TableName
+from syncdata.errors import ParseError
+
+CATALOG_DIRECTORY = "catalog"
+COMMENT_PREFIX = b'# {"catalog":'
+
+_DIGEST = re.compile(r"[0-9a-f]{16,64}")
+_DIGEST_LENGTH = 32  # hex digits: 128 bits tell apart all that one production will ever publish
+
+
+class Column(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A column as production has it.
+
+    ``number`` is its ``attnum``: a column that was dropped and added again has another one. ``type`` is
+    ``format_type``'s text, with the modifier: ``numeric(10,2)``. ``generated``: ``stored`` or ``virtual``;
+    ``identity``: ``always`` or ``by default``. ``filled``: when the column was added, the rows that were
+    there got values that no record carries (a volatile default, an identity).
+    """
+
+    name: str
+    number: int
+    type: str
+    not_null: bool = False
+    generated: Literal["", "stored", "virtual"] = ""
+    identity: Literal["", "always", "by default"] = ""
+    filled: bool = False
+
+
+class Partition(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A leaf partition. ``storage`` is its relfilenode, which a TRUNCATE of the leaf changes; such a TRUNCATE
+    says nothing in the stream. ``filled``: it had rows when it was attached, which no record carries."""
+
+    schema: str
+    name: str
+    oid: int
+    storage: int
+    filled: bool = False
+
+
+class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A published table. ``key``: the primary key's columns. ``identity``: the kind of its replica identity,
+    whose columns ``identity_columns`` are (all of them for ``full``). ``column_list`` is None where all
+    columns are published."""
+
+    schema: str
+    name: str
+    oid: int
+    columns: tuple[Column, ...]
+    kind: Literal["table", "partitioned table"] = "table"
+    key: tuple[str, ...] = ()
+    identity: Literal["default", "full", "index", "nothing"] = "default"
+    identity_columns: tuple[str, ...] = ()
+    row_filter: str | None = None
+    column_list: tuple[str, ...] | None = None
+    partitions: tuple[Partition, ...] = ()
+
+    @property
+    def table(self) -> TableName:
+        return TableName(self.schema, self.name)
+
+
+class Catalog(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All published tables, in the order of their names."""
+
+    version: int
+    publication: str
+    tables: tuple[PublishedTable, ...]
+
+    def find(self, table: TableName) -> PublishedTable | None:
+        """Return what is published as *table*; None when nothing is."""
+        return next((published for published in self.tables if published.table == table), None)
+
+
+def encode_catalog(catalog: Catalog) -> bytes:
+    """Return the content of the catalog's file: one line of JSON, the same for equal catalogs."""
+    return msgspec.json.encode(catalog) + b"\n"
+
+
+def digest_of(content: bytes) -> str:
+    """Return the digest that names the catalog file with this *content*."""
+    return hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]
+
+
+def catalog_name(digest: str) -> str:
+    """Return the name of a catalog's file in the archive."""
+    return f"{CATALOG_DIRECTORY}/{digest}.json"
+
+
+def is_digest(text: str) -> bool:
+    """Tell whether *text* can name a catalog; it becomes a part of a file's name."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def parse_catalog(content: bytes, name: str) -> Catalog:
+    """Read the catalog file *name*. Raises ParseError when it is broken, or is not what its name says."""
+    digest = name.rpartition("/")[2].partition(".")[0]
+    if not digest_of(content).startswith(digest):
+        raise ParseError("the catalog is damaged: its name is not that of its content", file=name)
+    try:
+        catalog = msgspec.json.decode(content, type=Catalog)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ParseError(f"broken catalog: {error}", file=name) from None
+    if catalog.version != 1:
+        raise ParseError(
+            f"catalog version {catalog.version} is newer than this program",
+            hint="upgrade syncdata",
+            file=name,
+        )
+    return catalog
+
+
+def catalog_comment(digest: str) -> bytes:
+    """Return the line that announces another catalog from the next record on."""
+    return b'%b"%b"}\n' % (COMMENT_PREFIX, digest.encode())
+
+
+def parse_catalog_comment(line: bytes) -> str | None:
+    """Return the digest that a comment line announces; None for every other comment."""
+    if not line.startswith(COMMENT_PREFIX):
+        return None
+    try:
+        content = msgspec.json.decode(line[2:], type=dict[str, str])
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    digest = content.get("catalog", "")
+    return digest if is_digest(digest) else None
