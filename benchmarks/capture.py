@@ -52,12 +52,12 @@ WORKLOADS = {
     "W1": "FOR i IN 0 .. {n} / 100 - 1 LOOP INSERT INTO account SELECT " + ROW.format(id="n") + " FROM"
     " generate_series(i * 100 + 1, i * 100 + 100) n; COMMIT; END LOOP;",
     "W2": "FOR i IN 1 .. {n} / 10 LOOP FOR j IN 1 .. 10 LOOP"
-    " k := 1 + watermark(power(random(), 3) * {n} * 0.4); c := random();"
+    " k := 1 + floor(power(random(), 3) * {n} * 0.4); c := random();"
     " IF c < 0.6 THEN UPDATE account SET amount = amount + 1, updated_at = now() WHERE id = k;"
     " ELSIF c < 0.75 THEN DELETE FROM account WHERE id = k;"
     " ELSE INSERT INTO account SELECT " + ROW.format(id="({n} + i * 10 + j)") + "; END IF;"
     " END LOOP; COMMIT; END LOOP;",
-    "W3": "FOR i IN 1 .. {n} / 10 LOOP FOR j IN 1 .. 10 LOOP k := 1 + watermark(random() * {n});"
+    "W3": "FOR i IN 1 .. {n} / 10 LOOP FOR j IN 1 .. 10 LOOP k := 1 + floor(random() * {n});"
     " UPDATE account SET amount = amount + 1, status = 'changed' WHERE id = k;"
     " END LOOP; COMMIT; END LOOP;",
 }
