@@ -14,6 +14,7 @@ from syncdata.archive.content import Content
 from syncdata.archive.put import put_once
 from syncdata.archive.refusals import cannot_list, cannot_put, cannot_read, cannot_remove
 from syncdata.archive.storage import ArchiveSettings, Storage
+from syncdata.changes.catalog import Catalog, catalog_name, parse_catalog
 from syncdata.changes.filenames import (
     ArchivedFile,
     ChangeFile,
@@ -31,6 +32,10 @@ from syncdata.errors import ArchiveConnectionError, DiscoveryError, SpoolError
 __all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archive"]
 
 
+# Those of a day with many migrations; each is as large as production's schema.
+_KEPT_CATALOGS = 16
+
+
 class Archive:
     """The files of one storage. Safe to use from one thread at a time; `close` from any.
 
@@ -40,6 +45,7 @@ class Archive:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._catalogs: dict[str, Catalog] = {}
 
     def discover(self, since: str | None) -> list[ChangeFile]:
         """Return the change files whose stem is not before *since*'s (all without it), in order.
@@ -82,6 +88,31 @@ class Archive:
             return self._storage.open(file.name)
         except OSError as error:
             raise cannot_read(self._location(file.name), error) from error
+
+    def read_catalog(self, digest: str) -> Catalog:
+        """Return the catalog of that *digest*, which is fetched once: its content never changes.
+
+        Raises DiscoveryError when the archive does not have it, ParseError when it is broken, FetchError.
+        """
+        if digest not in self._catalogs:
+            name = catalog_name(digest)
+            try:
+                with self._storage.open(name) as stream:
+                    catalog = parse_catalog(stream.read(), name)
+            except FileNotFoundError:
+                raise DiscoveryError(
+                    "the catalog that a file names is missing from the archive",
+                    hint="bring it back from a copy of the archive, and syncing goes on by itself; if"
+                    " there is none, take snapshots at production (archive_changes --snapshot), then resync"
+                    " the tables",
+                    file=name,
+                ) from None
+            except OSError as error:
+                raise cannot_read(self._location(name), error) from error
+            while len(self._catalogs) >= _KEPT_CATALOGS:
+                del self._catalogs[next(iter(self._catalogs))]
+            self._catalogs[digest] = catalog
+        return self._catalogs[digest]
 
     def put(self, name: str, content: BinaryIO) -> None:
         """Put all of *content*, which is seekable, into the archive as *name*: whole, durable and once.
