@@ -44,7 +44,7 @@ class Inspection:
 
     ``unfinished`` says why the file cannot be read yet, and is empty when it can. ``error`` is set when the
     file is damaged, so that waiting will not help. ``text_bytes`` is its size without compression.
-    ``digests``: the catalogs that a file with a header names.
+    ``announced``: what comment lines announce in a file with a header, in order.
     """
 
     header: Header | None
@@ -52,7 +52,18 @@ class Inspection:
     unfinished: str = ""
     error: ParseError | None = None
     text_bytes: int = 0
-    digests: frozenset[str] = frozenset()
+    announced: tuple[Announcement, ...] = ()
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The catalogs that the file names."""
+        named = (*self.announced, self.catalog) if self.catalog else self.announced
+        return frozenset(announcement.digest for announcement in named)
+
+    @property
+    def last_catalog(self) -> Announcement | None:
+        """The catalog that holds at the file's end: one may be announced behind the last record."""
+        return self.announced[-1] if self.announced else self.catalog
 
     @property
     def catalog(self) -> Announcement | None:
@@ -140,7 +151,7 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
     digest = hashlib.sha256()
     head = tail = b""
     text_bytes = 0
-    digests: set[str] = set()
+    announced: list[Announcement] = []
     while chunk := stream.read(CHUNK_BYTES):
         if len(head) < CHUNK_BYTES:
             head += chunk[: CHUNK_BYTES - len(head)]
@@ -149,7 +160,7 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
         # The last line starts after the newline before the last one, unless the file goes on.
         cut = tail.rfind(b"\n", 0, len(tail) - 1) + 1
         digest.update(tail[:cut])
-        digests.update(_announced(tail[:cut]))
+        announced += _announcements(tail[:cut])
         tail = tail[cut:]
     header = parse_header(head, name)
     if header is None and head and HEADER_PREFIX.startswith(head):
@@ -162,23 +173,21 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
         return Inspection(header=header, footer=None, unfinished="it has no footer yet")
     if footer.sha256 != digest.hexdigest():
         raise ParseError("the SHA-256 in the footer is not that of the file", hint=REFETCH_HINT, file=name)
-    if header.catalog is not None:
-        if not is_digest(header.catalog):
-            raise ParseError("the catalog in the header has no digest's form", hint=REFETCH_HINT, file=name)
-        digests.add(header.catalog)
-    return Inspection(header=header, footer=footer, text_bytes=text_bytes, digests=frozenset(digests))
+    if header.catalog is not None and not is_digest(header.catalog):
+        raise ParseError("the catalog in the header has no digest's form", hint=REFETCH_HINT, file=name)
+    return Inspection(header=header, footer=footer, text_bytes=text_bytes, announced=tuple(announced))
 
 
 _CATALOG_LINE = b"\n" + COMMENT_PREFIX
 
 
-def _announced(lines: bytes) -> Iterator[str]:
-    """Yield the digests that comment lines among *lines*, which are whole, announce."""
+def _announcements(lines: bytes) -> Iterator[Announcement]:
+    """Yield what comment lines among *lines*, which are whole, announce."""
     at = 0 if lines.startswith(COMMENT_PREFIX) else lines.find(_CATALOG_LINE)
     while at >= 0:
         line = lines[at : lines.find(b"\n", at + 1) + 1].lstrip(b"\n")
         if announcement := parse_announcement(line):
-            yield announcement.digest
+            yield announcement
         at = lines.find(_CATALOG_LINE, at + 1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, TypeVar
 
 from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches
@@ -137,4 +137,10 @@ def read_batches(
                 hint="replace the file in the archive by a good copy; syncing goes on by itself",
                 file=fetched.name,
             )
+        last = fetched.inspection.last_catalog
+        if batch.ends_file and last is not None and last != batch.catalog and batch.catalog is not None:
+            # Test: test_a_catalog_announced_behind_the_last_record_holds_from_there_on.
+            if batch.size_bytes:
+                yield replace(batch, ends_file=False)
+            batch = replace(batch, records=[], skipped=0, repeated=0, size_bytes=0, catalog=last)
         yield batch

@@ -85,8 +85,7 @@ def _changed_publication(before: PublishedTable, now: PublishedTable) -> Iterato
 def _other_columns(before: PublishedTable, now: PublishedTable) -> list[str]:
     """Return in words which of the columns that were there before and still are travel now, or no longer."""
     old, new = _travelling(before), _travelling(now)
-    names = {column.number: column.name for column in before.columns}
-    both = [(names[column.number], column.name) for column in now.columns if column.number in names]
+    both = [(earlier.name, column.name) for earlier, column in _pairs(before, now) if earlier]
     return [f"with {name}" for name_before, name in both if name in new and name_before not in old] + [
         f"without {name}" for name_before, name in both if name not in new and name_before in old
     ]
@@ -94,10 +93,8 @@ def _other_columns(before: PublishedTable, now: PublishedTable) -> list[str]:
 
 def _changed_columns(before: PublishedTable, now: PublishedTable) -> Iterator[Finding]:
     table = now.table
-    numbers = {column.number: column for column in before.columns}
     names = {column.name for column in before.columns}
-    for column in now.columns:
-        old = numbers.get(column.number)
+    for old, column in _pairs(before, now):
         if old is None and column.name in names:
             yield _rows_lost(
                 table, f"column {column.name} was dropped and added anew: no record carries its older values"
@@ -114,6 +111,23 @@ def _changed_columns(before: PublishedTable, now: PublishedTable) -> Iterator[Fi
                 f"the type of column {column.name} was changed from {old.type} to {column.type}: that may"
                 " have changed the older values, and no record carries them",
             )
+
+
+def _pairs(before: PublishedTable, now: PublishedTable) -> Iterator[tuple[Column | None, Column]]:
+    """Yield the columns of *now*, each with what it was *before*: by its number, else by its name.
+
+    A column has no number (0) where the archiver knows it from the stream alone, which gives names only.
+    """
+    numbers = {column.number: column for column in before.columns if column.number}
+    names = {column.name: column for column in before.columns}
+    for column in now.columns:
+        same = names.get(column.name)
+        if column.number and column.number in numbers:
+            yield numbers[column.number], column
+        elif same is not None and not (column.number and same.number):
+            yield same, column
+        else:
+            yield None, column
 
 
 def _changed_leaves(before: PublishedTable, now: PublishedTable) -> Iterator[Finding]:
@@ -142,10 +156,9 @@ def _changed_leaves(before: PublishedTable, now: PublishedTable) -> Iterator[Fin
 def renames(before: PublishedTable, now: PublishedTable, here: TableSchema) -> Iterator[Finding]:
     """Yield the columns that have another name in production now, but still the old one *here*. A column that
     were added here under the new name would lack the older values."""
-    names = {column.number: column.name for column in before.columns}
     there, local = {column.name for column in now.columns}, {column.name for column in here.columns}
-    for column in now.columns:
-        old = names.get(column.number, column.name)
+    for earlier, column in _pairs(before, now):
+        old = earlier.name if earlier else column.name
         if old != column.name and old in local and old not in there:
             yield Finding(
                 kind="blocked",
