@@ -24,6 +24,7 @@ CATALOG_DIRECTORY = "catalog"
 COMMENT_PREFIX = b'# {"catalog":'
 
 _DIGEST = re.compile(r"[0-9a-f]{16,64}")
+_NAME = re.compile(rf"{CATALOG_DIRECTORY}/({_DIGEST.pattern})\.json")
 _DIGEST_LENGTH = 32  # hex digits: 128 bits tell apart all that one production will ever publish
 
 
@@ -105,6 +106,16 @@ def catalog_name(digest: str) -> str:
     return f"{CATALOG_DIRECTORY}/{digest}.json"
 
 
+def digest_in_name(name: str) -> str | None:
+    """Return the digest in a catalog file's name, which includes its directory; None for any other name."""
+    match = _NAME.fullmatch(name)
+    return match and match[1]
+
+
+def is_catalog_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def is_digest(text: str) -> bool:
     """Tell whether *text* can name a catalog; it becomes a part of a file's name."""
     return _DIGEST.fullmatch(text) is not None
@@ -128,18 +139,31 @@ def parse_catalog(content: bytes, name: str) -> Catalog:
     return catalog
 
 
-def catalog_comment(digest: str) -> bytes:
-    """Return the line that announces another catalog from the next record on."""
-    return b'%b"%b"}\n' % (COMMENT_PREFIX, digest.encode())
+def catalog_comment(digest: str, lsn: str | None = None) -> bytes:
+    """Return the line that announces another catalog from the next record on.
+
+    *lsn* is the WAL position at which it was read, as in a header's ``catalog_lsn``.
+    """
+    where = b"" if lsn is None else b',"lsn":"%b"' % lsn.encode()
+    return b'%b"%b"%b}\n' % (COMMENT_PREFIX, digest.encode(), where)
 
 
 def parse_catalog_comment(line: bytes) -> str | None:
     """Return the digest that a comment line announces; None for every other comment."""
-    if not line.startswith(COMMENT_PREFIX):
-        return None
-    try:
-        content = msgspec.json.decode(line[2:], type=dict[str, str])
-    except (msgspec.MsgspecError, RecursionError):
-        return None
+    content = _read_comment(line)
     digest = content.get("catalog", "")
     return digest if is_digest(digest) else None
+
+
+def catalog_comment_lsn(line: bytes) -> str | None:
+    """Return the WAL position at which the catalog of a comment line was read; None where it does not say."""
+    return _read_comment(line).get("lsn")
+
+
+def _read_comment(line: bytes) -> dict[str, str]:
+    if not line.startswith(COMMENT_PREFIX):
+        return {}
+    try:
+        return msgspec.json.decode(line[2:], type=dict[str, str])
+    except (msgspec.MsgspecError, RecursionError):
+        return {}
