@@ -22,12 +22,21 @@ from typing import Literal
 import msgspec
 
 from syncdata.capture.published import Look, SeenColumn, SeenLeaf, SeenTable
-from syncdata.capture.spool import replace_in_spool, translated
-from syncdata.changes.catalog import Catalog, Column, Partition, PublishedTable
+from syncdata.capture.spool import replace_in_spool, translated, waiting_catalogs
+from syncdata.changes.catalog import (
+    Catalog,
+    Column,
+    Partition,
+    PublishedTable,
+    digest_in_name,
+    digest_of,
+    encode_catalog,
+)
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import SpoolError
 
 STATE_FILE_NAME = "catalog.json"
+SNAPSHOTS_FILE_NAME = "catalogs_of_snapshots.json"
 
 HasOlderRows = Callable[[SeenTable, str, SeenLeaf | None, str], bool | None]
 
@@ -277,3 +286,38 @@ def load_state(directory: Path) -> CatalogState | None:
 def save_state(directory: Path, state: CatalogState) -> None:
     """Write the state; durable on return."""
     replace_in_spool(directory / STATE_FILE_NAME, msgspec.json.encode(state) + b"\n")
+
+
+def note_snapshot(directory: Path, digest: str, stamp: str) -> None:
+    """Remember durably that the snapshot of *stamp* names the catalog *digest*. For one process at a time."""
+    path = directory / SNAPSHOTS_FILE_NAME
+    replace_in_spool(path, msgspec.json.encode(_named_by_snapshots(directory) | {digest: stamp}) + b"\n")
+
+
+def last_naming(directory: Path) -> dict[str, str]:
+    """Return by digest the stamp of the last change file or snapshot that names the catalog.
+
+    Those that may be named again at any time, or of which the spool *directory* knows nothing, are left out.
+    """
+    state = load_state(directory)
+    if state is None:
+        return {}
+    named = _named_by_snapshots(directory)
+    for digest, stamp in state.named.items():
+        named[digest] = max(stamp, named.get(digest, ""))
+    current = {state.announced, digest_of(encode_catalog(state.catalog))}
+    current |= {digest_in_name(name) for name, _ in waiting_catalogs(directory)}
+    return {digest: stamp for digest, stamp in named.items() if digest not in current}
+
+
+def _named_by_snapshots(directory: Path) -> dict[str, str]:
+    path = directory / SNAPSHOTS_FILE_NAME
+    try:
+        with translated(path):
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except SpoolError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        raise
+    except msgspec.MsgspecError:
+        return {}

@@ -28,6 +28,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from syncdata.capture.published import Look, look_at
 from syncdata.capture.refusals import snapshot_error, snapshot_login_error
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.capture.source import PATIENCE, SystemIdentity, connect_for_replication, read_identity
@@ -153,6 +154,10 @@ class ConsistentSource:
             hint="take the snapshot again when nothing alters the table",
             table=next(str(TableName(row["schema"], row["name"])) for row in rows if row["is_rewritten"]),
         )
+
+    def look(self) -> Look:
+        """Return what is published at the point that `begin` has found."""
+        return look_at(self._connection, self._publication)
 
     def rows(self, table: CopiedTable) -> Iterator[tuple[str | None, ...]]:
         """Yield the table's rows: for each column PostgreSQL's text form, or None."""

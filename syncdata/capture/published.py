@@ -62,7 +62,7 @@ WITH RECURSIVE listed AS (
 )
 SELECT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid, c.relkind::text AS kind,
        c.relfilenode::bigint AS storage, c.relreplident::text AS identity,
-       to_jsonb(r) ->> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered
+       to_jsonb(r) -> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered
 FROM published
 JOIN pg_class c ON c.oid = published.oid
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -359,7 +359,7 @@ def _table(
     filters: list[dict[str, Any]],
     generated: str | None,
 ) -> SeenTable:
-    listed = None if row["column_list"] is None else {int(number) for number in row["column_list"].split()}
+    listed = None if row["column_list"] is None else set(row["column_list"])
     seen = tuple(
         SeenColumn(**column, is_sent=_is_sent(column, listed, generated=generated)) for column in columns
     )
