@@ -212,11 +212,13 @@ class SourceEye:
         try:
             connection = self._connect()
             self._limit(connection, _LOOK_TIMEOUT_S)
-            with connection.transaction():
-                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-                return look_at(connection, self._publication)
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            look = look_at(connection, self._publication)
+            connection.execute("COMMIT")
         except psycopg.Error as error:
+            self.close()
             raise source_error(error) from error
+        return look
 
     def type_text(self, type_oid: int, modifier: int) -> str:
         """Return the type as text, as `Look` has it; ``???`` where it was dropped. Raises as `look`."""
