@@ -27,6 +27,7 @@ CATALOG_DIRECTORY = "catalog"
 COMMENT_PREFIX = b'# {"catalog":'
 
 _DIGEST = re.compile(r"[0-9a-f]{16,64}")
+_NAME = re.compile(rf"{CATALOG_DIRECTORY}/({_DIGEST.pattern})\.json")
 _DIGEST_LENGTH = 32  # hex digits: 128 bits tell apart all that one production will ever publish
 
 
@@ -106,6 +107,16 @@ def digest_of(content: bytes) -> str:
 def catalog_name(digest: str) -> str:
     """Return the name of a catalog's file in the archive."""
     return f"{CATALOG_DIRECTORY}/{digest}.json"
+
+
+def digest_in_name(name: str) -> str | None:
+    """Return the digest in a catalog file's name, which includes its directory; None for any other name."""
+    match = _NAME.fullmatch(name)
+    return match and match[1]
+
+
+def is_catalog_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
 
 
 def is_digest(text: str) -> bool:

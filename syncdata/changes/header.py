@@ -21,9 +21,9 @@ class Header(msgspec.Struct, frozen=True):
 
     ``seq`` counts the files of an epoch, and ``prev`` names the file before. A snapshot has its table in
     ``snapshot``, and in ``commit_lsn`` the last commit that its rows show. ``catalog`` is the digest of the
-    catalog (:mod:`syncdata.changes.catalog`) that holds from the first record on, and ``catalog_lsn`` is
-    where it was read: what was published by then is in it. So rows of a snapshot whose ``commit_lsn`` is not
-    before ``catalog_lsn`` are newer than the catalog.
+    catalog (:mod:`syncdata.changes.catalog`) that holds from the first record on, and ``catalog_lsn`` is the
+    WAL position where it was read: it shows what was published there. So it says nothing of rows that came
+    from a snapshot whose ``commit_lsn`` is not before it: they are newer.
     """
 
     syncdata: int
