@@ -376,9 +376,10 @@ def _table(
         key=key,
         identity_columns=_identity_columns(row["identity"], seen, keys),
         row_filter=filters[0]["filter"] if filters else None,
+        # Where generated columns are sent, the list tells readers so (publish_generated_columns).
         column_list=None
-        if listed is None
-        else tuple(column.name for column in seen if column.number in listed),
+        if listed is None and not any(column.generated and column.is_sent for column in seen)
+        else tuple(column.name for column in seen if column.is_sent),
         columns=seen,
         leaves=tuple(SeenLeaf(**leaf) for leaf in leaves),
     )

@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from syncdata.changes.names import TableName
-from syncdata.changes.position import parse_lsn
+from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import ParseError
 
 CATALOG_DIRECTORY = "catalog"
@@ -163,6 +163,12 @@ def parse_catalog_comment(line: bytes) -> str | None:
     """Return the digest that a comment line announces; None for every other comment."""
     announcement = parse_announcement(line)
     return None if announcement is None else announcement.digest
+
+
+def catalog_comment_lsn(line: bytes) -> str | None:
+    """Return the WAL position at which the catalog of a comment line was read; None where it does not say."""
+    announcement = parse_announcement(line)
+    return None if announcement is None or announcement.lsn is None else format_lsn(announcement.lsn)
 
 
 def parse_announcement(line: bytes) -> Announcement | None:
