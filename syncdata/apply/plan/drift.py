@@ -21,7 +21,7 @@ import msgspec
 
 from syncdata.apply.plan.schema import Column as LocalColumn
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.plan.types import is_held, is_widened
+from syncdata.apply.plan.types import is_held, is_widened, parse_type
 from syncdata.changes.catalog import Column, PublishedTable
 from syncdata.changes.names import TableName
 
@@ -243,7 +243,7 @@ def _different(table: TableName, there: Column, here: LocalColumn, *, travels: b
 
 
 def _different_type(table: TableName, there: Column, here: LocalColumn) -> Finding | None:
-    if there.type == here.declared_type or is_held(there.type, here.sql_type):
+    if parse_type(there.type) == parse_type(here.declared_type) or is_held(there.type, here.sql_type):
         return None
     return Finding(
         kind="blocked",

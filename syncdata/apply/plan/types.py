@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 _TEXT = re.compile(
-    r"(?P<name>\"?[^()\[\]\"]+\"?)(?:\((?P<modifier>-?\d+(?:,-?\d+)?)\))?(?P<rest>[^()\[\]]*)(?P<array>(?:\[\])*)"
+    r"(?:(?:\"[^\"]+\"|\w+)\.)?(?P<name>\"?[^()\[\]\"]+\"?)(?:\((?P<modifier>-?\d+(?:,-?\d+)?)\))?(?P<rest>[^()\[\]]*)(?P<array>(?:\[\])*)"
 )
 
 # The decimal digits that a binary float keeps of any number, and those that an integer type may have.
@@ -38,12 +38,16 @@ class SqlType:
 
 
 def parse_type(text: str) -> SqlType:
-    """Read ``format_type``'s *text*; a text that is none is a name."""
+    """Read ``format_type``'s *text*; a text that is none is a name.
+
+    Its schema is left out, and its quotes: whether they are there depends on the session.
+    """
     found = _TEXT.fullmatch(text)
     if found is None:
         return SqlType(text)
     name = f"{found['name'].strip()} {found['rest'].strip()}".strip()
-    name = name if name.startswith('"') else name.rpartition(".")[2]
+    if name != '"char"':  # The quotes tell it from char, which is character.
+        name = name.strip('"')
     modifier = tuple(int(part) for part in (found["modifier"] or "").split(",") if part)
     fields = ""
     if name.startswith("interval "):
@@ -58,9 +62,9 @@ def parse_type(text: str) -> SqlType:
 
 def is_held(there: str, here: str) -> bool:
     """Tell whether a column of type *here* holds every value of type *there* that the database lets in."""
-    if there == here:
-        return True
     source, target = parse_type(there), parse_type(here)
+    if source == target:
+        return True
     if source.is_array != target.is_array:
         # Of the plain values only a text may be spelled like an array, or the other way round.
         return not target.is_array or source.name not in _TEXTS
@@ -150,9 +154,9 @@ def _holds_text(source: SqlType, target: SqlType) -> bool:
 
 def is_widened(before: str, after: str) -> bool:
     """Tell whether ALTER … TYPE from *before* to *after* leaves every value what it was."""
-    if before == after:
-        return True
     old, new = parse_type(before), parse_type(after)
+    if old == new:
+        return True
     if old.is_array != new.is_array:
         return False
     family = next((f for f in (_NUMBERS, _TIMES, _TEXTS) if old.name in f and new.name in f), None)
