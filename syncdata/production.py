@@ -15,6 +15,7 @@ from typing import cast
 from syncdata.archive.archive import Archive, open_archive
 from syncdata.archive.retention import Removals, find_removals, prune
 from syncdata.capture.archiver import Archiver
+from syncdata.capture.catalog_state import last_naming
 from syncdata.capture.chain import Chain, load_chain, require_same_slot
 from syncdata.capture.housekeeper import Housekeeper, SourceView, view_source
 from syncdata.capture.session import Archived
@@ -138,6 +139,7 @@ class ProductionService:
                 source_id=chain.source_id,
                 now=_utcnow(),
                 keep_days=self._config.keep_days,
+                named=last_naming(self._config.spool_dir),
             )
             return removals if is_dry_run else prune(archive, removals, stop=stop)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from syncdata.archive.archive import Archive, open_archive
 from syncdata.archive.local import LocalSettings, LocalStorage
-from syncdata.capture import archiver, opening, session, spool
+from syncdata.capture import archiver, lifesign, opening, session, spool, stream_catalog, uploader
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.pgoutput import Decoder
 from syncdata.capture.replication import ReplicationConnection, XLogData
@@ -55,6 +55,13 @@ STEPS: dict[str, tuple[list[tuple[Any, str]], str]] = {
     "the archive has two names": ([(os, "link")], "after"),
     "before the archive is flushed": ([(LocalStorage, "make_durable")], "before"),
     "after a delivery": ([(Archive, "put")], "after"),
+    "before a catalog is kept": ([(stream_catalog, "keep_catalog")], "before"),
+    "a catalog is kept": ([(stream_catalog, "keep_catalog")], "after"),
+    "before the catalog's state is saved": ([(stream_catalog, "save_state")], "before"),
+    "the catalog's state is saved": ([(stream_catalog, "save_state")], "after"),
+    "the catalogs are delivered": ([(uploader, "put_catalogs")], "after"),
+    "before the head is replaced": ([(LocalStorage, "replace")], "before"),
+    "the head is replaced": ([(LocalStorage, "replace")], "after"),
     "a file is submitted": ([(Uploader, "submit")], "after"),
     "before the chain is saved": ([(opening, "save_chain"), (session, "save_chain")], "before"),
     "the chain is saved": ([(opening, "save_chain"), (session, "save_chain")], "after"),
@@ -106,6 +113,8 @@ def run(job: dict[str, Any]) -> None:
     session.FEEDBACK_EVERY_S = 0.05
     archiver._FIRST_RETRY_S = 0.02
     writer._BUFFER_BYTES = 500
+    stream_catalog.LOOK_EVERY_S = 0.05
+    lifesign._LEAST_EVERY_S = 0.05
     die_at(job["step"], job["passage"])
     stop = threading.Event()
     threading.Timer(TIME_LIMIT_S, stop.set).start()

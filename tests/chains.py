@@ -5,8 +5,11 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
+from syncdata.changes.catalog import parse_catalog_comment
+from syncdata.changes.head import HEAD_NAME, parse_head
 from syncdata.changes.header import Footer, Header
 from syncdata.changes.position import parse_lsn
+from syncdata.changes.reader import _number_lines as number_lines
 from syncdata.changes.reader import inspect, read_records
 from syncdata.changes.record import ChangeRecord
 
@@ -26,13 +29,29 @@ def archived_records(directory: Path) -> list[ChangeRecord]:
             assert found.header is not None and found.footer is not None, (path.name, found)
             own = [located.record for located in read_records(stream, path.name)]
         _require_successor(found.header, previous, previous_name)
-        _require_footer(found.footer, own)
+        if own:
+            _require_footer(found.footer, own)
+        if not own:  # It only announces what is published now.
+            assert found.header.catalog and found.footer.transactions == 0, path.name
+            previous, previous_name = found.header, path.name
+            continue
         if found.header.seq == 1:
             watermark = 0  # A new epoch may begin with what the last one ended with.
-        assert own and _commit(own[0]) > watermark, f"{path.name} repeats what is in the file before it"
+        assert _commit(own[0]) > watermark, f"{path.name} repeats what is in the file before it"
         records += own
         previous, previous_name, watermark = found.header, path.name, _commit(own[-1])
     return records
+
+
+def named_catalogs(directory: Path) -> set[str]:
+    """Return the digests that the archive's change files and its head name."""
+    digests = {parse_head((directory / HEAD_NAME).read_bytes()).catalog}
+    for path in sorted(directory.glob("changes_*")):
+        with path.open("rb") as stream:
+            header = inspect(stream, path.name).header
+            digests |= {header.catalog if header else None}
+            digests |= {parse_catalog_comment(line) for _, line in number_lines(stream, path.name)}
+    return {digest for digest in digests if digest is not None}
 
 
 def _require_successor(header: Header, previous: Header | None, previous_name: str | None) -> None:

@@ -39,23 +39,28 @@ class Writer:
     def changes(
         self,
         number: int,
-        transactions: Sequence[tuple[int, Sequence[Record]]],
+        transactions: Sequence[tuple[int, Sequence[Record | str]]],
         *,
         seq: int | None = None,
         prev: str | int | None = -1,
+        catalog: str | None = None,
+        catalog_lsn: int | None = None,
     ) -> Path:
         """Write the change file of that *number*: (commit LSN, records) pairs, in commit order.
 
-        It follows the file before, and 1 follows none, unless *prev* names another (a number or a name).
+        It follows the file before, and 1 follows none, unless *prev* names another (a number or a name). A
+        string among the records of a transaction is a comment line.
         """
         if prev == -1:
             prev = None if number == 1 else number - 1
         records = [
-            record | {"commit_lsn": format_lsn(lsn), "lsn": format_lsn(lsn)}
+            record
+            if isinstance(record, str)
+            else record | {"commit_lsn": format_lsn(lsn), "lsn": format_lsn(lsn)}
             for lsn, changes in transactions
             for record in changes
         ]
-        header = {"seq": number if seq is None else seq, "prev": _named(prev)}
+        header = {"seq": number if seq is None else seq, "prev": _named(prev)} | _under(catalog, catalog_lsn)
         lsns = [lsn for lsn, _ in transactions]
         path = self.archive / file_name(number)
         path.write_bytes(self._framed(header, records, lsns))
@@ -72,6 +77,7 @@ class Writer:
         named: str | None = None,
         records: Iterable[Record] = (),
         is_finished: bool = True,
+        catalog: str | None = None,
     ) -> Path:
         """Write *table*'s file of the snapshot of that *number*: all that committed up to *lsn*.
 
@@ -83,7 +89,7 @@ class Writer:
             "prev": _named(prev),
             "snapshot": named or f"{name.schema}.{name.name}",
             "commit_lsn": format_lsn(lsn),
-        }
+        } | _under(catalog, None)
         content = self._framed(header, [*inserts, *records], [lsn])
         if not is_finished:
             content = content[: content.rindex(b"# {")]
@@ -92,7 +98,7 @@ class Writer:
         path.write_bytes(gzip.compress(content))
         return path
 
-    def _framed(self, header: dict[str, Any], records: Sequence[Record], lsns: Sequence[int]) -> bytes:
+    def _framed(self, header: dict[str, Any], records: Sequence[Record | str], lsns: Sequence[int]) -> bytes:
         source = {
             "syncdata": 1,
             "system_id": self.system_id,
@@ -100,17 +106,23 @@ class Writer:
             "slot": "syncdata_slot",
             "epoch": self.epoch,
         }
-        body = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+        body = b"".join(line.encode() + b"\n" for line in lines)
         content = _comment(source | header) + body
         footer = {
             "end": True,
-            "records": len(records),
+            "records": sum(not isinstance(record, str) for record in records),
             "transactions": len(lsns),
             "first_commit_lsn": format_lsn(lsns[0]) if lsns else None,
             "last_commit_lsn": format_lsn(lsns[-1]) if lsns else None,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         return content + _comment(footer)
+
+
+def _under(catalog: str | None, lsn: int | None) -> dict[str, str]:
+    read_at = {} if lsn is None else {"catalog_lsn": format_lsn(lsn)}
+    return {} if catalog is None else {"catalog": catalog} | read_at
 
 
 def _named(prev: str | int | None) -> str | None:

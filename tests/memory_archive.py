@@ -83,6 +83,14 @@ class MemoryStorage:
         del self.files[old]
         self._disturb()
 
+    def replace(self, old: str, new: str) -> None:
+        self._disturb()
+        if old in self.files:
+            self.files[new] = self.files.pop(old)
+        elif new not in self.files:
+            raise FileNotFoundError(2, "No such file", old)
+        self._disturb()
+
     def make_durable(self, name: str) -> None:
         self._disturb()
         self._content(name)

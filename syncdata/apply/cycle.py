@@ -191,6 +191,8 @@ class Cycle:
         """
         if not self._is_finished(fetched, is_newest=is_newest):
             return None
+        if fetched.catalog_error is not None:
+            raise fetched.catalog_error
         name, header = fetched.name, fetched.inspection.header
         if header is not None and stem(group.position.file) != stem(name):
             if group.position == START and header.prev is not None:

@@ -7,6 +7,7 @@ Knows names, their order, and the errors for a storage's refusals; knows nothing
 from __future__ import annotations
 
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from syncdata.archive.content import Content
 from syncdata.archive.put import put_once
 from syncdata.archive.refusals import cannot_list, cannot_put, cannot_read, cannot_remove
 from syncdata.archive.storage import ArchiveSettings, Storage
+from syncdata.changes.catalog import CATALOG_DIRECTORY, Catalog, catalog_name, is_catalog_name, parse_catalog
 from syncdata.changes.filenames import (
     ArchivedFile,
     ChangeFile,
@@ -23,12 +25,18 @@ from syncdata.changes.filenames import (
     is_snapshot_directory,
     is_wanted,
     newest_first,
+    parse_snapshot_name,
     snapshot_file,
     temporary_name,
 )
+from syncdata.changes.head import HEAD_NAME
 from syncdata.errors import ArchiveConnectionError, DiscoveryError, SpoolError
 
 __all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archive"]
+
+
+# Those of a day with many migrations; each is as large as production's schema.
+_KEPT_CATALOGS = 16
 
 
 class Archive:
@@ -40,6 +48,7 @@ class Archive:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._catalogs: dict[str, Catalog] = {}
 
     def discover(self, since: str | None) -> list[ChangeFile]:
         """Return the change files whose stem is not before *since*'s (all without it), in order.
@@ -83,10 +92,35 @@ class Archive:
         except OSError as error:
             raise cannot_read(self._location(file.name), error) from error
 
+    def read_catalog(self, digest: str) -> Catalog:
+        """Return the catalog of that *digest*, which is fetched once: its content never changes.
+
+        Raises DiscoveryError when the archive does not have it, ParseError when it is broken, FetchError.
+        """
+        if digest not in self._catalogs:
+            name = catalog_name(digest)
+            try:
+                with self._storage.open(name) as stream:
+                    catalog = parse_catalog(stream.read(), name)
+            except FileNotFoundError:
+                raise DiscoveryError(
+                    "the catalog that a file names is missing from the archive",
+                    hint="bring it back from a copy of the archive, and syncing goes on by itself; if"
+                    " there is none, take snapshots at production (archive_changes --snapshot), then resync"
+                    " the tables",
+                    file=name,
+                ) from None
+            except OSError as error:
+                raise cannot_read(self._location(name), error) from error
+            while len(self._catalogs) >= _KEPT_CATALOGS:
+                del self._catalogs[next(iter(self._catalogs))]
+            self._catalogs[digest] = catalog
+        return self._catalogs[digest]
+
     def put(self, name: str, content: BinaryIO) -> None:
         """Put all of *content*, which is seekable, into the archive as *name*: whole, durable and once.
 
-        *name* is a change file's, or a snapshot file's (`snapshot_name`), whose directory is made. Until
+        *name* is a change file's, or a snapshot file's or catalog's, whose directory is made. Until
         all has arrived and is on the disk, there is only a hidden temporary file. When the name is taken
         by the same bytes, nothing is written. Nothing is ever overwritten: raises DeliveryError when
         other bytes have the name, or the archive refuses the file (disk full, no permission, …),
@@ -103,6 +137,33 @@ class Archive:
                 raise
             raise cannot_put(location, self._storage.directory, error) from error
 
+    def write_head(self, content: bytes) -> None:
+        """Put *content* in the place of ``head.json``: at once and durable.
+
+        Raises DeliveryError when the archive refuses it; then the old one stays, where there was one.
+        """
+        temporary = temporary_name(HEAD_NAME)
+        try:
+            self._storage.create(temporary, Content(BytesIO(content)))
+            self._storage.replace(temporary, HEAD_NAME)
+            self._storage.make_durable(HEAD_NAME)
+        except OSError as error:
+            with suppress(OSError, ArchiveConnectionError):
+                self._storage.delete(temporary)
+            raise cannot_put(self._location(HEAD_NAME), self._storage.directory, error) from error
+
+    def catalog_digests(self) -> list[str]:
+        """Return the digests of the archive's catalogs, in no order. Raises as `discover` does."""
+        try:
+            listed = self._storage.list_files(
+                CATALOG_DIRECTORY, lambda name: is_catalog_name(f"{CATALOG_DIRECTORY}/{name}")
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise cannot_list(self.describe(), error) from error
+        return [name.partition(".")[0] for name, _ in listed]
+
     def remove(self, name: str) -> None:
         """Remove the file, and its snapshot's directory if it was the last one there; fine when it is gone.
 
@@ -112,7 +173,7 @@ class Archive:
         try:
             self._storage.delete(name)
             self._storage.delete(temporary_name(name))
-            if "/" in name:
+            if parse_snapshot_name(name) is not None:
                 self._storage.delete_directory(name.partition("/")[0])
         except OSError as error:
             raise cannot_remove(self._location(name), self._storage.directory, error) from error

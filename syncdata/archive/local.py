@@ -91,6 +91,9 @@ class LocalStorage:
         else:
             old_path.unlink()
 
+    def replace(self, old: str, new: str) -> None:
+        (self._directory / old).replace(self._directory / new)
+
     def make_durable(self, name: str) -> None:
         path = self._directory / name
         fsync_file(path)

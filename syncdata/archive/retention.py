@@ -9,7 +9,9 @@ newest snapshot and goes on with the change files after the one that its ``prev`
    files up to it go, oldest first, when they are older than ``keep_days``: a local machine that reads the
    archive rarely may need them until then. The change files that stay are an unbroken end of the chain,
    with one file at least.
-3. A table without a proved snapshot needs all the change files there are. So none is removed until the table
+3. A catalog goes when the last file that named it is older than every file that stays. Where that last file
+   is not known, as after the loss of the spool, the catalog stays.
+4. A table without a proved snapshot needs all the change files there are. So none is removed until the table
    has a snapshot.
 """
 
@@ -21,9 +23,11 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from types import MappingProxyType
 
 from syncdata.archive.archive import Archive
-from syncdata.changes.filenames import ChangeFile, SnapshotFile, file_time, parse_stamp, stem
+from syncdata.changes.catalog import catalog_name
+from syncdata.changes.filenames import ChangeFile, SnapshotFile, file_time, parse_stamp, stamp_of, stem
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import inspect
 
@@ -45,12 +49,14 @@ class ProvedSnapshot:
 class Removals:
     """Files to be removed, in the order in which they go.
 
-    ``without_snapshot`` holds the tables that need all change files, so that none of these goes.
+    ``without_snapshot`` holds the tables that need all change files, so that none of these goes. ``catalogs``
+    are digests.
     """
 
     snapshots: tuple[SnapshotFile, ...] = ()
     change_files: tuple[ChangeFile, ...] = ()
     without_snapshot: tuple[TableName, ...] = ()
+    catalogs: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[SnapshotFile | ChangeFile, ...]:
@@ -117,10 +123,12 @@ def find_removals(
     source_id: str,
     now: dt.datetime,
     keep_days: int,
+    named: Mapping[str, str] = MappingProxyType({}),
 ) -> Removals:
     """Return the files that can be removed from *archive*; remove none of them.
 
-    *source_id* is today's chain. Snapshots are fetched and proved only when something is old enough.
+    *source_id* is today's chain. *named* has the stamp of the last file that names a catalog, by its digest;
+    catalogs that it lacks stay. Snapshots are fetched and proved only when something is old enough.
     Raises as the archive does.
     """
     # In this order, so that a snapshot that arrives in between is not removed.
@@ -139,9 +147,25 @@ def find_removals(
             if newest := next(filter(None, found), None):
                 proved[table] = newest
     if not has_old_files:
-        change_files = []
         tables = ()  # No change file goes, so it does not matter which tables have no snapshot.
-    return plan_removals(change_files, snapshots, proved, tables=tables, now=now, keep_days=keep_days)
+    removals = plan_removals(
+        change_files if has_old_files else [], snapshots, proved, tables=tables, now=now, keep_days=keep_days
+    )
+    staying = {file.name for file in change_files} | {file.name for file in snapshots}
+    staying -= {file.name for file in removals.files}
+    digests = archive.catalog_digests() if named else []
+    return replace(removals, catalogs=old_catalogs(digests, named, staying))
+
+
+def old_catalogs(
+    digests: Iterable[str], named: Mapping[str, str], staying: Collection[str]
+) -> tuple[str, ...]:
+    """Return those of *digests* that none of the files *staying* names. Pure."""
+    stamps = [stamp_of(name) for name in staying]
+    if not stamps or None in stamps:
+        return ()
+    oldest = min(filter(None, stamps))
+    return tuple(sorted(digest for digest in digests if digest in named and named[digest] < oldest))
 
 
 def prune(archive: Archive, removals: Removals, *, stop: threading.Event) -> Removals:
@@ -156,8 +180,15 @@ def prune(archive: Archive, removals: Removals, *, stop: threading.Event) -> Rem
         archive.remove(file.name)
         logger.info("removed %s (%d bytes)", file.name, file.size_bytes)
         removed += 1
+    catalogs = 0
+    for digest in removals.catalogs if removed == len(removals.files) else ():
+        if stop.is_set():
+            break
+        archive.remove(catalog_name(digest))
+        catalogs += 1
     return replace(
         removals,
+        catalogs=removals.catalogs[:catalogs],
         snapshots=removals.snapshots[:removed],
         change_files=removals.change_files[: max(0, removed - len(removals.snapshots))],
     )

@@ -10,6 +10,7 @@ import errno
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import paramiko
@@ -64,6 +65,22 @@ def sync_file(sftp: paramiko.SFTPClient, path: str) -> None:
     """Let the server put the file, and with it its name, on the disk; nothing happens where it cannot."""
     with sftp.open(path, "rb") as remote:
         _sync(sftp, remote.handle)
+
+
+def replace_file(sftp: paramiko.SFTPClient, old: str, new: str) -> None:
+    """Give *old* the name *new*, whether or not there is a file of that name.
+
+    With OpenSSH's ``posix-rename`` at once; where the server lacks it, the old file goes first.
+    """
+    requests = _Requests(sftp, None)
+    try:
+        requests.finish(requests.ask(CMD_EXTENDED, "posix-rename@openssh.com", old, new))
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        with suppress(FileNotFoundError):
+            sftp.remove(new)
+        sftp.rename(old, new)
 
 
 def size_of(sftp: paramiko.SFTPClient, path: str) -> int | None:

@@ -23,6 +23,7 @@ from syncdata.archive.sftp_files import (
     WriteBehind,
     list_directories,
     list_files,
+    replace_file,
     size_of,
     sync_file,
     write_new_file,
@@ -109,6 +110,18 @@ class SftpStorage:
                 raise
 
         self._connection.persevere(rename)
+
+    def replace(self, old: str, new: str) -> None:
+        def replace(sftp: paramiko.SFTPClient) -> None:
+            old_path, new_path = self._path(old), self._path(new)
+            try:
+                replace_file(sftp, old_path, new_path)
+            except FileNotFoundError:
+                # A try whose answer was lost may have done it.
+                if size_of(sftp, new_path) is None:
+                    raise
+
+        self._connection.persevere(replace)
 
     def make_durable(self, name: str) -> None:
         # SFTP has no fsync of directories; file systems with a journal write the file's name before it.

@@ -75,6 +75,14 @@ class Storage(Protocol):
         """
         ...
 
+    def replace(self, old: str, new: str) -> None:
+        """Give the file *old* the name *new*, in the same directory, in place of the file of that name.
+
+        A reader finds the one or the other file, and never a part. Where a storage cannot do that, there may
+        be none for a moment. Fine when a try whose answer was lost has done it already.
+        """
+        ...
+
     def make_durable(self, name: str) -> None:
         """Let the file and its name survive a crash of its host."""
         ...

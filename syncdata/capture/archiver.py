@@ -26,11 +26,15 @@ from contextlib import closing
 
 from syncdata.archive.archive import Archive
 from syncdata.capture import opening
+from syncdata.capture.catalog_state import load_state
 from syncdata.capture.chain import Chain, load_chain
+from syncdata.capture.lifesign import make_head, write_head
+from syncdata.capture.published import SourceEye
 from syncdata.capture.refusals import SlotInUseError
 from syncdata.capture.replication import ReplicationConnection
 from syncdata.capture.session import Archived, ReplicationSession
 from syncdata.capture.settings import CaptureSettings
+from syncdata.capture.stream_catalog import StreamCatalog
 from syncdata.capture.uploader import Uploader
 from syncdata.errors import (
     ArchiveConnectionError,
@@ -39,6 +43,7 @@ from syncdata.errors import (
     FetchError,
     SourceConnectionError,
     SpoolError,
+    SyncError,
 )
 from syncdata.runtime.retry import Backoff
 
@@ -84,9 +89,13 @@ class Archiver:
                     logger.warning("%s", error, extra={"code": error.code})
                     return
                 logger.error("%s", error, extra={"code": error.code})
+                self._tell(error, "waiting")
                 if time.monotonic() - started_s > _LAST_RETRY_S:
                     backoff.reset()
                 stop.wait(backoff.next_s())
+            except SyncError as error:
+                self._tell(error, "stopped")
+                raise
 
     def run_once(self, stop: threading.Event) -> Archived:
         """Archive what was committed before now. Raises SyncError when not all of it is in the archive."""
@@ -122,15 +131,43 @@ class Archiver:
             identity = replication.identify()
             return opening.open_chain(self._settings, replication, archive, identity, self._clock())[0]
 
+    def _tell(self, error: SyncError, state: str) -> None:
+        """Let the archive's head say that *error* holds or has ended us; not when the archive is away."""
+        if isinstance(error, ArchiveConnectionError):
+            return
+        try:
+            chain = load_chain(self._settings.spool_dir)
+            if chain is None:
+                return
+            catalog = load_state(self._settings.spool_dir)
+            head = make_head(
+                chain,
+                now=self._clock(),
+                rotate_s=self._settings.rotate_s,
+                catalog=catalog.announced if catalog else None,
+                state=state,
+                error_code=error.code,
+            )
+            with closing(self._open_archive()) as archive:
+                write_head(archive, self._settings.spool_dir, head)
+        except SyncError as failure:
+            logger.warning("%s", failure, extra={"code": failure.code})
+
     def _run(self, stop: threading.Event, *, once: bool) -> Archived:
         settings = self._settings
-        with closing(self._open_archive()) as archive, ReplicationConnection(settings.params) as replication:
+        with (
+            closing(self._open_archive()) as archive,
+            closing(SourceEye(settings.params, settings.publication)) as eye,
+            ReplicationConnection(settings.params) as replication,
+        ):
             identity = replication.identify()
             chain, spooled = opening.open_chain(settings, replication, archive, identity, self._clock())
+            # Before the stream begins: it would not be answered while a look takes its time.
+            catalogs = StreamCatalog(settings.spool_dir, eye, rotate_s=settings.rotate_s)
             replication.start(settings.slot_name, settings.publication)
             opening.require_unmoved(settings, chain)
             with Uploader(archive) as uploader:
-                session = ReplicationSession(settings, replication, chain, uploader, self._clock)
+                session = ReplicationSession(settings, replication, chain, uploader, self._clock, catalogs)
                 session.take_up(spooled)
                 session.run(stop, until_lsn=identity.wal_lsn if once else None)
                 return session.archived

@@ -12,12 +12,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from syncdata.capture.chain import Chain
 from syncdata.capture.encoder import LineWriter
-from syncdata.capture.pgoutput import Begin, Commit, Decoder, RowChange, Truncate
+from syncdata.capture.pgoutput import Begin, Commit, Decoder, Relation, RowChange, Truncate
 from syncdata.capture.replication import XLogData
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import FileWriter, SpooledFile
+from syncdata.capture.stream_catalog import StreamCatalog
+from syncdata.changes.catalog import catalog_comment
 from syncdata.changes.filenames import next_name
 from syncdata.changes.position import format_lsn
 from syncdata.errors import CaptureError
@@ -36,12 +40,16 @@ class Assembler:
         head: Chain,
         submit: Callable[[SpooledFile], None],
         clock: Callable[[], dt.datetime],
+        catalogs: StreamCatalog,
     ) -> None:
         self.head = head
         self.received_lsn = 0
         self._settings = settings
         self._submit = submit
         self._clock = clock
+        self._catalogs = catalogs
+        self._catalog = ""  # the one that the open file has named last
+        self._named: set[str] = set()
         self._decoder = Decoder()
         self._writer: FileWriter | None = None
         self._counts = _Counts()
@@ -78,6 +86,9 @@ class Assembler:
                 if self._lines is not None:
                     for line in self._lines.truncate(message, received.lsn):
                         self._write(line)
+            case Relation():
+                if self._catalogs.describe(message, self._commit_lsn or 0):
+                    self.announce_catalog()
 
     def note_sent(self, wal_end: int) -> None:
         """Take in that the server has sent all that was committed before *wal_end*."""
@@ -87,6 +98,20 @@ class Assembler:
     def want_file(self) -> None:
         """Let the open file, if there is one, end at the next commit whatever its age and size."""
         self._is_wanted = True
+
+    def announce_catalog(self) -> None:
+        """Let the open file, if there is one, name the catalog that holds from its next record on."""
+        catalog = self._catalogs.current
+        if self._writer is not None and catalog.digest != self._catalog:
+            self._writer.write(catalog_comment(catalog.digest, catalog.lsn))
+            self._note_named(catalog.digest)
+
+    def write_announcement(self) -> None:
+        """Make a file without records, for the catalog in its header: production may say nothing for long."""
+        assert self._writer is None and self._commit_lsn is None
+        self._open_file(start_lsn=None)
+        self._counts.end_lsn = max(self.received_lsn, self.head.confirmed)
+        self.finish_file()
 
     def finish_if_due(self) -> None:
         """Finish the open file when it is old enough or wanted, unless a transaction is half in it."""
@@ -101,8 +126,11 @@ class Assembler:
         """Finish the open file, which must end with a commit, and submit it."""
         assert self._writer is not None
         counts = self._counts
+        name = next_name(self._clock(), self.head.last_file)
+        # Before the file is there: a catalog must not be pruned that a file names.
+        self._catalogs.note_naming(name, self._named)
         file = self._writer.finish(
-            next_name(self._clock(), self.head.last_file),
+            name,
             records=counts.records,
             transactions=counts.transactions,
             first_commit_lsn=counts.first_commit_lsn,
@@ -112,6 +140,7 @@ class Assembler:
         self._writer, self._counts, self._is_wanted = None, _Counts(), False
         self.head = self.head.followed_by(file)
         self._submit(file)
+        self._catalogs.note_announced(self._catalog)
 
     def discard(self) -> None:
         """Give the open file up: nothing of it was confirmed, so the source sends it again."""
@@ -140,13 +169,28 @@ class Assembler:
 
     def _write(self, line: bytes) -> None:
         if self._writer is None:
-            header = self.head.header(self._clock(), start_lsn=self._commit_lsn)
-            self._writer = FileWriter(
-                self._settings.spool_dir, ".changes.part", header, self._settings.compression
-            )
-            self._opened_s = time.monotonic()
+            self._writer = self._open_file(start_lsn=self._commit_lsn)
         self._writer.write(line)
         self._counts.records += 1
+
+    def _open_file(self, *, start_lsn: int | None) -> FileWriter:
+        catalog = self._catalogs.current
+        header = msgspec.structs.replace(
+            self.head.header(self._clock(), start_lsn=start_lsn),
+            catalog=catalog.digest,
+            catalog_lsn=catalog.lsn,
+        )
+        self._writer = FileWriter(
+            self._settings.spool_dir, ".changes.part", header, self._settings.compression
+        )
+        self._opened_s = time.monotonic()
+        self._named.clear()
+        self._note_named(catalog.digest)
+        return self._writer
+
+    def _note_named(self, digest: str) -> None:
+        self._catalog = digest
+        self._named.add(digest)
 
 
 @dataclass(slots=True)

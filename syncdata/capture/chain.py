@@ -80,7 +80,8 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
             self,
             seq=file.header.seq or 0,
             last_file=file.name,
-            last_commit_lsn=file.footer.last_commit_lsn,
+            # A file that only announces a catalog has no commit.
+            last_commit_lsn=file.footer.last_commit_lsn or self.last_commit_lsn,
         )
 
     def confirm(self, lsn: int, now: dt.datetime) -> Chain:
@@ -155,7 +156,8 @@ def from_archive(header: Header, footer: Footer, name: str, slot: Slot, now: dt.
         epoch=str(header.epoch),
         seq=header.seq or 0,
         last_file=name,
-        last_commit_lsn=footer.last_commit_lsn,
+        # A file that only announces a catalog has no commit, but all before its end is in the archive.
+        last_commit_lsn=footer.last_commit_lsn or format_lsn(max(end_lsn - 1, 0)),
         confirmed_lsn=format_lsn(slot.confirmed_lsn or 0),
         confirmed_at=format_moment(now),
     )

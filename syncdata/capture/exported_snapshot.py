@@ -28,9 +28,11 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from syncdata.capture.published import Look, look_at
 from syncdata.capture.refusals import snapshot_error, snapshot_login_error
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.capture.source import SystemIdentity, connect_for_replication, read_identity
+from syncdata.capture.source import PATIENCE, SystemIdentity, connect_for_replication, read_identity
+from syncdata.capture.waits import WaitTeller
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import SnapshotError
@@ -39,15 +41,6 @@ from syncdata.runtime.interruptible import interruptible
 logger = logging.getLogger(__name__)
 
 _POINT_TRIES = 3
-_SAY_AFTER_S, _SAY_EVERY_S = 3.0, 30.0
-
-# Switches off the timeouts that a role or a database may have for its applications. `set_config` on
-# pg_settings does it, since not every version has all of them.
-_PATIENCE = """
-SELECT set_config(name, '0', false) FROM pg_settings
-WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
-               'idle_in_transaction_session_timeout', 'idle_session_timeout')
-"""
 
 # Read once before the slot is made, and once in its snapshot. There `relfilenode` is the snapshot's and
 # `pg_relation_filenode` is that of now: they differ when the table was rewritten between. The names are
@@ -81,15 +74,6 @@ CROSS JOIN LATERAL (
     WHERE m.relkind = 'r' AND m.oid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid))
 ) AS members
 ORDER BY wanted.position
-"""
-
-# Every role may read pg_locks; the age of another role's transaction shows to some roles only, else it is
-# NULL.
-_RUNNING = """
-SELECT count(DISTINCT l.virtualtransaction) AS count,
-       extract(epoch FROM max(clock_timestamp() - a.xact_start))::float AS age_s
-FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
 """
 
 
@@ -130,7 +114,7 @@ class ConsistentSource:
         self._params = params
         self._publication = publication
         self._stop = stop
-        connection.execute(_PATIENCE)
+        connection.execute(PATIENCE)
         connection.execute("SET row_security = off")
 
     def identify(self) -> SystemIdentity:
@@ -161,6 +145,10 @@ class ConsistentSource:
             hint="take the snapshot again when nothing alters the table",
             table=next(str(TableName(row["schema"], row["name"])) for row in rows if row["is_rewritten"]),
         )
+
+    def look(self) -> Look:
+        """Return what is published at the point that `begin` has found."""
+        return look_at(self._connection, self._publication)
 
     def rows(self, table: CopiedTable) -> Iterator[tuple[str | None, ...]]:
         """Yield the table's rows: for each column PostgreSQL's text form, or None."""
@@ -197,32 +185,15 @@ class ConsistentSource:
         self._patiently(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
 
     def _patiently(self, statement: sql.Composed) -> psycopg.Cursor[Any]:
-        """Execute a statement that may wait for other sessions; log a long wait, and end at a stop."""
-        say_at_s = _SAY_AFTER_S
-
-        def tell(waited_s: float) -> None:
-            nonlocal say_at_s
-            if waited_s >= say_at_s:
-                say_at_s = waited_s + _SAY_EVERY_S
-                logger.warning("the snapshot waits for %s", self._running())
-
+        """Execute a statement that may wait for other sessions; log for whom, and end at a stop."""
+        pid = self._connection.info.backend_pid
+        teller = WaitTeller(self._params, "the snapshot", pid=pid)
         return interruptible(
             lambda: self._connection.execute(statement),
             stop=self._stop,
             interrupt=self._connection.cancel_safe,
-            waiting=tell,
+            waiting=teller.tell,
         )
-
-    def _running(self) -> str:
-        """Return, for the log, the transactions that we wait for; asked on a connection of its own."""
-        try:
-            with psycopg.connect(**self._params, autocommit=True) as connection:
-                row = connection.execute(_RUNNING).fetchone()
-        except psycopg.Error as error:
-            return f"transactions at the source ({type(error).__name__} when asked which)"
-        assert row is not None
-        age = "" if row[1] is None else f"; the oldest began {row[1]:.0f} s ago"
-        return f"{row[0]} transaction(s) at the source that have written{age}"
 
 
 @contextmanager

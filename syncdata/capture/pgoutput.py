@@ -24,6 +24,7 @@ _BEGIN = struct.Struct(">QqI")
 _COMMIT = struct.Struct(">BQQq")
 _UINT16 = struct.Struct(">H").unpack_from
 _UINT32 = struct.Struct(">I").unpack_from
+_TYPE = struct.Struct(">Ii").unpack_from
 
 _NULL, _UNCHANGED, _TEXT = b"nut"
 _OLD_KEY, _OLD_ROW, _NEW_ROW = b"KON"
@@ -51,7 +52,8 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Relation:
-    """A table as the changes that follow describe it. ``key``: the columns of its replica identity.
+    """A table as the changes that follow describe it. ``key``: the columns of its replica identity, which is
+    of the kind ``identity`` (pg_class.relreplident); ``types``: each column's type and modifier.
 
     Compared by identity: after ALTER TABLE the source sends another description, which is another value.
     """
@@ -60,6 +62,9 @@ class Relation:
     name: str
     columns: tuple[str, ...]
     key: frozenset[str]
+    oid: int = 0
+    identity: str = ""
+    types: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
@@ -82,7 +87,7 @@ class Truncate:
     relations: tuple[Relation, ...]
 
 
-Message = Begin | Commit | RowChange | Truncate
+Message = Begin | Commit | RowChange | Truncate | Relation
 
 
 class Decoder:
@@ -127,8 +132,8 @@ class Decoder:
                 return Commit(commit_lsn=commit_lsn, end_lsn=end_lsn)
             case b"R":
                 (oid,) = _UINT32(message, 1)
-                self._relations[oid] = _read_relation(message)
-                return None
+                relation = self._relations[oid] = _read_relation(message, oid)
+                return relation
             case b"T":
                 (count,) = _UINT32(message, 1)
                 return Truncate(
@@ -197,24 +202,35 @@ def _read_old(message: bytes, position: int, relation: Relation) -> tuple[Values
     return values, position
 
 
-def _read_relation(message: bytes) -> Relation:
+def _read_relation(message: bytes, oid: int) -> Relation:
     schema, position = _read_name(message, 5)
     name, position = _read_name(message, position)
-    (count,) = _UINT16(message, position + 1)  # after the kind of replica identity
+    identity = message[position : position + 1].decode()
+    (count,) = _UINT16(message, position + 1)
     position += 3
+    types: list[tuple[int, int]] = []
     columns: list[str] = []
     key: set[str] = set()
     for _ in range(count):
         flags = message[position]
         column, position = _read_name(message, position + 1)
-        position += 8  # the type's oid and modifier
+        types.append(_TYPE(message, position))
+        position += 8
         columns.append(column)
         if flags & _IS_KEY:
             key.add(column)
     if position > len(message):
         raise ValueError("a table that is cut short")
     # An empty schema is how the protocol spells pg_catalog.
-    return Relation(schema=schema or "pg_catalog", name=name, columns=tuple(columns), key=frozenset(key))
+    return Relation(
+        schema=schema or "pg_catalog",
+        name=name,
+        columns=tuple(columns),
+        key=frozenset(key),
+        oid=oid,
+        identity=identity,
+        types=tuple(types),
+    )
 
 
 def _read_name(message: bytes, position: int) -> tuple[str, int]:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 from syncdata.capture.assembler import Assembler
 from syncdata.capture.chain import Chain, continue_chain, save_chain
+from syncdata.capture.lifesign import head_interval_s, make_head, write_head
 from syncdata.capture.replication import Keepalive, ReplicationConnection
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import SpooledFile, remove_from_spool
+from syncdata.capture.stream_catalog import StreamCatalog
 from syncdata.capture.uploader import Uploader
 from syncdata.changes.position import parse_lsn
 
@@ -33,6 +35,7 @@ _BURST_MESSAGES = 2_000
 _IDLE_S = 0.2
 _ANSWER_AFTER_S = 0.05
 _FINISH_PATIENCE_S = 2.0
+_HEAD_PATIENCE_S = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class ReplicationSession:
         chain: Chain,
         uploader: Uploader,
         clock: Callable[[], dt.datetime],
+        catalogs: StreamCatalog,
     ) -> None:
         self.archived = Archived()
         self._settings = settings
@@ -65,8 +69,9 @@ class ReplicationSession:
         self._chain = chain
         self._uploader = uploader
         self._clock = clock
-        self._files = Assembler(settings, chain, uploader.submit, clock)
-        self._feedback_due_s = 0.0
+        self._catalogs = catalogs
+        self._files = Assembler(settings, chain, uploader.submit, clock, catalogs)
+        self._feedback_due_s = self._head_due_s = 0.0
         self._stopping_since_s: float | None = None
         self._is_asked = False  # by a server that wants to shut down
 
@@ -92,7 +97,9 @@ class ReplicationSession:
             while True:
                 self._note_uploaded()
                 is_busy = self._read_burst()
+                self._follow_catalog()
                 self._files.finish_if_due()
+                self._write_head_if_due()
                 self._give_feedback_if_due(wants_reply=not is_daemon)
                 self._require_progress(may_wait=is_daemon)
                 if self._is_over(stop, until_lsn):
@@ -131,8 +138,11 @@ class ReplicationSession:
 
     def _end(self, *, is_stop: bool) -> None:
         """Finish the open file and wait for the uploads; a stop waits only while they go well."""
-        if self._files.has_open_file and not self._files.is_in_transaction:
-            self._files.finish_file()
+        if not self._files.is_in_transaction:
+            if self._files.has_open_file:
+                self._files.finish_file()
+            if not self._catalogs.is_announced:
+                self._files.write_announcement()
         deadline_s = time.monotonic() + STOP_PATIENCE_S
         while self._uploader.waiting:
             self._uploader.wait(_IDLE_S)
@@ -146,6 +156,41 @@ class ReplicationSession:
         self._confirm_idle()
         self._replication.confirm(self._chain.confirmed)
         self._replication.finish(timeout_s=_FINISH_PATIENCE_S)
+        # `--once` is not a stop: a timer runs it again.
+        self._write_head("stopped" if is_stop else "running")
+        self._uploader.wait_for_errand(_HEAD_PATIENCE_S)
+
+    def _follow_catalog(self) -> None:
+        """Look at what is published when it is time, and announce what has changed: in the open file, or in a
+        file of its own when the stream is as far as the look."""
+        files, catalogs = self._files, self._catalogs
+        if files.is_in_transaction:
+            return
+        if catalogs.look_if_due(received_lsn=files.received_lsn):
+            files.announce_catalog()
+        is_at_look = files.received_lsn >= catalogs.position
+        if is_at_look and not files.has_open_file and not catalogs.is_announced:
+            files.write_announcement()
+
+    def _write_head_if_due(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._head_due_s:
+            self._head_due_s = now_s + head_interval_s(self._settings.rotate_s)
+            self._write_head("running")
+
+    def _write_head(self, state: str) -> None:
+        """Let the uploader replace the archive's head; while the archive refuses files, the head says so."""
+        error = self._uploader.error
+        head = make_head(
+            self._chain,
+            now=self._clock(),
+            rotate_s=self._settings.rotate_s,
+            catalog=self._catalogs.current.digest,
+            state="waiting" if error and state == "running" else state,
+            error_code=error.code if error else None,
+        )
+        spool_dir = self._settings.spool_dir
+        self._uploader.run_errand(lambda archive: write_head(archive, spool_dir, head))
 
     # Messages
 

@@ -7,7 +7,8 @@ of this order, snapshot and change files meet:
    All that this file and the earlier ones hold was committed before the point, which is found later.
 2. The point is found, say 0/16B3D50. The slot that the archiver reads is older, so every transaction that
    commits after the point is, or will be, in a file after ``prev``.
-3. Each table is written to the spool, finished with a footer, and put into the archive.
+3. The catalog of the point is put into the archive, as the point's own snapshot of the source shows it.
+4. Each table is written to the spool, finished with a footer, and put into the archive.
 
 A reader loads the snapshot, goes on with the file after ``prev``, and leaves out commits up to the point.
 """
@@ -20,13 +21,14 @@ import io
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from syncdata.archive.archive import Archive
+from syncdata.capture.catalog_state import load_state, next_state, note_snapshot
 from syncdata.capture.chain import Chain, format_moment, require_same_system, require_slot_name
 from syncdata.capture.encoder import line_start
 from syncdata.capture.exported_snapshot import (
@@ -36,11 +38,13 @@ from syncdata.capture.exported_snapshot import (
     open_consistent,
 )
 from syncdata.capture.pgoutput import Relation
+from syncdata.capture.published import Look, SourceEye
 from syncdata.capture.refusals import NEW_EPOCH_HINT
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot
 from syncdata.capture.source import SystemIdentity
 from syncdata.capture.spool import FileWriter, SpooledFile, make_spool, remove_from_spool, translated
+from syncdata.changes.catalog import catalog_name, digest_of, encode_catalog
 from syncdata.changes.filenames import next_stamp, snapshot_name
 from syncdata.changes.header import Header
 from syncdata.changes.names import TableName
@@ -98,12 +102,13 @@ def take_snapshots(
             prev = _newest_file(archive, chain)
             stamp = _stamp(archive, clock())
             point = source.begin(tables)
+            digest = _archive_catalog(settings, archive, source.look(), stamp)
             logger.info("snapshot: %d table(s) as of %s", len(tables), format_lsn(point.commit_lsn))
             copying = _Copying(
                 source=source,
                 archive=archive,
                 spool_dir=settings.spool_dir,
-                header=_header(chain, point, prev, clock()),
+                header=_header(chain, point, prev, digest, clock()),
                 stamp=stamp,
                 point=point,
                 stop=stop,
@@ -229,7 +234,19 @@ def _stamp(archive: Archive, now: dt.datetime) -> str:
         ) from error
 
 
-def _header(chain: Chain, point: Point, newest_file: str | None, now: dt.datetime) -> Header:
+def _archive_catalog(settings: CaptureSettings, archive: Archive, look: Look, stamp: str) -> str:
+    """Put the catalog of the snapshot's point into the archive, and return its digest."""
+    with closing(SourceEye(settings.params, settings.publication)) as eye:
+        state = next_state(load_state(settings.spool_dir), look, eye.has_older_rows)
+    content = encode_catalog(state.catalog)
+    digest = digest_of(content)
+    # Before it is there: a catalog must not be pruned that a snapshot names.
+    note_snapshot(settings.spool_dir, digest, stamp)
+    archive.put(catalog_name(digest), io.BytesIO(content))
+    return digest
+
+
+def _header(chain: Chain, point: Point, newest_file: str | None, digest: str, now: dt.datetime) -> Header:
     return Header(
         syncdata=1,
         system_id=chain.system_id,
@@ -239,6 +256,8 @@ def _header(chain: Chain, point: Point, newest_file: str | None, now: dt.datetim
         prev=newest_file,
         created=format_moment(now),
         commit_lsn=format_lsn(point.commit_lsn),
+        catalog=digest,
+        catalog_lsn=format_lsn(point.commit_lsn),
     )
 
 

@@ -28,6 +28,13 @@ TEXT_SETTINGS = {
 # The server asks for an answer after half of this time without one. We report more often than that, so a
 # server that asks is one that shuts down.
 _SENDER_SETTINGS = {"wal_sender_timeout": "60s", "client_min_messages": "warning"}
+# Switches off the timeouts that a role or a database may have for its applications. `set_config` on
+# pg_settings does it, since not every version has all of them.
+PATIENCE = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
+               'idle_in_transaction_session_timeout', 'idle_session_timeout')
+"""
 # With the kernel's defaults, it would take hours to notice that the source's host has vanished.
 _NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
 

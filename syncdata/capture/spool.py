@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from syncdata.changes.catalog import CATALOG_DIRECTORY, catalog_name, is_catalog_name
 from syncdata.changes.filenames import SUFFIXES, Compression, is_stamped
 from syncdata.changes.header import Footer, Header
 from syncdata.changes.reader import inspect
@@ -22,7 +23,7 @@ from syncdata.runtime.durable import fsync_directory, replace_file
 
 # The open change file, and new states of the chain that a crash left behind. Parts of snapshots are not among
 # them: they belong to the process that takes the snapshot.
-_OURS = (".changes", ".chain.json.")
+_OURS = (".changes", ".chain.json.", ".catalog.json.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +148,26 @@ def remove_from_spool(file: SpooledFile) -> None:
     """Remove *file*, which is in the archive; nothing happens when it is gone already."""
     with translated(file.path):
         file.path.unlink(missing_ok=True)
+
+
+def keep_catalog(directory: Path, digest: str, content: bytes) -> None:
+    """Keep a catalog's *content* in the spool, durable, until it is in the archive."""
+    kept = directory / CATALOG_DIRECTORY
+    with translated(kept):
+        if not kept.exists():
+            kept.mkdir(mode=0o700)
+            fsync_directory(directory)
+        replace_file(directory / catalog_name(digest), content)
+
+
+def waiting_catalogs(directory: Path) -> list[tuple[str, Path]]:
+    """Return name in the archive and path of each catalog that the spool keeps."""
+    kept = directory / CATALOG_DIRECTORY
+    with translated(kept):
+        if not kept.exists():
+            return []
+        named = ((f"{CATALOG_DIRECTORY}/{path.name}", path) for path in sorted(kept.iterdir()))
+        return [(name, path) for name, path in named if is_catalog_name(name)]
 
 
 def replace_in_spool(path: Path, content: bytes) -> None:

@@ -74,22 +74,31 @@ def archiver_status(
         retained_bytes=slot.retained_bytes if slot else None,
         limit_bytes=slot.limit_bytes if slot else None,
         retention_share=slot.retention_share if slot else None,
-        problems=(*problems, *_find_problems(slot, lag_seconds, is_active=is_active, rotate_s=rotate_s)),
+        problems=(
+            *problems,
+            *_find_problems(slot, chain, lag_seconds, is_active=is_active, rotate_s=rotate_s),
+        ),
     )
 
 
 def _find_problems(
-    slot: Slot | None, lag_seconds: int | None, *, is_active: bool, rotate_s: int
+    slot: Slot | None, chain: Chain | None, lag_seconds: int | None, *, is_active: bool, rotate_s: int
 ) -> list[Problem]:
     problems = []
+    if chain is not None and not is_active:
+        text = f"no archiver runs here, nothing is archived since {chain.confirmed_at}: start archive_changes"
+        problems.append(Problem(kind="not-running", text=text))
     if slot is not None and (warning := retention_warning(slot)):
         problems.append(warning)
     if slot is not None and lag_seconds is None:
         text = "no archiver has run here yet: start archive_changes (or check spool_dir)"
         problems.append(Problem(kind="not-started", text=text))
-    if lag_seconds is not None and lag_seconds > _OVERDUE_ROTATIONS * rotate_s + _OVERDUE_GRACE_S:
-        why = "see the archiver's log" if is_active else "no archiver runs here: start archive_changes"
-        text = f"nothing was confirmed for {lag_seconds} seconds; {why}"
+    if (
+        is_active
+        and lag_seconds is not None
+        and lag_seconds > _OVERDUE_ROTATIONS * rotate_s + _OVERDUE_GRACE_S
+    ):
+        text = f"nothing was confirmed for {lag_seconds} seconds; see the archiver's log"
         problems.append(Problem(kind="unconfirmed", text=text))
     return problems
 

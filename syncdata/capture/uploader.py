@@ -11,11 +11,13 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from syncdata.archive.archive import Archive
-from syncdata.capture.spool import SpooledFile, translated
+from syncdata.capture.spool import SpooledFile, translated, waiting_catalogs
 from syncdata.errors import SpoolError, SyncError
 from syncdata.runtime.retry import Backoff
 
@@ -33,6 +35,9 @@ class Uploader:
         self._queue: queue.Queue[SpooledFile] = queue.Queue()
         self._uploaded: deque[SpooledFile] = deque()
         self._waiting = 0
+        self._errand: Callable[[Archive], None] | None = None
+        self._errand_error = ""
+        self._has_errand = threading.Event()
         self._changed = threading.Event()
         self._closed = threading.Event()
         self._error: SyncError | None = None
@@ -86,8 +91,23 @@ class Uploader:
         """Wait until a file has been uploaded or a try has failed, at most so long."""
         self._changed.wait(timeout_s)
 
+    def run_errand(self, errand: Callable[[Archive], None]) -> None:
+        """Let *errand* be done between two files, or while one is refused; a later one takes its place.
+
+        Its errors are logged, each new reason once, and are no matter of the files.
+        """
+        self._errand = errand
+        self._has_errand.set()
+
+    def wait_for_errand(self, timeout_s: float) -> None:
+        """Wait until the last errand is done or has failed, at most so long."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._has_errand.is_set() and self._thread.is_alive() and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S / 10)
+
     def _run(self) -> None:
         while not self._closed.is_set():
+            self._do_errand()
             try:
                 file = self._queue.get(timeout=_POLL_S)
             except queue.Empty:
@@ -112,6 +132,7 @@ class Uploader:
                     logger.error("%s", error, extra={"code": error.code, "file": file.name})
                 self._error = error
                 self._changed.set()
+                self._do_errand()
                 self._closed.wait(backoff.next_s())
             else:
                 self._error = None
@@ -119,10 +140,38 @@ class Uploader:
                 self._changed.set()
                 return
 
+    def _do_errand(self) -> None:
+        errand, self._errand = self._errand, None
+        if errand is None or self._closed.is_set():
+            return
+        try:
+            errand(self._archive)
+            self._errand_error = ""
+        except SyncError as error:
+            if str(error) != self._errand_error and not self._closed.is_set():
+                logger.warning("%s", error, extra={"code": error.code})
+            self._errand_error = str(error)
+        finally:
+            if self._errand is None:
+                self._has_errand.clear()
+
+
+def put_catalogs(archive: Archive, spool_dir: Path) -> None:
+    """Put the catalogs that wait in the spool into *archive*. Raises as its ``put`` does."""
+    for name, path in waiting_catalogs(spool_dir):
+        with translated(path):
+            content = path.open("rb")
+        with content:
+            archive.put(name, content)
+        with translated(path):
+            path.unlink(missing_ok=True)
+
 
 def upload(archive: Archive, file: SpooledFile) -> None:
-    """Put *file* into *archive*; nothing happens when it is there already. Raises as its ``put`` does."""
+    """Put *file* into *archive*, and before it the catalogs that it names; nothing happens when it is there
+    already. Raises as the archive's ``put`` does."""
     started_s = time.monotonic()
+    put_catalogs(archive, file.path.parent)
     with translated(file.path):
         content = file.path.open("rb")
     with content:

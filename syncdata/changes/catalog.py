@@ -4,8 +4,10 @@
 change file or snapshot names the catalog that holds from its first record on; a comment line announces
 another one from the next record on:
 
-    # {"catalog":"9f86d081884c7d65"}
+    # {"catalog":"9f86d081884c7d65","lsn":"0/16B3D40"}
 
+Its ``lsn`` (a header's ``catalog_lsn``) is production's position when the catalog was read: a catalog that
+is older than a snapshot says nothing of the snapshot's rows, though the change files after it may name it.
 Archives of older versions and of the predecessor have no catalogs, and are read without.
 """
 
@@ -18,12 +20,14 @@ from typing import Literal
 import msgspec
 
 from syncdata.changes.names import TableName
+from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import ParseError
 
 CATALOG_DIRECTORY = "catalog"
 COMMENT_PREFIX = b'# {"catalog":'
 
 _DIGEST = re.compile(r"[0-9a-f]{16,64}")
+_NAME = re.compile(rf"{CATALOG_DIRECTORY}/({_DIGEST.pattern})\.json")
 _DIGEST_LENGTH = 32  # hex digits: 128 bits tell apart all that one production will ever publish
 
 
@@ -105,6 +109,16 @@ def catalog_name(digest: str) -> str:
     return f"{CATALOG_DIRECTORY}/{digest}.json"
 
 
+def digest_in_name(name: str) -> str | None:
+    """Return the digest in a catalog file's name, which includes its directory; None for any other name."""
+    match = _NAME.fullmatch(name)
+    return match and match[1]
+
+
+def is_catalog_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def is_digest(text: str) -> bool:
     """Tell whether *text* can name a catalog; it becomes a part of a file's name."""
     return _DIGEST.fullmatch(text) is not None
@@ -128,13 +142,37 @@ def parse_catalog(content: bytes, name: str) -> Catalog:
     return catalog
 
 
-def catalog_comment(digest: str) -> bytes:
-    """Return the line that announces another catalog from the next record on."""
-    return b'%b"%b"}\n' % (COMMENT_PREFIX, digest.encode())
+class Announcement(msgspec.Struct, frozen=True):
+    """A catalog that holds from a place in a file on. ``lsn``: production's position when it was read; None
+    where that is not said."""
+
+    digest: str
+    lsn: int | None = None
+
+
+def catalog_comment(digest: str, lsn: str | None = None) -> bytes:
+    """Return the line that announces another catalog from the next record on.
+
+    *lsn* is the WAL position at which it was read, as in a header's ``catalog_lsn``.
+    """
+    where = b"" if lsn is None else b',"lsn":"%b"' % lsn.encode()
+    return b'%b"%b"%b}\n' % (COMMENT_PREFIX, digest.encode(), where)
 
 
 def parse_catalog_comment(line: bytes) -> str | None:
     """Return the digest that a comment line announces; None for every other comment."""
+    announcement = parse_announcement(line)
+    return None if announcement is None else announcement.digest
+
+
+def catalog_comment_lsn(line: bytes) -> str | None:
+    """Return the WAL position at which the catalog of a comment line was read; None where it does not say."""
+    announcement = parse_announcement(line)
+    return None if announcement is None or announcement.lsn is None else format_lsn(announcement.lsn)
+
+
+def parse_announcement(line: bytes) -> Announcement | None:
+    """Return what a comment line announces; None for every other comment."""
     if not line.startswith(COMMENT_PREFIX):
         return None
     try:
@@ -142,4 +180,12 @@ def parse_catalog_comment(line: bytes) -> str | None:
     except (msgspec.MsgspecError, RecursionError):
         return None
     digest = content.get("catalog", "")
-    return digest if is_digest(digest) else None
+    return Announcement(digest, lsn_or_none(content.get("lsn"))) if is_digest(digest) else None
+
+
+def lsn_or_none(text: str | None) -> int | None:
+    """Return the position that *text* spells; None when it spells none."""
+    try:
+        return parse_lsn(text) if text else None
+    except ValueError:
+        return None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 from urllib.parse import unquote
 
+from syncdata.changes.catalog import is_catalog_name
 from syncdata.changes.names import TableName
 from syncdata.errors import SpoolError
 
@@ -100,12 +101,12 @@ def snapshot_file(name: str, size_bytes: int) -> SnapshotFile | None:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError for a name that is neither a change file's nor a snapshot file's.
+    """Raise ValueError for a name that is no change file's, snapshot file's or catalog's.
 
     A name like ``../secret`` could lead out of the archive.
     """
-    if not is_change_file(name) and parse_snapshot_name(name) is None:
-        raise ValueError(f"{name!r} is neither a change file nor a snapshot file")
+    if not is_change_file(name) and parse_snapshot_name(name) is None and not is_catalog_name(name):
+        raise ValueError(f"{name!r} is no name of a change file, snapshot file or catalog")
 
 
 def temporary_name(name: str) -> str:
@@ -172,6 +173,12 @@ def file_time(name: str) -> dt.datetime | None:
     """Return the time in a change file's name, ``changes_YYYYMMDD_HHMMSS…``; None when there is none."""
     match = _STAMPED_CHANGE_FILE.match(name)
     return match and parse_stamp(match[1])
+
+
+def stamp_of(name: str) -> str | None:
+    """Return the stamp in a change file's or snapshot file's name; None where there is none."""
+    match = _STAMPED_CHANGE_FILE.match(name) or _SNAPSHOT_FILE.fullmatch(name)
+    return match and match[1]
 
 
 def next_stamp(now: dt.datetime, last_stamp: str | None) -> str:

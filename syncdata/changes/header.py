@@ -21,7 +21,9 @@ class Header(msgspec.Struct, frozen=True):
 
     ``seq`` counts the files of an epoch, and ``prev`` names the file before. A snapshot has its table in
     ``snapshot``, and in ``commit_lsn`` the last commit that its rows show. ``catalog`` is the digest of the
-    catalog (:mod:`syncdata.changes.catalog`) that holds from the first record on.
+    catalog (:mod:`syncdata.changes.catalog`) that holds from the first record on, and ``catalog_lsn`` is the
+    WAL position where it was read: it shows what was published there. So it says nothing of rows that came
+    from a snapshot whose ``commit_lsn`` is not before it: they are newer.
     """
 
     syncdata: int
@@ -36,6 +38,7 @@ class Header(msgspec.Struct, frozen=True):
     snapshot: str | None = None
     commit_lsn: str | None = None
     catalog: str | None = None
+    catalog_lsn: str | None = None
 
     @property
     def source_id(self) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import msgspec
 import zstandard
 
+from syncdata.changes.catalog import COMMENT_PREFIX, Announcement, is_digest, lsn_or_none, parse_announcement
 from syncdata.changes.header import HEADER_PREFIX, REFETCH_HINT, Footer, Header, parse_footer, parse_header
 from syncdata.changes.names import TableName
 from syncdata.changes.record import ChangeRecord, parse_record
@@ -43,6 +44,7 @@ class Inspection:
 
     ``unfinished`` says why the file cannot be read yet, and is empty when it can. ``error`` is set when the
     file is damaged, so that waiting will not help. ``text_bytes`` is its size without compression.
+    ``announced``: what comment lines announce in a file with a header, in order.
     """
 
     header: Header | None
@@ -50,14 +52,37 @@ class Inspection:
     unfinished: str = ""
     error: ParseError | None = None
     text_bytes: int = 0
+    announced: tuple[Announcement, ...] = ()
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The catalogs that the file names."""
+        named = (*self.announced, self.catalog) if self.catalog else self.announced
+        return frozenset(announcement.digest for announcement in named)
+
+    @property
+    def last_catalog(self) -> Announcement | None:
+        """The catalog that holds at the file's end: one may be announced behind the last record."""
+        return self.announced[-1] if self.announced else self.catalog
+
+    @property
+    def catalog(self) -> Announcement | None:
+        """The catalog that holds at the file's beginning. A snapshot's is of the commit that its rows are."""
+        header = self.header
+        if header is None or header.catalog is None:
+            return None
+        lsn = header.catalog_lsn if header.snapshot is None else header.commit_lsn
+        return Announcement(header.catalog, lsn_or_none(lsn))
 
 
 class LocatedRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record, its physical line (from 1) and that line's size in bytes."""
+    """A record, its physical line (from 1) and that line's size in bytes. ``catalog``: the catalog that holds
+    from this record on, where it is another than before."""
 
     record: ChangeRecord
     line: int
     size_bytes: int
+    catalog: Announcement | None = None
 
 
 def inspect(stream: BinaryIO, name: str) -> Inspection:
@@ -86,10 +111,13 @@ def read_records(
     """
     number = 0
     record = UNREADABLE
+    catalog: Announcement | None = None
     for line_number, line in _number_lines(stream, name):
         if line_number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         if not line or line[:1] == b"#" or line.isspace():
+            # Also of a catalog that was announced among the records to skip: it holds after them.
+            catalog = parse_announcement(line) or catalog
             continue
         number += 1
         if number <= skip:
@@ -100,7 +128,8 @@ def read_records(
             if line_number not in ignored:
                 raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
             record = msgspec.structs.replace(UNREADABLE, ts=record.ts, commit_lsn=record.commit_lsn)
-        yield LocatedRecord(record, line_number, len(line))
+        yield LocatedRecord(record, line_number, len(line), catalog)
+        catalog = None
     if number < skip:
         raise ParseError(
             f"the file holds {number} records, but {skip} of it were applied",
@@ -122,6 +151,7 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
     digest = hashlib.sha256()
     head = tail = b""
     text_bytes = 0
+    announced: list[Announcement] = []
     while chunk := stream.read(CHUNK_BYTES):
         if len(head) < CHUNK_BYTES:
             head += chunk[: CHUNK_BYTES - len(head)]
@@ -130,6 +160,7 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
         # The last line starts after the newline before the last one, unless the file goes on.
         cut = tail.rfind(b"\n", 0, len(tail) - 1) + 1
         digest.update(tail[:cut])
+        announced += _announcements(tail[:cut])
         tail = tail[cut:]
     header = parse_header(head, name)
     if header is None and head and HEADER_PREFIX.startswith(head):
@@ -142,7 +173,22 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
         return Inspection(header=header, footer=None, unfinished="it has no footer yet")
     if footer.sha256 != digest.hexdigest():
         raise ParseError("the SHA-256 in the footer is not that of the file", hint=REFETCH_HINT, file=name)
-    return Inspection(header=header, footer=footer, text_bytes=text_bytes)
+    if header.catalog is not None and not is_digest(header.catalog):
+        raise ParseError("the catalog in the header has no digest's form", hint=REFETCH_HINT, file=name)
+    return Inspection(header=header, footer=footer, text_bytes=text_bytes, announced=tuple(announced))
+
+
+_CATALOG_LINE = b"\n" + COMMENT_PREFIX
+
+
+def _announcements(lines: bytes) -> Iterator[Announcement]:
+    """Yield what comment lines among *lines*, which are whole, announce."""
+    at = 0 if lines.startswith(COMMENT_PREFIX) else lines.find(_CATALOG_LINE)
+    while at >= 0:
+        line = lines[at : lines.find(b"\n", at + 1) + 1].lstrip(b"\n")
+        if announcement := parse_announcement(line):
+            yield announcement
+        at = lines.find(_CATALOG_LINE, at + 1)
 
 
 def _why_plain_is_unfinished(last_line: bytes) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from syncdata.capture.waits import told_waits
 from syncdata.changes.names import TableName
 from syncdata.errors import SlotError, SourceSetupError
 from syncdata.provision.database import SourceDatabase, open_source
@@ -87,7 +88,8 @@ def set_up(
         # The publication before the slot: a change made while the slot exists and the publication does not
         # can never be read.
         if source.slot is None:
-            lsn = database.create_slot(settings.slot_name)
+            with told_waits(settings.params, "the slot"):
+                lsn = database.create_slot(settings.slot_name)
             done.append(f"created slot {settings.slot_name}, which begins at {lsn}")
             report(done[-1])
     return SetupResult(

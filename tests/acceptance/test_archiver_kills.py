@@ -31,7 +31,7 @@ from syncdata.changes.position import format_lsn
 from syncdata.changes.record import ChangeRecord
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 from tests.archiver_runner import STEPS
-from tests.chains import archived_records
+from tests.chains import archived_records, named_catalogs
 
 KILLS = 100
 CRASHES = 4
@@ -107,6 +107,8 @@ class Traffic:
                 connection.execute("INSERT INTO private VALUES (%s)", (row,))
             case 2 if writer == 0:
                 connection.execute("TRUNCATE scratch")
+            case 3 if writer == 0:
+                connection.execute(f"ALTER TABLE scratch ADD IF NOT EXISTS c{chance.randint(1, 9)} int")
             case 2 | 3:
                 connection.execute("INSERT INTO scratch VALUES (%s) ON CONFLICT DO NOTHING", (row,))
             case _:
@@ -212,8 +214,16 @@ def _archive_the_rest(source: PostgresServer, folder: Path) -> None:
     )
     archive = LocalSettings(directory=folder / "archive")
     Archiver(settings, lambda: open_archive(archive)).run_once(threading.Event())
-    assert sorted(path.name for path in (folder / "spool").iterdir()) == ["chain.json"]
+    assert sorted(str(path.relative_to(folder)) for path in (folder / "spool").rglob("*")) == [
+        "spool/catalog",
+        "spool/catalog.json",
+        "spool/chain.json",
+    ]
     assert not [path.name for path in (folder / "archive").iterdir() if path.name.startswith(".")]
+    # Also after a death between a catalog and the file that names it.
+    named = named_catalogs(folder / "archive")
+    assert len(named) > 1
+    assert named <= {path.stem for path in (folder / "archive" / "catalog").iterdir()}
 
 
 def _what_happened(source: PostgresServer) -> list[tuple[Any, ...]]:

@@ -325,6 +325,7 @@ def test_every_kind_of_table_arrives_by_stream_and_by_snapshot(
     production.archive()
     for file in production.archive_dir.glob("changes_*"):
         shutil.copy(file, streamed.archive)
+    shutil.copytree(production.archive_dir / "catalog", streamed.archive / "catalog")
     streamed.whitelist(*tables)
     for world in (streamed, snapped):
         assert world.sync().errors == ()

@@ -359,6 +359,7 @@ def test_every_value_arrives_byte_for_byte_by_stream_and_by_snapshot(
     production.archive()
     for file in production.archive_dir.glob("changes_*"):
         shutil.copy(file, streamed.archive)
+    shutil.copytree(production.archive_dir / "catalog", streamed.archive / "catalog")
     streamed.whitelist(*tables)
     assert streamed.sync().errors == ()
     assert snapped.sync().errors == ()

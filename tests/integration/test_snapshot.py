@@ -49,7 +49,8 @@ def rows_of(production: Production, taken: TakenSnapshot) -> list[dict[str, Any]
 
 
 def left_in_spool(production: Production) -> set[str]:
-    return {path.name for path in production.spool_dir.iterdir()} - {"chain.json", ".snapshot.lock"}
+    kept = {"chain.json", ".snapshot.lock", "catalog", "catalog.json", "catalogs_of_snapshots.json"}
+    return {path.name for path in production.spool_dir.iterdir()} - kept
 
 
 @contextmanager
@@ -153,11 +154,12 @@ def test_the_point_parts_the_commits_exactly(any_production: Production) -> None
 def test_a_snapshot_waits_for_running_transactions_and_says_so(
     any_production: Production, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syncdata.capture.exported_snapshot._SAY_AFTER_S", 0.2)
+    monkeypatch.setattr("syncdata.capture.waits._SAY_AFTER_S", 0.2)
     any_production.execute(ACCOUNTS)
     any_production.publish("accounts")
     any_production.archive()
-    with any_production.database.connect() as writer:
+    with any_production.database.connect(application_name="shop") as writer:
+        pid = writer.info.backend_pid
         writer.execute("INSERT INTO accounts VALUES (1, 'long', 0)")
         committer = threading.Timer(1.5, writer.commit)
         committer.start()
@@ -165,7 +167,8 @@ def test_a_snapshot_waits_for_running_transactions_and_says_so(
         committer.join()
     assert [row["id"] for row in rows_of(any_production, taken)] == ["1"]
     (line,) = [r.getMessage() for r in caplog.records if "waits" in r.getMessage()]
-    assert "1 transaction(s) at the source that have written; the oldest began " in line
+    assert f"the snapshot waits for the transaction of pid {pid} of role " in line
+    assert f"in database {any_production.database.name}, application shop for " in line
 
 
 @pytest.mark.parametrize("phase", ["point", "copy"])

@@ -7,9 +7,10 @@ import io
 import pytest
 
 from syncdata.archive.archive import Archive
+from syncdata.changes.catalog import Catalog, catalog_name, digest_of, encode_catalog
 from syncdata.changes.filenames import ArchivedFile, SnapshotFile, snapshot_name, temporary_name
 from syncdata.changes.names import TableName
-from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
+from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError, ParseError
 from tests.memory_archive import BUCKETS, MemoryStorage, Outage
 
 NAME = "changes_20260205_103000.json"
@@ -102,3 +103,19 @@ def test_a_file_that_is_gone_is_a_fetch_error() -> None:
     gone = SnapshotFile(table=TableName("public", "users"), name=USERS, size_bytes=0)
     with pytest.raises(FetchError, match=f"SHD_SYN_062: memory://b/{USERS}: "):
         Archive(MemoryStorage("b")).fetch(gone)
+
+
+def test_a_catalog_is_fetched_once_and_refused_when_it_is_missing_or_broken() -> None:
+    content = encode_catalog(Catalog(version=1, publication="p", tables=()))
+    digest = digest_of(content)
+    storage = MemoryStorage("b")
+    archive = Archive(storage)
+    with pytest.raises(DiscoveryError, match=f"catalog/{digest}.json"):
+        archive.read_catalog(digest)
+    storage.files[catalog_name(digest)] = b"cut"
+    with pytest.raises(ParseError, match=f"catalog/{digest}.json"):
+        archive.read_catalog(digest)
+    storage.files[catalog_name(digest)] = content
+    catalog = archive.read_catalog(digest)
+    storage.files.clear()
+    assert archive.read_catalog(digest) is catalog

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, BatchFile, Limits, cut_batches
+from syncdata.changes.catalog import Announcement
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 from syncdata.changes.reader import LocatedRecord
@@ -240,3 +241,21 @@ def test_batches_end_where_another_table_stands(
     ]
     assert not any(batch.ends_file for batch in batches)
     assert ends(batches)[-1:] == ([until] if until else [])
+
+
+def test_a_batch_ends_where_the_catalog_changes_but_never_inside_a_transaction() -> None:
+    old, new, newer = Announcement("a" * 32), Announcement("b" * 32, 5), Announcement("c" * 32)
+    records = [record(1), record(2), record(3), under(record(3), new), record(4), under(record(5), newer)]
+    batches = cut(records, catalog=old)
+    assert [(batch.end_record, batch.catalog) for batch in batches] == [(2, old), (5, new), (6, newer)]
+    assert [batch.ends_file for batch in batches] == [False, False, True]
+
+
+def test_a_file_that_begins_with_another_catalog_has_no_empty_batch_before_it() -> None:
+    new = Announcement("b" * 32)
+    (batch,) = cut([under(record(1), new), record(2)])
+    assert (batch.end_record, batch.catalog) == (2, new)
+
+
+def under(located: LocatedRecord, catalog: Announcement) -> LocatedRecord:
+    return LocatedRecord(located.record, located.line, located.size_bytes, catalog)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from syncdata.changes.catalog import Announcement, catalog_comment
 from syncdata.changes.filenames import stem
 from syncdata.changes.header import Header
 from syncdata.changes.reader import inspect, read_records
@@ -298,3 +299,36 @@ def test_an_unreadable_line_is_an_error_that_names_it(line: bytes) -> None:
     with pytest.raises(ParseError, match="^SHD_SYN_063: f.json:5: not a "):
         next(records)
     assert is_finished(content)
+
+
+def test_a_file_names_its_catalogs_and_each_holds_from_the_next_record_on() -> None:
+    first, second, third = ("1" * 32, "2" * 32, "3" * 32)
+    header = b'# {"syncdata":1,"catalog":"%b","catalog_lsn":"0/5"}\n' % first.encode()
+    body = header + catalog_comment(second, "0/A") + b'{"table":"t","op":"TRUNCATE"}\n' * 2
+    body += b"# a word\n" + b'{"table":"t","op":"TRUNCATE"}\n' + catalog_comment(third)
+    sha256 = hashlib.sha256(body).hexdigest()
+    stream = io.BytesIO(body + b'# {"end":true,"records":3,"sha256":"%b"}\n' % sha256.encode())
+    inspection = inspect(stream, "f.json")
+    assert inspection.error is None and inspection.unfinished == ""
+    assert inspection.digests == {first, second, third}
+    assert inspection.catalog == Announcement(first, 5)
+    assert inspection.last_catalog == Announcement(third, None)
+    announced = [located.catalog for located in read_records(stream, "f.json")]
+    assert announced == [Announcement(second, 10), None, None]
+    # A reader that begins behind the comment line knows it nevertheless.
+    stream.seek(0)
+    assert [r.catalog for r in read_records(stream, "f.json", skip=1)] == [Announcement(second, 10), None]
+
+
+def test_a_snapshots_catalog_is_of_the_commit_that_its_rows_are() -> None:
+    header = b'# {"syncdata":1,"snapshot":"public.t","commit_lsn":"0/9","catalog":"%b"}\n' % (b"1" * 32)
+    sha256 = hashlib.sha256(header).hexdigest()
+    stream = io.BytesIO(header + b'# {"end":true,"records":0,"sha256":"%b"}\n' % sha256.encode())
+    assert inspect(stream, "f.json").catalog == Announcement("1" * 32, 9)
+
+
+def test_a_header_with_a_catalog_that_could_lead_out_of_the_archive_is_broken() -> None:
+    header = b'# {"syncdata":1,"catalog":"../../secret"}\n'
+    sha256 = hashlib.sha256(header).hexdigest()
+    stream = io.BytesIO(header + b'# {"end":true,"records":0,"sha256":"%b"}\n' % sha256.encode())
+    assert "catalog" in str(inspect(stream, "f.json").error)

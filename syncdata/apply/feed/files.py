@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, TypeVar
 
 from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches
 from syncdata.archive.archive import Archive, ArchivedFile
+from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import Inspection, LocatedRecord, inspect
-from syncdata.errors import ParseError
+from syncdata.errors import DiscoveryError, ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.interruptible import interruptible
 
@@ -24,16 +25,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """A change file or a snapshot that has been fetched and inspected."""
+    """A change file or a snapshot that has been fetched and inspected. ``catalogs``: those that it names, by
+    digest; ``catalog_error`` is set when one is missing or broken."""
 
     name: str
     stream: BinaryIO
     size_bytes: int
     inspection: Inspection
+    catalogs: Mapping[str, Catalog] = field(default_factory=dict)
+    catalog_error: ParseError | DiscoveryError | None = None
 
     @property
     def batch_file(self) -> BatchFile:
-        return BatchFile(name=self.name, is_plain=self.inspection.header is None)
+        return BatchFile(name=self.name, is_plain=self.inspection.header is None, catalogs=self.catalogs)
 
     def share_of(self, text_bytes: int) -> int:
         """Return how many of ``size_bytes``, perhaps compressed, stand for *text_bytes* of its text."""
@@ -44,17 +48,38 @@ def fetch(archive: Archive, file: ArchivedFile, *, stop: threading.Event) -> Fet
     """Fetch *file* and inspect all of it.
 
     Raises FetchError or ArchiveConnectionError, and ReadingStopped once *stop* is set. A broken file raises
-    nothing here: its inspection says what is wrong with it.
+    nothing here: its inspection says what is wrong with it. Nor does a catalog that is missing or broken.
     """
     stream = archive.fetch(file)
     size_bytes = stream.seek(0, os.SEEK_END)
     stream = up_to(stream, size_bytes, stop=stop)
     try:
         inspection = inspect(stream, file.name)
+        catalogs, error = _read_catalogs(archive, inspection)
     except BaseException:  # a stop, too
         stream.close()
         raise
-    return Fetched(name=file.name, stream=stream, size_bytes=size_bytes, inspection=inspection)
+    return Fetched(
+        name=file.name,
+        stream=stream,
+        size_bytes=size_bytes,
+        inspection=inspection,
+        catalogs=catalogs,
+        catalog_error=error,
+    )
+
+
+def _read_catalogs(
+    archive: Archive, inspection: Inspection
+) -> tuple[dict[str, Catalog], ParseError | DiscoveryError | None]:
+    """Read the catalogs that a file names; without them, or with a part, where one is missing or broken."""
+    catalogs: dict[str, Catalog] = {}
+    try:
+        for digest in sorted(inspection.digests):
+            catalogs[digest] = archive.read_catalog(digest)
+    except (ParseError, DiscoveryError) as error:
+        return catalogs, error
+    return catalogs, None
 
 
 def ask(
@@ -102,6 +127,7 @@ def read_batches(
         limits=limits,
         start_record=start_record,
         until_record=until_record,
+        catalog=fetched.inspection.catalog,
     )
     for batch in batches:
         # Checked before the file's last batch is handed on: once that is applied, the file counts as applied.
@@ -111,4 +137,10 @@ def read_batches(
                 hint="replace the file in the archive by a good copy; syncing goes on by itself",
                 file=fetched.name,
             )
+        last = fetched.inspection.last_catalog
+        if batch.ends_file and last is not None and last != batch.catalog and batch.catalog is not None:
+            # Test: test_a_catalog_announced_behind_the_last_record_holds_from_there_on.
+            if batch.size_bytes:
+                yield replace(batch, ends_file=False)
+            batch = replace(batch, records=[], skipped=0, repeated=0, size_bytes=0, catalog=last)
         yield batch

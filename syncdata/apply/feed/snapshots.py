@@ -72,7 +72,10 @@ def open_snapshot(archive: Archive, file: SnapshotFile, *, stop: threading.Event
         discard=lambda late: late.stream.close(),
     )
     try:
-        return Snapshot(table=file.table, fetched=fetched, position=_position(fetched, file.table))
+        snapshot = Snapshot(table=file.table, fetched=fetched, position=_position(fetched, file.table))
+        if (missing := fetched.catalog_error) is not None:
+            raise ParseError(missing.message, hint=_hint(file.table), file=missing.file)
+        return snapshot
     except ParseError:
         fetched.stream.close()
         raise

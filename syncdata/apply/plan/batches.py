@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
+from syncdata.changes.catalog import Announcement, Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.changes.reader import LocatedRecord
@@ -33,10 +34,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchFile:
-    """The file of a batch. ``is_plain``: it has no header, so wal2json wrote its values."""
+    """The file of a batch. ``is_plain``: it has no header, so wal2json wrote its values. ``catalogs``: those
+    that it names, by digest."""
 
     name: str
     is_plain: bool
+    catalogs: Mapping[str, Catalog] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,8 @@ class Batch:
     """A run of records of one file. ``end_record`` counts all records of the file up to the batch's end;
     ``records`` holds only those to apply, ``skipped`` counts those of unwanted tables, ``repeated`` those
     applied before.
-    ``commit_lsn`` is that of the last whole transaction read, None before any."""
+    ``commit_lsn`` is that of the last whole transaction read, None before any. ``catalog``: the one that
+    holds for all of them, None where the file names none."""
 
     file: BatchFile
     records: list[LocatedRecord]
@@ -54,6 +58,12 @@ class Batch:
     repeated: int
     size_bytes: int
     ends_file: bool
+    catalog: Announcement | None = None
+
+    @property
+    def published(self) -> Catalog | None:
+        """What production publishes, by ``catalog``."""
+        return None if self.catalog is None else self.file.catalogs.get(self.catalog.digest)
 
     def count_of(self, table: TableName) -> int:
         """Return how many records of *table* are to be applied."""
@@ -76,8 +86,9 @@ class _Draft:
     """The batch being gathered. Its records up to ``border`` are whole transactions; those up to ``taken``
     have gone into batches already."""
 
-    def __init__(self, file: BatchFile, end_record: int) -> None:
+    def __init__(self, file: BatchFile, end_record: int, catalog: Announcement | None) -> None:
         self.file = file
+        self.catalog = catalog
         self.records: list[LocatedRecord] = []
         self.read = _Tally(end_record)
         self.commit_lsn: int | None = None
@@ -122,6 +133,7 @@ class _Draft:
             repeated=end.repeated - start.repeated,
             size_bytes=end.size_bytes - start.size_bytes,
             ends_file=ends_file,
+            catalog=self.catalog,
         )
 
 
@@ -133,15 +145,17 @@ def cut_batches(
     limits: Limits,
     start_record: int = 0,
     until_record: int | None = None,
+    catalog: Announcement | None = None,
 ) -> Iterator[Batch]:
     """Yield the batches of *records*, which begin after *start_record* records of *file*.
 
     *watermarks* are the wanted tables, each with its own: transactions whose commit LSN is at or below it
-    are in that table's rows already and left out, for that table. Stops after record *until_record*
+    are in that table's rows already and left out, for that table. *catalog* holds until a record names
+    another; the transaction of that record is under the new one as a whole. Stops after record *until_record*
     where one is given; else the last batch, perhaps an empty one, has ``ends_file``. A ParseError of
     *records* is raised after the batch of the whole transactions before it.
     """
-    draft = _Draft(file, start_record)
+    draft = _Draft(file, start_record, catalog)
     read = draft.read
     wanted = {(table.schema, table.name): watermark for table, watermark in watermarks.items()}
     highest = max((watermark for watermark in wanted.values() if watermark is not None), default=-1)
@@ -175,6 +189,11 @@ def cut_batches(
             lsn = parse_lsn(record.commit_lsn) if record.commit_lsn else None
             draft.open_lsn = lsn
             due = wanted if lsn is None or lsn > highest else _due(wanted, lsn)
+        if located.catalog is not None:
+            # Test: test_a_batch_ends_where_the_catalog_changes_but_never_inside_a_transaction.
+            if draft.holds_whole_transactions:
+                yield draft.take_whole_transactions()
+            draft.catalog = located.catalog
         name = (record.schema, record.table)
         if name in due:
             cost_bytes = located.size_bytes + RECORD_OVERHEAD_BYTES

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from syncdata.apply.plan import drift
 from syncdata.apply.plan.batches import Batch, BatchFile
+from syncdata.apply.plan.columns import UnknownColumnError
 from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
@@ -43,12 +45,12 @@ def prepare(batch: Batch, schemas: Mapping[TableName, TableSchema]) -> PreparedB
     shares = {}
     for (schema_name, table_name), records in by_name.items():
         table = TableName(schema_name, table_name)
-        shares[table] = _share(table, schemas.get(table), records, batch.file)
+        shares[table] = _share(table, schemas.get(table), records, batch)
     return PreparedBatch(batch=batch, shares=shares)
 
 
 def _share(
-    table: TableName, schema: TableSchema | None, records: list[LocatedRecord], file: BatchFile
+    table: TableName, schema: TableSchema | None, records: list[LocatedRecord], batch: Batch
 ) -> TableShare:
     if schema is None:
         # Test: test_a_missing_table_blocks_only_itself_until_it_is_created.
@@ -56,11 +58,22 @@ def _share(
             "the table does not exist in the local database",
             hint="create it (migrate), or take it off the whitelist with remove_tables",
             table=str(table),
-            file=file.name,
+            file=batch.file.name,
             line=records[0].line,
         )
         return TableShare(records=records, plan=error)
-    return TableShare(records=records, plan=try_plan(TableBatch(schema=schema, records=records, file=file)))
+    plan = try_plan(TableBatch(schema=schema, records=records, file=batch.file))
+    if isinstance(plan, UnknownColumnError):
+        plan.hint = _with_statements(plan.hint, table, schema, batch)
+    return TableShare(records=records, plan=plan)
+
+
+def _with_statements(hint: str, table: TableName, schema: TableSchema, batch: Batch) -> str:
+    """Return *hint* with the statements for the columns that the table lacks, where the catalog has them."""
+    entry = batch.published and batch.published.find(table)
+    missing = drift.missing_columns(entry, schema) if entry else []
+    statements = "; ".join(drift.add_column(table, column) for column in missing)
+    return f"{hint}: {statements}" if statements else hint
 
 
 def without(

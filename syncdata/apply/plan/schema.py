@@ -22,13 +22,15 @@ class ColumnType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column. ``sql_type``: its type as SQL spells it; for a domain, the one that it is made of."""
+    """A column. ``sql_type``: its type as SQL spells it; for a domain, the one that it is made of.
+    ``declared_type``: the domain itself then."""
 
     name: str
     sql_type: str
     type: ColumnType
     is_generated: bool = False
     is_always_identity: bool = False
+    declared_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,8 @@ ORDER BY n.nspname <> 'public', n.nspname, c.relname
 
 _COLUMNS = """
 SELECT attrelid::bigint AS oid, attname AS name, atttypid::bigint AS type_oid, atttypmod AS typmod,
-       attgenerated <> '' AS is_generated, attidentity = 'a' AS is_always_identity
+       attgenerated <> '' AS is_generated, attidentity = 'a' AS is_always_identity,
+       format_type(atttypid, atttypmod) AS declared_type
 FROM pg_attribute
 WHERE attrelid = ANY(%(oids)s::oid[]) AND attnum > 0 AND NOT attisdropped
 ORDER BY attrelid, attnum
@@ -179,6 +180,7 @@ class _Reader:
             type=self._type(oid),
             is_generated=row["is_generated"],
             is_always_identity=row["is_always_identity"],
+            declared_type=row["declared_type"],
         )
 
     def _type(self, oid: int) -> ColumnType:

@@ -20,6 +20,7 @@ from psycopg import Connection, sql
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import Batch
+from syncdata.apply.plan.drift import is_older
 from syncdata.apply.plan.prepare import PreparedBatch, prepare
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch
@@ -32,7 +33,9 @@ from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.sink import Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
+from syncdata.apply.state.published import Known, keep_known, look, read_known
 from syncdata.apply.state.runs import add_to_run
+from syncdata.changes.filenames import is_change_file
 from syncdata.changes.names import TableName
 from syncdata.errors import ApplyError, SchemaError, SyncError
 
@@ -66,6 +69,8 @@ class ShadowTarget:
         self._purpose = purpose
         self._run_id = run_id
         self._schema = self._read_schema(table)
+        self._known = Known(is_rebuild=True)
+        self._looked_under: str | None = None
         self._writer = RowWriter(connection)
         _drop_shadow(connection)
         connection.execute(
@@ -89,6 +94,7 @@ class ShadowTarget:
         return not self._writer.is_silent and bool(self._schema.parents or self._schema.has_inbound_keys)
 
     def restart(self) -> None:
+        self._known, self._looked_under = Known(is_rebuild=True), None
         self._connection.execute(sql.SQL("TRUNCATE {}").format(_relation(_SHADOW)))
 
     # As a sink
@@ -108,6 +114,7 @@ class ShadowTarget:
     def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
         """Apply *prepared*; the checkpoint moves in `exchange`. Raises errors that would block a table."""
         outcome = Outcome()
+        self._look(prepared.batch)
         with self._connection.transaction():
             self._writer.begin()
             for table, share in prepared.shares.items():
@@ -116,6 +123,31 @@ class ShadowTarget:
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
         return outcome
+
+    def _look(self, batch: Batch) -> None:
+        """Look at the table under the catalog of *batch*; a snapshot's is what its rows agree with.
+
+        Raises SchemaError where the new rows would not be production's.
+        """
+        catalog, published = batch.catalog, batch.published
+        if catalog is None or published is None or catalog.digest == self._looked_under:
+            return
+        table, known = self._schema.name, self._known
+        is_snapshot = not is_change_file(batch.file.name)
+        older = not is_snapshot and is_older(catalog.lsn, known.baseline, commit_lsn=batch.commit_lsn)
+        found = look(
+            table,
+            known,
+            published.find(table),
+            self._schema,
+            is_older=older,
+            snapshot_lsn=catalog.lsn if is_snapshot else None,
+        )
+        if found.error is not None:
+            found.error.file = batch.file.name
+            raise found.error
+        self._known = found.known
+        self._looked_under = None if older else catalog.digest
 
     # Into the table's place
 
@@ -132,6 +164,9 @@ class ShadowTarget:
             exchange(self._writer.cursor, live, self._schema, is_silent=self._writer.is_silent)
             advance_sequences(self._writer.cursor, live)
             reset_checkpoints(self._connection, [live.name], position, counts=counts, now=now)
+            marks = read_known(self._connection, [live.name])[live.name].marks
+            marks = tuple(dict.fromkeys([*marks, *self._known.marks]))
+            keep_known(self._connection, {live.name: replace(self._known, marks=marks)})
             log_action(
                 self._connection,
                 live.name,

@@ -44,6 +44,7 @@ from syncdata.apply.postgres.connection import (
 from syncdata.apply.postgres.constraints import check_constraints
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.shadow import ShadowTarget, open_shadow
+from syncdata.apply.postgres.watch import Watch
 from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
@@ -83,6 +84,7 @@ class Target:
         self._sequences_due: dict[TableName, TableSchema] = {}
         self._known: set[TableName] = set()
         self._schemas: dict[TableName, TableSchema] = {}
+        self._watch = Watch(connection)
         with translated_errors():
             prepare_session(connection)
             self._writer = RowWriter(connection)
@@ -153,7 +155,9 @@ class Target:
         while True:
             try:
                 with translated_errors(), self._connection.transaction():
-                    return self._apply(prepared, advance, failed, skipped)
+                    outcome = self._apply(prepared, advance, failed, skipped)
+                self._watch.settle()
+                return outcome
             except _SkippedError as told:
                 skipped.setdefault(told.table, {})[told.skip] = told.error
                 prepared = without(prepared, told.table, told.skip.line, self._schemas)
@@ -178,12 +182,14 @@ class Target:
         checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
         self._writer.begin()
         now = self._clock()
+        failed = {**failed, **self._watch.look_at(prepared.batch, checkpoints, self._schemas)}
         effects, newly_failed = self._apply_shares(prepared, checkpoints, failed)
         failed = {**failed, **newly_failed}
         self._check_constraints(prepared.file, effects)
         if advance.end.is_finished:
             self._advance_sequences()
         healthy = advance.without(failed)
+        self._watch.keep(healthy.watermarks)
         advance_checkpoints(
             self._connection, healthy.watermarks, effects, start=advance.start, end=advance.end, now=now
         )

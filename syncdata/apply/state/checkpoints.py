@@ -44,13 +44,14 @@ class Skip:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableCheckpoint:
     """One whitelisted table's position. ``reason``: what blocks it; a blocked table that is paused keeps it.
-    A paused table keeps its position until it is resumed."""
+    A paused table keeps its position until it is resumed. ``id``: of its row, which a rebuild replaces."""
 
     table: TableName
     position: Position
     reason: Reason | None = None
     is_paused: bool = False
     skips: tuple[Skip, ...] = ()
+    id: int = 0
 
     @property
     def error(self) -> str | None:
@@ -60,7 +61,7 @@ class TableCheckpoint:
 
 # Columns are listed by name, so that a database that has not been migrated raises an error with its remedy.
 _SELECT = """
-SELECT c.table_name, file, file_size, file_finished, record_number, commit_lsn, source_id, state, skips,
+SELECT c.id, c.table_name, file, file_size, file_finished, record_number, commit_lsn, source_id, state, skips,
     error, error_code, error_file, error_line, error_hint
 FROM data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)
 """
@@ -269,6 +270,7 @@ def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list
 
 def _checkpoint(row: dict[str, Any]) -> TableCheckpoint:
     return TableCheckpoint(
+        id=row["id"],
         table=TableName.parse(row["table_name"]),
         position=Position(
             file=row["file"],

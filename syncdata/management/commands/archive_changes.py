@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from syncdata.capture.status import format_archiver_status, format_bytes
+from syncdata.changes.catalog import catalog_name
 from syncdata.conf import load_source_config
 from syncdata.daemon import stop_on_signals
 from syncdata.errors import ArchiverRunError, ArchiverStatusError
@@ -129,6 +130,8 @@ Both may run beside the daemon."""
             removals = service.prune(stop=stop, is_dry_run=is_dry_run)
         for file in removals.files:
             self.stdout.write(file.name)
+        for digest in removals.catalogs:
+            self.stdout.write(catalog_name(digest))
         verb = "would remove" if is_dry_run else "removed"
         self.stdout.write(
             f"{verb} {format_count(len(removals.files), 'file')}, {format_bytes(removals.size_bytes)}"

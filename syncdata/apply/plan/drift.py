@@ -1,0 +1,312 @@
+"""Holds a table to the catalog: may its rows still be production's, and can they be from here on? Pure.
+
+Two comparisons. `changes` holds the table as production published it before to what it publishes now: some
+changes of a table alter its rows without a record, such as a partition that is dropped. `differences` holds
+what production publishes to the table here: some values would change on their way without an error, such as
+a number that is rounded. A finding of either blocks the table, or marks it suspect where its rows may differ
+already and nothing gets worse when it goes on. The baseline is the published table that the rows here are
+known to agree with; it moves on in the transaction in which the rows do.
+
+Example: the rows of ``events`` stand under a catalog with the partitions January and February. The next
+catalog has February alone. No record says that January was dropped; its rows are still here. So ``events``
+is suspect until it is rebuilt from a snapshot that was taken since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from syncdata.apply.plan.schema import Column as LocalColumn
+from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.plan.types import is_held, is_widened, parse_type
+from syncdata.changes.catalog import Column, PublishedTable
+from syncdata.changes.names import TableName
+
+
+class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The published table that the rows agree with. ``lsn``: the commit of the snapshot that it came with;
+    catalogs that are older say nothing of these rows."""
+
+    table: PublishedTable
+    lsn: int | None = None
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something that is not as it must be. ``in_rebuild``: what to do where a table that is rebuilt from an
+    older snapshot meets it. ``spoils``: the remedy lets the table go on, though a rebuild must follow."""
+
+    kind: Literal["blocked", "suspect"]
+    text: str
+    remedy: str
+    in_rebuild: str = ""
+    spoils: bool = False
+
+
+def is_older(read_at: int | None, baseline: Baseline | None, *, commit_lsn: int | None) -> bool:
+    """Tell whether a catalog that was read at *read_at* is older than the snapshot that *baseline* is of.
+
+    The change files after a snapshot may begin with such a catalog. Where a catalog does not say when it was
+    read, it counts as older up to the snapshot's own commit; *commit_lsn* is that of the records beside it.
+    """
+    if baseline is None or baseline.lsn is None:
+        return False
+    if read_at is not None:
+        return read_at <= baseline.lsn
+    return commit_lsn is None or commit_lsn <= baseline.lsn
+
+
+# What production did
+
+
+def changes(before: PublishedTable, now: PublishedTable) -> list[Finding]:
+    """Return what production has done to the rows, from *before* to *now*, that no record carries."""
+    table = now.table
+    if before.oid != now.oid:
+        text = "the table is another one in production than before: it was dropped and made anew, or swapped"
+        return [_rows_lost(table, text)]
+    return [*_changed_publication(before, now), *_changed_columns(before, now), *_changed_leaves(before, now)]
+
+
+def republished(table: TableName) -> Finding:
+    return _rows_lost(table, "production publishes the table again: what changed in between is not here")
+
+
+def _changed_publication(before: PublishedTable, now: PublishedTable) -> Iterator[Finding]:
+    table = now.table
+    if before.row_filter != now.row_filter:
+        yield _rows_lost(table, "the row filter of the publication has changed: other rows belong here now")
+    if before.column_list != now.column_list and (which := _other_columns(before, now)):
+        yield _rows_lost(table, f"the column list of the publication has changed ({', '.join(which)})")
+
+
+def _other_columns(before: PublishedTable, now: PublishedTable) -> list[str]:
+    """Return in words which of the columns that were there before and still are travel now, or no longer."""
+    old, new = _travelling(before), _travelling(now)
+    both = [(earlier.name, column.name) for earlier, column in _pairs(before, now) if earlier]
+    return [f"with {name}" for name_before, name in both if name in new and name_before not in old] + [
+        f"without {name}" for name_before, name in both if name not in new and name_before in old
+    ]
+
+
+def _changed_columns(before: PublishedTable, now: PublishedTable) -> Iterator[Finding]:
+    table = now.table
+    names = {column.name for column in before.columns}
+    for old, column in _pairs(before, now):
+        if old is None and column.name in names:
+            yield _rows_lost(
+                table, f"column {column.name} was dropped and added anew: no record carries its older values"
+            )
+        elif column.filled and (old is None or not old.filled):
+            yield _rows_lost(
+                table,
+                f"column {column.name} was added with a default that gave the older rows values of their own:"
+                " no record carries them",
+            )
+        elif old is not None and not is_widened(old.type, column.type):
+            yield _rows_differ(
+                table,
+                f"the type of column {column.name} was changed from {old.type} to {column.type}: that may"
+                " have changed the older values, and no record carries them",
+            )
+
+
+def _pairs(before: PublishedTable, now: PublishedTable) -> Iterator[tuple[Column | None, Column]]:
+    """Yield the columns of *now*, each with what it was *before*: by its number, else by its name.
+
+    A column has no number (0) where the archiver knows it from the stream alone, which gives names only.
+    """
+    numbers = {column.number: column for column in before.columns if column.number}
+    names = {column.name: column for column in before.columns}
+    for column in now.columns:
+        same = names.get(column.name)
+        if column.number and column.number in numbers:
+            yield numbers[column.number], column
+        elif same is not None and not (column.number and same.number):
+            yield same, column
+        else:
+            yield None, column
+
+
+def _changed_leaves(before: PublishedTable, now: PublishedTable) -> Iterator[Finding]:
+    table = now.table
+    leaves = {leaf.oid: leaf for leaf in now.partitions}
+    for old in before.partitions:
+        leaf = leaves.pop(old.oid, None)
+        name = TableName(old.schema, old.name)
+        if leaf is None:
+            yield _rows_differ(
+                table,
+                f"partition {name} was dropped or detached: its rows are still here, for no record says so",
+            )
+        elif leaf.storage != old.storage:
+            yield _rows_differ(
+                table,
+                f"partition {name} was truncated or rewritten: rows that are gone may still be here, for no"
+                " record says so",
+            )
+    for leaf in leaves.values():
+        if leaf.filled:
+            name = TableName(leaf.schema, leaf.name)
+            yield _rows_lost(table, f"partition {name} was attached with rows, which no record carries")
+
+
+def renames(before: PublishedTable, now: PublishedTable, here: TableSchema) -> Iterator[Finding]:
+    """Yield the columns that have another name in production now, but still the old one *here*. A column that
+    were added here under the new name would lack the older values."""
+    there, local = {column.name for column in now.columns}, {column.name for column in here.columns}
+    for earlier, column in _pairs(before, now):
+        old = earlier.name if earlier else column.name
+        if old != column.name and old in local and old not in there:
+            yield Finding(
+                kind="blocked",
+                text=f"column {old} is called {column.name} in production now",
+                remedy=f"rename it here, too: ALTER TABLE {sql_name(now.table)} RENAME COLUMN {_quoted(old)}"
+                f" TO {_quoted(column.name)}; the table goes on by itself",
+            )
+
+
+def _rows_lost(table: TableName, text: str) -> Finding:
+    return Finding(kind="blocked", text=text, remedy=_snapshot_remedy(table), in_rebuild=_in_rebuild(table))
+
+
+def _rows_differ(table: TableName, text: str) -> Finding:
+    return Finding(kind="suspect", text=text, remedy=_snapshot_remedy(table), in_rebuild=_in_rebuild(table))
+
+
+def _snapshot_remedy(table: TableName) -> str:
+    return (
+        f"take a new snapshot at production, 'archive_changes --snapshot {table}', and then run"
+        f" 'python manage.py resync {table}' here"
+    )
+
+
+def _in_rebuild(table: TableName) -> str:
+    return (
+        "that happened after the newest snapshot that the archive has of the table, so a resync cannot give"
+        f" it the right rows: first run 'archive_changes --snapshot {table}' at production, then"
+        f" 'python manage.py resync {table}' again"
+    )
+
+
+# What does not fit here
+
+
+def differences(published: PublishedTable, here: TableSchema) -> list[Finding]:
+    """Return where values or rows of *published* would change in the table *here* without an error."""
+    columns = {column.name: column for column in here.columns}
+    travelling = _travelling(published)
+    found = [
+        finding
+        for column in published.columns
+        if (local := columns.get(column.name)) is not None
+        and (finding := _different(published.table, column, local, travels=column.name in travelling))
+    ]
+    if (key := _different_key(published, here)) is not None:
+        found.append(key)
+    return found
+
+
+def _travelling(published: PublishedTable) -> list[str]:
+    """Return the columns whose values are in the records. Generated ones are only where they are listed: the
+    archiver lists all columns where the publication says ``publish_generated_columns``."""
+    if published.column_list is not None:
+        return list(published.column_list)
+    return [column.name for column in published.columns if not column.generated]
+
+
+def _different(table: TableName, there: Column, here: LocalColumn, *, travels: bool) -> Finding | None:
+    if there.generated and not here.is_generated:
+        if travels:
+            return _different_type(table, there, here)
+        return Finding(
+            kind="blocked",
+            text=f"column {there.name} is generated in production, so its values are in no record, and it is"
+            " an ordinary column here",
+            remedy="make it a generated column here, too, with production's expression: ALTER TABLE"
+            f" {sql_name(table)} DROP COLUMN {_quoted(there.name)}, ADD COLUMN {_quoted(there.name)}"
+            f" {there.type} GENERATED ALWAYS AS (…) STORED; the table goes on by itself",
+        )
+    if here.is_generated and not there.generated:
+        return Finding(
+            kind="blocked",
+            text=f"column {there.name} is generated here and an ordinary column in production, whose values"
+            " it cannot take",
+            remedy=f"make it an ordinary column: ALTER TABLE {sql_name(table)} DROP COLUMN"
+            f" {_quoted(there.name)}, ADD COLUMN {_quoted(there.name)} {there.type}; then run"
+            f" 'python manage.py resync {table}'",
+            spoils=True,
+        )
+    return _different_type(table, there, here) if travels and not here.is_generated else None
+
+
+def _different_type(table: TableName, there: Column, here: LocalColumn) -> Finding | None:
+    if parse_type(there.type) == parse_type(here.declared_type) or is_held(there.type, here.sql_type):
+        return None
+    return Finding(
+        kind="blocked",
+        text=f"column {there.name} is {there.type} in production and {here.declared_type or here.sql_type}"
+        " here, which would change values without an error",
+        remedy=f"ALTER TABLE {sql_name(table)} ALTER COLUMN {_quoted(there.name)} TYPE {there.type}"
+        f"{_using(there, here)}",
+    )
+
+
+def _using(there: Column, here: LocalColumn) -> str:
+    """Return the USING clause of an ALTER … TYPE that PostgreSQL refuses without one."""
+    is_cast = _family(there.type) == _family(here.sql_type)
+    return "" if is_cast else f" USING {_quoted(there.name)}::text::{there.type}"
+
+
+def _family(sql_type: str) -> str:
+    text = sql_type.partition("(")[0].split(" ")[0]
+    numbers = {"smallint", "integer", "bigint", "numeric", "real", "double"}
+    return "number" if text in numbers else text
+
+
+def _different_key(published: PublishedTable, here: TableSchema) -> Finding | None:
+    """Two rows of production that share the key here would be one here; a row whose key here is not in the
+    records of its changes would not be found."""
+    key, there = set(here.key), set(published.key)
+    locating = set(published.identity_columns)
+    if not key or key == there or (published.identity == "index" and key == locating):
+        return None
+    is_unique = bool(there) and there <= key
+    is_located = key <= locating or published.identity == "index"
+    if is_unique and is_located:
+        return None
+    keys = f"the key is ({', '.join(here.key)}) here and ({', '.join(published.key) or 'none'}) in production"
+    if not is_unique:
+        text = f"{keys}: rows that differ there may share a key here, and one would take the other's place"
+    else:
+        text = f"{keys}: a row whose key changes would not be found"
+    remedy = f"give the table here production's primary key ({', '.join(published.key)})"
+    if not there:
+        remedy = f"give production's table {published.table} the primary key ({', '.join(here.key)})"
+    return Finding(kind="blocked", text=text, remedy=remedy)
+
+
+# Names in SQL
+
+
+def missing_columns(published: PublishedTable, here: TableSchema) -> list[Column]:
+    """Return the columns whose values arrive although the table *here* has no place for them."""
+    local, travelling = {column.name for column in here.columns}, _travelling(published)
+    return [c for c in published.columns if c.name in travelling and c.name not in local]
+
+
+def add_column(table: TableName, column: Column) -> str:
+    """Return the statement that gives the table here *column*."""
+    return f"ALTER TABLE {sql_name(table)} ADD COLUMN {_quoted(column.name)} {column.type}"
+
+
+def sql_name(table: TableName) -> str:
+    """Return *table* as SQL spells it."""
+    return ".".join(map(_quoted, (table.schema, table.name)))
+
+
+def _quoted(name: str) -> str:
+    is_plain = name.isascii() and name.isidentifier() and name == name.lower()
+    return name if is_plain else '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,174 @@
+"""Tells whether a type here can hold what a type in production sends, without a silent change. Pure.
+
+PostgreSQL refuses most values that do not fit: a number out of range, a text that is too long. Those stop at
+their record. But it also rounds (``1.2345`` into ``numeric(10,2)``), cuts off (a time zone, the time of a
+date) and normalizes (the keys of ``jsonb``) without a word. Only that is looked for here. Types are their
+texts by ``format_type``; one that is not known here, such as an enum, holds what it is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_TEXT = re.compile(
+    r"(?:(?:\"[^\"]+\"|\w+)\.)?(?P<name>\"?[^()\[\]\"]+\"?)(?:\((?P<modifier>-?\d+(?:,-?\d+)?)\))?(?P<rest>[^()\[\]]*)(?P<array>(?:\[\])*)"
+)
+
+# The decimal digits that a binary float keeps of any number, and those that an integer type may have.
+_FLOAT_DIGITS = {"real": 6, "double precision": 15}
+_INTEGER_DIGITS = {"smallint": 5, "integer": 10, "bigint": 19, "oid": 10}
+_NUMBERS = frozenset({*_FLOAT_DIGITS, *_INTEGER_DIGITS, "numeric", "money"})
+_WITH_ZONE = frozenset({"timestamp with time zone", "time with time zone"})
+_CLOCKS = frozenset({*_WITH_ZONE, "timestamp without time zone", "time without time zone", "interval"})
+_TIMES = frozenset({*_CLOCKS, "date"})
+_TEXTS = frozenset({"text", "character varying", "character", "name", '"char"', "citext"})
+_INTERVAL_FIELDS = ("year", "month", "day", "hour", "minute", "second")
+
+
+@dataclass(frozen=True, slots=True)
+class SqlType:
+    """A type as ``format_type`` spells it, in parts: ``numeric(10,2)[]`` has the modifier (10, 2).
+    ``fields``: an interval's, such as ``day to second``."""
+
+    name: str
+    modifier: tuple[int, ...] = ()
+    fields: str = ""
+    is_array: bool = False
+
+
+def parse_type(text: str) -> SqlType:
+    """Read ``format_type``'s *text*; a text that is none is a name.
+
+    Its schema is left out, and its quotes: whether they are there depends on the session.
+    """
+    found = _TEXT.fullmatch(text)
+    if found is None:
+        return SqlType(text)
+    name = f"{found['name'].strip()} {found['rest'].strip()}".strip()
+    if name != '"char"':  # The quotes tell it from char, which is character.
+        name = name.strip('"')
+    modifier = tuple(int(part) for part in (found["modifier"] or "").split(",") if part)
+    fields = ""
+    if name.startswith("interval "):
+        name, _, fields = name.partition(" ")
+    return SqlType(
+        "character" if name == "bpchar" else name,
+        (1,) if name == "character" and not modifier else modifier,
+        fields,
+        bool(found["array"]),
+    )
+
+
+def is_held(there: str, here: str) -> bool:
+    """Tell whether a column of type *here* holds every value of type *there* that the database lets in."""
+    source, target = parse_type(there), parse_type(here)
+    if source == target:
+        return True
+    if source.is_array != target.is_array:
+        # Of the plain values only a text may be spelled like an array, or the other way round.
+        return not target.is_array or source.name not in _TEXTS
+    return _holds(source, target)
+
+
+def _holds(source: SqlType, target: SqlType) -> bool:
+    there, here = source.name, target.name
+    if here in _NUMBERS:
+        return there not in _TIMES | _TEXTS and (there not in _NUMBERS or _holds_number(source, target))
+    if here in _TIMES:
+        return there not in _NUMBERS | _TEXTS and (there not in _TIMES or _holds_time(source, target))
+    if here in _TEXTS:
+        return _holds_text(source, target)
+    if here == "boolean":
+        return there not in _NUMBERS | _TEXTS
+    if here == "jsonb":
+        # Of {"a":1, "a":2} jsonb keeps the last; it keeps no order of keys either.
+        return there not in {"json"} | _TEXTS
+    if here == "bytea":
+        return there not in _TEXTS
+    return True
+
+
+def _holds_number(source: SqlType, target: SqlType) -> bool:
+    there, here = source.name, target.name
+    if "money" in (there, here):
+        return there == here
+    if here in _FLOAT_DIGITS:
+        return _digits(source) <= _FLOAT_DIGITS[here] or (there, here) == ("real", "double precision")
+    if here == "numeric" and target.modifier:
+        return _scale(source) is not None and (_scale(source) or 0) <= (_scale(target) or 0)
+    return True  # numeric holds all; a fraction is refused by integers.
+
+
+def _digits(source: SqlType) -> float:
+    """Return how many decimal digits a value may have; infinity where there is no limit."""
+    if source.name in _INTEGER_DIGITS:
+        return _INTEGER_DIGITS[source.name]
+    if source.name == "numeric" and source.modifier:
+        return max(source.modifier[0], _scale(source) or 0)
+    return float("inf")
+
+
+def _scale(number: SqlType) -> int | None:
+    """Return the digits after the point; None where there is no limit."""
+    if number.name in _INTEGER_DIGITS:
+        return 0
+    if number.name == "numeric" and number.modifier:
+        return number.modifier[1] if len(number.modifier) > 1 else 0
+    return None
+
+
+def _holds_time(source: SqlType, target: SqlType) -> bool:
+    if source.name != target.name:
+        return (source.name, target.name) == ("date", "timestamp without time zone")
+    if target.name == "date":
+        return True
+    return _precision(source) <= _precision(target) and _holds_fields(source.fields, target.fields)
+
+
+def _precision(time: SqlType) -> int:
+    return time.modifier[0] if time.modifier else 6
+
+
+def _holds_fields(there: str, here: str) -> bool:
+    """Tell whether an interval with the fields *here* keeps all fields of *there*: it drops smaller ones."""
+    if not here:
+        return True
+    return bool(there) and _last_field(there) <= _last_field(here)
+
+
+def _last_field(fields: str) -> int:
+    last = fields.rpartition(" ")[2]
+    return _INTERVAL_FIELDS.index(last) if last in _INTERVAL_FIELDS else len(_INTERVAL_FIELDS)
+
+
+def _holds_text(source: SqlType, target: SqlType) -> bool:
+    if target.name == "character":
+        return source.name not in _TEXTS - {"character"}  # padded with spaces
+    if target.name == '"char"':
+        return source.name == '"char"'  # cut to a byte
+    if target.name == "name":
+        return source.name in ("name", '"char"')  # cut to 63 bytes
+    return True
+
+
+def is_widened(before: str, after: str) -> bool:
+    """Tell whether ALTER … TYPE from *before* to *after* leaves every value what it was."""
+    old, new = parse_type(before), parse_type(after)
+    if old == new:
+        return True
+    if old.is_array != new.is_array:
+        return False
+    family = next((f for f in (_NUMBERS, _TIMES, _TEXTS) if old.name in f and new.name in f), None)
+    if family is None:
+        return old.name == new.name and not new.modifier
+    if new.name in _INTEGER_DIGITS and _digits(old) > _INTEGER_DIGITS[new.name]:
+        return False  # rounded, where it has a fraction
+    return _holds(old, new) and _is_no_shorter(old, new)
+
+
+def _is_no_shorter(old: SqlType, new: SqlType) -> bool:
+    """Tell whether a text's length is no less: where a value would be cut, ALTER … USING may have cut it."""
+    if new.name not in _TEXTS or not new.modifier:
+        return True
+    return bool(old.modifier) and old.modifier[0] <= new.modifier[0]

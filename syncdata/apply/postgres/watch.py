@@ -1,0 +1,103 @@
+"""Watches the tables of a sink under the catalogs of its batches. Knows when a look is due; what is found is
+state/published.py's.
+
+A look costs a query, so it is taken only where something is new: another catalog, another table here, another
+checkpoint (one that was set back, or a rebuilt table's). Nothing is done for each record or batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from psycopg import Connection
+
+from syncdata.apply.plan.batches import Batch
+from syncdata.apply.plan.drift import is_older
+from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.state.checkpoints import TableCheckpoint
+from syncdata.apply.state.published import Known, Look, keep_known, look, read_known
+from syncdata.changes.catalog import Announcement, Catalog
+from syncdata.changes.names import TableName
+from syncdata.errors import SchemaError
+
+# The checkpoint's id, the catalog's digest and the table here, as they were when a look found nothing.
+_Agreed = tuple[int, str, TableSchema | None]
+
+
+class Watch:
+    """Remembers under what each table was looked at last. Works inside the caller's transactions: call
+    `settle` when the one of a look has committed."""
+
+    def __init__(self, connection: Connection[Any]) -> None:
+        self._connection = connection
+        self._agreed: dict[TableName, _Agreed] = {}
+        self._pending: dict[TableName, _Agreed] = {}
+        self._found: dict[TableName, tuple[Known, Look]] = {}
+
+    def look_at(
+        self,
+        batch: Batch,
+        checkpoints: Mapping[TableName, TableCheckpoint],
+        schemas: Mapping[TableName, TableSchema],
+    ) -> dict[TableName, SchemaError]:
+        """Look at the tables of *checkpoints* under the catalog of *batch*; return the errors that block."""
+        if batch.catalog is None or batch.published is None:
+            self._pending, self._found = {}, {}
+            return {}
+        return self.look_under(
+            batch.catalog,
+            batch.published,
+            checkpoints,
+            schemas,
+            file=batch.file.name,
+            commit_lsn=batch.commit_lsn,
+        )
+
+    def look_under(
+        self,
+        catalog: Announcement,
+        published: Catalog,
+        checkpoints: Mapping[TableName, TableCheckpoint],
+        schemas: Mapping[TableName, TableSchema],
+        *,
+        file: str,
+        commit_lsn: int | None,
+    ) -> dict[TableName, SchemaError]:
+        """Look at the tables of *checkpoints* under *catalog*, which *file* names beside *commit_lsn*."""
+        self._pending, self._found = {}, {}
+        now = {
+            table: (checkpoint.id, catalog.digest, schemas.get(table))
+            for table, checkpoint in checkpoints.items()
+        }
+        due = [table for table, state in now.items() if self._agreed.get(table) != state]
+        if not due:
+            return {}
+        entries = {entry.table: entry for entry in published.tables}
+        errors = {}
+        for table, known in read_known(self._connection, due).items():
+            older = is_older(catalog.lsn, known.baseline, commit_lsn=commit_lsn)
+            found = look(table, known, entries.get(table), schemas.get(table), is_older=older)
+            self._found[table] = known, found
+            if found.error is not None:
+                found.error.file = file
+                errors[table] = found.error
+            elif not older:
+                self._pending[table] = now[table]
+        return errors
+
+    def keep(self, healthy: Mapping[TableName, Any]) -> None:
+        """Write what the checkpoints know from now on: of *healthy* tables, and of those that it blocked."""
+        for table, (_, found) in list(self._found.items()):
+            if found.error is None and table not in healthy:
+                del self._found[table]
+                self._pending.pop(table, None)
+        changed = {
+            table: found.known for table, (known, found) in self._found.items() if found.known != known
+        }
+        keep_known(self._connection, changed)
+
+    def settle(self) -> None:
+        """Note that the transaction has committed: nothing is due until something is new."""
+        self._agreed |= self._pending
+        self._pending, self._found = {}, {}

@@ -1,0 +1,199 @@
+"""Looks at tables under the catalog of a batch: may they go on, and are they still what production has?
+
+Knows the checkpoint's columns ``published`` (the baseline, plan/drift.py) and ``marks``, and what becomes of
+findings; knows nothing of rows or files. `look` is pure. The functions that read and write work inside the
+caller's transaction, so that the baseline moves on together with the rows, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from psycopg import Connection
+
+from syncdata.apply.plan import drift
+from syncdata.apply.plan.drift import Baseline, Finding
+from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.state.marks import Mark, decode_marks, encode_marks
+from syncdata.changes.catalog import PublishedTable
+from syncdata.changes.names import TableName
+from syncdata.errors import SchemaError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a checkpoint knows of its table in production. ``has_rows``: the table has begun, so that its rows
+    may be wrong already. ``is_rebuild``: it is being rebuilt, and only its new rows count."""
+
+    baseline: Baseline | None = None
+    marks: tuple[Mark, ...] = ()
+    has_rows: bool = True
+    is_rebuild: bool = False
+
+    @property
+    def was_unpublished(self) -> bool:
+        return any(mark.kind == "unpublished" for mark in self.marks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a look has found: the ``error`` that blocks the table, and what its checkpoint knows now."""
+
+    known: Known
+    error: SchemaError | None = None
+
+
+def look(
+    table: TableName,
+    known: Known,
+    published: PublishedTable | None,
+    here: TableSchema | None,
+    *,
+    is_older: bool = False,
+    snapshot_lsn: int | None = None,
+) -> Look:
+    """Hold *table* to the catalog, which has *published*, and to the table *here*.
+
+    *is_older*: the catalog is older than the snapshot that the rows came from, so it says nothing of them.
+    *snapshot_lsn*: the commit of the snapshot that is being loaded under the catalog.
+    """
+    baseline = known.baseline
+    if is_older and baseline is not None:
+        published = baseline.table
+    if published is None:
+        return Look(known=_with_marks(known, _unpublished(table, known)))
+    found = [] if baseline is None else _done_there(known, baseline, published, here)
+    unfit = [] if here is None else drift.differences(published, here)
+    stopping = [f for f in found if f.kind == "blocked" or known.is_rebuild] + unfit
+    if stopping:
+        return Look(known=_spoilt(table, known, published, unfit), error=_error(table, stopping, known))
+    marks = [mark for mark in known.marks if mark.kind != "unpublished"]
+    marks += [Mark("suspect", finding.text, finding.remedy) for finding in found]
+    if known.was_unpublished:
+        marks.append(_partial(table))
+    lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
+    after = Known(
+        baseline=Baseline(published, lsn),
+        marks=known.marks,
+        has_rows=known.has_rows,
+        is_rebuild=known.is_rebuild,
+    )
+    return Look(known=_with_marks(after, *marks, keeps=False))
+
+
+def _done_there(
+    known: Known, baseline: Baseline, published: PublishedTable, here: TableSchema | None
+) -> list[Finding]:
+    found = [] if baseline.table == published else drift.changes(baseline.table, published)
+    if known.was_unpublished and not found:
+        found.append(drift.republished(published.table))
+    if here is not None:
+        found += drift.renames(baseline.table, published, here)
+    return found
+
+
+def _unpublished(table: TableName, known: Known) -> Mark:
+    if known.was_unpublished:
+        return next(mark for mark in known.marks if mark.kind == "unpublished")
+    if known.baseline is None:
+        return Mark(
+            "unpublished",
+            "production does not publish it: nothing will arrive",
+            f"at production, add {table} to source.tables and run 'setup_logical_replication'; then run"
+            f" 'python manage.py resync {table}' here",
+        )
+    return Mark(
+        "unpublished",
+        "production does not publish it any more (dropped, renamed, or taken off the publication): nothing"
+        " arrives",
+        "at production, run 'setup_logical_replication' and then"
+        f" 'archive_changes --snapshot {table}'; then run 'python manage.py resync {table}' here",
+    )
+
+
+def _partial(table: TableName) -> Mark:
+    return Mark(
+        "partial",
+        "production publishes it only since the table began here: rows from before are missing",
+        f"run 'archive_changes --snapshot {table}' at production, and then 'python manage.py resync {table}'"
+        " here",
+    )
+
+
+def _spoilt(table: TableName, known: Known, published: PublishedTable, unfit: list[Finding]) -> Known:
+    """Return *known* with the mark of a table whose rows here may be wrong although it may go on again.
+
+    Where production has not changed the table, it is the table here that has, or nobody has looked before:
+    values may have been rounded already. Test: test_a_column_narrowed_here_stays_suspect_after_it_is_mended.
+    """
+    if known.is_rebuild or not known.has_rows or not unfit:
+        return known
+    is_local = known.baseline is None or known.baseline.table == published
+    if not (is_local or any(finding.spoils for finding in unfit)):
+        return known
+    text = f"its rows may differ since this was found: {'; '.join(finding.text for finding in unfit)}"
+    hint = f"when that is mended, run 'python manage.py resync {table}'"
+    return _with_marks(known, Mark("suspect", text, hint))
+
+
+def _with_marks(known: Known, *marks: Mark, keeps: bool = True) -> Known:
+    every = dict.fromkeys([*(known.marks if keeps else ()), *marks])
+    return Known(
+        baseline=known.baseline,
+        marks=tuple(every),
+        has_rows=known.has_rows,
+        is_rebuild=known.is_rebuild,
+    )
+
+
+def _error(table: TableName, findings: list[Finding], known: Known) -> SchemaError:
+    remedies = [(known.is_rebuild and finding.in_rebuild) or finding.remedy for finding in findings]
+    return SchemaError(
+        "; ".join(dict.fromkeys(finding.text for finding in findings)),
+        hint="; ".join(dict.fromkeys(remedies)),
+        table=str(table),
+    )
+
+
+# The checkpoint's columns
+
+_SELECT = """
+SELECT table_name, published::text, marks::text, file <> '' OR commit_lsn IS NOT NULL
+FROM data_sync_checkpoints WHERE table_name = ANY(%s)
+"""
+
+_UPDATE = """
+UPDATE data_sync_checkpoints SET published = %(published)s::jsonb, marks = %(marks)s::jsonb
+WHERE table_name = %(name)s
+"""
+
+
+def read_known(connection: Connection[Any], tables: Collection[TableName]) -> dict[TableName, Known]:
+    """Return what the checkpoints of *tables* know."""
+    rows = connection.execute(_SELECT, ([str(table) for table in tables],)).fetchall()
+    return {
+        TableName.parse(name): Known(
+            baseline=None if published is None else msgspec.json.decode(published, type=Baseline),
+            marks=decode_marks(marks),
+            has_rows=has_rows,
+        )
+        for name, published, marks, has_rows in rows
+    }
+
+
+def keep_known(connection: Connection[Any], known: Mapping[TableName, Known]) -> None:
+    """Write what the checkpoints know from now on."""
+    for table, entry in sorted(known.items()):
+        connection.execute(_UPDATE, {"name": str(table)} | known_parameters(entry))
+
+
+def known_parameters(known: Known) -> dict[str, str | None]:
+    """Return the values of the columns ``published`` and ``marks``."""
+    baseline = known.baseline
+    return {
+        "published": None if baseline is None else msgspec.json.encode(baseline).decode(),
+        "marks": encode_marks(known.marks),
+    }

@@ -1,0 +1,323 @@
+"""From looks at the source to catalogs: what a look shows, held against the look before. Pure but for the
+state's own file, ``catalog.json`` in the spool.
+
+A look alone does not say everything. Some changes of rows are in no record, and show only in a comparison:
+
+- A new column whose older rows got values of their own: the whole table was written anew (a volatile default,
+  an identity), or the default was worked out once for all of them (now()).
+- A partition that was attached with rows in it.
+- A TRUNCATE of a leaf, of which nothing is published through the root. It changes the leaf's relfilenode. So
+  does VACUUM FULL, which keeps the rows: where a row of the time before the last look is still there, nothing
+  was truncated, and the leaf keeps its ``storage``.
+
+So the state is kept across restarts. Were it lost, the next look begins anew and takes nothing for new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from syncdata.capture.published import Look, SeenColumn, SeenLeaf, SeenTable
+from syncdata.capture.spool import replace_in_spool, translated, waiting_catalogs
+from syncdata.changes.catalog import (
+    Catalog,
+    Column,
+    Partition,
+    PublishedTable,
+    digest_in_name,
+    digest_of,
+    encode_catalog,
+)
+from syncdata.changes.position import format_lsn, parse_lsn
+from syncdata.errors import SpoolError
+
+STATE_FILE_NAME = "catalog.json"
+SNAPSHOTS_FILE_NAME = "catalogs_of_snapshots.json"
+
+HasOlderRows = Callable[[SeenTable, str, SeenLeaf | None, str], bool | None]
+
+# A default that was worked out while the column was added, and dropped then, as Django does it: such values
+# are the moment or the identifier of that one migration.
+_TYPES_OF_THE_MOMENT = ("timestamp", "date", "time", "uuid")
+
+_KINDS: dict[str, Literal["table", "partitioned table"]] = {"r": "table", "p": "partitioned table"}
+_IDENTITIES: dict[str, Literal["default", "full", "index", "nothing"]] = {
+    "d": "default",
+    "f": "full",
+    "i": "index",
+    "n": "nothing",
+}
+_GENERATED: dict[str, Literal["", "stored", "virtual"]] = {"": "", "s": "stored", "v": "virtual"}
+_IDENTITY_COLUMNS: dict[str, Literal["", "always", "by default"]] = {
+    "": "",
+    "a": "always",
+    "d": "by default",
+}
+
+
+class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
+    """The last catalog, and what the next look is compared with.
+
+    ``lsn`` and ``xmin`` are the look's. ``storages`` has the relfilenode of each table and leaf, by oid, and
+    ``attached`` the transaction that attached each leaf.
+    ``announced`` is the digest that holds behind the last finished change file. ``named`` says which change
+    file or snapshot, by its stamp, was the last one to name a catalog.
+    """
+
+    lsn: str
+    xmin: str
+    catalog: Catalog
+    storages: dict[int, int]
+    attached: dict[int, str] = {}
+    announced: str | None = None
+    named: dict[str, str] = {}
+
+    @property
+    def position(self) -> int:
+        return parse_lsn(self.lsn)
+
+
+def next_state(before: CatalogState | None, look: Look, has_older_rows: HasOlderRows) -> CatalogState:
+    """Return the state after *look*; *before* is the one until then.
+
+    *has_older_rows* tells whether a table or leaf has a row from before a transaction; None: nobody knows.
+    """
+    known = {} if before is None else {table.oid: table for table in before.catalog.tables}
+    storages: dict[int, int] = {}
+    attached: dict[int, str] = {}
+    tables = []
+    for seen in look.tables:
+        comparison = _Comparison(seen, known.get(seen.oid), before, has_older_rows)
+        tables.append(comparison.published())
+        storages[seen.oid] = seen.storage
+        storages |= {leaf.oid: leaf.storage for leaf in seen.leaves}
+        attached |= {leaf.oid: leaf.attached for leaf in seen.leaves}
+    return CatalogState(
+        lsn=format_lsn(look.lsn),
+        xmin=look.xmin,
+        catalog=Catalog(version=1, publication=look.publication, tables=tuple(tables)),
+        storages=storages,
+        attached=attached,
+        announced=before.announced if before else None,
+        named=before.named if before else {},
+    )
+
+
+class _Comparison:
+    """One table as it is seen now, and as it was published at the last look (None: it was not)."""
+
+    def __init__(
+        self,
+        seen: SeenTable,
+        known: PublishedTable | None,
+        before: CatalogState | None,
+        has_older_rows: HasOlderRows,
+    ) -> None:
+        self._seen = seen
+        self._known = known
+        self._storages: Mapping[int, int] = before.storages if before else {}
+        self._attached: Mapping[int, str] = before.attached if before else {}
+        self._xmin = before.xmin if before else "0"
+        self._has_older_rows = has_older_rows
+
+    def published(self) -> PublishedTable:
+        seen = self._seen
+        return PublishedTable(
+            schema=seen.schema,
+            name=seen.name,
+            oid=seen.oid,
+            columns=tuple(column_of(column, is_filled=self._is_filled(column)) for column in seen.columns),
+            kind=_KINDS[seen.kind],
+            key=seen.key,
+            identity=_IDENTITIES[seen.identity],
+            identity_columns=seen.identity_columns,
+            row_filter=seen.row_filter,
+            column_list=seen.column_list,
+            partitions=tuple(map(self._partition, seen.leaves)),
+        )
+
+    def _is_filled(self, column: SeenColumn) -> bool:
+        if self._known is None or column.generated:
+            return False
+        old = next((old for old in self._known.columns if old.number == column.number), None)
+        if old is not None:
+            return old.filled
+        if column.has_missing:
+            is_of_the_moment = column.type.startswith(_TYPES_OF_THE_MOMENT)
+            return column.default_varies or (is_of_the_moment and not column.has_default)
+        return column.identity != "" or self._was_written_anew(has_default=column.has_default)
+
+    def _was_written_anew(self, *, has_default: bool) -> bool:
+        """Tell whether the rows may have been written anew since the last look, by other than VACUUM FULL."""
+        seen = self._seen
+        parts: Sequence[SeenTable | SeenLeaf] = seen.leaves if seen.kind == "p" else (seen,)
+        old = [self._storages.get(part.oid) for part in parts]
+        if seen.kind == "r" and old == [None]:
+            return has_default
+        changed = any(storage not in (None, part.storage) for part, storage in zip(parts, old, strict=True))
+        return changed and self._has_older_rows(seen, self._xmin, None, "0") is not True
+
+    def _partition(self, leaf: SeenLeaf) -> Partition:
+        old = None
+        if self._known is not None:
+            old = next((old for old in self._known.partitions if old.oid == leaf.oid), None)
+        if old is None:
+            return self._make_partition(leaf, leaf.storage, is_filled=self._had_rows(leaf))
+        storage = old.storage
+        if self._attached.get(leaf.oid, leaf.attached) != leaf.attached:
+            # Detached and attached again: what was changed between is in no record. The storage may be the
+            # same, so the transaction stands for it; no relfilenode is below zero.
+            storage = -int(leaf.attached)
+        elif self._storages.get(leaf.oid, storage) != leaf.storage and (
+            self._has_older_rows(self._seen, self._xmin, leaf, "0") is not True
+        ):
+            storage = leaf.storage
+        return self._make_partition(leaf, storage, is_filled=old.filled)
+
+    def _had_rows(self, leaf: SeenLeaf) -> bool:
+        """Tell whether a new partition had rows when it was attached; where nobody knows, it counts so.
+
+        Not in a table that is new itself: readers begin it with a snapshot, which has those rows.
+        """
+        if self._known is None:
+            return False
+        return self._has_older_rows(self._seen, leaf.attached, leaf, leaf.command) is not False
+
+    def _make_partition(self, leaf: SeenLeaf, storage: int, *, is_filled: bool) -> Partition:
+        return Partition(schema=leaf.schema, name=leaf.name, oid=leaf.oid, storage=storage, filled=is_filled)
+
+
+def column_of(column: SeenColumn, *, is_filled: bool) -> Column:
+    return Column(
+        name=column.name,
+        number=column.number,
+        type=column.type,
+        not_null=column.not_null,
+        generated=_GENERATED[column.generated],
+        identity=_IDENTITY_COLUMNS[column.identity],
+        filled=is_filled,
+    )
+
+
+def name_identity(code: str) -> Literal["default", "full", "index", "nothing"]:
+    """Return the kind of replica identity that PostgreSQL abbreviates by *code*."""
+    return _IDENTITIES[code]
+
+
+# What changed, for the log.
+
+_UNTIL_RESYNC = "readers block it until a new snapshot (archive_changes --snapshot) and a resync there"
+
+
+def tell_changes(before: Catalog, after: Catalog) -> list[str]:
+    """Return a line for each change between two catalogs after which rows may differ at the readers."""
+    lines = []
+    by_oid = {table.oid: table for table in after.tables}
+    by_name = {table.table: table for table in after.tables}
+    for old in before.tables:
+        new = by_oid.get(old.oid)
+        if new is not None and new.table == old.table:
+            lines += [f"{old.table}: {change}; {_UNTIL_RESYNC}" for change in _tell_table(old, new)]
+            continue
+        renamed = "" if new is None else f": it is called {new.table} now"
+        if old.table in by_name:
+            lines.append(
+                f"{old.table}: dropped and made anew, or swapped by rename{renamed}; {_UNTIL_RESYNC}"
+            )
+        else:
+            lines.append(
+                f"{old.table}: no longer published{renamed or ' (dropped, or taken out of the publication)'};"
+                " its changes are lost to the archive until 'python manage.py setup_logical_replication' has"
+                f" run; {_UNTIL_RESYNC}"
+            )
+    return lines
+
+
+def _tell_table(old: PublishedTable, new: PublishedTable) -> list[str]:
+    told = []
+    known = {column.number: column for column in old.columns}
+    for column in new.columns:
+        if column.filled and not (column.number in known and known[column.number].filled):
+            told.append(f"the new column {column.name} got values in older rows, which no record carries")
+    if old.row_filter != new.row_filter:
+        told.append("the publication's row filter has changed")
+    if old.column_list != new.column_list:
+        told.append("the publication's list of columns has changed")
+    leaves = {leaf.oid: leaf for leaf in new.partitions}
+    for leaf in old.partitions:
+        now = leaves.pop(leaf.oid, None)
+        if now is None:
+            told.append(f"the partition {leaf.name} was detached or dropped")
+        elif now.storage != leaf.storage:
+            told.append(f"the partition {leaf.name} was truncated or rewritten")
+    told += [
+        f"the partition {leaf.name} was attached with rows in it, which no record carries"
+        for leaf in leaves.values()
+        if leaf.filled
+    ]
+    return told
+
+
+# The state's file.
+
+
+def load_state(directory: Path) -> CatalogState | None:
+    """Return the state in the spool *directory*; None where there is none yet, or none that can be read."""
+    path = directory / STATE_FILE_NAME
+    try:
+        with translated(path):
+            content = path.read_bytes()
+    except SpoolError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    try:
+        state = msgspec.json.decode(content, type=CatalogState)
+        state.position  # noqa: B018  (it parses)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    return state
+
+
+def save_state(directory: Path, state: CatalogState) -> None:
+    """Write the state; durable on return."""
+    replace_in_spool(directory / STATE_FILE_NAME, msgspec.json.encode(state) + b"\n")
+
+
+def note_snapshot(directory: Path, digest: str, stamp: str) -> None:
+    """Remember durably that the snapshot of *stamp* names the catalog *digest*. For one process at a time."""
+    path = directory / SNAPSHOTS_FILE_NAME
+    replace_in_spool(path, msgspec.json.encode(_named_by_snapshots(directory) | {digest: stamp}) + b"\n")
+
+
+def last_naming(directory: Path) -> dict[str, str]:
+    """Return by digest the stamp of the last change file or snapshot that names the catalog.
+
+    Those that may be named again at any time, or of which the spool *directory* knows nothing, are left out.
+    """
+    state = load_state(directory)
+    if state is None:
+        return {}
+    named = _named_by_snapshots(directory)
+    for digest, stamp in state.named.items():
+        named[digest] = max(stamp, named.get(digest, ""))
+    current = {state.announced, digest_of(encode_catalog(state.catalog))}
+    current |= {digest_in_name(name) for name, _ in waiting_catalogs(directory)}
+    return {digest: stamp for digest, stamp in named.items() if digest not in current}
+
+
+def _named_by_snapshots(directory: Path) -> dict[str, str]:
+    path = directory / SNAPSHOTS_FILE_NAME
+    try:
+        with translated(path):
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except SpoolError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        raise
+    except msgspec.MsgspecError:
+        return {}

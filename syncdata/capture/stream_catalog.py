@@ -1,0 +1,248 @@
+"""The catalog that holds where the stream stands: looks at the source, set right by what the stream says.
+
+A look shows the source as it is now, and the stream may be behind. Say a column was widened an hour ago, and
+the archiver reads the changes of two hours ago: the description of the table that comes with them (pgoutput's
+Relation message) has the old type. Then the table's entry is made of that description, until the stream has
+passed the look. So an entry never describes the values of records otherwise than the stream does.
+
+The other way round, a description that a look does not show is newer than the look: look again, at once.
+
+Each catalog lies in the spool, durable, before a file names it; the uploader puts it into the archive first.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from syncdata.capture.catalog_state import (
+    CatalogState,
+    load_state,
+    name_identity,
+    next_state,
+    save_state,
+    tell_changes,
+)
+from syncdata.capture.pgoutput import Relation
+from syncdata.capture.published import Look, SeenTable, SourceEye
+from syncdata.capture.spool import keep_catalog
+from syncdata.changes.catalog import Catalog, Column, PublishedTable, digest_of, encode_catalog
+from syncdata.changes.filenames import stamp_of
+from syncdata.changes.names import TableName
+from syncdata.errors import SyncError
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 10.0
+# Where a look takes long (thousands of tables), looks are rarer, so that they take no more than this share.
+_MOST_OF_THE_TIME = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedCatalog:
+    """A catalog as files name it: its digest, and the WAL position of the look (``X/Y``)."""
+
+    digest: str
+    lsn: str
+
+
+class StreamCatalog:
+    """Follows what is published, for one session. ``current`` is the catalog that holds now.
+
+    Its methods raise SpoolError; the errors of the source are logged once, and the last look counts on.
+    """
+
+    def __init__(self, directory: Path, eye: SourceEye, *, rotate_s: float) -> None:
+        """Look at the source. Raises SourceConnectionError when that fails."""
+        self._directory = directory
+        self._eye = eye
+        self._every_s = min(rotate_s, LOOK_EVERY_S)
+        self._due_s = 0.0
+        self._error = ""
+        self._by_stream: dict[int, PublishedTable] = {}
+        self._leaves: set[int] = set()
+        self._types: dict[tuple[int, int], str] = {}
+        self._saved: CatalogState | None = load_state(directory)
+        self._state, self._seen = self._compare(self._saved, self._take_look())
+        self.current = NamedCatalog(digest="", lsn="")
+        self._renew()
+
+    @property
+    def position(self) -> int:
+        """What was committed before, the last look shows."""
+        return self._state.position
+
+    @property
+    def is_announced(self) -> bool:
+        """True when the last finished file has ended under the current catalog, or no file ever had one."""
+        return self._state.announced in (None, self.current.digest)
+
+    def look_if_due(self, *, received_lsn: int) -> bool:
+        """Look at the source when it is time; return whether another catalog holds now.
+
+        Call it between two transactions; *received_lsn* is where the stream stands.
+        """
+        if self._by_stream and received_lsn >= self.position:
+            # From here on the stream has nothing that is older than the look.
+            self._by_stream.clear()
+            self._due_s = 0.0
+        if time.monotonic() < self._due_s:
+            return False
+        return self._look_again()
+
+    def describe(self, relation: Relation, commit_lsn: int) -> bool:
+        """Take in the stream's description of a table, which changes up to now agree with or not; return
+        whether another catalog holds now. The transaction commits at *commit_lsn*."""
+        # Of a partition, the root is described, under whose name its records come, and then itself, too.
+        if relation.oid in self._leaves or self._agrees(relation, self._by_stream.get(relation.oid)):
+            return False
+        changed = commit_lsn >= self.position and self._look_again()
+        if _describes(relation, self._seen.get(relation.oid)):
+            is_new = self._by_stream.pop(relation.oid, None) is not None
+        else:
+            self._by_stream[relation.oid] = self._make_entry(relation)
+            is_new = True
+        return self._renew() if is_new else changed
+
+    def note_naming(self, file_name: str, digests: set[str]) -> None:
+        """Remember durably that the file *file_name*, which is about to be finished, names *digests*."""
+        stamp = stamp_of(file_name)
+        if stamp is not None:
+            self._keep(named=self._state.named | dict.fromkeys(digests, stamp))
+
+    def note_announced(self, digest: str) -> None:
+        """Remember durably that the last finished file ends under *digest*."""
+        if digest != self._state.announced:
+            self._keep(announced=digest)
+
+    # Inside
+
+    def _look_again(self) -> bool:
+        try:
+            look = self._take_look()
+        except SyncError as error:
+            if str(error) != self._error:
+                logger.warning("what is published cannot be read: %s", error, extra={"code": error.code})
+            self._error = str(error)
+            self._due_s = time.monotonic() + self._every_s
+        else:
+            self._error = ""
+            self._state, self._seen = self._compare(self._state, look)
+        return self._renew()
+
+    def _take_look(self) -> Look:
+        started_s = time.monotonic()
+        look = self._eye.look()
+        now_s = time.monotonic()
+        self._due_s = now_s + max(self._every_s, (now_s - started_s) / _MOST_OF_THE_TIME)
+        return look
+
+    def _compare(self, before: CatalogState | None, look: Look) -> tuple[CatalogState, dict[int, SeenTable]]:
+        state = next_state(before, look, self._eye.has_older_rows)
+        for line in tell_changes(before.catalog, state.catalog) if before else []:
+            logger.warning("%s", line)
+        if look.leaves_out_actions and (before is None or before.catalog.tables):
+            logger.warning(
+                "the publication %s leaves out some of INSERT, UPDATE, DELETE and TRUNCATE: readers take its"
+                " tables for unpublished; ALTER PUBLICATION %s SET (publish ="
+                " 'insert, update, delete, truncate')",
+                look.publication,
+                look.publication,
+            )
+        for catalog in (before.catalog, state.catalog) if before else (state.catalog,):
+            self._leaves.update(leaf.oid for table in catalog.tables for leaf in table.partitions)
+        return state, {table.oid: table for table in look.tables}
+
+    def _renew(self) -> bool:
+        """Work out what holds now; return whether that is another catalog, which is in the spool then."""
+        content = encode_catalog(self._merged())
+        digest = digest_of(content)
+        is_new = digest != self.current.digest
+        if is_new:
+            keep_catalog(self._directory, digest, content)
+        self._save_if_changed()
+        self.current = NamedCatalog(digest=digest, lsn=self._state.lsn)
+        return is_new
+
+    def _merged(self) -> Catalog:
+        catalog = self._state.catalog
+        if not self._by_stream:
+            return catalog
+        names = {table.table for table in self._by_stream.values()}
+        others = [
+            table for table in catalog.tables if table.oid not in self._by_stream and table.table not in names
+        ]
+        tables = sorted([*others, *self._by_stream.values()], key=lambda table: table.table)
+        return msgspec.structs.replace(catalog, tables=tuple(tables))
+
+    def _agrees(self, relation: Relation, by_stream: PublishedTable | None) -> bool:
+        if by_stream is None:
+            return _describes(relation, self._seen.get(relation.oid))
+        return by_stream == self._make_entry(relation)
+
+    def _make_entry(self, relation: Relation) -> PublishedTable:
+        """Return the entry of the table as *relation* describes it, and the last look for all else."""
+        known = next((table for table in self._state.catalog.tables if table.oid == relation.oid), None)
+        old = {} if known is None else {column.name: column for column in known.columns}
+        columns = []
+        for name, (type_oid, modifier) in zip(relation.columns, relation.types, strict=True):
+            type_text = self._type_text(type_oid, modifier)
+            column = old.pop(name, None) or Column(name=name, number=0, type=type_text)
+            columns.append(msgspec.structs.replace(column, type=type_text, generated=""))
+        # Generated columns are not in the description; what else is missing there is newer than the stream.
+        columns += [column for column in old.values() if column.generated]
+        columns.sort(key=lambda column: column.number)
+        in_order = tuple(name for name in relation.columns if name in relation.key)
+        entry = PublishedTable(
+            schema=relation.schema,
+            name=relation.name,
+            oid=relation.oid,
+            columns=tuple(columns),
+            key=known.key if known and set(known.key) <= set(relation.columns) else in_order,
+            identity=name_identity(relation.identity),
+            identity_columns=in_order,
+        )
+        if known is None:
+            return entry
+        return msgspec.structs.replace(
+            entry,
+            kind=known.kind,
+            row_filter=known.row_filter,
+            column_list=known.column_list,
+            partitions=known.partitions,
+        )
+
+    def _type_text(self, type_oid: int, modifier: int) -> str:
+        text = self._types.get((type_oid, modifier))
+        if text is None:
+            text = self._types[type_oid, modifier] = self._eye.type_text(type_oid, modifier)
+        return text
+
+    def _keep(self, **changes: object) -> None:
+        self._state = msgspec.structs.replace(self._state, **changes)
+        self._save_if_changed()
+
+    def _save_if_changed(self) -> None:
+        """Save the state unless only its moment has changed: an older one is as good for comparisons."""
+        state, saved = self._state, self._saved
+        if saved is None or msgspec.structs.replace(saved, lsn=state.lsn, xmin=state.xmin) != state:
+            save_state(self._directory, state)
+            self._saved = state
+
+
+def _describes(relation: Relation, seen: SeenTable | None) -> bool:
+    """Tell whether the stream describes the table as it was *seen*."""
+    if seen is None:
+        return False
+    sent = [column for column in seen.columns if column.is_sent]
+    return (
+        seen.table == TableName(relation.schema, relation.name)
+        and relation.identity == seen.identity
+        and relation.columns == tuple(column.name for column in sent)
+        and relation.types == tuple((column.type_oid, column.modifier) for column in sent)
+        and relation.key == frozenset(seen.identity_columns) & frozenset(relation.columns)
+    )
