@@ -73,6 +73,7 @@ def complete(
         reference=loaded.file or position.file,
         now=context.clock(),
         duration_ms=round((time.monotonic() - started) * 1000),
+        is_whole=loaded.file is not None or result.counts.truncated > 0,
     )
     return result
 

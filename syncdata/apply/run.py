@@ -27,6 +27,7 @@ from syncdata.apply.sink import DaemonSink
 from syncdata.apply.state.checkpoints import CheckpointMovedError
 from syncdata.apply.state.metrics import forget_minutes
 from syncdata.apply.state.runs import end_cycle, end_run, note_waiting, start_run
+from syncdata.changes.names import TableName
 from syncdata.errors import CycleError, SyncError
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Run:
         self._resources = resources
         self._make_room = make_room
         self._sink: DaemonSink[Any] | None = None
+        self._tried: dict[TableName, str] = {}
         self.id = start_run(
             resources.connect(), host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
         )
@@ -99,6 +101,7 @@ class Run:
                 watch=lambda: WaitingProgress(self._note_waiting, self._resources.progress),
                 is_called=is_called,
                 deadline=deadline,
+                tried=self._tried,
             )
             try:
                 one_pass.run()

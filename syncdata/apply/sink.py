@@ -74,6 +74,15 @@ class Sink(Protocol[P]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fitness:
+    """What a look at the tables has found, by table as the error that says it. ``unfit``: they cannot take
+    rows now. ``replaced``: they were made anew since rows went there, which a rebuild mends."""
+
+    unfit: dict[TableName, SyncError] = field(default_factory=dict)
+    replaced: dict[TableName, SyncError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Purpose:
     """What a table gets new rows for: ``action`` (``snapshot`` or ``resync``), and ``requested_by`` for it.
     ``only_from``: where the table must still stand in the end, if that matters."""
@@ -100,10 +109,18 @@ class Rebuild(Sink[P], Protocol[P]):
         ...
 
     def exchange(
-        self, position: Position, *, counts: Counts, reference: str, now: dt.datetime, duration_ms: int
+        self,
+        position: Position,
+        *,
+        counts: Counts,
+        reference: str,
+        now: dt.datetime,
+        duration_ms: int,
+        is_whole: bool,
     ) -> None:
         """Put the new rows in the place of the old ones and the checkpoint at *position*, and audit it, all
-        of it or nothing. *counts*: what was applied; *reference*: the file that the audit row names.
+        of it or nothing. *counts*: what was applied; *reference*: the file that the audit row names;
+        *is_whole*: no older rows can be missing.
 
         Raises CheckpointMovedError unless the checkpoint is where it must be.
         """
@@ -119,6 +136,10 @@ class DaemonSink(Sink[P], Protocol[P]):
 
     def checkpoints(self) -> list[TableCheckpoint]:
         """Return the checkpoint of every whitelisted table, paused ones too, new ones at the beginning."""
+        ...
+
+    def examine(self, checkpoints: Collection[TableCheckpoint]) -> Fitness:
+        """Look at the tables of *checkpoints* before any record goes there."""
         ...
 
     def parents_first(self, tables: Collection[TableName]) -> list[TableName]:

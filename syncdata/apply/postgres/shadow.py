@@ -21,20 +21,24 @@ from psycopg import Connection, sql
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import Batch
 from syncdata.apply.plan.prepare import PreparedBatch, prepare
+from syncdata.apply.plan.relation import find_fault
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, translate
+from syncdata.apply.postgres.effects import effect_of
 from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
+from syncdata.apply.result import Effect
 from syncdata.apply.sink import Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
 from syncdata.apply.state.runs import add_to_run
 from syncdata.changes.names import TableName
-from syncdata.errors import ApplyError, SchemaError, SyncError
+from syncdata.errors import ApplyError, SyncError
 
 _SHADOW = TableName("pg_temp", "syncdata_rebuild")
 
@@ -66,6 +70,7 @@ class ShadowTarget:
         self._purpose = purpose
         self._run_id = run_id
         self._schema = self._read_schema(table)
+        self._newest = Effect()
         self._writer = RowWriter(connection)
         _drop_shadow(connection)
         connection.execute(
@@ -75,12 +80,10 @@ class ShadowTarget:
         )
 
     def _read_schema(self, table: TableName) -> TableSchema:
-        schema = read_schemas(self._connection, [table]).get(table)
-        if schema is None:
-            raise SchemaError(
-                "the table does not exist in the local database", hint="create it (migrate)", table=str(table)
-            )
-        return replace(schema, shadow=_SHADOW)
+        relation = read_relations(self._connection, [table]).get(table)
+        if fault := find_fault(table, relation, is_of_archiver=False):
+            raise fault
+        return replace(read_schemas(self._connection, [table])[table], shadow=_SHADOW)
 
     @property
     def must_fit_others(self) -> bool:
@@ -115,12 +118,20 @@ class ShadowTarget:
                     raise share.plan
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
+                self._newest = effect_of(share, outcome.counts[table])
         return outcome
 
     # Into the table's place
 
     def exchange(
-        self, position: Position, *, counts: Counts, reference: str, now: dt.datetime, duration_ms: int
+        self,
+        position: Position,
+        *,
+        counts: Counts,
+        reference: str,
+        now: dt.datetime,
+        duration_ms: int,
+        is_whole: bool,
     ) -> None:
         live, only_from = replace(self._schema, shadow=None), self._purpose.only_from
         with self._connection.transaction():
@@ -131,7 +142,16 @@ class ShadowTarget:
             self._writer.begin()
             exchange(self._writer.cursor, live, self._schema, is_silent=self._writer.is_silent)
             advance_sequences(self._writer.cursor, live)
-            reset_checkpoints(self._connection, [live.name], position, counts=counts, now=now)
+            reset_checkpoints(
+                self._connection,
+                [live.name],
+                position,
+                counts=counts,
+                now=now,
+                is_whole=is_whole,
+                local_oid=live.oid,
+                newest=self._newest,
+            )
             log_action(
                 self._connection,
                 live.name,

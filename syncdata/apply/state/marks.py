@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from syncdata.changes.names import TableName
+
 # Of a table with several marks, the kind that comes first here is its state.
 Kind = Literal["differs", "suspect", "partial", "unpublished"]
 KINDS: tuple[Kind, ...] = ("differs", "suspect", "partial", "unpublished")
@@ -44,6 +46,34 @@ def decode_marks(column: str | list[dict[str, str]] | None) -> tuple[Mark, ...]:
     if isinstance(column, str):
         return msgspec.json.decode(column, type=tuple[Mark, ...])
     return msgspec.convert(column, type=tuple[Mark, ...])
+
+
+def partial(table: TableName) -> Mark:
+    """Return the mark that a table has from its first checkpoint on, until its rows are known to be whole."""
+    return Mark(
+        kind="partial",
+        text="it began without a snapshot, so rows that are older than the archive may be missing",
+        hint=f"run 'archive_changes --snapshot {table}' at production: the table is then rebuilt by itself;"
+        f" if you have loaded the older rows yourself, say so: 'add_tables --whole {table}'",
+    )
+
+
+def skipped(table: TableName, place: str, requested_by: str) -> Mark:
+    """Return the mark of a table from which the record at *place* was left out."""
+    return Mark(
+        kind="suspect",
+        text=f"the record at {place} was skipped" + (f" by {requested_by}" if requested_by else ""),
+        hint=f"run 'archive_changes --snapshot {table}' at production, then 'resync {table}' here",
+    )
+
+
+def was_unlogged(table: TableName) -> Mark:
+    """Return the mark of a table that was UNLOGGED while it had rows: a crash of the server empties it."""
+    return Mark(
+        kind="suspect",
+        text="it was UNLOGGED while it had rows, and a crash of the server may have emptied it",
+        hint=f"when it is logged (ALTER TABLE ... SET LOGGED), run 'resync {table}'",
+    )
 
 
 def worst(marks: tuple[Mark, ...]) -> Mark | None:

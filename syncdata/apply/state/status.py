@@ -194,6 +194,8 @@ def _find_problems(
 def table_info(row: dict[str, Any]) -> TableInfo:
     """Return the table of *row*: a row of the whitelist, with the columns of its checkpoint or NULLs."""
     marks = decode_marks(row["marks"])
+    if not row["file"] and row["commit_lsn"] is None:
+        marks = tuple(mark for mark in marks if mark.kind != "partial")  # it has not begun at all
     return TableInfo(
         table_name=row["table_name"],
         creator=row["creator"],
