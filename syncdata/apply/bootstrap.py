@@ -126,8 +126,8 @@ class Pass:
     ) -> dict[TableName, ParseError]:
         """Let the tables of *snapshots* begin, or begin anew, until the time is up.
 
-        Return, by table, the error of a new table's newest snapshot where that is broken. *checkpoints*: where
-        they stood before the pass. *replaced*: the errors of those that were made anew.
+        Return, by table, the error of a new table's newest snapshot where that is broken. *checkpoints*:
+        where they stood before the pass. *replaced*: the errors of those that were made anew.
         """
         bad_snapshots = {}
         for table in self.sink.parents_first(snapshots.keys()):
@@ -169,7 +169,7 @@ class Pass:
             self.result.add(beginning.result)
 
     def _has_rebuilt(self, table: TableName, beginning: Beginning) -> bool:
-        """Note how a table that lacks older rows was rebuilt; False when it was not: its rows are as before."""
+        """Note how a table that lacks older rows was rebuilt; False when it was not, its rows as before."""
         if beginning.result is not None:
             logger.info("%s has all its rows now: it is rebuilt from its newest snapshot", table)
             self.result.add(beginning.result)

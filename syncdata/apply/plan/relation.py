@@ -26,8 +26,8 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
-    """What stands under a name. ``kind`` and ``persistence``: those of ``pg_class``. ``root``: of a partition,
-    the whole table. ``unlogged_part``: of a partitioned table, a partition that is UNLOGGED."""
+    """What stands under a name. ``kind`` and ``persistence``: those of ``pg_class``. ``root``: of a
+    partition, the whole table. ``unlogged_part``: of a partitioned table, a partition that is UNLOGGED."""
 
     oid: int
     kind: str = "r"

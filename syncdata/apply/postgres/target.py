@@ -228,8 +228,8 @@ class Target:
         return Outcome(counts={table: effect.counts for table, effect in effects.items()}, blocked=failed)
 
     def _made_anew(self, checkpoints: Collection[TableCheckpoint]) -> dict[TableName, SyncError]:
-        """Return the errors of tables that were others than those that their rows went to when the file began.
-        Test: test_a_table_that_is_made_anew_after_the_cycle_has_looked_takes_no_rows."""
+        """Return the errors of tables that were others than those that their rows went to, when the file
+        began. Test: test_a_table_that_is_made_anew_after_the_cycle_has_looked_takes_no_rows."""
         return {
             checkpoint.table: made_anew(checkpoint.table)
             for checkpoint in checkpoints
