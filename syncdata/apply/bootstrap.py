@@ -39,7 +39,7 @@ class Pass:
 
     *watch* makes the watcher of each cycle's progress. *is_called* tells whether a request waits.
     *deadline*: monotonic seconds after which new tables and those behind wait for the next pass. *tried*: by
-    table, the newest snapshot that a rebuild has failed with; the run keeps it, and waits for another one.
+    table, the newest snapshot when it was rebuilt for lacking rows; the run keeps it, and waits for another.
     """
 
     context: Context
@@ -146,7 +146,8 @@ class Pass:
                 self._note(before, beginning)
             elif table in replaced:
                 self._note(before, beginning, otherwise=replaced[table])
-            elif not self._has_rebuilt(table, beginning):
+            else:
+                self._note_rebuild(table, beginning)
                 self.tried[table] = snapshots[table][0].name
             if self.deadline is not None and time.monotonic() > self.deadline:
                 break
@@ -168,18 +169,17 @@ class Pass:
             logger.info("%s begins with its newest snapshot", table)
             self.result.add(beginning.result)
 
-    def _has_rebuilt(self, table: TableName, beginning: Beginning) -> bool:
-        """Note how a table that lacks older rows was rebuilt; False when it was not, its rows as before."""
+    def _note_rebuild(self, table: TableName, beginning: Beginning) -> None:
+        """Note how a table that lacks older rows was rebuilt. Where it was not, its rows are as before."""
         if beginning.result is not None:
             logger.info("%s has all its rows now: it is rebuilt from its newest snapshot", table)
             self.result.add(beginning.result)
-            return True
+            return
         logger.warning(
             "%s is not rebuilt from its newest snapshot, its rows are as before: %s",
             table,
             beginning.error or beginning.broken,
         )
-        return False
 
     def _going_on(self, from_files: Collection[TableName]) -> list[TableCheckpoint]:
         """Return the checkpoints of tables that have begun, and of *from_files*, which begin with files."""

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError
 
-# By pg_class.relkind: all but 'r' (table) and 'p' (partitioned table).
+# By pg_class.relkind, all but 'r' (table) and 'p' (partitioned table): what it is, and what to do instead.
 _OTHER_KINDS = {
-    "v": "a view",
-    "m": "a materialized view",
-    "S": "a sequence",
-    "f": "a foreign table",
-    "c": "a composite type",
-    "i": "an index",
-    "I": "an index",
-    "t": "a TOAST table",
+    "v": ("a view", "add the tables behind it"),
+    "m": ("a materialized view", "add the tables behind it, and refresh it here (REFRESH MATERIALIZED VIEW)"),
+    "S": ("a sequence", "add its table: a sequence follows the rows of its table by itself"),
+    "f": ("a foreign table", "its rows are those of another server: sync them there"),
+    "c": ("a composite type", "add a table"),
+    "i": ("an index", "add its table"),
+    "I": ("an index", "add its table"),
+    "t": ("a TOAST table", "add its table"),
 }
 
 
@@ -40,7 +40,12 @@ class Relation:
         """The kind in words, with its article, where it is no table; None for tables."""
         if self.kind in "rp":
             return None
-        return _OTHER_KINDS.get(self.kind, "no table")
+        return _OTHER_KINDS.get(self.kind, ("of another kind", ""))[0]
+
+    @property
+    def instead(self) -> str:
+        """What to add to the whitelist instead of what is no table."""
+        return _OTHER_KINDS.get(self.kind, ("", "add a table"))[1]
 
     @property
     def unlogged(self) -> str | None:
@@ -53,8 +58,8 @@ class Relation:
 def no_table(table: TableName, relation: Relation) -> SchemaError:
     """Return the error for a name that stands for something else than a table."""
     return SchemaError(
-        f"it is {relation.other_kind}, not a table: it has no rows of its own that changes could go to",
-        hint=f"take it off the whitelist ('remove_tables {table}') and add the tables behind it",
+        f"it is {relation.other_kind}, not a table that changes could go to",
+        hint=f"take it off the whitelist ('remove_tables {table}') and {relation.instead}",
         table=str(table),
     )
 
