@@ -1,4 +1,4 @@
-"""Tells "production is idle" from "the archiver is silent", by the archive's head as the daemon read it. Pure.
+"""Tells "production is idle" from "the archiver is silent", by the head that the daemon has read. Pure.
 
 The archiver replaces ``head.json`` once a rotation, also while production is idle. Two clocks are involved:
 the head's time is the archiver's, and the time at which we first saw that head is ours. The archiver counts
