@@ -18,6 +18,7 @@ from syncdata.apply.plan.relation import Relation, no_table
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import LocalTable, local_tables, read_schemas
 from syncdata.apply.postgres.connection import errors_as
+from syncdata.apply.postgres.locks import describe_waits
 from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.state import queries, queue
 from syncdata.apply.state.silence import DEFAULT_STALE_AFTER_S
@@ -25,7 +26,7 @@ from syncdata.apply.state.status import DaemonStatus, TableInfo, as_of_archiver,
 from syncdata.apply.whitelist import add_to_whitelist, parse_all, remove_from_whitelist, require_syncable
 from syncdata.changes.names import TableName
 from syncdata.conf import load_config
-from syncdata.connections import Connector, RequestConnection, is_locked
+from syncdata.connections import Connector, RequestConnection, daemon_session, is_locked
 from syncdata.errors import (
     ClearError,
     Problem,
@@ -212,9 +213,17 @@ class TablesService:
         """Return the daemon's status, wherever it runs. Raises StatusError or WhitelistListError."""
         tables, found = self._read_tables()
         is_active, run = self.is_active(), self.read_run()
+        found += self._find_waits()
         return daemon_status(
             is_active, run, tuple(tables), frequency_s=self._frequency_s, now=_utcnow(), found=found
         )
+
+    def _find_waits(self) -> list[Problem]:
+        connection = self._connector.connect()
+        with errors_as(StatusError, "the status cannot be read"):
+            session = daemon_session(connection)
+            waits = [] if session is None else describe_waits(connection, session)
+        return [Problem(kind="waiting-for-lock", text=text) for text in waits]
 
     def is_active(self) -> bool:
         """Tell whether a daemon runs on this database, on whatever host. Raises StatusError."""

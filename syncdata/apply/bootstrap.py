@@ -18,7 +18,7 @@ from syncdata.apply.load import load_newest
 from syncdata.apply.position import START, Advance
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import CycleResult
-from syncdata.apply.resync import complete, where_the_others_stand
+from syncdata.apply.resync import complete, rebuilding, where_the_others_stand
 from syncdata.apply.sink import DaemonSink, Outcome, Purpose, Sink
 from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.archive.archive import SnapshotFile
@@ -234,7 +234,8 @@ def begin(
     beginning = Beginning()
     try:
         start = next((c.position for c in sink.checkpoints() if c.table == table), START)
-        with sink.open_rebuild(table, Purpose(action="snapshot", only_from=start)) as rows:
+        purpose = Purpose(action="snapshot", only_from=start)
+        with rebuilding(context, sink, table, purpose) as rows:
             loaded = load_newest(context, rows, table, snapshots)
             beginning.broken = loaded.broken
             if loaded.file is None:

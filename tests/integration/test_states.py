@@ -1,15 +1,21 @@
-"""Green means equal: what a table's beginning, its kind or a skipped record leaves in doubt is never active."""
+"""Green means equal: what a beginning, a kind of relation or a skipped record leaves in doubt is not active."""
 
 from __future__ import annotations
 
 import datetime as dt
 import os
 import subprocess
+import threading
 from typing import Any
 
 import pytest
 
 from syncdata import tables as tables_module
+from syncdata.apply import cycle as cycle_module
+from syncdata.apply import sink as sink_module
+from syncdata.apply.postgres import locks as locks_module
+from syncdata.apply.postgres import shadow as shadow_module
+from syncdata.apply.postgres import target as target_module
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.sink import Fitness
 from syncdata.apply.state.status import TableInfo
@@ -165,6 +171,7 @@ def test_the_freshness_of_a_table_survives_its_resync(shop: World, source: Write
     assert info(shop, "a").last_change_at == before.last_change_at
     source.changes(2, [(30, [insert("a", id=2, ts="2026-02-05T11:30:00Z")])])
     with shop.service() as service:
+        service.remove_tables(["b"])  # a resync goes as far as the other tables
         service.resync("a")
     after = info(shop, "a").last_change_at
     assert after is not None and after - before.last_change_at == dt.timedelta(hours=1)
@@ -183,6 +190,7 @@ ANEW = {
         "CREATE SCHEMA other",
         "CREATE TABLE other.a (LIKE a INCLUDING ALL)",
         "ALTER TABLE a RENAME TO gone",
+        "ALTER INDEX a_pkey RENAME TO gone_pkey",
         "ALTER TABLE other.a SET SCHEMA public",
     ],
 }
@@ -463,7 +471,7 @@ def write_head(world: World, time: str, **fields: Any) -> None:
 def let_pass(world: World, minutes: int) -> None:
     """Make the head's first sighting so much older."""
     world.execute(
-        "UPDATE data_sync_runs SET head_changed_at = head_changed_at - interval '%d minutes'" % minutes
+        f"UPDATE data_sync_runs SET head_changed_at = head_changed_at - interval '{minutes} minutes'"
     )
 
 
@@ -513,3 +521,92 @@ def test_a_table_that_is_added_beside_a_running_daemon_is_taken_up_at_once(shop:
     with daemon(shop):
         shop.whitelist("c")
         wait_until(lambda: ids(shop, "c") == [1], timeout_s=5)
+
+
+# Locks
+
+
+def test_a_table_that_others_lock_is_blocked_and_the_others_go_on(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(target_module, "_SHORT_WAIT_S", 0.1)
+    shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
+    with shop.connect() as other:
+        other.execute("SET application_name = 'a developer'")
+        other.execute("BEGIN")
+        other.execute("LOCK TABLE a IN ACCESS EXCLUSIVE MODE")
+        (error,) = shop.sync().errors
+        assert "a developer" in str(error) and f"process {other.info.backend_pid}" in str(error)
+        assert (state(shop, "a"), state(shop, "b"), ids(shop, "b")) == ("blocked", "partial", [1])
+        other.execute("ROLLBACK")
+    assert shop.sync().errors == ()
+    assert (ids(shop, "a"), state(shop, "a")) == ([1], "partial")
+
+
+def test_rows_that_others_lock_block_their_table_alone(shop: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
+    shop.sync()
+    monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(target_module, "_SHORT_WAIT_S", 0.1)
+    shop.write(SECOND, [update("a", id=1, v="x"), insert("b", id=2)])
+    with shop.connect() as other:
+        other.execute("BEGIN")
+        other.execute("UPDATE a SET v = 'mine'")
+        (error,) = shop.sync().errors
+        assert "table a: it is locked by another transaction" in str(error)
+        assert (state(shop, "a"), ids(shop, "b")) == ("blocked", [1, 2])
+        other.execute("ROLLBACK")
+    assert shop.sync().errors == ()
+    assert shop.rows("SELECT v FROM a") == [("x",)]
+
+
+def test_a_first_load_waits_for_a_lock_within_a_limit_and_says_for_whom(
+    shop: World, source: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(shadow_module, "_WAIT_S", 0.1)
+    source.snapshot(1, "a", 5, [{"id": 1, "v": "x"}], prev=None)
+    source.changes(1, [(10, [insert("b", id=1)])])
+    with shop.connect() as other:
+        other.execute("BEGIN")
+        other.execute("LOCK TABLE a IN ACCESS EXCLUSIVE MODE")
+        (error,) = shop.sync().errors
+        assert f"process {other.info.backend_pid}" in str(error)
+        assert ids(shop, "b") == [1]
+        other.execute("ROLLBACK")
+    assert shop.sync().errors == ()
+    assert (ids(shop, "a"), state(shop, "a")) == ([1], "active")
+
+
+def test_a_status_says_for_whom_the_daemon_waits_and_a_stop_ends_the_wait(shop: World) -> None:
+    shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
+    stop = threading.Event()
+    with shop.connect() as other, shop.service() as service:
+        other.execute("BEGIN")
+        other.execute("LOCK TABLE a IN ACCESS EXCLUSIVE MODE")
+        loop = threading.Thread(target=service.run_loop, kwargs={"interval_s": 600, "stop": stop})
+        loop.start()
+
+        def waits() -> list[str]:
+            return [str(problem) for problem in status(shop).problems if problem.kind == "waiting-for-lock"]
+
+        try:
+            seen: list[str] = []
+            wait_until(lambda: seen.extend(waits()) or seen, timeout_s=20)
+            assert f"for a lock on a, which process {other.info.backend_pid}" in seen[0].replace(
+                "seconds ", ""
+            )
+        finally:
+            stop.set()
+            loop.join(timeout=20)
+        assert not loop.is_alive(), "the lock is still held, and the daemon has stopped"
+        other.execute("ROLLBACK")
+    assert shop.sync().errors == ()
+    assert ids(shop, "a") == [1]
+
+
+def test_a_prepared_transaction_is_named(shop: World) -> None:
+    """By what the messages are made of: the test's server allows no prepared transactions of its own."""
+    row = {"gid": "migration-7", "pid": 0, "usename": None, "application_name": None, "xact_start": None}
+    assert locks_module._holder(row) == "the prepared transaction 'migration-7'"

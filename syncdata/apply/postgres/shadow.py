@@ -26,20 +26,27 @@ from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, translate
+from syncdata.apply.postgres.connection import (
+    constraint_error,
+    is_servers_fault,
+    limit_lock_waits,
+    translate,
+)
 from syncdata.apply.postgres.effects import effect_of
 from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
-from syncdata.apply.sink import Outcome, Purpose
+from syncdata.apply.sink import LockedError, Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
 from syncdata.apply.state.runs import add_to_run
 from syncdata.changes.names import TableName
 from syncdata.errors import ApplyError, SyncError
 
+_WAIT_S = 5.0
 _SHADOW = TableName("pg_temp", "syncdata_rebuild")
 
 
@@ -73,11 +80,24 @@ class ShadowTarget:
         self._newest = Effect()
         self._writer = RowWriter(connection)
         _drop_shadow(connection)
-        connection.execute(
-            sql.SQL(
-                "CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING INDEXES)"
-            ).format(sql.Identifier(_SHADOW.name), _relation(table))
-        )
+        with self._waiting(), connection.transaction():
+            limit_lock_waits(connection, _WAIT_S)
+            connection.execute(
+                sql.SQL(
+                    "CREATE TEMPORARY TABLE {}"
+                    " (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING INDEXES)"
+                ).format(sql.Identifier(_SHADOW.name), _relation(table))
+            )
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Turn the end of a wait for a lock on the table into a LockedError that says who holds it."""
+        try:
+            with lock_waits(self._schema.name):
+                yield
+        except LockedError as locked:
+            locked.error = locked_error(self._connection, locked.table)
+            raise
 
     def _read_schema(self, table: TableName) -> TableSchema:
         relation = read_relations(self._connection, [table]).get(table)
@@ -134,12 +154,13 @@ class ShadowTarget:
         is_whole: bool,
     ) -> None:
         live, only_from = replace(self._schema, shadow=None), self._purpose.only_from
-        with self._connection.transaction():
+        with self._waiting(), self._connection.transaction():
             if only_from is None:
                 lock_checkpoints(self._connection, [live.name])
             else:
                 require_position(self._connection, {live.name: only_from.commit_lsn}, only_from)
             self._writer.begin()
+            limit_lock_waits(self._connection, _WAIT_S)
             exchange(self._writer.cursor, live, self._schema, is_silent=self._writer.is_silent)
             advance_sequences(self._writer.cursor, live)
             reset_checkpoints(

@@ -39,18 +39,20 @@ from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
     constraint_error,
     is_servers_fault,
+    limit_lock_waits,
     prepare_session,
     translated_errors,
 )
 from syncdata.apply.postgres.constraints import check_constraints
 from syncdata.apply.postgres.effects import effect_of
 from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.postgres.shadow import ShadowTarget, open_shadow
 from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
-from syncdata.apply.sink import Fitness, Outcome, Purpose
+from syncdata.apply.sink import Fitness, LockedError, Outcome, Purpose
 from syncdata.apply.state.checkpoints import (
     Skip,
     TableCheckpoint,
@@ -66,6 +68,8 @@ from syncdata.apply.state.skips import settle_skips
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import NO_TABLE
 from syncdata.errors import MetricsError, SyncError
+
+_SHORT_WAIT_S, _LONG_WAIT_S = 1.0, 5.0
 
 
 class Target:
@@ -86,6 +90,8 @@ class Target:
         self._sequences_due: dict[TableName, TableSchema] = {}
         self._known: set[TableName] = set()
         self._schemas: dict[TableName, TableSchema] = {}
+        self._wait_s = _SHORT_WAIT_S
+        self._awaited: PreparedBatch | None = None
         with translated_errors():
             prepare_session(connection)
             self._writer = RowWriter(connection)
@@ -174,10 +180,16 @@ class Target:
         """
         failed: dict[TableName, SyncError] = {}
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
+        # Others who hold a lock get longer when the batch comes again, so that it is not done over too often.
+        self._wait_s, self._awaited = (_LONG_WAIT_S if self._awaited is prepared else _SHORT_WAIT_S), prepared
         while True:
             try:
-                with translated_errors(), self._connection.transaction():
+                with translated_errors(), self._connection.transaction(), lock_waits(None):
                     return self._apply(prepared, advance, failed, skipped)
+            except LockedError as locked:
+                with translated_errors():
+                    locked.error = locked_error(self._connection, locked.table)
+                raise
             except _SkippedError as told:
                 skipped.setdefault(told.table, {})[told.skip] = told.error
                 prepared = without(prepared, told.table, told.skip.line, self._schemas)
@@ -201,6 +213,8 @@ class Target:
         locked = require_position(self._connection, advance.watermarks, advance.start)
         checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
         self._writer.begin()
+        # Not before the checkpoints are locked: a resync that ends just now may hold those for longer.
+        limit_lock_waits(self._connection, self._wait_s)
         now = self._clock()
         failed = {**failed, **self._made_anew(locked)}
         effects, newly_failed = self._apply_shares(prepared, checkpoints, failed)
@@ -298,7 +312,7 @@ class Target:
             raise share.plan
         started = time.monotonic()
         batch = TableBatch(schema=share.plan.schema, records=share.records, file=file)
-        with self._connection.transaction():
+        with lock_waits(batch.schema.name), self._connection.transaction():
             counts = apply_table(self._writer, batch, share.plan)
         self._sequences_due[batch.schema.name] = batch.schema
         return effect_of(share, counts, duration_ms=round((time.monotonic() - started) * 1000))
@@ -317,7 +331,7 @@ class Target:
     def _advance_sequences(self) -> None:
         for table, schema in list(self._sequences_due.items()):
             try:
-                with self._connection.transaction():
+                with lock_waits(table), self._connection.transaction():
                     advance_sequences(self._writer.cursor, schema)
             except psycopg.ProgrammingError:
                 # A role that may not move a sequence may not draw from it, either, so it does no harm. Or the
