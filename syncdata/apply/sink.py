@@ -36,8 +36,8 @@ LOCK_LIMIT_S = 30.0
 
 
 class LockedError(Exception):
-    """Others hold a lock, and nothing was done: try again, or go on without the ``table``. It is None where the
-    lock is on none of the tables. ``error`` says who they are."""
+    """Others hold a lock, and nothing was done: try again, or go on without the ``table``. It is None where
+    the lock is on none of the tables. ``error`` says who they are."""
 
     def __init__(self, table: TableName | None) -> None:
         super().__init__(table)
@@ -89,8 +89,8 @@ class Sink(Protocol[P]):
 
         Tables that fail stay at the start and are in the outcome's ``blocked``. The next batch may have been
         prepared with their records, so records of tables that are not in *advance* are left out. Raises, with
-        nothing done, LockedError after a second or more in which others hold a lock, CheckpointMovedError when
-        a table does not stand at the start with its watermark, and SyncError when the sink itself fails.
+        nothing done, LockedError after a second or more in which others hold a lock, CheckpointMovedError
+        when a table does not stand at the start with its watermark, and SyncError when the sink itself fails.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Green means equal: what a beginning, a kind of relation or a skipped record leaves in doubt is not active."""
+"""Green means equal: what a beginning, a kind of table or a skipped record leaves in doubt is not active."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import datetime as dt
 import os
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +15,6 @@ import pytest
 from syncdata import tables as tables_module
 from syncdata.apply import cycle as cycle_module
 from syncdata.apply import sink as sink_module
-from syncdata.apply.postgres import locks as locks_module
 from syncdata.apply.postgres import shadow as shadow_module
 from syncdata.apply.postgres import target as target_module
 from syncdata.apply.postgres.target import Target
@@ -23,6 +24,7 @@ from syncdata.changes.head import Head, encode_head
 from syncdata.changes.names import TableName
 from syncdata.errors import ResyncError, SchemaError, WhitelistAddError
 from syncdata.service import DaemonStatus
+from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.framed import Writer
 from tests.integration.test_requests import daemon, wait_until
 from tests.world import World, delete, insert, truncate, update
@@ -579,6 +581,10 @@ def test_a_first_load_waits_for_a_lock_within_a_limit_and_says_for_whom(
     assert (ids(shop, "a"), state(shop, "a")) == ([1], "active")
 
 
+def waits(world: World) -> list[str]:
+    return [str(problem) for problem in status(world).problems if problem.kind == "waiting-for-lock"]
+
+
 def test_a_status_says_for_whom_the_daemon_waits_and_a_stop_ends_the_wait(shop: World) -> None:
     shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
     stop = threading.Event()
@@ -587,16 +593,9 @@ def test_a_status_says_for_whom_the_daemon_waits_and_a_stop_ends_the_wait(shop: 
         other.execute("LOCK TABLE a IN ACCESS EXCLUSIVE MODE")
         loop = threading.Thread(target=service.run_loop, kwargs={"interval_s": 600, "stop": stop})
         loop.start()
-
-        def waits() -> list[str]:
-            return [str(problem) for problem in status(shop).problems if problem.kind == "waiting-for-lock"]
-
         try:
-            seen: list[str] = []
-            wait_until(lambda: seen.extend(waits()) or seen, timeout_s=20)
-            assert f"for a lock on a, which process {other.info.backend_pid}" in seen[0].replace(
-                "seconds ", ""
-            )
+            holder = f"for a lock on a, which process {other.info.backend_pid} "
+            wait_until(lambda: any(holder in wait for wait in waits(shop)), timeout_s=20)
         finally:
             stop.set()
             loop.join(timeout=20)
@@ -606,7 +605,40 @@ def test_a_status_says_for_whom_the_daemon_waits_and_a_stop_ends_the_wait(shop: 
     assert ids(shop, "a") == [1]
 
 
-def test_a_prepared_transaction_is_named(shop: World) -> None:
-    """By what the messages are made of: the test's server allows no prepared transactions of its own."""
-    row = {"gid": "migration-7", "pid": 0, "usename": None, "application_name": None, "xact_start": None}
-    assert locks_module._holder(row) == "the prepared transaction 'migration-7'"
+def test_a_prepared_transaction_that_holds_a_lock_is_named(
+    make_world: Callable[..., World], postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = PostgresServer(postgres.binaries, settings=SETTINGS | {"max_prepared_transactions": "2"})
+    server.start()
+    try:
+        world = make_world(server)
+        world.execute("CREATE TABLE a (id int PRIMARY KEY)")
+        world.whitelist("a")
+        world.write(FIRST, [insert("a", id=1)])
+        world.execute(
+            "BEGIN; LOCK TABLE a IN SHARE MODE; SELECT pg_current_xact_id(); PREPARE TRANSACTION 'migration-7'"
+        )
+        with daemon_begun(world):
+            wait_until(lambda: any("'migration-7'" in wait for wait in waits(world)), timeout_s=20)
+        monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+        (error,) = world.sync().errors
+        assert "ROLLBACK PREPARED 'migration-7'" in str(error)
+        world.execute("ROLLBACK PREPARED 'migration-7'")
+        assert world.sync().errors == ()
+        assert ids(world, "a") == [1]
+    finally:
+        server.stop()
+
+
+@contextmanager
+def daemon_begun(world: World) -> Iterator[None]:
+    """A daemon that may hang in its first cycle."""
+    stop = threading.Event()
+    with world.service() as service:
+        loop = threading.Thread(target=service.run_loop, kwargs={"interval_s": 600, "stop": stop})
+        loop.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            loop.join(timeout=20)
