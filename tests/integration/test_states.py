@@ -608,7 +608,9 @@ def test_a_status_says_for_whom_the_daemon_waits_and_a_stop_ends_the_wait(shop: 
 def test_a_prepared_transaction_that_holds_a_lock_is_named(
     make_world: Callable[..., World], postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = PostgresServer(postgres.binaries, settings=SETTINGS | {"max_prepared_transactions": "2"})
+    server = PostgresServer(
+        binaries=postgres.binaries, settings=SETTINGS | {"max_prepared_transactions": "2"}
+    )
     server.start()
     try:
         world = make_world(server)
@@ -616,7 +618,10 @@ def test_a_prepared_transaction_that_holds_a_lock_is_named(
         world.whitelist("a")
         world.write(FIRST, [insert("a", id=1)])
         world.execute(
-            "BEGIN; LOCK TABLE a IN SHARE MODE; SELECT pg_current_xact_id(); PREPARE TRANSACTION 'migration-7'"
+            "BEGIN",
+            "LOCK TABLE a IN SHARE MODE",
+            "SELECT pg_current_xact_id()",
+            "PREPARE TRANSACTION 'migration-7'",
         )
         with daemon_begun(world):
             wait_until(lambda: any("'migration-7'" in wait for wait in waits(world)), timeout_s=20)
