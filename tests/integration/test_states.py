@@ -605,34 +605,37 @@ def test_a_status_says_for_whom_the_daemon_waits_and_a_stop_ends_the_wait(shop: 
     assert ids(shop, "a") == [1]
 
 
-def test_a_prepared_transaction_that_holds_a_lock_is_named(
-    make_world: Callable[..., World], postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = PostgresServer(
-        binaries=postgres.binaries, settings=SETTINGS | {"max_prepared_transactions": "2"}
-    )
+@pytest.fixture
+def preparing(postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """A server that allows prepared transactions."""
+    settings = SETTINGS | {"max_prepared_transactions": "2"}
+    server = PostgresServer(binaries=postgres.binaries, settings=settings)
     server.start()
-    try:
-        world = make_world(server)
-        world.execute("CREATE TABLE a (id int PRIMARY KEY)")
-        world.whitelist("a")
-        world.write(FIRST, [insert("a", id=1)])
-        world.execute(
-            "BEGIN",
-            "LOCK TABLE a IN SHARE MODE",
-            "SELECT pg_current_xact_id()",
-            "PREPARE TRANSACTION 'migration-7'",
-        )
-        with daemon_begun(world):
-            wait_until(lambda: any("'migration-7'" in wait for wait in waits(world)), timeout_s=20)
-        monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
-        (error,) = world.sync().errors
-        assert "ROLLBACK PREPARED 'migration-7'" in str(error)
-        world.execute("ROLLBACK PREPARED 'migration-7'")
-        assert world.sync().errors == ()
-        assert ids(world, "a") == [1]
-    finally:
-        server.stop()
+    yield server
+    server.stop()
+
+
+def test_a_prepared_transaction_that_holds_a_lock_is_named(
+    preparing: PostgresServer, make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(preparing)
+    world.execute("CREATE TABLE a (id int PRIMARY KEY)")
+    world.whitelist("a")
+    world.write(FIRST, [insert("a", id=1)])
+    world.execute(
+        "BEGIN",
+        "LOCK TABLE a IN SHARE MODE",
+        "SELECT pg_current_xact_id()",
+        "PREPARE TRANSACTION 'migration-7'",
+    )
+    with daemon_begun(world):
+        wait_until(lambda: any("'migration-7'" in wait for wait in waits(world)), timeout_s=20)
+    monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    (error,) = world.sync().errors
+    assert "ROLLBACK PREPARED 'migration-7'" in str(error)
+    world.execute("ROLLBACK PREPARED 'migration-7'")
+    assert world.sync().errors == ()
+    assert ids(world, "a") == [1]
 
 
 @contextmanager
