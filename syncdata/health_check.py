@@ -26,6 +26,6 @@ class SyncData(HealthCheck):
         if not status.is_healthy:
             health = health_of(status)
             raise ServiceUnavailable(
-                f"daemon {health['daemon']}, {health['blocked']} of {health['tables']} tables blocked,"
-                f" {health['doubtful']} in doubt"
+                f"daemon {health['daemon']}, {health['blocked']} of {health['tables']} tables blocked"
+                + (f", {health['doubtful']} in doubt" if health["doubtful"] else "")
             )

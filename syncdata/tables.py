@@ -135,8 +135,8 @@ class TablesService:
     def _read_tables(self) -> tuple[list[TableInfo], list[Problem]]:
         connection = self._connector.connect()
         with errors_as(WhitelistListError, "the whitelist cannot be read"):
-            tables, run = queries.read_tables(connection), queries.read_latest_run(connection)
-        return as_of_archiver(tables, run, stale_after_s=self._stale_after_s)
+            tables = queries.read_tables(connection)
+        return as_of_archiver(tables, self.read_run(), stale_after_s=self._stale_after_s)
 
     def local_tables(self) -> list[LocalTable]:
         """Return all tables of the local database that are not the system's. Raises StatusError."""
@@ -349,7 +349,7 @@ def _find_unusual(
 def find_numbered_by_migrations(schema: TableSchema) -> str | None:
     """Return the table of Django's content types or permissions that *schema* is or refers to; their numbers
     mean other rows in each database."""
-    tables = sorted({schema.name, *schema.parents})
+    tables = [schema.name, *sorted(schema.parents)]
     return next((str(table) for table in tables if table.name in _NUMBERED_BY_MIGRATIONS), None)
 
 
