@@ -213,6 +213,12 @@ def _check_tables(
                 hint=f"{fault.hint}.",
                 id="syncdata.W014",
             )
+        elif table in relations and (part := relations[table].unlogged(table)):
+            yield checks.Warning(
+                f"The whitelisted table {table} is UNLOGGED, at least in part: a crash empties it.",
+                hint=f"Run: ALTER TABLE {part} SET LOGGED; and resync it.",
+                id="syncdata.W014",
+            )
         numbered = find_numbered_by_migrations(schemas[table]) if table in schemas else None
         if numbered not in (None, str(table)):  # those tables themselves have W009
             yield checks.Warning(

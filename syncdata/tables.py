@@ -328,9 +328,9 @@ def _find_unusual(
         return
     if not schema.key:
         yield problem("keyless", "has no key: its rows are matched on all their old values")
-    if relation.unlogged is not None:
+    if relation.unlogged(table):
         yield problem(
-            "unlogged", "is UNLOGGED, at least in part: it is not synced before ALTER TABLE ... SET LOGGED"
+            "unlogged", "is UNLOGGED, at least in part: a crash empties it, so it counts as suspect"
         )
     if relation.root is not None:
         yield problem(

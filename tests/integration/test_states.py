@@ -371,7 +371,7 @@ def test_a_partition_goes_on_with_files_that_name_it(shop: World) -> None:
     assert ids(shop, "p") == [1, 2]
 
 
-def test_a_table_that_was_unlogged_is_suspect_until_it_is_rebuilt(
+def test_a_table_that_was_unlogged_is_suspect_until_it_is_logged_and_rebuilt(
     shop: World, source: Writer, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.snapshot(1, "a", 5, [{"id": 1, "v": "x"}], prev=None)
@@ -381,34 +381,40 @@ def test_a_table_that_was_unlogged_is_suspect_until_it_is_rebuilt(
     shop.execute("ALTER TABLE a SET UNLOGGED")
     shop.whitelist("a")
     assert "table a is UNLOGGED" in caplog.text
-    assert "UNLOGGED" in only_error(shop)
-    assert state(shop, "a") == "blocked"
-    shop.execute("TRUNCATE a", "ALTER TABLE a SET LOGGED")  # as a crash would
-    assert shop.sync().errors == ()
+    shop.sync()
     assert (state(shop, "a"), ("suspect", "a") in kinds(shop)) == ("suspect", True)
     with shop.service() as service:
         service.resync("a")
+    assert state(shop, "a") == "suspect", "it is still UNLOGGED"
+    shop.execute("TRUNCATE a", "ALTER TABLE a SET LOGGED")  # as a crash would
+    shop.sync()
+    assert state(shop, "a") == "suspect"
+    with shop.service() as service:
+        service.resync("a")
+    shop.sync()
     assert (state(shop, "a"), ids(shop, "a")) == ("active", [1, 2])
 
 
-def test_an_unlogged_table_that_has_not_begun_begins_when_it_is_logged(shop: World, source: Writer) -> None:
-    shop.execute("ALTER TABLE a SET UNLOGGED")
+def test_a_new_unlogged_table_takes_rows_and_is_never_active(shop: World, source: Writer) -> None:
+    shop.execute("ALTER TABLE a SET UNLOGGED", "ALTER TABLE b SET UNLOGGED")
     source.snapshot(1, "a", 5, [{"id": 1, "v": "x"}], prev=None)
-    assert "UNLOGGED" in only_error(shop)
-    shop.execute("ALTER TABLE a SET LOGGED")
-    assert shop.sync().errors == ()
-    assert (state(shop, "a"), ids(shop, "a")) == ("active", [1])
+    source.changes(1, [(10, [insert("b", id=1)])])
+    shop.sync()
+    assert (state(shop, "a"), ids(shop, "a")) == ("suspect", [1])
+    assert (state(shop, "b"), ids(shop, "b")) == ("suspect", [1])
 
 
-def test_an_unlogged_partition_blocks_its_whole_table(shop: World) -> None:
+def test_an_unlogged_partition_makes_its_whole_table_suspect(shop: World) -> None:
     shop.execute(
         "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id)",
         "CREATE TABLE mid PARTITION OF p FOR VALUES FROM (0) TO (100) PARTITION BY RANGE (id)",
         "CREATE UNLOGGED TABLE leaf PARTITION OF mid FOR VALUES FROM (0) TO (50)",
     )
     shop.whitelist("p")
-    message = only_error(shop)
-    assert "partition leaf is UNLOGGED" in message and "ALTER TABLE leaf SET LOGGED" in message
+    shop.sync()
+    (mark,) = info(shop, "p").marks
+    assert (state(shop, "p"), mark.kind) == ("suspect", "suspect")
+    assert "leaf is or was UNLOGGED" in mark.text and "ALTER TABLE leaf SET LOGGED" in mark.hint
 
 
 # Content types

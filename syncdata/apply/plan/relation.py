@@ -1,7 +1,7 @@
 """What stands under a whitelisted name in the local database, and whether rows can be kept equal there. Pure.
 
 Only an ordinary or partitioned table can be kept equal to production's. A view shows other tables' rows, a
-sequence has none, an UNLOGGED table loses them in a crash while its checkpoint stays.
+sequence has none. An UNLOGGED table can take them, but loses them in a crash while its checkpoint stays.
 """
 
 from __future__ import annotations
@@ -47,12 +47,9 @@ class Relation:
         """What to add to the whitelist instead of what is no table."""
         return _OTHER_KINDS.get(self.kind, ("", "add a table"))[1]
 
-    @property
-    def unlogged(self) -> str | None:
-        """The part that is UNLOGGED: ``it``, or a partition's name; None where all of it is logged."""
-        return (
-            "it" if self.persistence == "u" else self.unlogged_part and f"its partition {self.unlogged_part}"
-        )
+    def unlogged(self, table: TableName) -> str | None:
+        """Return what is UNLOGGED: *table* itself, or the name of a partition; None where all is logged."""
+        return str(table) if self.persistence == "u" else self.unlogged_part
 
 
 def no_table(table: TableName, relation: Relation) -> SchemaError:
@@ -84,12 +81,6 @@ def find_fault(table: TableName, relation: Relation | None, *, is_of_archiver: b
         return SchemaError(
             "it is a temporary table, which ends with its session",
             hint=f"take it off the whitelist: 'remove_tables {table}'",
-            table=str(table),
-        )
-    if relation.unlogged is not None:
-        return SchemaError(
-            f"{relation.unlogged} is UNLOGGED: a crash of the server would empty it without a word",
-            hint=f"ALTER TABLE {relation.unlogged_part or table} SET LOGGED; then it goes on by itself",
             table=str(table),
         )
     if relation.root is not None and is_of_archiver:

@@ -42,6 +42,8 @@ from syncdata.apply.result import Effect
 from syncdata.apply.sink import LockedError, Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
+from syncdata.apply.state.holds import add_mark
+from syncdata.apply.state.marks import unlogged
 from syncdata.apply.state.runs import add_to_run
 from syncdata.changes.names import TableName
 from syncdata.errors import ApplyError, SyncError
@@ -103,6 +105,7 @@ class ShadowTarget:
         relation = read_relations(self._connection, [table]).get(table)
         if fault := find_fault(table, relation, is_of_archiver=False):
             raise fault
+        self._unlogged_part = relation and relation.unlogged(table)
         return replace(read_schemas(self._connection, [table])[table], shadow=_SHADOW)
 
     @property
@@ -173,6 +176,8 @@ class ShadowTarget:
                 local_oid=live.oid,
                 newest=self._newest,
             )
+            if self._unlogged_part:
+                add_mark(self._connection, live.name, unlogged(live.name, self._unlogged_part))
             log_action(
                 self._connection,
                 live.name,

@@ -61,7 +61,7 @@ from syncdata.apply.state.checkpoints import (
     require_position,
 )
 from syncdata.apply.state.holds import add_mark, mark_blocked, mark_unblocked
-from syncdata.apply.state.marks import Mark, was_unlogged
+from syncdata.apply.state.marks import Mark, unlogged
 from syncdata.apply.state.metrics import add_metrics, add_to_minute
 from syncdata.apply.state.runs import add_to_run
 from syncdata.apply.state.skips import settle_skips
@@ -115,9 +115,11 @@ class Target:
             elif relation and checkpoint.local_oid not in (None, relation.oid):
                 found.replaced[table] = made_anew(table)
             # A crash may empty it now; once it is logged again, nothing would tell. Test:
-            # test_a_table_that_was_unlogged_is_suspect_until_it_is_rebuilt.
-            if relation and relation.unlogged and checkpoint.has_begun:
-                self._mark(table, was_unlogged(table))
+            # test_a_table_that_was_unlogged_is_suspect_until_it_is_logged_and_rebuilt.
+            if relation and (part := relation.unlogged(table)):
+                mark = unlogged(table, part)
+                if mark not in checkpoint.marks:
+                    self._mark(table, mark)
         return found
 
     def _mark(self, table: TableName, mark: Mark) -> None:

@@ -67,12 +67,12 @@ def skipped(table: TableName, place: str, requested_by: str) -> Mark:
     )
 
 
-def was_unlogged(table: TableName) -> Mark:
-    """Return the mark of a table that was UNLOGGED while it had rows: a crash of the server empties it."""
+def unlogged(table: TableName, part: str) -> Mark:
+    """Return the mark of a table of which *part*, itself or a partition, was seen to be UNLOGGED."""
     return Mark(
         kind="suspect",
-        text="it was UNLOGGED while it had rows, and a crash of the server may have emptied it",
-        hint=f"when it is logged (ALTER TABLE ... SET LOGGED), run 'resync {table}'",
+        text=f"{part} is or was UNLOGGED: a crash of the server empties it without a word",
+        hint=f"run 'ALTER TABLE {part} SET LOGGED' in the local database, then 'resync {table}'",
     )
 
 
