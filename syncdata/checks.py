@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -19,8 +19,10 @@ from django.core import checks
 from django.db import connections, router
 from django.db.models import Model
 
+from syncdata.apply.plan.relation import Relation, find_fault
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.whitelist import parse_syncable
 from syncdata.archive.sftp import SftpSettings
 from syncdata.changes.names import TableName
@@ -36,6 +38,7 @@ from syncdata.connections import init_error
 from syncdata.errors import SyncError
 from syncdata.modelnames import table_of
 from syncdata.models import SyncLog, TableToSync
+from syncdata.tables import find_numbered_by_migrations
 
 TAG = "syncdata"
 
@@ -191,23 +194,46 @@ def _check_whitelist_and_role(connection: psycopg.Connection[Any], alias: str) -
                 checks.Warning(f"On the whitelist, but not synced: {error}", hint=hint, id="syncdata.W006")
             )
     schemas = read_schemas(connection, tables)
-    found += _check_tables(tables, schemas)
+    found += _check_tables(tables, schemas, read_relations(connection, tables))
     found += _check_logins(tables, alias)
     found += _check_table_rights(connection, schemas.values())
     return found
 
 
 def _check_tables(
-    tables: Iterable[TableName], schemas: dict[TableName, TableSchema]
+    tables: Iterable[TableName],
+    schemas: Mapping[TableName, TableSchema],
+    relations: Mapping[TableName, Relation],
 ) -> Iterator[checks.CheckMessage]:
     for table in tables:
-        if table not in schemas:
+        fault = find_fault(table, relations.get(table), is_of_archiver=True)
+        if fault is not None and table in relations:
+            yield checks.Warning(
+                f"The whitelisted table {table} cannot be kept equal to production's: {fault.message}.",
+                hint=f"{fault.hint}.",
+                id="syncdata.W014",
+            )
+        elif table in relations and (part := relations[table].unlogged(table)):
+            yield checks.Warning(
+                f"The whitelisted table {table} is UNLOGGED, at least in part: a crash empties it.",
+                hint=f"Run: ALTER TABLE {part} SET LOGGED; and resync it.",
+                id="syncdata.W014",
+            )
+        numbered = find_numbered_by_migrations(schemas[table]) if table in schemas else None
+        if numbered not in (None, str(table)):  # those tables themselves have W009
+            yield checks.Warning(
+                f"The whitelisted table {table} holds numbers of {numbered}, which differ between databases:"
+                " here they mean other content types or permissions than at production.",
+                hint="Take it off with remove_tables, or see to it that both have the same numbers.",
+                id="syncdata.W015",
+            )
+        if table not in relations:
             yield checks.Warning(
                 f"The whitelisted table {table} does not exist.",
                 hint="Create it (migrate), or take it off with remove_tables.",
                 id="syncdata.W007",
             )
-        elif not schemas[table].key:
+        elif table in schemas and not schemas[table].key:
             yield checks.Warning(
                 f"The whitelisted table {table} has neither a primary key nor a replica identity index.",
                 hint="Give it one; without, its rows are matched on all their old values, slowly.",

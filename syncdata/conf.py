@@ -55,6 +55,7 @@ class SyncConfig:
     database: str = "default"
     data_sync_freq: int = 600
     metric_freq: int = 24
+    stale_after: int = 600
     batch_records: int = 20_000
     batch_bytes: int = 32 * 1024 * 1024
     state_dir: Path

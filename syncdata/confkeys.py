@@ -68,6 +68,7 @@ ARCHIVE_KEYS = _BACKEND | backend_keys()
 PACE_KEYS = {
     "data_sync_freq": Key(whole_number(1, _YEAR_S), "DATA_SYNC_FREQ"),
     "metric_freq": Key(whole_number(1, _YEAR_HOURS), "METRIC_FREQ"),
+    "stale_after": Key(whole_number(1, _YEAR_S), "STALE_AFTER"),
     "batch_records": Key(whole_number(1, 10_000_000)),
     "batch_bytes": Key(whole_number(1, 2**40)),
 }

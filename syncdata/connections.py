@@ -21,12 +21,10 @@ from syncdata.errors import CycleError, RunError, ServiceInitError
 # "sync" and "data" as two 32-bit keys: one daemon a database, whatever host it runs on.
 _LOCK_KEYS = (0x73796E63, 0x64617461)
 
-_IS_LOCKED = """
-SELECT EXISTS (
-    SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
-    AND classid = %s AND objid = %s
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-)
+_HOLDER = """
+SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
+AND classid = %s AND objid = %s
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -157,8 +155,13 @@ class AliasSession:
 
 def is_locked(connection: psycopg.Connection[Any]) -> bool:
     """Tell whether a daemon runs on this database, on whatever host."""
-    row = connection.execute(_IS_LOCKED, _LOCK_KEYS).fetchone()
-    return bool(row and row[0])
+    return daemon_session(connection) is not None
+
+
+def daemon_session(connection: psycopg.Connection[Any]) -> int | None:
+    """Return the server's process number of the daemon's session; None when no daemon runs."""
+    row = connection.execute(_HOLDER, _LOCK_KEYS).fetchone()
+    return None if row is None else int(row[0])
 
 
 def init_error(error: Exception) -> ServiceInitError:

@@ -16,7 +16,7 @@ from syncdata.monitoring import health_of, read_status
 
 @dataclasses.dataclass
 class SyncData(HealthCheck):
-    """Checks that the daemon runs, no table is blocked, and the last cycle went well. Names no table."""
+    """Checks that the daemon runs, no table is blocked or in doubt, the last cycle went well; names none."""
 
     def run(self) -> None:  # not async: it waits for the database in a thread
         try:
@@ -27,4 +27,5 @@ class SyncData(HealthCheck):
             health = health_of(status)
             raise ServiceUnavailable(
                 f"daemon {health['daemon']}, {health['blocked']} of {health['tables']} tables blocked"
+                + (f", {health['doubtful']} in doubt" if health["doubtful"] else "")
             )

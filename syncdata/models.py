@@ -98,6 +98,7 @@ class SyncLog(models.Model):
         PAUSE = "pause", "pause"
         RESUME = "resume", "resume"
         SKIP = "skip", "skip"
+        WHOLE = "whole", "whole"
 
     id = models.UUIDField(primary_key=True, db_default=RandomUUID())
     table_name = models.TextField(_("table"))
@@ -210,8 +211,10 @@ class Checkpoint(models.Model):
     marks = models.JSONField(db_default=models.Value([], models.JSONField()))
     # The table as production published it at the checkpoint (changes/catalog.py); NULL without a catalog.
     published = models.JSONField(null=True)
-    # The oid of the local table that the rows went to: one made anew under the same name has another.
+    # The oid of the local table that the rows went to: one made anew under the same name has another. It
+    # means something only in the database where it was noted, as this table's own oid tells.
     local_oid = models.BigIntegerField(null=True)
+    home_oid = models.BigIntegerField(null=True)
     blocked_at = models.DateTimeField(null=True)
     last_change_at = models.DateTimeField(null=True)
     last_sync_at = models.DateTimeField(_("last sync"), null=True)

@@ -22,6 +22,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from syncdata.apply.state.status import STATES
 from syncdata.changes.filenames import file_time
 from syncdata.changes.position import parse_lsn
 from syncdata.conf import SyncConfig, load_config
@@ -91,6 +92,12 @@ def status_metrics(status: DaemonStatus, *, now: dt.datetime) -> list[Metric]:
     for table in status.tables:
         for operation in ("added", "updated", "deleted", "truncated"):
             records.add_metric([table.table_name, operation], getattr(table, f"records_{operation}"))
+    states = GaugeMetricFamily(
+        "syncdata_table_state", "1 for the state that the table is in, else 0.", labels=["table", "state"]
+    )
+    for table in status.tables:
+        for state in STATES:
+            states.add_metric([table.table_name, state], table.state == state)
     last_cycle = status.last_sync_time
     return [
         gauge("daemon_up", "1 while a daemon runs on this database.", status.is_active),
@@ -103,6 +110,7 @@ def status_metrics(status: DaemonStatus, *, now: dt.datetime) -> list[Metric]:
         gauge("tables", "Whitelisted tables.", len(status.tables)),
         records,
         table_gauge("table_blocked", "1 while an error holds the table.", lambda t: t.state == "blocked"),
+        states,
         table_gauge(
             "table_freshness_seconds",
             "Age of the newest change applied to the table.",
@@ -175,6 +183,7 @@ def health_of(status: DaemonStatus) -> dict[str, Any]:
         "daemon": status.status,
         "tables": len(status.tables),
         "blocked": blocked,
+        "doubtful": sum(table.is_doubtful for table in status.tables),
         "last_sync": None if status.last_sync_time is None else status.last_sync_time.isoformat(),
     }
 

@@ -42,7 +42,7 @@ class SyncDataService(TablesService):
         self, config: SyncConfig, *, progress: Progress | None = None, timeout_s: int | None = None
     ) -> None:
         session = AliasSession(config.database, timeout_s=timeout_s)
-        super().__init__(session, frequency_s=config.data_sync_freq)
+        super().__init__(session, frequency_s=config.data_sync_freq, stale_after_s=config.stale_after)
         self._resources = Resources(
             session,
             # Files are fetched to the state directory, not to /tmp, which may be in memory.

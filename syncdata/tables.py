@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from psycopg import Connection
 
 from syncdata.apply import actions
+from syncdata.apply.plan.relation import Relation, no_table
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import LocalTable, local_tables, read_schemas
 from syncdata.apply.postgres.connection import errors_as
+from syncdata.apply.postgres.locks import describe_waits
+from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.state import queries, queue
-from syncdata.apply.state.status import DaemonStatus, TableInfo, daemon_status
+from syncdata.apply.state.silence import DEFAULT_STALE_AFTER_S
+from syncdata.apply.state.status import DaemonStatus, TableInfo, as_of_archiver, daemon_status
 from syncdata.apply.whitelist import add_to_whitelist, parse_all, remove_from_whitelist, require_syncable
 from syncdata.changes.names import TableName
 from syncdata.conf import load_config
-from syncdata.connections import Connector, RequestConnection, is_locked
+from syncdata.connections import Connector, RequestConnection, daemon_session, is_locked
 from syncdata.errors import (
     ClearError,
     Problem,
@@ -44,24 +48,33 @@ DEFAULT_FREQUENCY_S = 600
 class TablesService:
     """The tables of one database, over the connection of *connector*. *frequency_s* is the configured
     interval of the cycles; while a daemon runs, the status shows the interval of that one instead.
+    *stale_after_s*: how long the archiver may be silent before active tables count as stale.
 
     Each method that changes something does all of it or, on an error, nothing. Names of tables are
     resolved as `find_tables` says.
     """
 
-    def __init__(self, connector: Connector, *, frequency_s: int = DEFAULT_FREQUENCY_S) -> None:
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        frequency_s: int = DEFAULT_FREQUENCY_S,
+        stale_after_s: int = DEFAULT_STALE_AFTER_S,
+    ) -> None:
         self._connector = connector
         self._frequency_s = frequency_s
+        self._stale_after_s = stale_after_s
 
     # The whitelist
 
     def find_tables(self, names: Sequence[str], *, apps: Sequence[str] = ()) -> list[str]:
         """Return the tables, as the whitelist calls them, that *names* and app labels stand for.
 
-        A name is a table's, or ``app_label.Model``; of both, a table that exists. Raises WhitelistAddError
-        for what must not be synced.
+        A name is a table's, or ``app_label.Model``; of both, a table that exists. What is no table (a view)
+        is left out of an app. Raises WhitelistAddError for what must not be synced.
         """
-        return _texts(_find_tables(self._connector.connect(), names, apps))
+        tables, _ = _find_tables(self._connector.connect(), names, apps)
+        return _texts(tables)
 
     def add_tables(
         self, names: Sequence[str], *, apps: Sequence[str] = (), creator: str | None = None
@@ -69,12 +82,17 @@ class TablesService:
         """Whitelist tables; return those that were not before. All are added or, on an error, none.
 
         *names* and *apps* are as for `find_tables`. A table that does not exist locally is accepted with
-        a warning. Raises WhitelistAddError.
+        a warning; what is no table but belongs to an app is left out with one. A daemon that runs begins with
+        them at once. Raises WhitelistAddError.
         """
         connection = self._connector.connect()
-        tables = _find_tables(connection, names, apps)
-        with errors_as(WhitelistAddError, "nothing is added"):
+        tables, left_out = _find_tables(connection, names, apps)
+        with errors_as(WhitelistAddError, "nothing is added"), connection.transaction():
             added = add_to_whitelist(connection, tables, creator=creator)
+            if added:
+                queue.call_for_cycle(connection)
+        for reason in left_out:
+            logger.warning("left out: %s", reason, extra={"table": reason.table})
         for unusual in self.find_unusual(_texts(tables)):
             logger.warning("%s", unusual, extra={"table": unusual.table})
         return _texts(added)
@@ -82,13 +100,20 @@ class TablesService:
     def find_unusual(self, names: Sequence[str]) -> list[Problem]:
         """Return what an operator should know of the whitelisted tables *names*.
 
-        Kinds are ``absent`` (no such table here yet) and ``keyless``. Raises WhitelistAddError.
+        Kinds are ``absent`` (no such table here yet), ``keyless``, ``unlogged`` (a crash empties it),
+        ``partition`` (its changes come as those of the whole table) and ``content-types`` (it refers to rows
+        whose numbers differ between databases). Raises WhitelistAddError.
         """
+        connection = self._connector.connect()
         tables = [TableName.parse(name) for name in names]
         with errors_as(WhitelistAddError, "the tables cannot be looked up"):
-            existing = read_schemas(self._connector.connect(), tables)
-        found = (_find_unusual(table, existing.get(table)) for table in tables)
-        return [unusual for unusual in found if unusual is not None]
+            existing = read_schemas(connection, tables)
+            relations = read_relations(connection, tables)
+        return [
+            unusual
+            for table in tables
+            for unusual in _find_unusual(table, existing.get(table), relations.get(table))
+        ]
 
     def remove_tables(self, names: Sequence[str]) -> list[str]:
         """Take tables off the whitelist; return their names. Their rows and checkpoints stay.
@@ -104,9 +129,14 @@ class TablesService:
 
     def list_tables(self) -> list[TableInfo]:
         """Return the whitelist with each table's state and checkpoint. Raises WhitelistListError."""
+        tables, _ = self._read_tables()
+        return tables
+
+    def _read_tables(self) -> tuple[list[TableInfo], list[Problem]]:
         connection = self._connector.connect()
         with errors_as(WhitelistListError, "the whitelist cannot be read"):
-            return queries.read_tables(connection)
+            tables = queries.read_tables(connection)
+        return as_of_archiver(tables, self.read_run(), stale_after_s=self._stale_after_s)
 
     def local_tables(self) -> list[LocalTable]:
         """Return all tables of the local database that are not the system's. Raises StatusError."""
@@ -132,6 +162,15 @@ class TablesService:
         """
         tables = self._resolve(names)
         return _texts(actions.resume(self._connector.connect(), tables, requested_by=requested_by))
+
+    def declare_whole(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
+        """Believe the operator that tables hold all older rows, loaded by other means, though they began
+        without a snapshot; return those that were partial before.
+
+        Raises RequestError, with nothing changed, when one is not whitelisted.
+        """
+        tables = self._resolve(names)
+        return _texts(actions.declare_whole(self._connector.connect(), tables, requested_by=requested_by))
 
     def skip_record(self, table: str, place: str, *, requested_by: str | None = None) -> list[str]:
         """Let *table* go on without the record at which it is blocked, which must be the one at *place*
@@ -172,9 +211,19 @@ class TablesService:
 
     def get_status(self) -> DaemonStatus:
         """Return the daemon's status, wherever it runs. Raises StatusError or WhitelistListError."""
-        tables = tuple(self.list_tables())
+        tables, found = self._read_tables()
         is_active, run = self.is_active(), self.read_run()
-        return daemon_status(is_active, run, tables, frequency_s=self._frequency_s, now=_utcnow())
+        found += self._find_waits()
+        return daemon_status(
+            is_active, run, tuple(tables), frequency_s=self._frequency_s, now=_utcnow(), found=found
+        )
+
+    def _find_waits(self) -> list[Problem]:
+        connection = self._connector.connect()
+        with errors_as(StatusError, "the status cannot be read"):
+            session = daemon_session(connection)
+            waits = [] if session is None else describe_waits(connection, session)
+        return [Problem(kind="waiting-for-lock", text=text) for text in waits]
 
     def is_active(self) -> bool:
         """Tell whether a daemon runs on this database, on whatever host. Raises StatusError."""
@@ -231,31 +280,77 @@ class TablesService:
 def tables_of_request(alias: str) -> TablesService:
     """Return the service on the running request's connection to *alias*; no configuration need be valid."""
     try:
-        frequency_s = load_config().data_sync_freq
+        config = load_config()
     except SyncError:  # A daemon that runs has noted its interval; the start of one reports this error.
-        frequency_s = DEFAULT_FREQUENCY_S
-    return TablesService(RequestConnection(alias), frequency_s=frequency_s)
+        return TablesService(RequestConnection(alias))
+    return TablesService(
+        RequestConnection(alias), frequency_s=config.data_sync_freq, stale_after_s=config.stale_after
+    )
 
 
-def _find_tables(connection: Connection[Any], names: Sequence[str], apps: Sequence[str]) -> list[TableName]:
+def _find_tables(
+    connection: Connection[Any], names: Sequence[str], apps: Sequence[str]
+) -> tuple[list[TableName], list[SchemaError]]:
+    """Return the tables, and why some of what belongs to *apps* is left out. Raises WhitelistAddError."""
     with errors_as(WhitelistAddError, "the tables cannot be looked up"):
-        existing = read_schemas(connection, parse_all(names))
+        existing = read_relations(connection, parse_all(names))
     try:
-        tables = [resolve(name, existing) for name in names]
-        tables += [table for label in apps for table in tables_of_app(label)]
+        named = [resolve(name, existing) for name in names]
+        of_apps = [table for label in apps for table in tables_of_app(label)]
     except SchemaError as error:
         raise WhitelistAddError(error.message, hint=error.hint) from None
-    return list(dict.fromkeys(require_syncable(table) for table in tables))
+    tables = list(dict.fromkeys(require_syncable(table) for table in [*named, *of_apps]))
+    with errors_as(WhitelistAddError, "the tables cannot be looked up"):
+        relations = read_relations(connection, tables)
+    others = {table: relation for table, relation in relations.items() if relation.other_kind}
+    for table in named:
+        if table in others:
+            other = others[table]
+            raise WhitelistAddError(
+                f"{table} is {other.other_kind}, not a table that changes could go to", hint=other.instead
+            )
+    left_out = [no_table(table, others[table]) for table in tables if table in others]
+    return [table for table in tables if table not in others], left_out
 
 
-def _find_unusual(table: TableName, schema: TableSchema | None) -> Problem | None:
-    if schema is None:
-        text = f"table {table} does not exist locally yet: create it before it is synced"
-        return Problem(kind="absent", text=text, table=str(table))
+# Tables of Django whose rows get their numbers by the order in which a database was migrated.
+_NUMBERED_BY_MIGRATIONS = frozenset({"django_content_type", "auth_permission"})
+
+
+def _find_unusual(
+    table: TableName, schema: TableSchema | None, relation: Relation | None
+) -> Iterator[Problem]:
+    def problem(kind: str, text: str) -> Problem:
+        return Problem(kind=kind, text=f"table {table} {text}", table=str(table))
+
+    if schema is None or relation is None:
+        yield problem("absent", "does not exist locally yet: create it before it is synced")
+        return
     if not schema.key:
-        text = f"table {table} has no key: its rows are matched on all their old values"
-        return Problem(kind="keyless", text=text, table=str(table))
-    return None
+        yield problem("keyless", "has no key: its rows are matched on all their old values")
+    if relation.unlogged(table):
+        yield problem(
+            "unlogged", "is UNLOGGED, at least in part: a crash empties it, so it counts as suspect"
+        )
+    if relation.root is not None:
+        yield problem(
+            "partition",
+            f"is a partition of {relation.root}: add {relation.root} instead, for the"
+            " archiver writes changes as those of the whole table",
+        )
+    if numbered := find_numbered_by_migrations(schema):
+        yield problem(
+            "content-types",
+            f"holds numbers of {numbered}, which differ between databases: here they"
+            " mean other rows (content types, permissions) than at production",
+        )
+
+
+def find_numbered_by_migrations(schema: TableSchema) -> str | None:
+    """Return the table of Django's content types or permissions that *schema* is or refers to; their numbers
+    mean other rows in each database."""
+    tables = [schema.name, *sorted(schema.parents)]
+    return next((str(table) for table in tables if table.name in _NUMBERED_BY_MIGRATIONS), None)
 
 
 def _spelled_in_whitelist(name: str, known: Collection[TableName]) -> str:

@@ -51,8 +51,8 @@ def _read(request: HttpRequest, service: TablesService, now: dt.datetime) -> dic
     contexts: dict[str, dict[str, Any]] = {
         "tiles": _tiles(status, run or {}, minutes, now=now),
         "problems": {"problems": status.problems},
-        # Without blocked tables: the page shows their errors in its list of tables.
-        "others": {"problems": [p for p in status.problems if p.kind != "blocked"]},
+        # Without those of one table: the page shows them in its list of tables.
+        "others": {"problems": [p for p in status.problems if not p.table]},
         "tables": {
             "tables": [_table(request, table, status.tables, local) for table in status.tables],
             "add_url": _url(request, "tabletosync_add"),
@@ -63,6 +63,7 @@ def _read(request: HttpRequest, service: TablesService, now: dt.datetime) -> dic
         },
     }
     blocked = sum(table.state == "blocked" for table in status.tables)
+    doubtful = sum(table.is_doubtful for table in status.tables)
     return {
         "sections": {
             name: render_to_string(f"syncdata/dashboard/{_TEMPLATES.get(name, name)}.html", context, request)
@@ -71,7 +72,8 @@ def _read(request: HttpRequest, service: TablesService, now: dt.datetime) -> dic
         "charts": _charts(minutes, service.read_periods()),
         "announce": (_("The daemon runs.") if status.is_active else _("No daemon runs."))
         + " "
-        + (_("Blocked tables: %(count)d.") % {"count": blocked}),
+        + (_("Blocked tables: %(count)d.") % {"count": blocked})
+        + (" " + _("Tables in doubt: %(count)d.") % {"count": doubtful} if doubtful else ""),
     }
 
 
@@ -99,6 +101,7 @@ def _tiles(
         "records": texts.grouped(status.records_synced),
         "errors": texts.grouped(status.errors),
         "blocked": sum(table.state == "blocked" for table in status.tables),
+        "doubtful": sum(table.is_doubtful for table in status.tables),
         "command": "python manage.py syncdata_start",
     }
 
@@ -118,6 +121,7 @@ def _table(
         "last_change": texts.moment(table.last_change_at),
         "last_sync": texts.moment(table.last_sync_at),
         "error": table.reason,
+        "marks": [{"message": mark.text, "hint": mark.hint} for mark in table.marks],
         "asks": [
             {
                 "label": ask.label,

@@ -29,6 +29,14 @@ _APPS_OF_LOGINS = frozenset({"auth", "sessions", "admin", "contenttypes"})
 _WARNINGS = {
     "absent": gettext_lazy("Table %(table)s does not exist locally yet: create it before it is synced."),
     "keyless": gettext_lazy("Table %(table)s has no key: its rows are matched on all their old values."),
+    "unlogged": gettext_lazy(
+        "Table %(table)s is UNLOGGED, at least in part: a crash empties it, so it counts as suspect."
+    ),
+    "partition": gettext_lazy("Table %(table)s is a partition: add the whole table instead."),
+    "content-types": gettext_lazy(
+        "Table %(table)s holds numbers of content types or permissions, which mean others here than at"
+        " production."
+    ),
 }
 
 

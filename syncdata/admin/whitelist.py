@@ -176,12 +176,15 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
 
     @admin.display(description=gettext_lazy("error"))
     def error(self, table: Any) -> str:
-        reason = table.info.reason
-        return render_to_string("syncdata/error.html", {"error": reason}) if reason else texts.NOTHING
+        shown = [{"message": mark.text, "hint": mark.hint} for mark in table.info.marks]
+        shown += [table.info.reason] if table.info.reason else []
+        parts = [render_to_string("syncdata/error.html", {"error": each}) for each in shown]
+        return format_html_join("", "{}", [[part] for part in parts]) or texts.NOTHING
 
     @admin.display(description=gettext_lazy("error"))
     def error_summary(self, table: Any) -> str:
-        return truncatechars(table.info.error or "", 80)
+        marks = "; ".join(mark.text for mark in table.info.marks)
+        return truncatechars(table.info.error or marks, 80)
 
     @admin.display(description=gettext_lazy("more of it"))
     def more(self, table: TableToSync) -> str:

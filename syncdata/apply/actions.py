@@ -26,7 +26,7 @@ from syncdata.apply.state.checkpoints import (
     open_checkpoints,
     reset_checkpoints,
 )
-from syncdata.apply.state.holds import mark_paused, mark_resumed
+from syncdata.apply.state.holds import mark_paused, mark_resumed, mark_whole
 from syncdata.apply.state.skips import remember_skip
 from syncdata.apply.state.status import record_place
 from syncdata.changes.names import TableName
@@ -91,10 +91,21 @@ def empty(
             names = [name for name in names if name in tables]
         lock_checkpoints(connection, names)
         _empty_tables(connection, names)
-        reset_checkpoints(connection, names)
+        reset_checkpoints(connection, names, is_whole=False)
         for name in names:
             log_action(connection, name, action="clear", reference="", now=now, requested_by=requested_by)
     return names
+
+
+def declare_whole(
+    connection: Connection[Any], tables: Sequence[TableName], *, requested_by: str | None
+) -> list[TableName]:
+    """Believe the operator that *tables* hold all older rows, loaded by other means; return those that were
+    not known to.
+
+    Raises RequestError, with nothing changed, when one is not whitelisted.
+    """
+    return _change_state(connection, tables, mark_whole, action="whole", requested_by=requested_by)
 
 
 def _change_state(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from syncdata.apply.context import Context
@@ -18,7 +18,7 @@ from syncdata.apply.load import load_newest
 from syncdata.apply.position import START, Advance
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import CycleResult
-from syncdata.apply.resync import complete, where_the_others_stand
+from syncdata.apply.resync import complete, rebuilding, where_the_others_stand
 from syncdata.apply.sink import DaemonSink, Outcome, Purpose, Sink
 from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.archive.archive import SnapshotFile
@@ -38,7 +38,8 @@ class Pass:
     """One pass over all whitelisted tables into *sink*; *result* grows as it commits.
 
     *watch* makes the watcher of each cycle's progress. *is_called* tells whether a request waits.
-    *deadline*: monotonic seconds after which new tables and those behind wait for the next pass.
+    *deadline*: monotonic seconds after which new tables and those behind wait for the next pass. *tried*: by
+    table, the newest snapshot when it was rebuilt for lacking rows; the run keeps it, and waits for another.
     """
 
     context: Context
@@ -47,26 +48,55 @@ class Pass:
     watch: Callable[[], Progress]
     is_called: Callable[[], bool]
     deadline: float | None = None
+    tried: dict[TableName, str] = field(default_factory=dict)
 
     def run(self) -> None:
         """Bring all tables on. Tables that have begun go first: they must not grow stale while a new table's
-        snapshot is loaded. Then the new ones begin, and go on with the others.
+        snapshot is loaded. Then the new ones begin, and go on with the others. So do tables that lack rows,
+        because they began without a snapshot or were made anew: they are rebuilt once there is one.
 
         Raises RequestedError, CheckpointMovedError, and SyncError when it cannot go on.
         """
-        checkpoints = self._checkpoints()
-        new = {checkpoint.table for checkpoint in checkpoints if checkpoint.position == START}
+        checkpoints, replaced = self._examine()
+        new = {checkpoint.table for checkpoint in checkpoints if not checkpoint.has_begun}
+        partial = {c.table for c in checkpoints if c.has_begun and c.is_partial and not c.error}
         try:
-            snapshots = find_snapshots(self.context.archive, new, stop=self.context.stop)
+            snapshots = find_snapshots(
+                self.context.archive, new | partial | replaced.keys(), stop=self.context.stop
+            )
         except ReadingStopped:
             return
-        self._advance([checkpoint for checkpoint in checkpoints if checkpoint.table not in snapshots])
+        for table in partial - replaced.keys():
+            if table in snapshots and self.tried.get(table) == snapshots[table][0].name:
+                del snapshots[table]
+        self._hold(
+            {c: replaced[c.table] for c in checkpoints if c.table in replaced.keys() - snapshots.keys()}
+        )
+        beginning = new & snapshots.keys() | replaced.keys()
+        self._advance([checkpoint for checkpoint in checkpoints if checkpoint.table not in beginning])
         if not snapshots:
             return
-        bad_snapshots = self._begin_all(snapshots, {c.table: c.error for c in checkpoints})
+        bad_snapshots = self._begin_all(snapshots, {c.table: c for c in checkpoints}, replaced)
         # Tables that were added or cleared meanwhile begin with the next cycle, which looks for snapshots.
         from_files = new - snapshots.keys() | bad_snapshots.keys()
         self._advance(self._going_on(from_files), bad_snapshots)
+
+    def _examine(self) -> tuple[list[TableCheckpoint], dict[TableName, SyncError]]:
+        """Look at the tables before any record goes there. Return the checkpoints of those that can take
+        rows, and the errors of those that are others than the ones that their rows went to."""
+        checkpoints = self._checkpoints()
+        found = self.sink.examine(checkpoints)
+        self._hold({c: found.unfit[c.table] for c in checkpoints if c.table in found.unfit})
+        return [c for c in checkpoints if c.table not in found.unfit], found.replaced
+
+    def _hold(self, errors: Mapping[TableCheckpoint, SyncError]) -> None:
+        """Block the tables of those checkpoints where they stand."""
+        for checkpoint, error in errors.items():
+            table, position = checkpoint.table, checkpoint.position
+            if str(error) != checkpoint.error:
+                logger.error("%s", error, extra=error.fields)
+            self.sink.block({table: position.commit_lsn}, error, start=position)
+            self.result.note_blocked(table, error, reason_before=checkpoint.error)
 
     def _advance(
         self,
@@ -91,10 +121,14 @@ class Pass:
     def _begin_all(
         self,
         snapshots: Mapping[TableName, Sequence[SnapshotFile]],
-        reasons: Mapping[TableName, str | None],
+        checkpoints: Mapping[TableName, TableCheckpoint],
+        replaced: Mapping[TableName, SyncError],
     ) -> dict[TableName, ParseError]:
-        """Let the tables of *snapshots* begin, until the time is up. Return, by table, the error of a newest
-        snapshot that is broken. *reasons*: the errors that blocked the tables before."""
+        """Let the tables of *snapshots* begin, or begin anew, until the time is up.
+
+        Return, by table, the error of a new table's newest snapshot where that is broken. *checkpoints*:
+        where they stood before the pass. *replaced*: the errors of those that were made anew.
+        """
         bad_snapshots = {}
         for table in self.sink.parents_first(snapshots.keys()):
             if self.context.stop.is_set():
@@ -105,22 +139,47 @@ class Pass:
                 beginning = begin(self.context, self.sink, table, snapshots[table])
             except ReadingStopped:
                 break
-            if beginning.broken is not None:
-                bad_snapshots[table] = beginning.broken
-            self._note(table, beginning, reason_before=reasons.get(table))
+            before = checkpoints[table]
+            if not before.has_begun:
+                if beginning.broken is not None:
+                    bad_snapshots[table] = beginning.broken
+                self._note(before, beginning)
+            elif table in replaced:
+                self._note(before, beginning, otherwise=replaced[table])
+            else:
+                self._note_rebuild(table, beginning)
+                self.tried[table] = snapshots[table][0].name
             if self.deadline is not None and time.monotonic() > self.deadline:
                 break
         return bad_snapshots
 
-    def _note(self, table: TableName, beginning: Beginning, *, reason_before: str | None) -> None:
-        if beginning.error is not None:
-            logger.error("%s", beginning.error, extra=beginning.error.fields | {"table": str(table)})
-            self.sink.block({table: None}, beginning.error, start=START)
-            self.result.note_blocked(table, beginning.error, reason_before=reason_before)
+    def _note(
+        self, before: TableCheckpoint, beginning: Beginning, *, otherwise: SyncError | None = None
+    ) -> None:
+        """Note how a table has begun; block it when it cannot, or by *otherwise* when no snapshot is good."""
+        table, error = before.table, beginning.error
+        if beginning.result is None and error is None:
+            error = otherwise
+        if error is not None:
+            logger.error("%s", error, extra=error.fields | {"table": str(table)})
+            self.sink.block({table: before.position.commit_lsn}, error, start=before.position)
+            self.result.note_blocked(table, error, reason_before=before.error)
             self.result.failed += 1
         elif beginning.result is not None:
             logger.info("%s begins with its newest snapshot", table)
             self.result.add(beginning.result)
+
+    def _note_rebuild(self, table: TableName, beginning: Beginning) -> None:
+        """Note how a table that lacks older rows was rebuilt. Where it was not, its rows are as before."""
+        if beginning.result is not None:
+            logger.info("%s has all its rows now: it is rebuilt from its newest snapshot", table)
+            self.result.add(beginning.result)
+            return
+        logger.warning(
+            "%s is not rebuilt from its newest snapshot, its rows are as before: %s",
+            table,
+            beginning.error or beginning.broken,
+        )
 
     def _going_on(self, from_files: Collection[TableName]) -> list[TableCheckpoint]:
         """Return the checkpoints of tables that have begun, and of *from_files*, which begin with files."""
@@ -163,25 +222,28 @@ class Beginning:
 def begin(
     context: Context, sink: DaemonSink[Any], table: TableName, snapshots: Sequence[SnapshotFile]
 ) -> Beginning:
-    """Load the newest good one of *snapshots* into *table*, which stands at the archive's beginning.
+    """Load the newest good one of *snapshots* into *table*.
 
     Its checkpoint, an audit row and the run's counts commit with the rows. Where active foreign keys tie it
-    to other tables, its rows are brought to where those stand before readers see them. Raises ApplyError
+    to other tables, its rows are brought to where those stand before readers see them; where it has begun
+    already, at least to where it stands itself, for readers must not see it go back. Raises ApplyError
     when the sink itself fails, ArchiveConnectionError, CheckpointMovedError when the table has begun
     meanwhile, and ReadingStopped. Any other error concerns this table alone, and is returned.
     """
     started = time.monotonic()
     beginning = Beginning()
     try:
-        with sink.open_rebuild(table, Purpose(action="snapshot", only_from=START)) as rows:
+        start = next((c.position for c in sink.checkpoints() if c.table == table), START)
+        purpose = Purpose(action="snapshot", only_from=start)
+        with rebuilding(context, sink, table, purpose) as rows:
             loaded = load_newest(context, rows, table, snapshots)
             beginning.broken = loaded.broken
             if loaded.file is None:
                 return beginning
-            until = None
-            if rows.must_fit_others:
-                until = where_the_others_stand(sink.checkpoints(), table, counts_paused=True)
-            until = until or loaded.group.position
+            until = max(start, loaded.group.position, key=lambda position: position.order)
+            if rows.must_fit_others or start != START:
+                others = where_the_others_stand(sink.checkpoints(), table, counts_paused=start == START)
+                until = max(until, others or until, key=lambda position: position.order)
             beginning.result = complete(context, rows, loaded, until=until, started=started)
     except SyncError as error:
         if not _is_the_tables_own(error):

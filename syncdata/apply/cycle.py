@@ -26,7 +26,7 @@ from syncdata.apply.plan.batches import Batch, Limits
 from syncdata.apply.position import START, Position
 from syncdata.apply.progress import NoProgress, Progress
 from syncdata.apply.result import Activity, CycleResult
-from syncdata.apply.sink import Outcome, Sink, prepare_ahead
+from syncdata.apply.sink import LOCK_LIMIT_S, LockedError, Outcome, Sink, prepare_ahead
 from syncdata.apply.state.checkpoints import Skip, TableCheckpoint
 from syncdata.archive.archive import Archive, ChangeFile
 from syncdata.changes.filenames import stem
@@ -231,12 +231,35 @@ class Cycle:
         with prepare_ahead(self._sink, batches) as planned:
             for batch, prepared in planned:
                 end = _position_after(batch, fetched)
-                outcome = self._sink.apply(prepared, group.advance_to(end))
+                outcome = self._apply(prepared, group, end)
                 self._note(batch, outcome, fetched)
                 group.leave(outcome.blocked)
                 group.move_to(end)
                 if not group.tables or self._stop.is_set():
                     return
+
+    def _apply(self, prepared: Any, group: Group, end: Position) -> Outcome:
+        """Hand a batch to the sink. While others hold a lock, wait; a table that they hold for too long is
+        blocked, and the others go on. Raises ReadingStopped when a stop comes meanwhile.
+
+        Tests: test_a_table_that_others_lock_is_blocked_and_the_others_go_on, test_a_stop_ends_the_wait.
+        """
+        # A table that was blocked before has had its wait: it must not hold up every cycle.
+        is_new = not all(self._reasons.get(table) for table in group.tables)
+        deadline = time.monotonic() + (LOCK_LIMIT_S if is_new else 0)
+        while True:
+            try:
+                return self._sink.apply(prepared, group.advance_to(end))
+            except LockedError as locked:
+                if self._stop.is_set():
+                    raise ReadingStopped from None
+                if time.monotonic() < deadline:
+                    continue
+                if locked.table not in group.tables:
+                    raise locked.error from None
+                self._block(group, [locked.table], locked.error)
+                if not group.tables:
+                    return Outcome()
 
     def _note(self, batch: Batch, outcome: Outcome, fetched: Fetched) -> None:
         """Add what *batch* did to the result, and tell log and progress."""

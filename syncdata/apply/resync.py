@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
@@ -22,7 +23,7 @@ from syncdata.apply.feed.snapshots import find_snapshots
 from syncdata.apply.load import Loaded, load_newest
 from syncdata.apply.position import START, Position
 from syncdata.apply.result import Activity, CycleResult
-from syncdata.apply.sink import DaemonSink, Purpose, Rebuild
+from syncdata.apply.sink import DaemonSink, Purpose, Rebuild, patiently
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.apply.state.queries import read_tables
@@ -47,7 +48,7 @@ def resync(context: Context, open_sink: Callable[[], DaemonSink[Any]], table: Ta
         until = where_the_others_stand(sink.checkpoints(), table, counts_paused=False)
         snapshots = find_snapshots(context.archive, [table], stop=context.stop).get(table, [])
         purpose = Purpose(action="resync", requested_by=context.requested_by)
-        with sink.open_rebuild(table, purpose) as rows:
+        with rebuilding(context, sink, table, purpose) as rows:
             loaded = load_newest(context, rows, table, snapshots)
             return complete(context, rows, loaded, until=until, started=started)
     except ReadingStopped:
@@ -67,14 +68,27 @@ def complete(
     result = _replay(context, rows, loaded, until)
     (table,) = loaded.group.tables
     position = loaded.group.position_of(table)
-    rows.exchange(
-        position,
-        counts=result.counts,
-        reference=loaded.file or position.file,
-        now=context.clock(),
-        duration_ms=round((time.monotonic() - started) * 1000),
+    patiently(
+        lambda: rows.exchange(
+            position,
+            counts=result.counts,
+            reference=loaded.file or position.file,
+            now=context.clock(),
+            duration_ms=round((time.monotonic() - started) * 1000),
+            is_whole=loaded.file is not None or result.counts.truncated > 0,
+        ),
+        stop=context.stop,
     )
     return result
+
+
+@contextmanager
+def rebuilding(
+    context: Context, sink: DaemonSink[Any], table: TableName, purpose: Purpose
+) -> Iterator[Rebuild[Any]]:
+    """Open a rebuild of *table*; wait, with a limit, while others hold a lock on it."""
+    with ExitStack() as stack:
+        yield patiently(lambda: stack.enter_context(sink.open_rebuild(table, purpose)), stop=context.stop)
 
 
 def _replay(context: Context, rows: Rebuild[Any], loaded: Loaded, until: Position | None) -> CycleResult:

@@ -19,6 +19,7 @@ import psycopg
 
 from syncdata.apply.bootstrap import Pass, RequestedError
 from syncdata.apply.context import Resources
+from syncdata.apply.feed.files import ask
 from syncdata.apply.position import Position
 from syncdata.apply.postgres.connection import translated_errors
 from syncdata.apply.progress import WaitingProgress
@@ -26,8 +27,10 @@ from syncdata.apply.result import CycleResult, SyncResult
 from syncdata.apply.sink import DaemonSink
 from syncdata.apply.state.checkpoints import CheckpointMovedError
 from syncdata.apply.state.metrics import forget_minutes
-from syncdata.apply.state.runs import end_cycle, end_run, note_waiting, start_run
-from syncdata.errors import CycleError, SyncError
+from syncdata.apply.state.runs import end_cycle, end_run, note_head, note_waiting, start_run
+from syncdata.changes.names import TableName
+from syncdata.errors import CycleError, ParseError, SyncError
+from syncdata.runtime.bounded_stream import ReadingStopped
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Run:
         self._resources = resources
         self._make_room = make_room
         self._sink: DaemonSink[Any] | None = None
+        self._tried: dict[TableName, str] = {}
         self.id = start_run(
             resources.connect(), host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
         )
@@ -73,6 +77,7 @@ class Run:
         result = CycleResult()
         failure: SyncError | None = None
         try:
+            self._look_at_head(stop)
             self._advance_tables(result, stop, deadline)
             summary = SyncResult.of(result, duration_s=time.monotonic() - started)
             self._end_cycle(result, summary)
@@ -83,6 +88,21 @@ class Run:
         if failure is not None:
             raise failure
         return summary
+
+    def _look_at_head(self, stop: threading.Event) -> None:
+        """Note the archiver's sign of life. Nothing depends on it, so an error is none of the cycle's; an
+        archive that cannot be reached is told of by the cycle itself."""
+        archive = self._resources.archive()
+        try:
+            head = ask(archive, archive.read_head, stop=stop)
+        except ParseError as error:
+            logger.warning("%s", error)
+            head = None
+        except (ReadingStopped, SyncError):
+            return
+        connection = self._resources.connect()
+        with translated_errors():
+            note_head(connection, self.id, head, now=_utcnow())
 
     def _advance_tables(self, result: CycleResult, stop: threading.Event, deadline: float | None) -> None:
         """Apply the new records to the tables, and add them to *result* as they commit."""
@@ -99,6 +119,7 @@ class Run:
                 watch=lambda: WaitingProgress(self._note_waiting, self._resources.progress),
                 is_called=is_called,
                 deadline=deadline,
+                tried=self._tried,
             )
             try:
                 one_pass.run()

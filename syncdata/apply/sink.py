@@ -10,7 +10,9 @@ connection.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -19,13 +21,44 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import Batch
 from syncdata.apply.position import Advance, Position
 from syncdata.changes.names import TableName
-from syncdata.errors import SyncError
+from syncdata.errors import ApplyError, SyncError
+from syncdata.runtime.bounded_stream import ReadingStopped
 from syncdata.runtime.prefetch import prefetch
 
 if TYPE_CHECKING:
     from syncdata.apply.state.checkpoints import TableCheckpoint
 
 P = TypeVar("P")
+T = TypeVar("T")
+
+# How long others may hold a lock on a table before the tables beside it go on without it.
+LOCK_LIMIT_S = 30.0
+
+
+class LockedError(Exception):
+    """Others hold a lock, and nothing was done: try again, or go on without the ``table``. It is None where
+    the lock is on none of the tables. ``error`` says who they are."""
+
+    def __init__(self, table: TableName | None) -> None:
+        super().__init__(table)
+        self.table = table
+        self.error: SyncError = ApplyError("others hold a lock", hint="let their transactions end")
+
+
+def patiently(step: Callable[[], T], *, stop: threading.Event) -> T:
+    """Return what *step* does once others let go of their locks.
+
+    Raises ReadingStopped once *stop* is set, and the error of the last LockedError after the limit.
+    """
+    deadline = time.monotonic() + LOCK_LIMIT_S
+    while True:
+        try:
+            return step()
+        except LockedError as locked:
+            if stop.is_set():
+                raise ReadingStopped from None
+            if time.monotonic() > deadline:
+                raise locked.error from None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,9 +88,9 @@ class Sink(Protocol[P]):
         """Apply *prepared* and move the checkpoints of the tables of *advance*, all of it or nothing.
 
         Tables that fail stay at the start and are in the outcome's ``blocked``. The next batch may have been
-        prepared with their records, so records of tables that are not in *advance* are left out. Raises
-        CheckpointMovedError, with nothing done, when a table does not stand at the start with its
-        watermark, and SyncError when the sink itself fails.
+        prepared with their records, so records of tables that are not in *advance* are left out. Raises, with
+        nothing done, LockedError after a second or more in which others hold a lock, CheckpointMovedError
+        when a table does not stand at the start with its watermark, and SyncError when the sink itself fails.
         """
         ...
 
@@ -71,6 +104,15 @@ class Sink(Protocol[P]):
     def unblock(self, tables: Collection[TableName]) -> None:
         """Mark *tables* as not blocked any more."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitness:
+    """What a look at the tables has found, by table as the error that says it. ``unfit``: they cannot take
+    rows now. ``replaced``: they were made anew since rows went there, which a rebuild mends."""
+
+    unfit: dict[TableName, SyncError] = field(default_factory=dict)
+    replaced: dict[TableName, SyncError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +142,20 @@ class Rebuild(Sink[P], Protocol[P]):
         ...
 
     def exchange(
-        self, position: Position, *, counts: Counts, reference: str, now: dt.datetime, duration_ms: int
+        self,
+        position: Position,
+        *,
+        counts: Counts,
+        reference: str,
+        now: dt.datetime,
+        duration_ms: int,
+        is_whole: bool,
     ) -> None:
         """Put the new rows in the place of the old ones and the checkpoint at *position*, and audit it, all
-        of it or nothing. *counts*: what was applied; *reference*: the file that the audit row names.
+        of it or nothing. *counts*: what was applied; *reference*: the file that the audit row names;
+        *is_whole*: no older rows can be missing.
 
-        Raises CheckpointMovedError unless the checkpoint is where it must be.
+        Raises CheckpointMovedError unless the checkpoint is where it must be, and LockedError.
         """
         ...
 
@@ -121,12 +171,19 @@ class DaemonSink(Sink[P], Protocol[P]):
         """Return the checkpoint of every whitelisted table, paused ones too, new ones at the beginning."""
         ...
 
+    def examine(self, checkpoints: Collection[TableCheckpoint]) -> Fitness:
+        """Look at the tables of *checkpoints* before any record goes there."""
+        ...
+
     def parents_first(self, tables: Collection[TableName]) -> list[TableName]:
         """Return *tables* in the order in which they are to begin: those that others refer to go first."""
         ...
 
     def open_rebuild(self, table: TableName, purpose: Purpose) -> AbstractContextManager[Rebuild[Any]]:
-        """Begin to give *table* new rows; what has not been exchanged at the end is dropped."""
+        """Begin to give *table* new rows; what has not been exchanged at the end is dropped.
+
+        Raises LockedError.
+        """
         ...
 
     def rest(self) -> None:

@@ -27,12 +27,17 @@ RESERVED = frozenset(
         "django_migrations",
     }
 )
-_SYSTEM_SCHEMAS = frozenset({"pg_catalog", "information_schema", "pg_toast"})
 
 
 def is_syncable(table: TableName) -> bool:
     """Tell whether *table* may be synced at all."""
-    return table.name not in RESERVED and table.schema not in _SYSTEM_SCHEMAS
+    return table.name not in RESERVED and not _is_system_schema(table.schema)
+
+
+def _is_system_schema(schema: str) -> bool:
+    """Tell whether *schema* is PostgreSQL's own: all that begin with ``pg_`` are, those of temporary tables
+    too."""
+    return schema == "information_schema" or schema.startswith("pg_")
 
 
 def parse_syncable(text: str) -> TableName:
@@ -51,8 +56,10 @@ def require_syncable(table: TableName) -> TableName:
             f"{table} belongs to this database's own bookkeeping and is never synced",
             hint="choose tables of your application",
         )
-    if table.schema in _SYSTEM_SCHEMAS:
-        raise WhitelistAddError(f"{table} is a system table", hint="choose tables of your application")
+    if _is_system_schema(table.schema):
+        raise WhitelistAddError(
+            f"{table} is a system or temporary table", hint="choose tables of your application"
+        )
     return table
 
 

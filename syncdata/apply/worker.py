@@ -142,7 +142,7 @@ class Worker:
         deadline = time.monotonic() + seconds
         while not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
             try:
-                if self._work_off_requests(stop) & _CALLS_FOR_CYCLE:
+                if self._work_off_requests(stop) & _CALLS_FOR_CYCLE or self._open_listener().take_call():
                     return
                 self._open_listener().wait(min(left_s, _LISTEN_S))
             except (psycopg.Error, SyncError) as error:
@@ -154,6 +154,7 @@ class Worker:
         """Carry out the requests that wait; return a function that tells whether another has come in."""
         self._work_off_requests(stop)
         listener = self._open_listener()
+        listener.take_call()  # the pass that begins now is the one that was called for
         return lambda: listener.has_requests
 
     def _work_off_requests(self, stop: threading.Event) -> set[str]:

@@ -29,7 +29,7 @@ from syncdata.changes.filenames import (
     snapshot_file,
     temporary_name,
 )
-from syncdata.changes.head import HEAD_NAME
+from syncdata.changes.head import HEAD_NAME, Head, parse_head
 from syncdata.errors import ArchiveConnectionError, DiscoveryError, SpoolError
 
 __all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archive"]
@@ -181,6 +181,19 @@ class Archive:
     def describe(self) -> str:
         """Return where the archive is, for messages: without secrets."""
         return self._storage.describe()
+
+    def read_head(self) -> Head | None:
+        """Return the archiver's sign of life; None where the archive has none.
+
+        Raises ParseError when it is broken, FetchError when it cannot be read.
+        """
+        try:
+            with self._storage.open(HEAD_NAME) as stream:
+                return parse_head(stream.read())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise cannot_read(self._location(HEAD_NAME), error) from error
 
     def close(self) -> None:
         """Let go of the archive; a fetch or put that is running fails soon."""

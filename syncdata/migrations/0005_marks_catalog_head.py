@@ -16,6 +16,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name="checkpoint",
+            name="home_oid",
+            field=models.BigIntegerField(null=True),
+        ),
+        migrations.AddField(
+            model_name="checkpoint",
             name="marks",
             field=models.JSONField(db_default=models.Value([], models.JSONField())),
         ),
@@ -38,5 +43,22 @@ class Migration(migrations.Migration):
             model_name="syncrun",
             name="head_read_at",
             field=models.DateTimeField(null=True),
+        ),
+        migrations.AlterField(
+            model_name="synclog",
+            name="action",
+            field=models.TextField(
+                choices=[
+                    ("sync", "sync"),
+                    ("resync", "resync"),
+                    ("clear", "clear"),
+                    ("snapshot", "snapshot"),
+                    ("pause", "pause"),
+                    ("resume", "resume"),
+                    ("skip", "skip"),
+                    ("whole", "whole"),
+                ],
+                db_default="sync",
+            ),
         ),
     ]

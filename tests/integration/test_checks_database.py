@@ -50,6 +50,21 @@ def test_the_whitelist_is_held_against_the_schema(world: World) -> None:
     assert "django_migrations" in messages["syncdata.W006"]
 
 
+def test_what_cannot_be_kept_equal_and_numbers_of_content_types_are_warned_of(world: World) -> None:
+    world.execute(
+        "CREATE TABLE tag (id int PRIMARY KEY, of_id int REFERENCES django_content_type)",
+        "CREATE UNLOGGED TABLE quick (id int PRIMARY KEY)",
+        "CREATE VIEW v AS SELECT * FROM tag",
+    )
+    world.whitelist("tag", "quick")
+    messages = found(world.alias, world.state_dir)
+    assert sorted(filter(None, messages)) == ["syncdata.W014", "syncdata.W015"]
+    assert "quick" in messages["syncdata.W014"] and "UNLOGGED" in messages["syncdata.W014"]
+    assert "tag" in messages["syncdata.W015"] and "django_content_type" in messages["syncdata.W015"]
+    world.execute("DELETE FROM tables_to_sync", "INSERT INTO tables_to_sync (table_name) VALUES ('v')")
+    assert "it is a view" in found(world.alias, world.state_dir)["syncdata.W014"]
+
+
 @pytest.mark.parametrize("table", ["auth_user", "auth_user_groups", "auth_permission", "django_session"])
 def test_the_projects_own_logins_are_not_to_be_synced(
     world: World, monkeypatch: pytest.MonkeyPatch, table: str

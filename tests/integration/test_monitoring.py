@@ -49,6 +49,8 @@ def users(world: World) -> Iterator[World]:
         FIRST, [insert("users", id=1) | {"lsn": "1/A"}, update("users", id=1, name="Ann") | {"lsn": "1/B"}]
     )
     world.sync()
+    with world.service() as service:
+        service.declare_whole(["users"])
     with override_settings(SYNCDATA=embedded(world)):
         yield world
 
@@ -146,8 +148,21 @@ def test_health_is_503_until_a_daemon_runs(users: World, rf: RequestFactory) -> 
         "daemon": "active",
         "tables": 1,
         "blocked": 0,
+        "doubtful": 0,
         "last_sync": "",
     }
+
+
+def test_a_table_in_doubt_is_not_green_for_monitoring(users: World, rf: RequestFactory) -> None:
+    mark = [{"kind": "suspect", "text": "something happened", "hint": "resync it"}]
+    users.execute(f"UPDATE data_sync_checkpoints SET marks = '{json.dumps(mark)}'")
+    with users.service() as service, service._worker.running(60):
+        assert health_view(rf.get("/health/")).status_code == 503
+        seen = samples(metrics_view(rf.get("/metrics/")).content)
+    assert json.loads(health_view(rf.get("/health/")).content)["doubtful"] == 1
+    assert seen["syncdata_healthy",] == 0
+    assert seen["syncdata_table_state", "users", "suspect"] == 1
+    assert seen["syncdata_table_state", "users", "active"] == 0
 
 
 class Viewer(AnonymousUser):

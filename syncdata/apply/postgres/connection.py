@@ -65,6 +65,11 @@ def allow_only_nested_loops(cursor: psycopg.Cursor[Any], only: bool) -> None:
     )
 
 
+def limit_lock_waits(connection: Connection[Any], seconds: float) -> None:
+    """Let the rest of the transaction wait so long for each lock, and no longer."""
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{round(seconds * 1000)}ms",))
+
+
 # Those that a writer sets for its transaction.
 _SET_FOR_A_TRANSACTION = ("session_replication_role", "enable_hashjoin", "enable_mergejoin", "enable_seqscan")
 

@@ -22,23 +22,36 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import Batch
 from syncdata.apply.plan.drift import is_older
 from syncdata.apply.plan.prepare import PreparedBatch, prepare
+from syncdata.apply.plan.relation import find_fault
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, translate
+from syncdata.apply.postgres.connection import (
+    constraint_error,
+    is_servers_fault,
+    limit_lock_waits,
+    translate,
+)
+from syncdata.apply.postgres.effects import effect_of
 from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.locks import lock_waits, locked_error
+from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
-from syncdata.apply.sink import Outcome, Purpose
+from syncdata.apply.result import Effect
+from syncdata.apply.sink import LockedError, Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
 from syncdata.apply.state.published import Known, keep_known, look, read_known
+from syncdata.apply.state.holds import add_mark
+from syncdata.apply.state.marks import unlogged
 from syncdata.apply.state.runs import add_to_run
 from syncdata.changes.filenames import is_change_file
 from syncdata.changes.names import TableName
-from syncdata.errors import ApplyError, SchemaError, SyncError
+from syncdata.errors import ApplyError, SyncError
 
+_WAIT_S = 5.0
 _SHADOW = TableName("pg_temp", "syncdata_rebuild")
 
 
@@ -71,21 +84,34 @@ class ShadowTarget:
         self._schema = self._read_schema(table)
         self._known = Known(is_rebuild=True)
         self._looked_under: str | None = None
+        self._newest = Effect()
         self._writer = RowWriter(connection)
         _drop_shadow(connection)
-        connection.execute(
-            sql.SQL(
-                "CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING INDEXES)"
-            ).format(sql.Identifier(_SHADOW.name), _relation(table))
-        )
+        with self._waiting(), connection.transaction():
+            limit_lock_waits(connection, _WAIT_S)
+            connection.execute(
+                sql.SQL(
+                    "CREATE TEMPORARY TABLE {}"
+                    " (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING INDEXES)"
+                ).format(sql.Identifier(_SHADOW.name), _relation(table))
+            )
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Turn the end of a wait for a lock on the table into a LockedError that says who holds it."""
+        try:
+            with lock_waits(self._schema.name):
+                yield
+        except LockedError as locked:
+            locked.error = locked_error(self._connection, locked.table)
+            raise
 
     def _read_schema(self, table: TableName) -> TableSchema:
-        schema = read_schemas(self._connection, [table]).get(table)
-        if schema is None:
-            raise SchemaError(
-                "the table does not exist in the local database", hint="create it (migrate)", table=str(table)
-            )
-        return replace(schema, shadow=_SHADOW)
+        relation = read_relations(self._connection, [table]).get(table)
+        if fault := find_fault(table, relation, is_of_archiver=False):
+            raise fault
+        self._unlogged_part = relation and relation.unlogged(table)
+        return replace(read_schemas(self._connection, [table])[table], shadow=_SHADOW)
 
     @property
     def must_fit_others(self) -> bool:
@@ -122,6 +148,7 @@ class ShadowTarget:
                     raise share.plan
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
+                self._newest = effect_of(share, outcome.counts[table])
         return outcome
 
     def _look(self, batch: Batch) -> None:
@@ -152,21 +179,40 @@ class ShadowTarget:
     # Into the table's place
 
     def exchange(
-        self, position: Position, *, counts: Counts, reference: str, now: dt.datetime, duration_ms: int
+        self,
+        position: Position,
+        *,
+        counts: Counts,
+        reference: str,
+        now: dt.datetime,
+        duration_ms: int,
+        is_whole: bool,
     ) -> None:
         live, only_from = replace(self._schema, shadow=None), self._purpose.only_from
-        with self._connection.transaction():
+        with self._waiting(), self._connection.transaction():
             if only_from is None:
                 lock_checkpoints(self._connection, [live.name])
             else:
                 require_position(self._connection, {live.name: only_from.commit_lsn}, only_from)
             self._writer.begin()
+            limit_lock_waits(self._connection, _WAIT_S)
             exchange(self._writer.cursor, live, self._schema, is_silent=self._writer.is_silent)
             advance_sequences(self._writer.cursor, live)
-            reset_checkpoints(self._connection, [live.name], position, counts=counts, now=now)
+            reset_checkpoints(
+                self._connection,
+                [live.name],
+                position,
+                counts=counts,
+                now=now,
+                is_whole=is_whole,
+                local_oid=live.oid,
+                newest=self._newest,
+            )
             marks = read_known(self._connection, [live.name])[live.name].marks
             marks = tuple(dict.fromkeys([*marks, *self._known.marks]))
             keep_known(self._connection, {live.name: replace(self._known, marks=marks)})
+            if self._unlogged_part:
+                add_mark(self._connection, live.name, unlogged(live.name, self._unlogged_part))
             log_action(
                 self._connection,
                 live.name,

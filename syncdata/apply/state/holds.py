@@ -11,6 +11,7 @@ from typing import Any
 
 from psycopg import Connection
 
+from syncdata.apply.state.marks import Mark, encode_marks
 from syncdata.apply.state.reasons import NO_ERROR, error_parameters
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
@@ -56,6 +57,26 @@ def mark_unblocked(connection: Connection[Any], tables: Collection[TableName]) -
         " WHERE table_name = ANY(%s) AND state = 'blocked'",
         ([str(table) for table in tables],),
     )
+
+
+def add_mark(connection: Connection[Any], table: TableName, mark: Mark) -> None:
+    """Give *table* the mark, once."""
+    connection.execute(
+        "UPDATE data_sync_checkpoints SET marks = marks || %(mark)s::jsonb"
+        " WHERE table_name = %(name)s AND NOT marks @> %(mark)s::jsonb",
+        {"name": str(table), "mark": encode_marks((mark,))},
+    )
+
+
+def mark_whole(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:
+    """Take the mark ``partial`` from *tables*; return those that had it."""
+    rows = connection.execute(
+        "UPDATE data_sync_checkpoints SET"
+        " marks = jsonb_path_query_array(marks, '$[*] ? (@.kind <> \"partial\")')"
+        ' WHERE table_name = ANY(%s) AND marks @> \'[{"kind": "partial"}]\' RETURNING table_name',
+        ([str(table) for table in tables],),
+    ).fetchall()
+    return sorted(TableName.parse(name) for (name,) in rows)
 
 
 def mark_paused(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:

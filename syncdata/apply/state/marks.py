@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from syncdata.changes.names import TableName
+
 # Of a table with several marks, the kind that comes first here is its state.
 Kind = Literal["differs", "suspect", "partial", "unpublished"]
 KINDS: tuple[Kind, ...] = ("differs", "suspect", "partial", "unpublished")
@@ -44,6 +46,34 @@ def decode_marks(column: str | list[dict[str, str]] | None) -> tuple[Mark, ...]:
     if isinstance(column, str):
         return msgspec.json.decode(column, type=tuple[Mark, ...])
     return msgspec.convert(column, type=tuple[Mark, ...])
+
+
+def partial(table: TableName) -> Mark:
+    """Return the mark that a table has from its first checkpoint on, until its rows are known to be whole."""
+    return Mark(
+        kind="partial",
+        text="it began without a snapshot, so rows that are older than the archive may be missing",
+        hint=f"run 'archive_changes --snapshot {table}' at production: the table is then rebuilt by itself;"
+        f" if you have loaded the older rows yourself, say so: 'add_tables --whole {table}'",
+    )
+
+
+def skipped(table: TableName, place: str, requested_by: str) -> Mark:
+    """Return the mark of a table from which the record at *place* was left out."""
+    return Mark(
+        kind="suspect",
+        text=f"the record at {place} was skipped" + (f" by {requested_by}" if requested_by else ""),
+        hint=f"run 'archive_changes --snapshot {table}' at production, then 'resync {table}' here",
+    )
+
+
+def unlogged(table: TableName, part: str) -> Mark:
+    """Return the mark of a table of which *part*, itself or a partition, was seen to be UNLOGGED."""
+    return Mark(
+        kind="suspect",
+        text=f"{part} is or was UNLOGGED: a crash of the server empties it without a word",
+        hint=f"run 'ALTER TABLE {part} SET LOGGED' in the local database, then 'resync {table}'",
+    )
 
 
 def worst(marks: tuple[Mark, ...]) -> Mark | None:

@@ -19,6 +19,7 @@ from syncdata.apply.state.reasons import error_parameters
 from syncdata.errors import SyncError
 
 CHANNEL = "syncdata_requests"
+_CYCLE = "cycle"  # what a notification says that announces no request
 MOST_ATTEMPTS = 3
 # Requests that are over are dropped after this time; the audit log keeps what was done.
 _KEEP = "interval '90 days'"
@@ -53,6 +54,11 @@ def submit(
     ).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def call_for_cycle(connection: Connection[Any]) -> None:
+    """Have the daemon begin a cycle when the transaction commits: the whitelist has grown."""
+    connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, _CYCLE))
 
 
 def take(connection: Connection[Any]) -> Request | None:
@@ -107,11 +113,21 @@ class Listener:
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
         self._has_requests = True  # requests may have come in before we listened
-        connection.add_notify_handler(lambda notification: self.look_again())
+        self._is_cycle_wanted = False
+        connection.add_notify_handler(lambda notification: self._hear(notification.payload))
         connection.execute(f"LISTEN {CHANNEL}")
 
     def is_on(self, connection: Connection[Any]) -> bool:
         return self._connection is connection
+
+    def _hear(self, payload: str) -> None:
+        self._has_requests = True
+        self._is_cycle_wanted = self._is_cycle_wanted or payload == _CYCLE
+
+    def take_call(self) -> bool:
+        """Return whether a cycle has been called for since the last call."""
+        is_wanted, self._is_cycle_wanted = self._is_cycle_wanted, False
+        return is_wanted
 
     def take_notice(self) -> bool:
         """Return whether requests may have come in since the last call."""

@@ -8,13 +8,17 @@ from typing import Any
 from psycopg import Connection
 
 from syncdata.apply.state.reasons import error_parameters
+from syncdata.changes.head import Head, encode_head
 from syncdata.errors import SyncError
 
 
 def start_run(connection: Connection[Any], *, host: str, pid: int, sync_frequency_s: int) -> int:
     """Begin the row of a daemon's run; return its id."""
+    # What the run before has seen of the archiver goes on: a head that does not change stays an old one.
     row = connection.execute(
-        "INSERT INTO data_sync_runs (host, pid, sync_frequency) VALUES (%s, %s, %s) RETURNING id",
+        "INSERT INTO data_sync_runs (host, pid, sync_frequency, head, head_read_at, head_changed_at)"
+        " SELECT %s, %s, %s, head, head_read_at, head_changed_at FROM (SELECT) AS one LEFT JOIN LATERAL"
+        " (SELECT * FROM data_sync_runs ORDER BY id DESC LIMIT 1) AS before ON true RETURNING id",
         (host, pid, sync_frequency_s),
     ).fetchone()
     assert row is not None
@@ -44,6 +48,17 @@ def note_waiting(connection: Connection[Any], run_id: int, *, files: int, size_b
     connection.execute(
         "UPDATE data_sync_runs SET waiting_files = %s, waiting_bytes = %s WHERE id = %s",
         (files, size_bytes, run_id),
+    )
+
+
+def note_head(connection: Connection[Any], run_id: int, head: Head | None, *, now: dt.datetime) -> None:
+    """Note the archiver's sign of life as it was read *now*. None, where there is none, changes nothing else:
+    a head that has gone is as old as it was."""
+    connection.execute(
+        "UPDATE data_sync_runs SET head = coalesce(%(head)s::jsonb, head), head_read_at = %(now)s,"
+        " head_changed_at = CASE WHEN head IS DISTINCT FROM coalesce(%(head)s::jsonb, head) THEN %(now)s"
+        " ELSE head_changed_at END WHERE id = %(id)s",
+        {"id": run_id, "head": None if head is None else encode_head(head).decode(), "now": now},
     )
 
 

@@ -16,6 +16,8 @@ from psycopg.types.json import Jsonb
 from syncdata.apply.position import Position
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import Skip, TableCheckpoint
+from syncdata.apply.state.holds import add_mark
+from syncdata.apply.state.marks import skipped
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
@@ -47,8 +49,8 @@ def settle_skips(
 ) -> None:
     """Audit the skips that a batch *used*, each with the error that the record would have raised.
 
-    They are forgotten then. So are the skips in files that the table, which has got to *end*, has finished:
-    their records were mended, and applied.
+    The table is suspect from then on, and they are forgotten. So are the skips in files that the table, which
+    has got to *end*, has finished: their records were mended, and applied.
     """
     ahead = [s for s in checkpoint.skips if (stem(s.file), True) > (stem(end.file), end.is_finished)]
     left = [skip for skip in ahead if skip not in used]
@@ -59,11 +61,13 @@ def settle_skips(
         (Jsonb([asdict(skip) for skip in left]), str(checkpoint.table)),
     )
     for skip, error in used.items():
+        place = f"{skip.file}:{skip.line}"
+        add_mark(connection, checkpoint.table, skipped(checkpoint.table, place, skip.requested_by))
         log_action(
             connection,
             checkpoint.table,
             action="skip",
-            reference=f"{skip.file}:{skip.line}",
+            reference=place,
             detail=str(error) if error else checkpoint.error,
             now=now,
             requested_by=skip.requested_by,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from syncdata.apply.state.marks import Mark, decode_marks, worst
+from syncdata.apply.state.marks import KINDS, Mark, decode_marks, worst
 from syncdata.apply.state.reasons import read_reason
+from syncdata.apply.state.silence import find_silence, find_wait
 from syncdata.changes.filenames import file_time, is_change_file
 from syncdata.errors import Problem, Reason
+
+STATES = ("new", "active", "paused", "blocked", *KINDS, "stale")
 
 # A cycle counts as overdue when none has ended for so long.
 _OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
@@ -17,9 +21,9 @@ _OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableInfo:
-    """A whitelisted table. ``state``: new, active, blocked, paused, or the kind of its worst mark (differs,
-    suspect, partial, unpublished). ``checkpoint``: ``file:records`` or empty. ``error`` is text for people;
-    ``error_code`` and the others are its parts as data. ``marks``: why it is not simply active."""
+    """A whitelisted table. ``state``: new, active, blocked, paused, the kind of its worst mark (differs,
+    suspect, partial, unpublished), or stale. ``checkpoint``: ``file:records`` or empty. ``error`` is text for
+    people; ``error_code`` and the others are its parts as data. ``marks``: why it is not simply active."""
 
     table_name: str
     creator: str | None
@@ -47,6 +51,11 @@ class TableInfo:
         return read_reason({name: getattr(self, name) for name in _ERROR_FIELDS})
 
     @property
+    def is_doubtful(self) -> bool:
+        """Whether its rows may differ from production's, or be old, though no error holds it."""
+        return self.state not in ("new", "active", "blocked", "paused")
+
+    @property
     def blocking_place(self) -> str:
         """The ``file:line`` of the record that blocks the table; empty where no record does."""
         return record_place(self.reason)
@@ -56,8 +65,8 @@ class TableInfo:
 class DaemonStatus:
     """The daemon's status. ``records_synced`` and ``errors`` count since its start; ``problems`` says why it
     is not healthy, and is empty when it is. A problem's ``str()`` is its text; its ``kind`` is one of
-    ``blocked`` or that of a mark (then it names the ``table``), ``not-started``, ``cycle-failed`` and
-    ``overdue``."""
+    ``blocked`` or that of a mark (then it names the ``table``), ``stale``, ``archiver-waits``,
+    ``waiting-for-lock``, ``not-started``, ``cycle-failed`` and ``overdue``."""
 
     status: str
     sync_frequency: int
@@ -141,7 +150,10 @@ def daemon_status(
     *,
     frequency_s: int,
     now: dt.datetime,
+    found: Sequence[Problem] = (),
 ) -> DaemonStatus:
+    """Return the status that the columns of the newest *run* and the *tables* make. *found*: problems that
+    were met elsewhere, with the archiver or with locks."""
     last_sync = run["last_sync_at"] if run else None
     frequency_s = run["sync_frequency"] if run and is_active else frequency_s
     return DaemonStatus(
@@ -153,8 +165,18 @@ def daemon_status(
         last_sync_time=last_sync,
         tables=tables,
         last_error=run["last_error"] if run else None,
-        problems=tuple(_find_problems(is_active, run, tables, frequency_s=frequency_s, now=now)),
+        problems=(*_find_problems(is_active, run, tables, frequency_s=frequency_s, now=now), *found),
     )
+
+
+def as_of_archiver(
+    tables: Sequence[TableInfo], run: dict[str, Any] | None, *, stale_after_s: int
+) -> tuple[list[TableInfo], list[Problem]]:
+    """Return *tables*, the active ones as stale where the archiver is silent, and what is wrong with it."""
+    silence, wait = find_silence(run, stale_after_s=stale_after_s), find_wait(run)
+    if silence is not None:
+        tables = [replace(t, state="stale") if t.state == "active" else t for t in tables]
+    return list(tables), [problem for problem in (silence, wait) if problem is not None]
 
 
 def _find_problems(
@@ -194,6 +216,8 @@ def _find_problems(
 def table_info(row: dict[str, Any]) -> TableInfo:
     """Return the table of *row*: a row of the whitelist, with the columns of its checkpoint or NULLs."""
     marks = decode_marks(row["marks"])
+    if not row["file"] and row["commit_lsn"] is None:
+        marks = tuple(mark for mark in marks if mark.kind != "partial")  # it has not begun at all
     return TableInfo(
         table_name=row["table_name"],
         creator=row["creator"],

@@ -13,9 +13,9 @@ HEADINGS = ("TABLE", "STATE", "CHECKPOINT", "ROWS SYNCED", "CREATOR", "CREATED")
 
 class Command(SyncCommand):
     help = """\
-List the whitelist: each table with its state (new, active, paused, or blocked and why), its checkpoint
-(the file and the record in it up to which its changes are applied), the rows synced so far, who added
-it and when."""
+List the whitelist: each table with its state (new, active, paused, or blocked, differs, suspect, partial,
+unpublished or stale, and why), its checkpoint (the file and the record in it up to which its changes are
+applied), the rows synced so far, who added it and when."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="Print the tables as a JSON array.")
@@ -31,9 +31,9 @@ def format_tables(tables: Sequence[TableInfo]) -> str:
         return "No tables are synced yet. Add some with: manage.py add_tables <table> ..."
     rows = [HEADINGS, *map(_cells, tables)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    errors = ["", *(table.error for table in tables)]
+    reasons = [(), *(_reasons(table) for table in tables)]
     return "\n".join(
-        line for row, error in zip(rows, errors, strict=True) for line in _lines(row, widths, error)
+        line for row, why in zip(rows, reasons, strict=True) for line in _lines(row, widths, why)
     )
 
 
@@ -48,7 +48,11 @@ def _cells(table: TableInfo) -> tuple[str, ...]:
     )
 
 
-def _lines(row: Sequence[str], widths: Sequence[int], error: str | None) -> Iterator[str]:
+def _reasons(table: TableInfo) -> tuple[str, ...]:
+    return (*([table.error] if table.error else []), *map(str, table.marks))
+
+
+def _lines(row: Sequence[str], widths: Sequence[int], reasons: Sequence[str]) -> Iterator[str]:
     yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    if error:
-        yield f"    {error}"
+    for reason in reasons:
+        yield f"    {reason}"

@@ -1,0 +1,43 @@
+"""The effect of a table's share of a batch, with the time and LSN of its newest record. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from syncdata.apply.counts import Counts
+from syncdata.apply.plan.prepare import TableShare
+from syncdata.apply.plan.table_plan import TablePlan
+from syncdata.apply.result import Effect
+from syncdata.changes.position import format_lsn, parse_lsn
+
+
+def effect_of(share: TableShare, counts: Counts, *, duration_ms: int = 0) -> Effect:
+    """Return the effect of *share*, which was applied with *counts*."""
+    return Effect(
+        counts=counts,
+        last_change_at=parse_time(share.plan.last_ts) if isinstance(share.plan, TablePlan) else None,
+        last_lsn=_valid_lsn(share.records[-1].record.lsn),
+        duration_ms=duration_ms,
+    )
+
+
+def parse_time(text: str | None) -> dt.datetime | None:
+    """Read a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``); None if it is not a time."""
+    try:
+        moment = dt.datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    if moment is None:
+        return None
+    try:
+        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+    except OverflowError:
+        return None
+
+
+def _valid_lsn(text: str | None) -> str | None:
+    """Return *text* if it is an LSN, else None. A record's own LSN is for information, and may be missing."""
+    try:
+        return format_lsn(parse_lsn(text)) if text else None
+    except ValueError:
+        return None
