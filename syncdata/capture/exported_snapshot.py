@@ -41,14 +41,6 @@ logger = logging.getLogger(__name__)
 _POINT_TRIES = 3
 _SAY_AFTER_S, _SAY_EVERY_S = 3.0, 30.0
 
-# Switches off the timeouts that a role or a database may have for its applications. `set_config` on
-# pg_settings does it, since not every version has all of them.
-_PATIENCE = """
-SELECT set_config(name, '0', false) FROM pg_settings
-WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
-               'idle_in_transaction_session_timeout', 'idle_session_timeout')
-"""
-
 # Read once before the slot is made, and once in its snapshot. There `relfilenode` is the snapshot's and
 # `pg_relation_filenode` is that of now: they differ when the table was rewritten between. The names are
 # literals, since a replication connection takes no parameters (see `connect_for_replication`).
@@ -130,8 +122,6 @@ class ConsistentSource:
         self._params = params
         self._publication = publication
         self._stop = stop
-        connection.execute(_PATIENCE)
-        connection.execute("SET row_security = off")
 
     def identify(self) -> SystemIdentity:
         return read_identity(self._connection)

@@ -9,14 +9,20 @@ applied in their order, each as a set again; in the end that record is alone, re
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psycopg
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.net_change import make_plan
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan, as_replacement
 from syncdata.apply.postgres.connection import is_servers_fault, record_error
+from syncdata.apply.postgres.held import RefusedError, refused_error
 from syncdata.apply.postgres.keyed import ReplayNeededError
 from syncdata.apply.postgres.writer import RowWriter
+
+# Another row holds a value of the row to be written, perhaps only until its own turn comes.
+_VALUE_IS_TAKEN = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
 
 
 def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts:
@@ -28,17 +34,20 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
     """
     try:
         return writer.write(plan)
-    except (psycopg.Error, ReplayNeededError) as error:
+    except (psycopg.Error, ReplayNeededError, RefusedError) as error:
         if is_servers_fault(error):
             raise
         if len(batch.records) == 1:
-            refusal = error if isinstance(error, psycopg.Error) else None
             (record,) = batch.records
+            if isinstance(error, RefusedError):
+                raise refused_error(error, record, batch.schema.name, file=batch.file.name) from error
+            refusal = error if isinstance(error, psycopg.Error) else None
             raise record_error(refusal, record, batch.schema.name, file=batch.file.name) from error
-        if isinstance(error, psycopg.errors.UniqueViolation) and (counts := _replace(writer, plan)):
+        if isinstance(error, _VALUE_IS_TAKEN) and (counts := _replace(writer, plan)):
             return counts
     counts = Counts()
-    for half in batch.halves():
+    # The key that locates the rows of all records locates those of some, too.
+    for half in replace(batch, schema=plan.schema).halves():
         counts.add(apply_table(writer, half, make_plan(half)))
     return counts
 
@@ -54,7 +63,7 @@ def _replace(writer: RowWriter, plan: TablePlan) -> Counts | None:
         return None
     try:
         return writer.write(replacement)
-    except (psycopg.Error, ReplayNeededError) as error:
+    except (psycopg.Error, ReplayNeededError, RefusedError) as error:
         if is_servers_fault(error):
             raise
         return None

@@ -27,6 +27,7 @@ from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, translate
 from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.held import RefusedError, refused_rows, require_visible
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.sink import Outcome, Purpose
@@ -51,6 +52,8 @@ def open_shadow(
         yield ShadowTarget(connection, table, purpose, run_id=run_id)
     except psycopg.Error as error:
         raise _reason(error, table, purpose) from error
+    except RefusedError as error:
+        raise refused_rows(error, table) from error
     finally:
         _drop_shadow(connection)
 
@@ -66,11 +69,15 @@ class ShadowTarget:
         self._purpose = purpose
         self._run_id = run_id
         self._schema = self._read_schema(table)
+        require_visible(replace(self._schema, shadow=None))
         self._writer = RowWriter(connection)
         _drop_shadow(connection)
+        # INCLUDING IDENTITY: an identity column that production lacks gets its values here. Test:
+        # test_a_first_load_fills_columns_that_production_lacks.
         connection.execute(
             sql.SQL(
-                "CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING INDEXES)"
+                "CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY"
+                " INCLUDING INDEXES)"
             ).format(sql.Identifier(_SHADOW.name), _relation(table))
         )
 
