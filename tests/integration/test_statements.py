@@ -4,6 +4,7 @@ key there is; for a role that may silence triggers and for one that may not."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def begin(request: pytest.FixtureRequest, start: Begin) -> Begin:
     return lambda *ddl, **options: start(*ddl, is_ordinary=request.param == "ordinary", **options)
 
 
-def synced(world: World, name: str, *records: dict[str, object] | str) -> None:
+def synced(world: World, name: str, *records: dict[str, Any] | str) -> None:
     world.write(name, records)
     assert world.sync().errors == ()
 
@@ -212,7 +213,7 @@ def test_rows_that_a_rule_or_a_trigger_keeps_back_block_the_table(start: Begin, 
     world = start(f"CREATE TABLE t (id int {key}, v text)", SWALLOW, is_ordinary=is_rule)
     number = 0
 
-    def write(*records: dict[str, object]) -> None:
+    def write(*records: dict[str, Any]) -> None:
         nonlocal number
         number += 1
         world.write(f"changes_20260205_{number:06}.json", records)
@@ -235,7 +236,10 @@ def test_rows_that_a_rule_or_a_trigger_keeps_back_block_the_table(start: Begin, 
             disable, drop = "ALTER TABLE t DISABLE TRIGGER guard", "DROP TRIGGER guard ON t"
         old = {"old_keys": {"id": 1, "v": "a"}} if not key and event == "DELETE" else {}
         write(change | old)
-        if not (is_rule and event == "INSERT"):
+        # Where triggers are silent, a row gets another key by DELETE and INSERT.
+        is_moved = "key" in kind and not is_rule
+        is_copied = is_rule and event == "INSERT" and "DEFERRABLE" not in key
+        if not is_moved and not is_copied:
             error = blocked(world)
             assert type(error) is SchemaError and error.line == 1, kind
             assert f"{guard} guard" in error.message and f"DISABLE {guard.upper()} guard" in error.hint, kind
@@ -292,7 +296,7 @@ def test_a_rule_that_sends_rows_elsewhere_blocks_the_table_although_the_number_i
 
 
 @pytest.mark.parametrize("record", [insert("t", id=2, v="b"), update("t", id=1, v="b")])
-def test_values_that_a_trigger_changes_block_the_table(begin: Begin, record: dict[str, object]) -> None:
+def test_values_that_a_trigger_changes_block_the_table(begin: Begin, record: dict[str, Any]) -> None:
     world = begin("CREATE TABLE t (id int PRIMARY KEY, v text)")
     synced(world, FIRST, insert("t", id=1, v="a"))
     world.execute(
@@ -430,7 +434,10 @@ def test_a_key_without_overlaps_is_upserted_and_moved(begin: Begin) -> None:
         "CREATE TABLE t (room int4range, at daterange, guest text, note text,"
         " PRIMARY KEY (room, at WITHOUT OVERLAPS))"
     )
-    one, two, three = ({"room": "[1,2)", "at": f"[2026-01-0{n},2026-01-0{n + 2})"} for n in (1, 3, 5))
+    stays: list[dict[str, Any]] = [
+        {"room": "[1,2)", "at": f"[2026-01-0{n},2026-01-0{n + 2})"} for n in (1, 3, 5)
+    ]
+    one, two, three = stays
     synced(world, FIRST, insert("t", **one, guest="a", note="A"), insert("t", **two, guest="b", note="B"))
     synced(
         world,
@@ -446,7 +453,7 @@ def test_a_key_without_overlaps_is_upserted_and_moved(begin: Begin) -> None:
         ("[2026-01-05,2026-01-07)", "e", "E"),
     ]
     # The second and the third stay are put off, each to where the other one was or beside it; one is over.
-    later = {"room": "[1,2)", "at": "[2026-01-06,2026-01-09)"}
+    later: dict[str, Any] = {"room": "[1,2)", "at": "[2026-01-06,2026-01-09)"}
     synced(
         world,
         THIRD,
@@ -493,6 +500,35 @@ def test_a_unique_index_that_production_identifies_rows_by_locates_them_here(beg
     assert world.rows("SELECT * FROM t ORDER BY id") == [(3, "c3", "v"), (20, "d2", "w")]
 
 
+def test_a_swap_under_awake_keys_takes_no_children_along(start: Begin) -> None:
+    world = start(
+        "CREATE TABLE t (id int PRIMARY KEY, email text UNIQUE, toast text)",
+        "CREATE TABLE waits (t_id int REFERENCES t DEFERRABLE)",
+        "CREATE TABLE c (id int PRIMARY KEY, email text UNIQUE)",
+        "CREATE TABLE goes (c_id int REFERENCES c ON DELETE CASCADE)",
+        "INSERT INTO t VALUES (1, 'a', 'A'), (2, 'b', 'B'), (3, 'c', 'C')",
+        "INSERT INTO c VALUES (1, 'a'), (2, 'b')",
+        "INSERT INTO waits VALUES (1), (2)",
+        "INSERT INTO goes VALUES (1), (2)",
+        tables=("t", "c"),
+        is_ordinary=True,
+    )
+    synced(
+        world,
+        FIRST,
+        update("t", id=1, email="x"),
+        update("t", id=2, email="a"),
+        update("t", id=1, email="b", toast="new"),
+        update("c", id=1, email="x"),
+        update("c", id=2, email="a"),
+        update("c", id=1, email="b"),
+    )
+    assert world.rows("SELECT * FROM t ORDER BY id") == [(1, "b", "new"), (2, "a", "B"), (3, "c", "C")]
+    assert world.rows("SELECT * FROM c ORDER BY id") == [(1, "b"), (2, "a")]
+    assert world.rows("SELECT * FROM waits ORDER BY 1") == [(1,), (2,)]
+    assert world.rows("SELECT * FROM goes ORDER BY 1") == [(1,), (2,)]
+
+
 # Many columns, and odd names
 
 
@@ -504,7 +540,7 @@ def test_a_table_may_have_as_many_columns_as_postgresql_allows(begin: Begin) -> 
         f"CREATE TABLE bag (id int, {columns})",
         tables=("t", "bag"),
     )
-    empty = dict.fromkeys(names)
+    empty: dict[str, Any] = dict.fromkeys(names)
     synced(
         world,
         FIRST,
@@ -516,7 +552,7 @@ def test_a_table_may_have_as_many_columns_as_postgresql_allows(begin: Begin) -> 
         SECOND,
         update("t", id=1, **empty | {"c1": 5}),
         update("t", id=2, c2=6),
-        update("t", {"id": 3}, id=30, **{name: None for name in names[1:]}),
+        update("t", {"id": 3}, id=30, **{n: v for n, v in empty.items() if n != "c0"}),
         delete("t", id=4),
         insert("t", id=5, c5=1),
         delete("bag", id=1, **empty),
@@ -539,7 +575,7 @@ def test_columns_may_be_named_like_those_of_the_staging_tables(begin: Begin) -> 
         "CREATE TABLE excluded (id int PRIMARY KEY, excluded text)",
         tables=("t", "bag", "excluded"),
     )
-    row = dict.fromkeys(names, "a")
+    row: dict[str, Any] = dict.fromkeys(names, "a")
     synced(
         world,
         FIRST,

@@ -55,15 +55,28 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
 def _replace(writer: RowWriter, plan: TablePlan) -> Counts | None:
     """Apply *plan* by removing all its rows before writing any; None, with nothing done, if it fails.
 
-    It is tried only where triggers and foreign keys stand aside: else the removal of a row, even for a
-    moment, could cascade to others. Test: test_two_rows_swap_a_unique_value_in_one_batch.
+    It is tried only where the removal of a row, for a moment, has no consequences. Tests:
+    test_two_rows_swap_a_unique_value_in_one_batch, test_a_swap_under_awake_keys_takes_no_children_along.
     """
-    replacement = as_replacement(plan) if writer.is_silent and plan.schema.key else None
+    may_remove = writer.is_silent or not _has_consequences(plan)
+    replacement = as_replacement(plan) if may_remove and plan.schema.key else None
     if replacement is None:
         return None
     try:
-        return writer.write(replacement)
+        return writer.write(replacement, removes_first=True)
     except (psycopg.Error, ReplayNeededError, RefusedError) as error:
         if is_servers_fault(error):
             raise
         return None
+
+
+def _has_consequences(plan: TablePlan) -> bool:
+    """Tell whether the removal of a row could change others, where triggers and foreign keys are awake.
+
+    A key that changes may be passed on by ON UPDATE CASCADE, which a removal and an insert are not.
+    """
+    return (
+        plan.schema.has_cascades
+        or bool(plan.rekeyed or plan.schema.awake_guards(is_silent=False))
+        or any(shape.mode == "move" for shape in plan.writes)
+    )

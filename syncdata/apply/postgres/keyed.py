@@ -13,7 +13,6 @@ import psycopg
 from psycopg import sql
 
 from syncdata.apply.plan.columns import Key
-from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import Shape, TablePlan, key_getter
 from syncdata.apply.postgres.held import fixed_error, require_changed
 from syncdata.apply.postgres.pieces import TargetNames, assignments, equalities, names_of
@@ -32,15 +31,17 @@ class KeyedWriter:
         self._staging = staging
         self._is_silent = is_silent
 
-    def write(self, target: TargetNames, plan: TablePlan) -> int:
+    def write(self, target: TargetNames, plan: TablePlan, *, removes_first: bool = False) -> int:
         """Write *plan*; return how many rows it looked for and did not find.
+
+        *removes_first*: no row is moved in place.
 
         Raises ReplayNeededError, and RefusedError where the table does not take what it is given.
         """
         shapes = self._staging.stage(target, plan.writes)
         left = {number: len(plan.writes[shape]) for number, shape in shapes}
         missing = 0
-        moves_in_place = self._moves_in_place(plan.schema)
+        moves_in_place = not removes_first and self._moves_in_place(target)
         if moves_in_place:
             _refuse_chains(plan)
             # Remove before the moves, which may go to a key that is removed here. Tests:
@@ -56,7 +57,7 @@ class KeyedWriter:
             raise fixed_error(next(c.name for c in plan.schema.columns if c.is_always_identity))
         for number, shape in shapes:
             if shape.mode == "move":
-                not_there = self._move(target, number, shape, left[number])
+                not_there = self._move(target, number, shape, left[number], is_in_place=moves_in_place)
                 left[number] -= not_there
                 missing += not_there
         if not moves_in_place:
@@ -80,7 +81,7 @@ class KeyedWriter:
         self._require_values(target, shapes, left, moves_in_place=moves_in_place)
         return missing
 
-    def _moves_in_place(self, schema: TableSchema) -> bool:
+    def _moves_in_place(self, target: TargetNames) -> bool:
         """Tell whether a row gets its new key by UPDATE of its key columns, and not by DELETE and INSERT.
 
         Order 7 becomes 17. Where foreign keys are awake, a DELETE of 7 could take its order lines along, so
@@ -90,17 +91,18 @@ class KeyedWriter:
         one, the row is deleted and inserted even then; test:
         test_rows_with_an_identity_that_is_always_generated_are_touched_and_moved.
         """
+        schema = target.schema
         always = {column.name for column in schema.columns if column.is_always_identity}
-        return (not self._is_silent or TargetNames(schema).is_wide) and always.isdisjoint(schema.key)
+        return (not self._is_silent or target.is_wide) and always.isdisjoint(schema.key)
 
-    def _move(self, target: TargetNames, number: int, shape: Shape, rows: int) -> int:
+    def _move(self, target: TargetNames, number: int, shape: Shape, rows: int, *, is_in_place: bool) -> int:
         """Give rows their new keys; return how many were not there.
 
         Where keys are not updated in place, a moved row is completed from the row it was, removed, and
         upserted later with the rest: so chains (7 -> 8, 8 -> 9) and swaps of keys need no order. Test:
         test_two_rows_swap_their_keys.
         """
-        if self._moves_in_place(target.schema):
+        if is_in_place:
             moved = self._execute(
                 "UPDATE {rows} t SET {assignments} FROM {staging} r WHERE {mine} AND {moved}",
                 target,

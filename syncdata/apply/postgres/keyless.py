@@ -10,7 +10,7 @@ from psycopg import sql
 
 from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.postgres.connection import allow_only_nested_loops
-from syncdata.apply.postgres.held import require_changed
+from syncdata.apply.postgres.held import require_changed, require_copied
 from syncdata.apply.postgres.pieces import TargetNames, names_of
 from syncdata.apply.postgres.staging import Staging
 
@@ -38,7 +38,9 @@ class KeylessWriter:
             copied = self._staging.copy(
                 target.relation, [sql.Identifier(name) for name in shape.columns], rows
             )
-            self._require(target, "INSERT", found=len(rows), changed=copied)
+            require_copied(
+                target.schema, "INSERT", found=len(rows), changed=copied, is_silent=self._is_silent
+            )
         return missing
 
     def _remove(self, target: TargetNames, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> int:
@@ -73,8 +75,7 @@ class KeylessWriter:
             ).fetchone() or (0,)
         removed = self._cursor.execute(statement).rowcount
         allow_only_nested_loops(self._cursor, True)
-        self._require(target, "DELETE", found=removed if found is None else found, changed=removed)
+        if found is None:
+            found = removed
+        require_changed(target.schema, "DELETE", found=found, changed=removed, is_silent=self._is_silent)
         return len(rows) - removed
-
-    def _require(self, target: TargetNames, event: str, *, found: int, changed: int) -> None:
-        require_changed(target.schema, event, found=found, changed=changed, is_silent=self._is_silent)

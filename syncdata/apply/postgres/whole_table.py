@@ -67,7 +67,10 @@ def exchange(cursor: Cursor, live: TableSchema, shadow: TableSchema, *, is_silen
     require_visible(live)
     target = TargetNames(live)
     if is_silent or not live.key or not live.has_inbound_keys:
-        cursor.execute(sql.SQL("DELETE FROM {}").format(target.rows))
+        removed = cursor.execute(sql.SQL("DELETE FROM {}").format(target.rows)).rowcount
+        if live.awake_guards(is_silent=is_silent):
+            left = _count(cursor, target.rows)
+            require_changed(live, "DELETE", found=removed + left, changed=removed, is_silent=is_silent)
         _insert_from(cursor, target, shadow, on_conflict=sql.SQL(""))
     else:
         _exchange_by_key(cursor, target, shadow)

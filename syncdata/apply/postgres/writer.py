@@ -51,7 +51,7 @@ from psycopg import Connection, sql
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.postgres.connection import allow_only_nested_loops
-from syncdata.apply.postgres.held import require_changed, require_visible
+from syncdata.apply.postgres.held import require_copied, require_visible
 from syncdata.apply.postgres.keyed import KeyedWriter, ReplayNeededError
 from syncdata.apply.postgres.keyless import KeylessWriter
 from syncdata.apply.postgres.pieces import TargetNames
@@ -99,8 +99,10 @@ class RowWriter:
         """Let tables whose inserts met existing keys try the straight COPY again."""
         self._no_direct_copy.clear()
 
-    def write(self, plan: TablePlan) -> Counts:
+    def write(self, plan: TablePlan, *, removes_first: bool = False) -> Counts:
         """Write *plan*, or nothing of it; return its counts with the rows that were missing.
+
+        *removes_first*: rows are removed before any is written, even where rows are moved in place otherwise.
 
         Raises ReplayNeededError where the plan does not tell the outcome, RefusedError where the table does
         not take what it is given, and psycopg.Error.
@@ -114,8 +116,10 @@ class RowWriter:
                 empty(self.cursor, plan.schema, is_silent=self.is_silent)
             if plan.only_inserts and self._copy_straight(target, plan):
                 return replace(plan.counts)
-            writer = self._keyed if plan.schema.key else self._keyless
-            missing = writer.write(target, plan)
+            if plan.schema.key:
+                missing = self._keyed.write(target, plan, removes_first=removes_first)
+            else:
+                missing = self._keyless.write(target, plan)
             # One record alone needs no replay: a row that it did not find is missing. Test:
             # test_a_missing_row_is_inserted_when_complete_and_else_counted_as_missing.
             if missing and plan.replay_if_missing and plan.counts.records > 1:
@@ -147,7 +151,7 @@ class RowWriter:
         except (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation):
             self._no_direct_copy.add(schema.oid)
             return False
-        require_changed(schema, "INSERT", found=len(rows), changed=copied, is_silent=self.is_silent)
+        require_copied(schema, "INSERT", found=len(rows), changed=copied, is_silent=self.is_silent)
         return True
 
 
