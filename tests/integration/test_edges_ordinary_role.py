@@ -186,7 +186,7 @@ def test_a_unique_value_of_a_row_that_goes_is_free_for_the_next_one(world: World
     assert world.rows("SELECT * FROM c ORDER BY id") == [(1, 2, "stays"), (3, 1, "stays")]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("batch_records", [7, 50_000])
 def test_an_ordinary_role_ends_with_the_rows_that_production_has(
     world: World, production: Production, seed: int, batch_records: int
@@ -197,8 +197,8 @@ def test_an_ordinary_role_ends_with_the_rows_that_production_has(
         "CREATE TABLE p (id int PRIMARY KEY, email text UNIQUE, toast text)",
         "CREATE TABLE m (id int PRIMARY KEY, p_id int REFERENCES p ON DELETE CASCADE ON UPDATE CASCADE,"
         " up int REFERENCES m ON DELETE SET NULL, toast text)",
-        "CREATE TABLE c (id int, m_id int REFERENCES m ON DELETE CASCADE, p_id int REFERENCES p ON DELETE SET NULL"
-        " ON UPDATE CASCADE, toast text, PRIMARY KEY (id))",
+        "CREATE TABLE c (id int PRIMARY KEY, m_id int REFERENCES m ON DELETE CASCADE,"
+        " p_id int REFERENCES p ON DELETE SET NULL ON UPDATE CASCADE, toast text)",
         "CREATE TABLE r (id int PRIMARY KEY, m_id int REFERENCES m ON DELETE RESTRICT)",
     )
     for side in (production, world):
