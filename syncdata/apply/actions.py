@@ -16,6 +16,7 @@ from psycopg import Connection
 from syncdata.apply.plan.schema import parents_first
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import errors_as, settings_restored
+from syncdata.apply.postgres.held import RefusedError
 from syncdata.apply.postgres.whole_table import empty_all
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.state.audit import log_action
@@ -174,7 +175,10 @@ def _empty_tables(connection: Connection[Any], names: Sequence[TableName]) -> No
     # Test: test_after_a_clear_triggers_and_foreign_keys_of_the_requests_transaction_are_awake.
     with settings_restored(connection):
         writer.begin()
-        empty_all(writer.cursor, [schemas[name] for name in order])
+        try:
+            empty_all(writer.cursor, [schemas[name] for name in order], is_silent=writer.is_silent)
+        except RefusedError as error:
+            raise RequestError(f"nothing is cleared: {error.reason}", hint=error.hint) from error
 
 
 def _utcnow() -> dt.datetime:

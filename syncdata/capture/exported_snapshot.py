@@ -31,7 +31,7 @@ from psycopg.rows import dict_row
 from syncdata.capture.published import Look, look_at
 from syncdata.capture.refusals import snapshot_error, snapshot_login_error
 from syncdata.capture.slot import Slot, read_slot
-from syncdata.capture.source import PATIENCE, SystemIdentity, connect_for_replication, read_identity
+from syncdata.capture.source import SystemIdentity, connect_for_replication, read_identity
 from syncdata.capture.waits import WaitTeller
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
@@ -114,8 +114,6 @@ class ConsistentSource:
         self._params = params
         self._publication = publication
         self._stop = stop
-        connection.execute(PATIENCE)
-        connection.execute("SET row_security = off")
 
     def identify(self) -> SystemIdentity:
         return read_identity(self._connection)

@@ -15,10 +15,10 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from syncdata.capture.refusals import source_error
-from syncdata.capture.source import PATIENCE
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import SyncError
+from syncdata.runtime.session_settings import SESSION_SETTINGS, pin_statement
 
 _BOUNDS = "SET search_path = pg_catalog; SET row_security = off; SET lock_timeout = '1s'"
 _LOOK_TIMEOUT_S, _PROBE_TIMEOUT_S = 60, 5
@@ -260,7 +260,7 @@ class SourceEye:
     def _connect(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = psycopg.connect(**self._params, autocommit=True)
-            self._connection.execute(PATIENCE)
+            self._connection.execute(pin_statement(SESSION_SETTINGS))
             self._connection.execute(_BOUNDS)
         return self._connection
 

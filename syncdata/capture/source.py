@@ -11,30 +11,15 @@ import psycopg
 
 from syncdata.capture.refusals import source_errors
 from syncdata.changes.position import parse_lsn
+from syncdata.runtime import session_settings
+from syncdata.runtime.session_settings import SESSION_SETTINGS, pin_statement
 
 # The text forms of values depend on these settings, so they are pinned, whatever the defaults of the role or
 # the database are. With this search_path, names of tables, types and functions in values carry their schema.
-TEXT_SETTINGS = {
-    "client_encoding": "UTF8",
-    "datestyle": "ISO, MDY",
-    "timezone": "UTC",
-    "intervalstyle": "postgres",
-    "extra_float_digits": "3",
-    "bytea_output": "hex",
-    "lc_monetary": "C",
-    "quote_all_identifiers": "off",
-    "search_path": "pg_catalog",
-}
+TEXT_SETTINGS = session_settings.TEXT_SETTINGS | {"search_path": "pg_catalog"}
 # The server asks for an answer after half of this time without one. We report more often than that, so a
 # server that asks is one that shuts down.
 _SENDER_SETTINGS = {"wal_sender_timeout": "60s", "client_min_messages": "warning"}
-# Switches off the timeouts that a role or a database may have for its applications. `set_config` on
-# pg_settings does it, since not every version has all of them.
-PATIENCE = """
-SELECT set_config(name, '0', false) FROM pg_settings
-WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
-               'idle_in_transaction_session_timeout', 'idle_session_timeout')
-"""
 # With the kernel's defaults, it would take hours to notice that the source's host has vanished.
 _NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
 
@@ -55,6 +40,7 @@ def connect(params: Mapping[str, Any]) -> Iterator[psycopg.Connection[Any]]:
     Raises SourceConnectionError or SourceSetupError for all that the driver raises in the block.
     """
     with source_errors(), psycopg.connect(**params, autocommit=True) as connection:
+        connection.execute(pin_statement(SESSION_SETTINGS))
         yield connection
 
 
@@ -69,7 +55,13 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
     given = _NETWORK | {name: value for name, value in params.items() if value is not None}
     if mine := given.pop("options", ""):
         options = f"{mine} {options}"
-    return psycopg.connect(**given, replication="database", options=options, autocommit=True)
+    connection = psycopg.connect(**given, replication="database", options=options, autocommit=True)
+    try:
+        connection.execute(pin_statement(SESSION_SETTINGS))
+    except psycopg.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def read_identity(connection: psycopg.Connection[Any]) -> SystemIdentity:

@@ -26,6 +26,7 @@ from syncdata.provision.facts import (
     TablePart,
 )
 from syncdata.provision.statements import Account, SetupStep
+from syncdata.runtime.session_settings import SESSION_SETTINGS, pin_statement
 
 _SERVER = """
 SELECT current_setting('server_version') AS version,
@@ -157,9 +158,10 @@ class SourceDatabase:
 
     def __init__(self, connection: psycopg.Connection[dict[str, Any]]) -> None:
         self._connection = connection
-        # The role may have settings for an application that do not suit this.
-        connection.execute("SET search_path = pg_catalog")
-        connection.execute("SET statement_timeout = 0")
+        # The role may have settings for an application that do not suit this. Setup reads no rows, so row
+        # security can keep none from it.
+        pinned = SESSION_SETTINGS | {"search_path": "pg_catalog", "row_security": "on"}
+        connection.execute(pin_statement(pinned))
 
     def read(self, *, tables: Sequence[TableName], publication: str, slot: str) -> SourceFacts:
         """Return the facts that decide whether the source is ready. Read-only."""

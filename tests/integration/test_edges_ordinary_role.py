@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+
+import psycopg
 import pytest
 
-from syncdata.errors import ApplyError
+from syncdata.errors import ApplyError, SchemaError
+from tests.production import Production, differences
 from tests.world import World, delete, insert, truncate, update
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"
@@ -138,7 +143,8 @@ def test_rows_that_row_security_hides_are_an_error_not_missing(world: World) -> 
         tables=("t",),
     )
     world.write(FIRST, [delete("t", id=1)])
-    assert blocked(world) == ["t"]
+    (error,) = world.sync().errors
+    assert type(error) is SchemaError and error.table == "t"
     world.execute("ALTER TABLE t DISABLE ROW LEVEL SECURITY")
     assert blocked(world) == []
     assert world.rows("SELECT * FROM t") == []
@@ -153,3 +159,86 @@ def test_a_resync_exchanges_unique_values_under_a_deferrable_key(world: World) -
     with world.service() as service:
         service.resync("t")
     assert world.rows("SELECT * FROM t ORDER BY id") == [(1, "a"), (2, "b")]
+
+
+def test_a_unique_value_of_a_row_that_goes_is_free_for_the_next_one(world: World) -> None:
+    begin(
+        world,
+        "CREATE TABLE p (id int PRIMARY KEY, email text UNIQUE)",
+        CHILD.format("CASCADE"),
+        "INSERT INTO p VALUES (1, 'a'), (2, 'b')",
+        "INSERT INTO c VALUES (1, 1, 'stays'), (2, 1, 'goes'), (3, 2, 'stays')",
+        tables=("p", "c"),
+    )
+    world.write(
+        FIRST,
+        [
+            update("c", {"id": 1}, id=1, p_id=2),
+            delete("p", id=1),
+            delete("c", id=2),
+            insert("p", id=3, email="a"),
+            insert("p", id=1, email="c"),
+            update("c", {"id": 3}, id=3, p_id=1),
+        ],
+    )
+    assert world.sync().errors == ()
+    assert world.rows("SELECT * FROM p ORDER BY id") == [(1, "c"), (2, "b"), (3, "a")]
+    assert world.rows("SELECT * FROM c ORDER BY id") == [(1, 2, "stays"), (3, 1, "stays")]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("batch_records", [7, 50_000])
+def test_an_ordinary_role_ends_with_the_rows_that_production_has(
+    world: World, production: Production, seed: int, batch_records: int
+) -> None:
+    world.options["batch_records"] = batch_records
+    dice = random.Random(seed)
+    tables = (
+        "CREATE TABLE p (id int PRIMARY KEY, email text UNIQUE, toast text)",
+        "CREATE TABLE m (id int PRIMARY KEY, p_id int REFERENCES p ON DELETE CASCADE ON UPDATE CASCADE,"
+        " up int REFERENCES m ON DELETE SET NULL, toast text)",
+        "CREATE TABLE c (id int PRIMARY KEY, m_id int REFERENCES m ON DELETE CASCADE,"
+        " p_id int REFERENCES p ON DELETE SET NULL ON UPDATE CASCADE, toast text)",
+        "CREATE TABLE r (id int PRIMARY KEY, m_id int REFERENCES m ON DELETE RESTRICT)",
+    )
+    for side in (production, world):
+        side.execute(*tables)
+        for table in "pmc":
+            side.execute(f"ALTER TABLE {table} ALTER toast SET STORAGE EXTERNAL")
+    production.publish("p", "m", "c", "r")
+    world.archive = production.archive_dir
+    world.whitelist("p", "m", "c", "r")
+    world.use_ordinary_role()
+
+    def some() -> int:
+        return dice.randrange(6)
+
+    def change() -> str:
+        one, two, toast = some(), some(), f"repeat('{some()}', 3000)"
+        return dice.choice(
+            [
+                f"INSERT INTO p VALUES ({one}, '{two}', {toast})",
+                f"INSERT INTO m VALUES ({one}, {two}, {some()}, {toast})",
+                f"INSERT INTO c VALUES ({one}, {two}, {some()}, {toast})",
+                f"INSERT INTO r VALUES ({one}, {two})",
+                f"UPDATE p SET email = '{two}' WHERE id = {one}",
+                f"UPDATE p SET id = {two} WHERE id = {one}",
+                f"UPDATE m SET p_id = {two}, up = {some()} WHERE id = {one}",
+                f"UPDATE m SET id = {two} WHERE id = {one}",
+                f"UPDATE c SET m_id = {two}, p_id = {some()} WHERE id = {one}",
+                f"UPDATE r SET m_id = {two} WHERE id = {one}",
+                f"DELETE FROM p WHERE id = {one}",
+                f"DELETE FROM m WHERE id = {one}",
+                f"DELETE FROM c WHERE id = {one}",
+                f"DELETE FROM r WHERE id = {one}",
+                "TRUNCATE p CASCADE" if dice.random() < 0.1 else f"DELETE FROM r WHERE m_id = {one}",
+            ]
+        )
+
+    with production.connect() as connection:
+        for _ in range(150):
+            with contextlib.suppress(psycopg.IntegrityError):
+                connection.execute(change())
+    production.archive()
+    assert world.sync().errors == ()
+    assert differences(production.database, world.database, ["p", "m", "c", "r"]) == []

@@ -4,6 +4,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,7 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import BatchFile
 from syncdata.apply.plan.net_change import make_plan
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
-from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan, as_replacement
+from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan, as_replacement, removals_apart
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
 from syncdata.changes.record import ChangeRecord, parse_record
@@ -355,6 +356,24 @@ def test_rows_may_be_moved_in_place_when_what_is_gone_is_removed_first(
     assert table == expected
 
 
+@settings(max_examples=400, deadline=None)
+@given(stream=streams(), data=st.data())
+def test_rows_may_be_written_before_others_are_removed(
+    stream: tuple[TableSchema, Table, list[LocatedRecord]], data: st.DataObject
+) -> None:
+    schema, before, records = stream
+    table = data.draw(st.one_of(st.just(locally(before, schema)), stale_tables(schema)))
+    plan = planned(schema, records)
+    apart = removals_apart(plan)
+    assume(apart is not None)
+    assert apart is not None
+    writes, removals = apart
+    expected = copy.deepcopy(table)
+    missing = apply(expected, plan)
+    found = apply(table, writes) + apply(table, removals)
+    assert (table, found) == (expected, missing)
+
+
 @settings(max_examples=250, deadline=None)
 @given(stream=streams(), data=st.data())
 def test_cutting_a_stream_into_batches_changes_nothing(
@@ -634,3 +653,32 @@ def test_a_replacement_removes_whole_rows_and_completes_the_others() -> None:
 
 def test_an_insert_that_lacks_columns_is_not_replaced() -> None:
     assert as_replacement(plan_of(PLAIN, insert(id=1, a=1))) is None
+
+
+# Keys
+
+
+def test_records_that_locate_rows_by_another_unique_index_are_planned_by_it() -> None:
+    schema = replace(schema_of("id", "code", "v"), other_keys=(("code",),))
+    records = [update(id=7, code="c", v="w"), delete(code="d"), update({"code": "e"}, id=8, code="f", v="x")]
+    plan = plan_of(schema, *records)
+    assert plan.schema.key == ("code",)
+    assert plan.schema.other_keys == (("id",),)
+    assert not plan.schema.has_arbiter
+    assert plan.gone == {("d",): True, ("e",): False}
+    assert plan.rekeyed == {("e",): ("f",)}
+    # A DELETE of the whole old row is located by the primary key.
+    assert plan_of(schema, delete(id=1, code="c", v="w")).schema.key == ("id",)
+
+
+def test_records_that_locate_rows_in_two_ways_are_replayed() -> None:
+    schema = replace(schema_of("id", "code", "v"), other_keys=(("code",),))
+    plan = plan_of(schema, delete(code="d"), delete(id=1))
+    assert plan.is_order_sensitive
+    assert plan.last_ts == plan_of(schema, delete(id=1)).last_ts
+
+
+def test_old_values_of_no_key_are_refused() -> None:
+    schema = replace(schema_of("id", "code", "v"), other_keys=(("code",),))
+    with pytest.raises(SchemaError, match="key column"):
+        plan_of(schema, delete(v="x"))

@@ -19,6 +19,14 @@ class UnknownColumnError(SchemaError):
     """A record has a column that the table lacks."""
 
 
+class OtherKeyError(Exception):
+    """The record's old values locate its row by another key than the one in use: ``key``."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(key)
+        self.key = key
+
+
 class RecordReader:
     """Reads rows and keys out of records, as the text the table's columns take."""
 
@@ -85,6 +93,20 @@ class RecordReader:
             f"a record lacks the key column(s) {', '.join(self.schema.key)}",
             hint="give the source table the same primary key or replica identity as the local table",
         )
+
+    def old_key(self, old_values: Values | None, values: Values | None) -> Key:
+        """Return the key of the row that a record changes, out of its old values, else its new ones.
+
+        Raises OtherKeyError where the old values are those of another key, and SchemaError.
+        """
+        if old_values:
+            try:
+                return self._read_key(old_values)
+            except KeyError:
+                for key in self.schema.other_keys:
+                    if old_values.keys() >= set(key):
+                        raise OtherKeyError(key) from None
+        return self.key(values)
 
     def _choose_key_reader(self) -> Callable[[Values], Key]:
         """Return a function that reads the key out of values and raises KeyError where it is not whole.

@@ -45,9 +45,10 @@ writer.py goes on with this example to the statements.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from syncdata.apply.plan.columns import Key, RecordReader, Values
+from syncdata.apply.plan.columns import Key, OtherKeyError, RecordReader, Values
 from syncdata.apply.plan.keyless import KeylessFold
 from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan
 from syncdata.changes.reader import LocatedRecord
@@ -60,7 +61,27 @@ def make_plan(batch: TableBatch) -> TablePlan:
 
     Raises SchemaError, with file and line, when the table lacks a column that a record carries or a
     row cannot be located by its key.
+
+    The key is that of the schema, unless the records locate their rows by another one: production's table
+    has REPLICA IDENTITY USING INDEX on its ``code``, and its DELETEs carry ``code`` alone, not the primary
+    key. Then ``plan.schema`` has that key. Records that do it in different ways are applied one by one.
+    Tests: test_records_that_locate_rows_by_another_unique_index_are_planned_by_it,
+    test_records_that_locate_rows_in_two_ways_are_replayed.
     """
+    tried = {batch.schema.key}
+    while True:
+        try:
+            return _fold(batch)
+        except OtherKeyError as other:
+            if other.key in tried:
+                return TablePlan(
+                    schema=batch.schema, is_order_sensitive=True, last_ts=batch.records[-1].record.ts
+                )
+            tried.add(other.key)
+            batch = replace(batch, schema=batch.schema.located_by(other.key))
+
+
+def _fold(batch: TableBatch) -> TablePlan:
     schema = batch.schema
     reader = RecordReader(schema, is_plain_file=batch.file.is_plain)
     fold = _KeyedFold(reader) if schema.key else KeylessFold(reader)
@@ -147,7 +168,7 @@ class _KeyedFold:
             case "UPDATE":
                 self._update(record)
             case "DELETE":
-                self._delete(self._reader.key(record.old_keys, record.data))
+                self._delete(self._reader.old_key(record.old_keys, record.data))
             case "TRUNCATE":
                 self._truncate()
 
@@ -168,7 +189,7 @@ class _KeyedFold:
         if not old_keys:
             self._update_in_place(reader.key(data), reader.read(data))
             return
-        old_key = reader.key(old_keys, data)
+        old_key = reader.old_key(old_keys, data)
         if len(old_keys) > len(self._key_names) or not self._key_names <= data.keys():
             # Columns that the new row leaves out are unchanged, so the old row has their values. Tests:
             # test_under_identity_full_the_old_row_completes_the_new_one,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from syncdata.apply.plan import drift
@@ -88,26 +88,47 @@ def without(
     return prepare(replace(prepared.batch, records=records), schemas)
 
 
-def cut_by_table(
-    records: Iterable[LocatedRecord], shares: Mapping[TableName, TableShare]
-) -> Iterator[tuple[TableName, list[LocatedRecord]]]:
-    """Cut *records* where the table changes, and between those that remove rows and the others.
+def shares_of(
+    piece: Sequence[LocatedRecord], shares: Mapping[TableName, TableShare], file: BatchFile
+) -> dict[TableName, TableShare]:
+    """Return what *piece*, some or all of the records of *shares*, is for each table."""
+    if len(piece) == sum(len(share.records) for share in shares.values()):
+        return dict(shares)
+    by_table: dict[TableName, list[LocatedRecord]] = {}
+    for located in piece:
+        by_table.setdefault(TableName(located.record.schema, located.record.table), []).append(located)
+    parts = {}
+    for table, records in by_table.items():
+        plan = shares[table].plan
+        if isinstance(plan, TablePlan):
+            plan = try_plan(TableBatch(schema=plan.schema, records=records, file=file))
+        parts[table] = TableShare(records=records, plan=plan)
+    return parts
 
-    Of orders 7, 8 inserted, customer 1 inserted, order 7 deleted this makes three runs: orders (two
-    inserts), customers (one), orders (one delete). Records of tables that are not in *shares* are left out.
+
+def cut_at_truncates(
+    records: Iterable[LocatedRecord], shares: Mapping[TableName, TableShare]
+) -> Iterator[list[LocatedRecord]]:
+    """Yield *records* in pieces; a TRUNCATE of a table whose deletes may cascade is one by itself.
+
+    Records of tables that are not in *shares* are left out.
     """
-    last: tuple[TableName, bool] | None = None
-    run: list[LocatedRecord] = []
+    piece: list[LocatedRecord] = []
     for located in records:
-        record = located.record
-        table = TableName(record.schema, record.table)
-        if table not in shares:
+        share = shares.get(TableName(located.record.schema, located.record.table))
+        if share is None:
             continue
-        removes = record.op in ("DELETE", "TRUNCATE")
-        if last is not None and last != (table, removes):
-            yield last[0], run
-            run = []
-        last = (table, removes)
-        run.append(located)
-    if last is not None:
-        yield last[0], run
+        is_cut = (
+            located.record.op == "TRUNCATE"
+            and isinstance(share.plan, TablePlan)
+            and share.plan.schema.has_cascades
+        )
+        if is_cut and piece:
+            yield piece
+            piece = []
+        piece.append(located)
+        if is_cut:
+            yield piece
+            piece = []
+    if piece:
+        yield piece

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from syncdata.changes.names import TableName
@@ -34,25 +34,54 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """A rule, or a trigger for each row, that may keep statements from doing what they say.
+
+    ``events``: the kinds of statements it is about (``INSERT``, ``UPDATE``, ``DELETE``). ``fires``: as
+    PostgreSQL's catalog has it: ``O`` for ordinary sessions, ``R`` where triggers are silenced
+    (``session_replication_role = replica``), ``A`` always. ``diverts``: a rule that puts something else in
+    the place of every such statement.
+    """
+
+    kind: Literal["rule", "trigger"]
+    name: str
+    events: frozenset[str]
+    fires: Literal["O", "R", "A"]
+    diverts: bool = False
+
+    def is_awake(self, *, is_silent: bool) -> bool:
+        return self.fires == "A" or self.fires == ("R" if is_silent else "O")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TableSchema:
     """A table as the local database defines it.
 
-    ``key``: the columns of the primary key, else of the replica identity index, else empty.
+    ``key``: the columns of the replica identity index, else of the primary key, else empty. ``other_keys``:
+    the columns of its other unique indexes that could locate a row. ``has_arbiter``: ON CONFLICT can use the
+    key; ``is_key_deferrable``: a duplicate is reported later only. ``is_partitioned``: its rows are those of
+    its partitions; all other tables have rows of their own, whatever inherits from them.
     ``has_inbound_keys``: other tables refer to it. ``has_cascades``: deleting a row here deletes or changes
     rows of other tables, or is forbidden by them at once. ``parents``: the tables that it refers to.
-    ``sequences``: (column, oid) of the sequences that columns own or default to. ``shadow``: the table that
-    is written in this one's place while it is rebuilt.
+    ``sequences``: (column, oid) of the sequences that columns own or default to. ``guards``: what may keep
+    statements from doing what they say; ``hides_rows``: so does row-level security, for this session's role.
+    ``shadow``: the table that is written in this one's place while it is rebuilt.
     """
 
     name: TableName
     oid: int
     columns: tuple[Column, ...]
     key: tuple[str, ...]
+    other_keys: tuple[tuple[str, ...], ...] = ()
+    has_arbiter: bool = True
     is_key_deferrable: bool = False
+    is_partitioned: bool = False
     has_inbound_keys: bool = False
     has_cascades: bool = False
     parents: frozenset[TableName] = frozenset()
     sequences: tuple[tuple[str, int], ...] = ()
+    guards: tuple[Guard, ...] = ()
+    hides_rows: bool = False
     shadow: TableName | None = None
 
     @property
@@ -63,6 +92,23 @@ class TableSchema:
     def writable(self) -> tuple[Column, ...]:
         """The columns that rows may give values for: all but the generated ones."""
         return tuple(column for column in self.columns if not column.is_generated)
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The columns outside the key that no UPDATE may set: GENERATED ALWAYS AS IDENTITY."""
+        return tuple(c.name for c in self.columns if c.is_always_identity and c.name not in self.key)
+
+    def located_by(self, key: tuple[str, ...]) -> TableSchema:
+        """Return the schema with *key*, one of its ``other_keys``, in the key's place."""
+        others = tuple(other for other in (self.key, *self.other_keys) if other != key)
+        # ON CONFLICT is for the table's own key: nothing is known here of this one's index.
+        return replace(self, key=key, other_keys=others, has_arbiter=False, is_key_deferrable=False)
+
+    def awake_guards(self, *, is_silent: bool) -> tuple[Guard, ...]:
+        """Return the guards that act on a session; none on a shadow, which has none."""
+        if self.shadow is not None:
+            return ()
+        return tuple(guard for guard in self.guards if guard.is_awake(is_silent=is_silent))
 
 
 def parents_first(parents: Mapping[TableName, Collection[TableName]]) -> list[TableName]:

@@ -99,6 +99,28 @@ def as_replacement(plan: TablePlan) -> TablePlan | None:
     return replace(plan, gone=gone, writes=writes)
 
 
+def removals_apart(plan: TablePlan) -> tuple[TablePlan, TablePlan] | None:
+    """Return *plan* as two: one that writes all its rows, and one that removes those that are to go.
+
+    None where they must be removed first: a row is written with the key of one that goes, or the table is
+    emptied. Test: test_rows_may_be_written_before_others_are_removed.
+    """
+    gone = {key: is_expected for key, is_expected in plan.gone.items() if key not in plan.rekeyed}
+    if plan.truncate or plan.removals or plan.is_order_sensitive:
+        return None
+    width = len(plan.schema.key)
+    for shape, rows in plan.writes.items():
+        key_of = key_getter(shape.columns, plan.schema.key)
+        start = width if shape.mode == "move" else 0
+        if any(key_of(row[start:]) in gone for row in rows):
+            return None
+    writes = replace(plan, gone={key: plan.gone[key] for key in plan.rekeyed})
+    removals = TablePlan(
+        schema=plan.schema, gone=gone, replay_if_missing=plan.replay_if_missing, last_ts=plan.last_ts
+    )
+    return writes, removals
+
+
 def key_getter(columns: tuple[str, ...], key: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Key]:
     """Return a function that reads the key, as text, out of a row of *columns*."""
     positions = [columns.index(name) for name in key]

@@ -5,6 +5,7 @@ Source: "System Catalogs" of the PostgreSQL documentation (pg_attribute, pg_inde
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -12,28 +13,53 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
+from syncdata.apply.plan.schema import Column, ColumnType, Guard, TableSchema
 from syncdata.changes.names import TableName
 
+# The keys: that of the records first, then those that records of another identity may locate rows by. A
+# WITHOUT OVERLAPS key is an exclusion constraint underneath, which ON CONFLICT cannot use; nor can it be used
+# where there are rules, even such that are silent. JSON comes as text, since hosts differ in how they decode
+# it. Guards: see `Guard`; ev_type and tgtype are PostgreSQL's.
 _TABLES = """
-SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid,
-       coalesce(key.columns, '{}') AS key, coalesce(key.is_deferrable, false) AS is_key_deferrable,
+SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid, c.relkind = 'p' AS is_partitioned,
+       coalesce(key.indexes, '[]')::text AS keys, c.relhasrules AS has_rules,
+       coalesce(row_security_active(c.oid), false) AS hides_rows,
        EXISTS (SELECT FROM pg_constraint f
                WHERE f.contype = 'f' AND f.confrelid = c.oid AND f.conrelid <> c.oid) AS has_inbound_keys,
        EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid
-               AND (f.confdeltype IN ('c', 'n', 'd') OR NOT f.condeferrable)) AS has_cascades
+               AND (f.confdeltype IN ('c', 'n', 'd') OR NOT f.condeferrable)) AS has_cascades,
+       CASE WHEN c.relhasrules OR c.relhastriggers OR c.relkind = 'p' THEN coalesce((
+           SELECT jsonb_agg(to_jsonb(g)) FROM (
+               SELECT 'rule' AS kind, r.rulename AS name, r.ev_enabled AS fires,
+                      r.is_instead AND r.ev_qual::text = '<>' AS diverts,
+                      ARRAY[(ARRAY['UPDATE', 'INSERT', 'DELETE'])[r.ev_type::text::int - 1]] AS events
+               FROM pg_rewrite r
+               WHERE r.ev_class = c.oid AND r.ev_type IN ('2', '3', '4') AND r.ev_enabled <> 'D'
+               UNION ALL
+               SELECT 'trigger', t.tgname, t.tgenabled, false,
+                      array_remove(ARRAY[CASE WHEN t.tgtype & 4 <> 0 THEN 'INSERT' END,
+                                         CASE WHEN t.tgtype & 8 <> 0 THEN 'DELETE' END,
+                                         CASE WHEN t.tgtype & 16 <> 0 THEN 'UPDATE' END], NULL)
+               FROM pg_trigger t
+               WHERE t.tgrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid))
+                 AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 <> 0
+           ) g), '[]') ELSE '[]' END::text AS guards
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) AS wanted (schema, name)
 JOIN pg_namespace n ON n.nspname = wanted.schema
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')
 LEFT JOIN LATERAL (
-    SELECT NOT i.indimmediate AS is_deferrable,
-           (SELECT array_agg(a.attname::text ORDER BY k.position)
-            FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, position)
-            JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
-            WHERE k.position <= i.indnkeyatts) AS columns
-    FROM pg_index i
-    WHERE i.indrelid = c.oid AND i.indisvalid AND (i.indisprimary OR i.indisreplident)
-    ORDER BY i.indisprimary DESC LIMIT 1
+    SELECT jsonb_agg(to_jsonb(k) ORDER BY k.is_identity DESC, k.is_primary DESC, k.oid) AS indexes FROM (
+        SELECT i.indexrelid AS oid, i.indisreplident AS is_identity, i.indisprimary AS is_primary,
+               i.indimmediate AS is_immediate, i.indisexclusion AS is_exclusion,
+               bool_and(a.attnotnull) AS is_not_null,
+               array_agg(a.attname::text ORDER BY p.position) AS columns
+        FROM pg_index i
+        CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS p (attnum, position)
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.attnum
+        WHERE i.indrelid = c.oid AND i.indisvalid AND i.indisunique AND p.position <= i.indnkeyatts
+          AND i.indpred IS NULL AND i.indexprs IS NULL
+        GROUP BY i.indexrelid, i.indisreplident, i.indisprimary, i.indimmediate, i.indisexclusion
+    ) k WHERE k.is_identity OR k.is_primary OR k.is_not_null AND k.is_immediate AND NOT k.is_exclusion
 ) AS key ON true
 """
 
@@ -155,12 +181,17 @@ class _Reader:
                 name=name,
                 oid=table["oid"],
                 columns=tuple(columns[table["oid"]]),
-                key=tuple(table["key"]),
-                is_key_deferrable=table["is_key_deferrable"],
+                **_keys(table),
+                is_partitioned=table["is_partitioned"],
                 has_inbound_keys=table["has_inbound_keys"],
                 has_cascades=table["has_cascades"],
                 parents=frozenset(parents[table["oid"]]),
                 sequences=tuple(sequences[table["oid"]]),
+                guards=tuple(
+                    Guard(**guard | {"events": frozenset(guard["events"])})
+                    for guard in json.loads(table["guards"])
+                ),
+                hides_rows=table["hides_rows"],
             )
             for table in tables
         }
@@ -204,3 +235,20 @@ class _Reader:
                 kind="composite", fields=tuple((f["name"], self._type(f["type_oid"])) for f in fields)
             )
         return ColumnType()
+
+
+def _keys(table: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a TableSchema that are about its keys."""
+    indexes = json.loads(table["keys"])
+    if not indexes or not (indexes[0]["is_identity"] or indexes[0]["is_primary"]):
+        return {"key": ()}
+    key, *others = indexes
+    columns = tuple(key["columns"])
+    return {
+        "key": columns,
+        "other_keys": tuple(
+            dict.fromkeys(tuple(o["columns"]) for o in others if tuple(o["columns"]) != columns)
+        ),
+        "is_key_deferrable": not key["is_immediate"],
+        "has_arbiter": key["is_immediate"] and not key["is_exclusion"] and not table["has_rules"],
+    }

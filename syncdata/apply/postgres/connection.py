@@ -16,26 +16,14 @@ from psycopg import Connection
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
 from syncdata.errors import ApplyError, SyncError
+from syncdata.runtime.session_settings import SESSION_SETTINGS, pin_statement
 
-# Settings that the text forms of values depend on, and settings that would harm this work. One of these is
-# jit: staging tables have no statistics, and the planner's bad guesses would make it compile for nothing.
-SESSION_SETTINGS = {
-    "client_encoding": "UTF8",
-    "client_min_messages": "warning",
-    "timezone": "UTC",
-    "datestyle": "ISO, MDY",
-    "intervalstyle": "postgres",
-    "bytea_output": "hex",
-    "extra_float_digits": "1",
-    "standard_conforming_strings": "on",
-    "xmloption": "content",
-    "array_nulls": "on",
-    "lc_monetary": "C",
+# Beside the settings of `session_settings`, those that would harm this work. One is jit: staging tables have
+# no statistics, and the planner's bad guesses would make it compile for nothing.
+LOCAL_SETTINGS = SESSION_SETTINGS | {
     "jit": "off",
-    "row_security": "off",
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
+    "enable_nestloop": "on",
+    "enable_indexscan": "on",
     # So that the server gives up a session whose client has vanished, and its locks, within two minutes.
     "tcp_keepalives_idle": "60",
     "tcp_keepalives_interval": "10",
@@ -46,10 +34,7 @@ SESSION_SETTINGS = {
 def prepare_session(connection: Connection[Any]) -> None:
     """Pin the settings of *connection* that rows depend on, and make its cursors plain ones."""
     connection.cursor_factory = psycopg.Cursor
-    connection.execute(
-        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS setting (name, value)",
-        (list(SESSION_SETTINGS), list(SESSION_SETTINGS.values())),
-    )
+    connection.execute(pin_statement(LOCAL_SETTINGS))
 
 
 def allow_only_nested_loops(cursor: psycopg.Cursor[Any], only: bool) -> None:

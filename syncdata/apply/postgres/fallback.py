@@ -9,14 +9,20 @@ applied in their order, each as a set again; in the end that record is alone, re
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psycopg
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.net_change import make_plan
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan, as_replacement
 from syncdata.apply.postgres.connection import is_servers_fault, record_error
+from syncdata.apply.postgres.held import RefusedError, refused_error
 from syncdata.apply.postgres.keyed import ReplayNeededError
 from syncdata.apply.postgres.writer import RowWriter
+
+# Another row holds a value of the row to be written, perhaps only until its own turn comes.
+_VALUE_IS_TAKEN = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
 
 
 def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts:
@@ -28,17 +34,20 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
     """
     try:
         return writer.write(plan)
-    except (psycopg.Error, ReplayNeededError) as error:
+    except (psycopg.Error, ReplayNeededError, RefusedError) as error:
         if is_servers_fault(error):
             raise
         if len(batch.records) == 1:
-            refusal = error if isinstance(error, psycopg.Error) else None
             (record,) = batch.records
+            if isinstance(error, RefusedError):
+                raise refused_error(error, record, batch.schema.name, file=batch.file.name) from error
+            refusal = error if isinstance(error, psycopg.Error) else None
             raise record_error(refusal, record, batch.schema.name, file=batch.file.name) from error
-        if isinstance(error, psycopg.errors.UniqueViolation) and (counts := _replace(writer, plan)):
+        if isinstance(error, _VALUE_IS_TAKEN) and (counts := _replace(writer, plan)):
             return counts
     counts = Counts()
-    for half in batch.halves():
+    # The key that locates the rows of all records locates those of some, too.
+    for half in replace(batch, schema=plan.schema).halves():
         counts.add(apply_table(writer, half, make_plan(half)))
     return counts
 
@@ -46,15 +55,28 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
 def _replace(writer: RowWriter, plan: TablePlan) -> Counts | None:
     """Apply *plan* by removing all its rows before writing any; None, with nothing done, if it fails.
 
-    It is tried only where triggers and foreign keys stand aside: else the removal of a row, even for a
-    moment, could cascade to others. Test: test_two_rows_swap_a_unique_value_in_one_batch.
+    It is tried only where the removal of a row, for a moment, has no consequences. Tests:
+    test_two_rows_swap_a_unique_value_in_one_batch, test_a_swap_under_awake_keys_takes_no_children_along.
     """
-    replacement = as_replacement(plan) if writer.is_silent and plan.schema.key else None
+    may_remove = writer.is_silent or not _has_consequences(plan)
+    replacement = as_replacement(plan) if may_remove and plan.schema.key else None
     if replacement is None:
         return None
     try:
-        return writer.write(replacement)
-    except (psycopg.Error, ReplayNeededError) as error:
+        return writer.write(replacement, removes_first=True)
+    except (psycopg.Error, ReplayNeededError, RefusedError) as error:
         if is_servers_fault(error):
             raise
         return None
+
+
+def _has_consequences(plan: TablePlan) -> bool:
+    """Tell whether the removal of a row could change others, where triggers and foreign keys are awake.
+
+    A key that changes may be passed on by ON UPDATE CASCADE, which a removal and an insert are not.
+    """
+    return (
+        plan.schema.has_cascades
+        or bool(plan.rekeyed or plan.schema.awake_guards(is_silent=False))
+        or any(shape.mode == "move" for shape in plan.writes)
+    )

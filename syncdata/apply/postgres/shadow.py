@@ -35,6 +35,7 @@ from syncdata.apply.postgres.connection import (
 )
 from syncdata.apply.postgres.effects import effect_of
 from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.held import RefusedError, refused_rows, require_visible
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
@@ -43,9 +44,9 @@ from syncdata.apply.result import Effect
 from syncdata.apply.sink import LockedError, Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
-from syncdata.apply.state.published import Known, keep_known, look, read_known
 from syncdata.apply.state.holds import add_mark
 from syncdata.apply.state.marks import unlogged
+from syncdata.apply.state.published import Known, keep_known, look, read_known
 from syncdata.apply.state.runs import add_to_run
 from syncdata.changes.filenames import is_change_file
 from syncdata.changes.names import TableName
@@ -67,6 +68,8 @@ def open_shadow(
         yield ShadowTarget(connection, table, purpose, run_id=run_id)
     except psycopg.Error as error:
         raise _reason(error, table, purpose) from error
+    except RefusedError as error:
+        raise refused_rows(error, table) from error
     finally:
         _drop_shadow(connection)
 
@@ -82,17 +85,21 @@ class ShadowTarget:
         self._purpose = purpose
         self._run_id = run_id
         self._schema = self._read_schema(table)
+        require_visible(replace(self._schema, shadow=None))
         self._known = Known(is_rebuild=True)
         self._looked_under: str | None = None
         self._newest = Effect()
         self._writer = RowWriter(connection)
         _drop_shadow(connection)
+        # INCLUDING IDENTITY: an identity column that production lacks gets its values here. Test:
+        # test_a_first_load_fills_columns_that_production_lacks.
         with self._waiting(), connection.transaction():
             limit_lock_waits(connection, _WAIT_S)
             connection.execute(
                 sql.SQL(
                     "CREATE TEMPORARY TABLE {}"
-                    " (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING INDEXES)"
+                    " (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY"
+                    " INCLUDING INDEXES)"
                 ).format(sql.Identifier(_SHADOW.name), _relation(table))
             )
 

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from syncdata.apply.plan.table_plan import Shape
-from syncdata.apply.postgres.pieces import SHAPE, TargetNames
+from syncdata.apply.postgres.pieces import TargetNames
 
 
 class Staging:
@@ -44,15 +44,26 @@ class Staging:
         """COPY all rows into the staging table, each marked with its shape's number; return the shapes."""
         if not writes:
             return []
-        self.create(target.staging, target.staging_columns)
         shapes = list(enumerate(writes))
+        if not target.is_wide:
+            self.create(target.staging, target.staging_columns)
         for number, shape in shapes:
-            names = [SHAPE]
-            if shape.mode == "move":
-                names += target.old_key
+            names = list(target.old_key) if shape.mode == "move" else []
             names += [sql.Identifier(name) for name in shape.columns]
-            self.copy(sql.Identifier(target.staging), names, writes[shape], prefix=(number,))
+            if target.is_wide:
+                columns = target.wide_columns(shape.columns, has_old_key=shape.mode == "move")
+                # Shapes of other batches had other columns under this number.
+                self.recreate(f"{target.staging}_{number}", columns)
+                self.copy(target.staged(number), names, writes[shape])
+            else:
+                self.copy(target.staged(number), [target.shape, *names], writes[shape], prefix=(number,))
         return shapes
+
+    def recreate(self, name: str, columns: sql.Composable) -> None:
+        """Make the temporary table *name* anew."""
+        self._cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier("pg_temp", name)))
+        self._used.discard(name)
+        self.create(name, columns)
 
     def copy(
         self,
@@ -61,8 +72,9 @@ class Staging:
         rows: Iterable[tuple[Any, ...]],
         *,
         prefix: tuple[Any, ...] = (),
-    ) -> None:
-        """COPY *rows*, each after *prefix*, into *columns* of *relation*, a temporary table or not."""
+    ) -> int:
+        """COPY *rows*, each after *prefix*, into *columns* of *relation*, a temporary table or not; return
+        how many came in."""
         statement = sql.SQL("COPY {} ({}) FROM STDIN").format(relation, sql.SQL(", ").join(columns))
         with self._cursor.copy(statement) as copy:
             if prefix:
@@ -71,3 +83,4 @@ class Staging:
             else:
                 for row in rows:
                     copy.write_row(row)
+        return self._cursor.rowcount

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -28,12 +28,19 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
+from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import Batch, BatchFile
-from syncdata.apply.plan.net_change import try_plan
-from syncdata.apply.plan.prepare import PreparedBatch, TableShare, cut_by_table, prepare, without
+from syncdata.apply.plan.prepare import (
+    PreparedBatch,
+    TableShare,
+    cut_at_truncates,
+    prepare,
+    shares_of,
+    without,
+)
 from syncdata.apply.plan.relation import find_fault, made_anew
 from syncdata.apply.plan.schema import TableSchema, parents_first
-from syncdata.apply.plan.table_plan import TableBatch, TablePlan
+from syncdata.apply.plan.table_plan import TableBatch, TablePlan, removals_apart
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
@@ -46,6 +53,8 @@ from syncdata.apply.postgres.connection import (
 from syncdata.apply.postgres.constraints import check_constraints
 from syncdata.apply.postgres.effects import effect_of
 from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.held import RefusedError
+from syncdata.apply.postgres.keyed import ReplayNeededError
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.postgres.shadow import ShadowTarget, open_shadow
@@ -67,7 +76,7 @@ from syncdata.apply.state.metrics import add_metrics, add_to_minute
 from syncdata.apply.state.runs import add_to_run
 from syncdata.apply.state.skips import settle_skips
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import NO_TABLE
+from syncdata.changes.reader import NO_TABLE, LocatedRecord
 from syncdata.errors import MetricsError, SyncError
 
 _SHORT_WAIT_S, _LONG_WAIT_S = 1.0, 5.0
@@ -272,7 +281,7 @@ class Target:
         newly_failed: dict[TableName, SyncError] = {}
         if self._may_cascade(shares):
             try:
-                return self._apply_in_order(prepared, shares), newly_failed
+                return self._apply_with_cascades(prepared, shares), newly_failed
             except _TableFailedError as failure:
                 _leave_out_if_told(checkpoints[failure.table], failure.error)
                 raise
@@ -296,23 +305,97 @@ class Target:
             for share in shares.values()
         )
 
-    def _apply_in_order(
+    def _apply_with_cascades(
         self, prepared: PreparedBatch, shares: Mapping[TableName, TableShare]
     ) -> dict[TableName, Effect]:
-        """Apply the batch in the order of its records, cut where the table changes: a cascade then meets the
-        same rows as at the source. Raises _TableFailedError."""
+        """Apply a batch whose deletes may cascade. Raises _TableFailedError.
+
+        First all rows are written, then the rows are removed that are to go, those that refer to others
+        before these: in the end no row that stays refers to one that goes, so a cascade finds nothing but
+        what production's own cascade took, and rows that exist only here. Where that cannot be done, for one
+        of the rows written needs a unique value of one that is to go, or a table is emptied, the records are
+        halved, and the halves are applied one after the other in this way. Tests:
+        test_a_child_that_left_its_parent_before_the_parent_went_stays_whole,
+        test_a_unique_value_of_a_row_that_goes_is_free_for_the_next_one,
+        test_an_ordinary_role_ends_with_the_rows_that_production_has.
+        """
         effects = {table: Effect() for table in shares}
-        for table, records in cut_by_table(prepared.batch.records, shares):
-            plan = shares[table].plan
-            if isinstance(plan, TablePlan):
-                plan = try_plan(TableBatch(schema=plan.schema, records=records, file=prepared.file))
+        for piece in cut_at_truncates(prepared.batch.records, shares):
+            self._apply_piece(prepared.file, piece, shares, effects)
+        return effects
+
+    def _apply_piece(
+        self,
+        file: BatchFile,
+        piece: Sequence[LocatedRecord],
+        shares: Mapping[TableName, TableShare],
+        effects: dict[TableName, Effect],
+    ) -> None:
+        """Apply the records *piece* of *shares*, and add what that did to *effects*.
+
+        Raises _TableFailedError.
+        """
+        mine = shares_of(piece, shares, file)
+        for table, share in mine.items():
+            if isinstance(share.plan, SyncError):
+                raise _TableFailedError(table, share.plan)
+        try:
+            with self._connection.transaction():
+                done = self._write_then_remove(file, mine)
+        except (psycopg.Error, ReplayNeededError, RefusedError, SyncError) as error:
+            if is_servers_fault(error):
+                raise
+            if len(piece) > 1:
+                middle = len(piece) // 2
+                for half in (piece[:middle], piece[middle:]):
+                    self._apply_piece(file, half, shares, effects)
+                return
+            ((table, share),) = mine.items()
             try:
-                effect = self._apply_share(prepared.file, TableShare(records=records, plan=plan))
-            except SyncError as error:
-                raise _TableFailedError(table, error) from error
+                done = {table: self._apply_share(file, share)}
+            except SyncError as reason:
+                raise _TableFailedError(table, reason) from reason
+        for table, effect in done.items():
             before = effects[table]
             effect.counts.add(before.counts)
             effects[table] = replace(effect, duration_ms=before.duration_ms + effect.duration_ms)
+
+    def _write_then_remove(
+        self, file: BatchFile, shares: Mapping[TableName, TableShare]
+    ) -> dict[TableName, Effect]:
+        """Write all rows of *shares*, then remove those that are to go.
+
+        Raises SyncError, psycopg.Error, ReplayNeededError and RefusedError where it cannot be done like this.
+        """
+        order = _parents_first(shares)
+        removals: dict[TableName, TablePlan] = {}
+        effects = {}
+        for table in order:
+            share = shares[table]
+            if (
+                isinstance(share.plan, TablePlan)
+                and share.plan.schema.has_cascades
+                and share.plan.removes_rows
+            ):
+                if (apart := removals_apart(share.plan)) is None:
+                    raise ReplayNeededError
+                started = time.monotonic()
+                writes, removals[table] = apart
+                with lock_waits(table):
+                    counts = self._writer.write(writes)
+                effects[table] = self._effect(share, counts, started)
+            else:
+                effects[table] = self._apply_share(file, share)
+        for table in reversed(order):
+            if table in removals:
+                started = time.monotonic()
+                with lock_waits(table):
+                    counts = self._writer.write(removals[table])
+                if counts.missing and removals[table].replay_if_missing and len(shares[table].records) > 1:
+                    raise ReplayNeededError
+                counts.add(effects[table].counts)
+                took_ms = effects[table].duration_ms + round((time.monotonic() - started) * 1000)
+                effects[table] = replace(effects[table], counts=counts, duration_ms=took_ms)
         return effects
 
     def _apply_share(self, file: BatchFile, share: TableShare) -> Effect:
@@ -322,7 +405,12 @@ class Target:
         batch = TableBatch(schema=share.plan.schema, records=share.records, file=file)
         with lock_waits(batch.schema.name), self._connection.transaction():
             counts = apply_table(self._writer, batch, share.plan)
-        self._sequences_due[batch.schema.name] = batch.schema
+        return self._effect(share, counts, started)
+
+    def _effect(self, share: TableShare, counts: Counts, started: float) -> Effect:
+        """Return what writing *share* did, which began at *started*, in monotonic seconds."""
+        if isinstance(share.plan, TablePlan):
+            self._sequences_due[share.plan.schema.name] = share.plan.schema
         return effect_of(share, counts, duration_ms=round((time.monotonic() - started) * 1000))
 
     def _check_constraints(self, file: BatchFile, effects: Mapping[TableName, Effect]) -> None:

@@ -6,65 +6,112 @@ Functions over a cursor, in the caller's transaction. Knows SQL; knows nothing o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.postgres.pieces import TargetNames, assignments, equalities, names_of, relation_of
+from syncdata.apply.postgres.held import fixed_error, refused, require_changed, require_visible
+from syncdata.apply.postgres.pieces import (
+    TargetNames,
+    assignments,
+    equalities,
+    names_of,
+    relation_of,
+    rows_of,
+)
 
 Cursor = psycopg.Cursor[Any]
 
 
-def empty_all(cursor: Cursor, schemas: Sequence[TableSchema]) -> None:
-    """Remove all rows of the tables of *schemas*, which come parents first; with one TRUNCATE if possible."""
+def empty_all(cursor: Cursor, schemas: Sequence[TableSchema], *, is_silent: bool) -> None:
+    """Remove all rows of the tables of *schemas*, which come parents first; with one TRUNCATE if possible.
+
+    Raises RefusedError where a table keeps rows.
+    """
     if not schemas:
         return
-    relations = sql.SQL(", ").join(relation_of(schema) for schema in schemas)
+    relations = sql.SQL(", ").join(rows_of(schema) for schema in schemas)
     try:
         with cursor.connection.transaction():
             cursor.execute(sql.SQL("TRUNCATE {}").format(relations))
     except psycopg.errors.FeatureNotSupported:
         for schema in reversed(schemas):
-            empty(cursor, schema)
+            empty(cursor, schema, is_silent=is_silent)
 
 
-def empty(cursor: Cursor, schema: TableSchema) -> None:
-    """Remove all rows of one table."""
+def empty(cursor: Cursor, schema: TableSchema, *, is_silent: bool) -> None:
+    """Remove all rows of one table. Raises RefusedError where it keeps some."""
+    if not schema.has_inbound_keys:
+        try:
+            with cursor.connection.transaction():
+                cursor.execute(sql.SQL("TRUNCATE {}").format(rows_of(schema)))
+                return
+        except psycopg.errors.ObjectInUse:
+            pass  # constraints of rows that this transaction has written wait to be checked
     # PostgreSQL refuses to truncate a table that others refer to, even where their keys stand aside.
     # Test: test_truncate_empties_the_table_although_an_outside_table_refers_to_it.
-    verb: LiteralString = "DELETE FROM {}" if schema.has_inbound_keys else "TRUNCATE {}"
-    cursor.execute(sql.SQL(verb).format(relation_of(schema)))
+    removed = cursor.execute(sql.SQL("DELETE FROM {}").format(rows_of(schema))).rowcount
+    left = _count(cursor, rows_of(schema))
+    require_changed(schema, "DELETE", found=removed + left, changed=removed, is_silent=is_silent)
 
 
 def exchange(cursor: Cursor, live: TableSchema, shadow: TableSchema, *, is_silent: bool) -> None:
-    """Give *live* the rows of *shadow*.
+    """Give *live* the rows of *shadow*. Raises RefusedError where it does not have exactly these then.
 
     *is_silent*: triggers and foreign keys stand aside. Where they do not, rows that others refer to must not
     vanish even for a moment: a delete could cascade. So only the rows whose keys are gone are deleted, and
     the others are upserted. Test: test_a_resync_exchanges_unique_values_under_a_deferrable_key.
     """
+    require_visible(live)
     target = TargetNames(live)
     if is_silent or not live.key or not live.has_inbound_keys:
-        cursor.execute(sql.SQL("DELETE FROM {}").format(target.relation))
+        removed = cursor.execute(sql.SQL("DELETE FROM {}").format(target.rows)).rowcount
+        if live.awake_guards(is_silent=is_silent):
+            left = _count(cursor, target.rows)
+            require_changed(live, "DELETE", found=removed + left, changed=removed, is_silent=is_silent)
         _insert_from(cursor, target, shadow, on_conflict=sql.SQL(""))
-        return
+    else:
+        _exchange_by_key(cursor, target, shadow)
+    # Tests: test_a_resync_that_a_rule_or_a_trigger_keeps_back_fails,
+    # test_a_resync_whose_values_a_trigger_changes_fails.
+    rows = _count(cursor, relation_of(shadow))
+    equal = _count(cursor, target.rows)
+    if equal == rows and any(guard.kind == "trigger" for guard in live.awake_guards(is_silent=is_silent)):
+        equal = _count_equal(cursor, target, shadow)
+    if equal != rows:
+        what = f"{rows} rows were to take the place of the old ones, and {equal} did"
+        raise refused(live, "INSERT", what, is_silent=is_silent)
+
+
+def _exchange_by_key(cursor: Cursor, target: TargetNames, shadow: TableSchema) -> None:
+    live = target.schema
     same = equalities(target.key, "t", target.key, "s")
+    fixed = [sql.Identifier(name) for name in live.fixed]
+    # A row whose column that no UPDATE may set differs goes, and comes again with the others.
+    # Test: test_a_resync_brings_an_identity_that_is_always_generated.
+    equal = sql.SQL(" AND ").join([same, equalities(fixed, "t", fixed, "s")]) if fixed else same
+    if fixed and live.has_cascades:
+        changed = sql.SQL("{} t JOIN {} s ON {} WHERE NOT ({})").format(
+            target.rows, relation_of(shadow), same, equalities(fixed, "t", fixed, "s")
+        )
+        if _count(cursor, changed):
+            raise fixed_error(live.fixed[0])
     cursor.execute(
         sql.SQL("DELETE FROM {} t WHERE NOT EXISTS (SELECT FROM {} s WHERE {})").format(
-            target.relation, relation_of(shadow), same
+            target.rows, relation_of(shadow), equal
         )
     )
     settable = target.settable(target.columns)
-    if live.is_key_deferrable:  # which ON CONFLICT cannot use
+    if not live.has_arbiter:  # ON CONFLICT cannot use the key
         if settable:
             cursor.execute(
                 sql.SQL("UPDATE {} t SET {} FROM {} s WHERE {}").format(
-                    target.relation, assignments(settable, "s"), relation_of(shadow), same
+                    target.rows, assignments(settable, "s"), relation_of(shadow), same
                 )
             )
-        on_conflict = sql.SQL("WHERE NOT EXISTS (SELECT FROM {} t WHERE {})").format(target.relation, same)
+        on_conflict = sql.SQL("WHERE NOT EXISTS (SELECT FROM {} t WHERE {})").format(target.rows, same)
     else:
         on_conflict = sql.SQL("ON CONFLICT ({}) DO {}").format(
             sql.SQL(", ").join(target.key),
@@ -75,12 +122,29 @@ def exchange(cursor: Cursor, live: TableSchema, shadow: TableSchema, *, is_silen
     _insert_from(cursor, target, shadow, on_conflict=on_conflict)
 
 
+def _count(cursor: Cursor, rows: sql.Composable) -> int:
+    (number,) = cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(rows)).fetchone() or (0,)
+    return int(number)
+
+
+def _count_equal(cursor: Cursor, target: TargetNames, shadow: TableSchema) -> int:
+    """Return how many rows of *shadow* the table holds, compared by their text."""
+    row = sql.SQL("SELECT ROW({})::text FROM {}")
+    columns = names_of(target.columns)
+    return _count(
+        cursor,
+        sql.SQL("({} INTERSECT ALL {}) s").format(
+            row.format(columns, target.rows), row.format(columns, relation_of(shadow))
+        ),
+    )
+
+
 def _insert_from(
     cursor: Cursor, target: TargetNames, shadow: TableSchema, *, on_conflict: sql.Composable
 ) -> None:
     cursor.execute(
         sql.SQL(
-            "INSERT INTO {live} ({columns}) OVERRIDING SYSTEM VALUE"
+            "INSERT INTO {live} AS t ({columns}) OVERRIDING SYSTEM VALUE"
             " SELECT {columns} FROM {shadow} s {on_conflict}"
         ).format(
             live=target.relation,
@@ -107,6 +171,6 @@ def advance_sequences(cursor: Cursor, schema: TableSchema) -> None:
             ).format(
                 sequence=sql.Literal(sequence),
                 column=sql.Identifier(column),
-                relation=relation_of(schema),
+                relation=rows_of(schema),
             )
         )
