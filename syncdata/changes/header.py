@@ -22,6 +22,10 @@ class Header(msgspec.Struct, frozen=True):
     ``seq`` counts the files of an epoch, and ``prev`` names the file before. A snapshot has its table in
     ``snapshot``, and in ``commit_lsn`` the last commit that its rows show. ``catalog`` is the digest of the
     catalog (:mod:`syncdata.changes.catalog`) that holds from the first record on.
+
+    ``first_timeline`` stands where the server has failed over within the epoch: it is the timeline on which
+    the epoch began, while ``timeline`` is that of now. The archiver writes it only when it has proved that
+    nothing is missing between the two, so all files of the epoch are of one source.
     """
 
     syncdata: int
@@ -36,11 +40,13 @@ class Header(msgspec.Struct, frozen=True):
     snapshot: str | None = None
     commit_lsn: str | None = None
     catalog: str | None = None
+    first_timeline: int | None = None
 
     @property
     def source_id(self) -> str:
         """The source of this file's changes: between files of two sources, changes may be missing."""
-        return f"{self.system_id}/{self.timeline}/{self.slot}/{self.epoch}"
+        timeline = self.timeline if self.first_timeline is None else self.first_timeline
+        return f"{self.system_id}/{timeline}/{self.slot}/{self.epoch}"
 
 
 class Footer(msgspec.Struct, frozen=True, kw_only=True):
