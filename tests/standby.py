@@ -16,7 +16,7 @@ from syncsite.demo import postgres as servers
 from syncsite.demo.postgres import PostgresServer
 from tests.postgres import Database
 
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 _SLOT = "standby"
 
 

@@ -35,7 +35,8 @@ _TABLES = """
 SELECT wanted.schema, wanted.name, c.relkind::text, to_jsonb(p) ->> 'rowfilter',
        CASE WHEN to_jsonb(r) ->> 'prattrs' IS NOT NULL THEN ARRAY(
            SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid
-           AND a.attnum::text = ANY(string_to_array(to_jsonb(r) ->> 'prattrs', ' ')) ORDER BY a.attnum
+           AND a.attnum::text = ANY(regexp_split_to_array(btrim(to_jsonb(r) ->> 'prattrs', '[]'), '[, ]+'))
+           ORDER BY a.attnum
        ) END,
        ARRAY(
            SELECT m.relname::text FROM pg_class m
