@@ -18,6 +18,7 @@ Knows positions and identities; asks neither source nor archive, and touches no 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -40,12 +41,13 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     ``seq`` counts the epoch's files; ``last_file`` is the archive's newest one, of whatever epoch. All that
     was committed before ``confirmed_lsn`` is in the archive, or concerns no published table. LSNs are
     ``X/Y``, times RFC 3339 in UTC. ``first_timeline`` is set once the source has failed over: the timeline
-    that the epoch began on. ``last_end_lsn``: where the last transaction in the chain ends (None: not
-    known)."""
+    that the epoch began on. ``history``: by earlier timeline, where the source left it.
+    ``last_end_lsn``: where the last transaction in the chain ends (None: not known)."""
 
     system_id: str
     timeline: int
     first_timeline: int | None = None
+    history: dict[int, str] = {}
     slot: str
     epoch: str
     seq: int = 0
@@ -98,6 +100,10 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
             last_end_lsn=file.footer.end_lsn,
         )
 
+    def with_history(self, switches: Mapping[int, int]) -> Chain:
+        """Return the chain with the history of the timeline that it is on."""
+        return msgspec.structs.replace(self, history={t: format_lsn(lsn) for t, lsn in switches.items()})
+
     def failed_over_to(self, timeline: int, switch_lsn: int) -> Chain:
         """Return the chain on *timeline*, which left its own at *switch_lsn*. See `require_same_history`.
 
@@ -107,6 +113,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
             self,
             timeline=timeline,
             first_timeline=self.timeline if self.first_timeline is None else self.first_timeline,
+            history={},
             confirmed_lsn=format_lsn(min(self.confirmed, switch_lsn)),
         )
 
@@ -204,6 +211,15 @@ def require_same_system(chain: Chain, identity: SystemIdentity) -> None:
         )
     if chain.timeline != identity.timeline:
         raise SourceChangedError(f"{_other_timeline(chain, identity.timeline)}", hint=NEW_EPOCH_HINT)
+    # Two standbys that are promoted side by side give their timelines the same number.
+    # Test: test_a_timeline_of_the_same_number_but_another_history_is_another_source.
+    now = {timeline: format_lsn(lsn) for timeline, lsn in identity.switches.items()}
+    if chain.history and chain.history != now:
+        raise SourceChangedError(
+            f"the source's timeline {identity.timeline} is not the one of the chain: it left the earlier ones"
+            " elsewhere, so it is another server that was promoted",
+            hint="point [source] at the right server; if it was replaced on purpose: " + NEW_EPOCH_HINT,
+        )
     if max(chain.confirmed, chain.watermark) > identity.wal_lsn:
         raise SourceChangedError(
             f"the source's WAL ends at {format_lsn(identity.wal_lsn)}, before what is archived"

@@ -59,6 +59,7 @@ def open_chain(
         if failed_over_from is not None:
             chain = _follow_failover(chain, identity, archive, take_over(directory))
         require_same_system(chain, identity)
+        chain = chain.with_history(identity.switches)
     with _told_as_failover(failed_over_from, identity):
         slot = find_slot(replication, settings.slot_name, chain)
         if chain is not None:
@@ -71,6 +72,7 @@ def open_chain(
         chain = _begin_chain(archive, identity, slot, newest_file, now)
         chain = _follow_failover(chain, identity, archive, spooled)
         require_same_system(chain, identity)
+        chain = chain.with_history(identity.switches)
         require_same_slot(chain, slot)
     require_same_archive(chain, newest_file, spooled)
     save_chain(directory, chain)
@@ -127,11 +129,10 @@ def _follow_failover(
 def _newest_snapshot_lsn(archive: Archive, chain: Chain) -> int:
     """Return where the newest snapshot of the chain was taken, 0 when there is none.
 
-    Snapshots taken together share a stamp and a position, so the smallest file of the newest stamp tells.
+    Snapshots taken together share a stamp and a position, so one file of the newest stamp tells.
     """
-    snapshots = archive.discover_snapshots()
-    for stamp in sorted({file.stamp for file in snapshots}, reverse=True):
-        file = min((f for f in snapshots if f.stamp == stamp), key=lambda f: f.size_bytes)
+    by_size = sorted(archive.discover_snapshots(), key=lambda file: file.size_bytes)
+    for file in sorted(by_size, key=lambda file: file.stamp, reverse=True):
         with archive.fetch(file) as stream:
             header = inspect(stream, file.name).header
         if header is not None and header.source_id == chain.source_id and header.commit_lsn:

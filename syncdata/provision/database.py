@@ -102,8 +102,11 @@ SELECT member.root::bigint AS root, n.nspname::text AS schema, c.relname::text A
            AND CASE WHEN c.relreplident = 'i' THEN k.indisreplident ELSE k.indisprimary END
            ORDER BY a.attnum
        ) AS generated_keys,
-       (SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
-        AND NOT a.attisdropped ORDER BY a.attnum LIMIT 1) AS column
+       (SELECT quote_ident(a.attname) || ' = '
+               || CASE WHEN a.attgenerated = '' AND a.attidentity <> 'a' THEN quote_ident(a.attname)
+                  ELSE 'DEFAULT' END
+        FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        ORDER BY a.attgenerated <> '' OR a.attidentity = 'a', a.attnum LIMIT 1) AS assignment
 FROM (
     SELECT root, root AS oid FROM unnest(%(oids)s::oid[]) AS root
     UNION
@@ -436,8 +439,7 @@ def _part(row: Mapping[str, Any]) -> Part | None:
 def _writes(part: TablePart) -> Iterator[tuple[str, sql.Composed]]:
     """Yield an UPDATE and a DELETE of no row of *part*, each as EXPLAIN."""
     table = sql.Identifier(part.name.schema, part.name.name)
-    if part.column is not None:
-        # DEFAULT suits every column, generated and identity ones, too.
-        update = sql.SQL("EXPLAIN UPDATE ONLY {} SET {} = DEFAULT WHERE false")
-        yield "UPDATE", update.format(table, sql.Identifier(part.column))
+    if part.assignment is not None:
+        update = sql.SQL("EXPLAIN UPDATE ONLY {} SET {} WHERE false")
+        yield "UPDATE", update.format(table, sql.SQL(part.assignment))
     yield "DELETE", sql.SQL("EXPLAIN DELETE FROM ONLY {} WHERE false").format(table)

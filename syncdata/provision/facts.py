@@ -60,7 +60,7 @@ class Role:
 class TablePart:
     """A table itself, or one of its leaf partitions: an UPDATE of its rows needs its replica identity.
     ``identity`` as in pg_class.relreplident; ``generated_keys``: the generated columns of its key;
-    ``column``: one of its columns, None when it has none."""
+    ``assignment``: what an UPDATE may SET, as SQL; None for a table without columns."""
 
     name: TableName
     kind: str
@@ -71,7 +71,7 @@ class TablePart:
     has_deferrable_key: bool
     has_identity_index: bool
     generated_keys: tuple[str, ...] = ()
-    column: str | None = None
+    assignment: str | None = None
 
     @property
     def is_locatable(self) -> bool:

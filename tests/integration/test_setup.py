@@ -333,6 +333,10 @@ STOPPED = {
         "CREATE TABLE bad (id int, name text); ALTER TABLE bad REPLICA IDENTITY FULL",
         "FOR TABLE bad (id)",
     ),
+    "a publication of somebody else": (
+        "CREATE TABLE bad (id int PRIMARY KEY, name text); CREATE PUBLICATION other FOR TABLE bad (name)",
+        "FOR TABLE bad",
+    ),
     "a partition with an identity of its own": (
         "CREATE TABLE bad (id int, name text NOT NULL, PRIMARY KEY (id)) PARTITION BY LIST (id);"
         "CREATE TABLE leaf PARTITION OF bad FOR VALUES IN (1); CREATE UNIQUE INDEX i ON leaf (name);"

@@ -150,6 +150,13 @@ def test_a_failover_that_may_have_lost_something_does_not(
         follow_failover(CHAIN, identity, archived_lsn)
 
 
+def test_a_timeline_of_the_same_number_but_another_history_is_another_source() -> None:
+    chain = follow_failover(CHAIN, failed_over({1: 0x120}), archived_lsn=0x120).with_history({1: 0x120})
+    require_same_system(chain, failed_over({1: 0x120}))
+    with pytest.raises(SourceChangedError, match="SHD_SYN_104.*timeline 2 is not the one of the chain"):
+        require_same_system(chain, failed_over({1: 0x118}))
+
+
 def test_a_chain_that_does_not_know_where_its_last_transaction_ends_takes_the_confirmed_position() -> None:
     assert CHAIN.archived_lsn == 0x100
     assert msgspec.structs.replace(CHAIN, last_end_lsn="0/90").archived_lsn == 0x90
