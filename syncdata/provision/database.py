@@ -28,7 +28,7 @@ from syncdata.provision.facts import (
     TableFacts,
     TablePart,
 )
-from syncdata.provision.statements import Account, SetupStep, role_mark
+from syncdata.provision.statements import Account, SetupStep, drop_account, role_mark
 
 _SERVER = """
 SELECT current_setting('server_version') AS version,
@@ -368,6 +368,14 @@ class SourceDatabase:
             self._one("SELECT pg_drop_replication_slot(%(name)s)", name=name)
         except psycopg.errors.ObjectInUse as error:
             raise SlotError(f"slot {name} is in use", hint="stop its reader first") from error
+
+    def drop_role(self, name: str) -> list[str]:
+        """Drop the role with its rights; return a line that tells so, or why it stays."""
+        try:
+            with self.transaction():
+                return self.make(drop_account(name))
+        except psycopg.errors.InsufficientPrivilege as error:
+            return [f"role {name} stays: {error.diag.message_primary}: drop it as a superuser"]
 
     def drop_publication(self, name: str) -> None:
         self._connection.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name)))

@@ -27,7 +27,6 @@ from syncdata.provision.facts import (
 from syncdata.provision.findings import Finding, missing
 from syncdata.provision.preflight import examine
 from syncdata.provision.statements import (
-    drop_account,
     lacks_rights,
     make_account,
     make_identities_full,
@@ -221,9 +220,7 @@ def _drop_roles(database: SourceDatabase, name: str, report: Report) -> bool:
                 f"{label} stays: it has rights in {', '.join(role.elsewhere)}: run --drop --all there first"
             )
         else:
-            with database.transaction():
-                lines = database.make(drop_account(role.name))
-            for line in lines:
+            for line in database.drop_role(role.name):
                 report(line)
             is_any = True
     return is_any

@@ -1062,8 +1062,10 @@ def test_on_a_host_without_a_local_database_the_command_sets_up_checks_and_drops
     assert asked.stderr.startswith("SHD_SYN_102: nobody is there to ask")
     dropped = production.command("--drop", "--noinput")
     assert dropped.stdout == f'dropped slot {production.slot}\ndropped publication "syncdata"\n'
-    nothing = production.command("--drop", "--noinput")
+    nothing = production.command("--drop", "--all", "--noinput")
     assert (nothing.returncode, nothing.stdout.partition(":")[0]) == (0, "nothing to drop")
+    assert "Not in the database: " in nothing.stdout
+    assert production.command("--all").returncode == 2
 
 
 def test_problems_are_on_stderr_with_the_code_first(make_production: MakeProduction) -> None:
