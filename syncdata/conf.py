@@ -81,6 +81,7 @@ class SourceConfig:
     pg_database: str
     slot_name: str = "syncdata_slot"
     publication: str = "syncdata"
+    failover: str = "auto"
     tables: tuple[TableName, ...]
     spool_dir: Path
     rotate_seconds: int = 60

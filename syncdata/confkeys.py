@@ -60,6 +60,10 @@ def _tables(value: object) -> tuple[TableName, ...]:
     return tuple(dict.fromkeys(tables))
 
 
+def _failover(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else one_of("auto", "true", "false")(value)
+
+
 _YEAR_S = 366 * 24 * 3600
 _YEAR_HOURS = _YEAR_S // 3600
 
@@ -83,6 +87,7 @@ SOURCE_KEYS = {
     **{name: replace(key, variable=f"SOURCE_{key.variable}") for name, key in DATABASE_KEYS.items()},
     "slot_name": Key(_slot_name),
     "publication": Key(_identifier),
+    "failover": Key(_failover),
     "tables": Key(_tables),
     "spool_dir": Key(a_path),
     "rotate_seconds": Key(whole_number(1, _YEAR_S)),

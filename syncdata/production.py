@@ -16,8 +16,9 @@ from syncdata.archive.archive import Archive, open_archive
 from syncdata.archive.retention import Removals, find_removals, prune
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.catalog_state import last_naming
-from syncdata.capture.chain import Chain, load_chain, require_same_slot
-from syncdata.capture.housekeeper import Housekeeper, SourceView, view_source
+from syncdata.capture.chain import Chain, load_chain, require_same_slot, timeline_problem
+from syncdata.capture.housekeeper import Housekeeper, SourceView, Watch, view_source
+from syncdata.capture.publication import find_alterations, load_parts
 from syncdata.capture.session import Archived
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot
@@ -30,6 +31,7 @@ from syncdata.conf import SourceConfig
 from syncdata.daemon import PidFile, running_pid, stop_daemon
 from syncdata.errors import ArchiverRunError, PidFileError, Problem, Reason, SnapshotError, SyncError
 from syncdata.provision import provision
+from syncdata.provision.facts import Failover
 from syncdata.provision.findings import Finding
 from syncdata.provision.provision import NewUser, ProvisionSettings, Report, SetupResult
 from syncdata.runtime.progress import Progress
@@ -53,6 +55,10 @@ class ProductionService:
         return self._config.spool_dir / ARCHIVER_PID_FILE_NAME
 
     @property
+    def spool_dir(self) -> Path:
+        return self._config.spool_dir
+
+    @property
     def has_chain(self) -> bool:
         """True once an archiver has begun a chain of change files here."""
         return load_chain(self._config.spool_dir) is not None
@@ -64,23 +70,28 @@ class ProductionService:
         return provision.check(self._provision_settings)
 
     def setup(
-        self, *, identity_full: bool = False, user: NewUser | None = None, report: Report = lambda line: None
+        self,
+        *,
+        identity_full: bool = False,
+        widens: bool = False,
+        user: NewUser | None = None,
+        report: Report = lambda line: None,
     ) -> SetupResult:
         """Create or correct the publication, then the slot, as `provision.set_up` does."""
         return provision.set_up(
-            self._provision_settings, identity_full=identity_full, user=user, report=report
+            self._provision_settings, identity_full=identity_full, widens=widens, user=user, report=report
         )
 
-    def drop(self, *, report: Report = lambda line: None) -> bool:
-        """Drop slot and publication, where they are there; return whether either was."""
-        return provision.drop(self._provision_settings, report=report)
+    def drop(self, *, drops_all: bool = False, report: Report = lambda line: None) -> bool:
+        """Drop slot and publication, where they are there, as `provision.drop` does."""
+        return provision.drop(self._provision_settings, drops_all=drops_all, report=report)
 
     # The archiver
 
     def run_loop(self, stop: threading.Event) -> None:
         """Archive until *stop* is set. Raises SyncError when only a person can tell how to go on."""
         housekeeper = Housekeeper(
-            self._view_source,
+            Watch(self._view_source, self._config.spool_dir),
             lambda: self.prune(stop=stop),
             prune_every_s=self._config.prune_hours * 3600,
             stop=stop,
@@ -145,7 +156,7 @@ class ProductionService:
 
     def get_status(self) -> ArchiverStatus:
         """Return the archiver's status, from slot and spool; a source that is away is one of its problems."""
-        slot, problems = None, list[Problem]()
+        view, slot, problems = None, None, list[Problem]()
         try:
             view = self._view_source()
             slot = view.slot
@@ -154,6 +165,8 @@ class ProductionService:
             problems.append(Problem(kind="source", reason=Reason.of(error)))
         is_active = running_pid(self.pid_file) is not None
         chain = load_chain(self._config.spool_dir)
+        if chain is not None and view is not None:
+            problems += _timeline_problems(chain, view)
         if slot is not None and chain is not None and not is_active:
             problems += _chain_problems(chain, slot)
         return archiver_status(
@@ -173,6 +186,8 @@ class ProductionService:
         problems = []
         if view.unpublished:
             problems.append(unpublished_warning([*map(str, view.unpublished)]))
+        problems += view.faults
+        problems += find_alterations(load_parts(self._config.spool_dir), view.published.parts)
         if view.slot is None:
             text = f"the source has no replication slot {self._config.slot_name}"
             problems.append(Problem(kind="no-slot", text=text))
@@ -198,6 +213,7 @@ class ProductionService:
             slot_name=config.slot_name,
             publication=config.publication,
             tables=config.tables,
+            failover=cast(Failover, config.failover),
         )
 
     @property
@@ -257,6 +273,13 @@ class ProductionService:
             yield
         finally:
             claim.__exit__(None, None, None)
+
+
+def _timeline_problems(chain: Chain, view: SourceView) -> list[Problem]:
+    if view.timeline is None:
+        return [Problem(kind="standby", text="the source is a standby: set source.pg_host to the primary")]
+    text = timeline_problem(chain, view.timeline)
+    return [] if text is None else [Problem(kind="timeline", text=text)]
 
 
 def _chain_problems(chain: Chain, slot: Slot) -> list[Problem]:

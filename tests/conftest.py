@@ -12,7 +12,14 @@ import pytest
 
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 
-pytest_plugins = ["tests.postgres", "tests.sshd", "tests.world", "tests.production", "tests.embedding"]
+pytest_plugins = [
+    "tests.postgres",
+    "tests.sshd",
+    "tests.world",
+    "tests.production",
+    "tests.embedding",
+    "tests.standby",
+]
 
 # What the developer's own environment says must not reach the tests.
 FOREIGN = ("ARCHIVE_", "PG", "SOURCE_PG_", "DATA_SYNC_", "METRIC_FREQ", "BATCH_", "SSH_AUTH_SOCK", "DJANGO_")

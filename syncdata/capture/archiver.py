@@ -117,6 +117,7 @@ class Archiver:
         chain = load_chain(self._settings.spool_dir)
         with ReplicationConnection(self._settings.params) as replication:
             identity = replication.identify()
+            opening.require_primary(identity)
             slot = opening.find_slot(replication, self._settings.slot_name, chain)
         opening.require_free(slot)
         with closing(self._open_archive()) as archive:

@@ -7,13 +7,18 @@ Knows positions and identities; asks neither source nor archive, and touches no 
    the slot is never ahead of the state, unless somebody else moved or recreated it.
 2. Transactions have one order, that of their commit LSNs. When ``last_commit_lsn`` is 0/16B3D50, a
    transaction that commits there or earlier is in the archive already, for whatever reason it is sent again.
-3. Another system, timeline or slot cannot continue a chain. An operator may begin a new *epoch*, whose
-   files say so; readers then stop, and begin again from a snapshot of that epoch.
+3. Another system or slot cannot continue a chain. An operator may begin a new *epoch*, whose files say so;
+   readers then stop, and begin again from a snapshot of that epoch.
+4. Another timeline continues it when nothing of the chain lies beyond the point where the two parted. When
+   the chain ends at 0/16B3D50 on timeline 1, and timeline 2 left that at 0/16B4000, all that is archived
+   happened on both, and the slot (see 1) has all that came later. At 0/16B3000 instead, the archive holds
+   transactions that the new server does not know: only a new epoch helps.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -35,17 +40,27 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
     ``seq`` counts the epoch's files; ``last_file`` is the archive's newest one, of whatever epoch. All that
     was committed before ``confirmed_lsn`` is in the archive, or concerns no published table. LSNs are
-    ``X/Y``, times RFC 3339 in UTC."""
+    ``X/Y``, times RFC 3339 in UTC. ``first_timeline`` is set once the source has failed over: the timeline
+    that the epoch began on. ``history``: by earlier timeline, where the source left it.
+    ``last_end_lsn``: where the last transaction in the chain ends (None: not known)."""
 
     system_id: str
     timeline: int
+    first_timeline: int | None = None
+    history: dict[int, str] = {}
     slot: str
     epoch: str
     seq: int = 0
     last_file: str | None = None
     last_commit_lsn: str | None = None
+    last_end_lsn: str | None = None
     confirmed_lsn: str
     confirmed_at: str = ""
+
+    @property
+    def archived_lsn(self) -> int:
+        """The end of the last transaction in the chain, as far as it is known; never before it."""
+        return parse_lsn(self.last_end_lsn) if self.last_end_lsn else max(self.confirmed, self.watermark)
 
     @property
     def watermark(self) -> int:
@@ -66,6 +81,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
             syncdata=1,
             system_id=self.system_id,
             timeline=self.timeline,
+            first_timeline=self.first_timeline,
             slot=self.slot,
             epoch=self.epoch,
             seq=self.seq + 1,
@@ -82,6 +98,24 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
             last_file=file.name,
             # A file that only announces a catalog has no commit.
             last_commit_lsn=file.footer.last_commit_lsn or self.last_commit_lsn,
+            last_end_lsn=file.footer.end_lsn,
+        )
+
+    def with_history(self, switches: Mapping[int, int]) -> Chain:
+        """Return the chain with the history of the timeline that it is on."""
+        return msgspec.structs.replace(self, history={t: format_lsn(lsn) for t, lsn in switches.items()})
+
+    def failed_over_to(self, timeline: int, switch_lsn: int) -> Chain:
+        """Return the chain on *timeline*, which left its own at *switch_lsn*. See `require_same_history`.
+
+        What was confirmed beyond the switch was of the old timeline; the new one has other changes there.
+        """
+        return msgspec.structs.replace(
+            self,
+            timeline=timeline,
+            first_timeline=self.timeline if self.first_timeline is None else self.first_timeline,
+            history={},
+            confirmed_lsn=format_lsn(min(self.confirmed, switch_lsn)),
         )
 
     def confirm(self, lsn: int, now: dt.datetime) -> Chain:
@@ -152,12 +186,14 @@ def from_archive(header: Header, footer: Footer, name: str, slot: Slot, now: dt.
     return Chain(
         system_id=str(header.system_id),
         timeline=header.timeline,
+        first_timeline=header.first_timeline,
         slot=header.slot,
         epoch=str(header.epoch),
         seq=header.seq or 0,
         last_file=name,
         # A file that only announces a catalog has no commit, but all before its end is in the archive.
         last_commit_lsn=footer.last_commit_lsn or format_lsn(max(end_lsn - 1, 0)),
+        last_end_lsn=footer.end_lsn,
         confirmed_lsn=format_lsn(slot.confirmed_lsn or 0),
         confirmed_at=format_moment(now),
     )
@@ -176,10 +212,15 @@ def require_same_system(chain: Chain, identity: SystemIdentity) -> None:
             hint="point [source] at the right server; if it was replaced on purpose: " + NEW_EPOCH_HINT,
         )
     if chain.timeline != identity.timeline:
+        raise SourceChangedError(f"{_other_timeline(chain, identity.timeline)}", hint=NEW_EPOCH_HINT)
+    # Two standbys that are promoted side by side give their timelines the same number.
+    # Test: test_a_timeline_of_the_same_number_but_another_history_is_another_source.
+    now = {timeline: format_lsn(lsn) for timeline, lsn in identity.switches.items()}
+    if chain.history and chain.history != now:
         raise SourceChangedError(
-            f"the source is on timeline {identity.timeline}, the chain on {chain.timeline}: it was restored"
-            " or failed over",
-            hint=NEW_EPOCH_HINT,
+            f"the source's timeline {identity.timeline} is not the one of the chain: it left the earlier ones"
+            " elsewhere, so it is another server that was promoted",
+            hint="point [source] at the right server; if it was replaced on purpose: " + NEW_EPOCH_HINT,
         )
     if max(chain.confirmed, chain.watermark) > identity.wal_lsn:
         raise SourceChangedError(
@@ -187,6 +228,46 @@ def require_same_system(chain: Chain, identity: SystemIdentity) -> None:
             f" ({chain.confirmed_lsn}): it was restored from an older copy",
             hint=NEW_EPOCH_HINT,
         )
+
+
+def follow_failover(chain: Chain, identity: SystemIdentity, archived_lsn: int) -> Chain:
+    """Return the chain on the source's timeline, where its history proves that nothing of it is lost.
+
+    *archived_lsn*: the end of the last transaction that is in the archive or the spool, or that a snapshot
+    shows. Raises SourceChangedError when it lies beyond the switch, or there is no history that tells.
+    Whether the new server's slot has all that came later, `require_same_slot` tells.
+    """
+    if chain.system_id != identity.system_id or chain.timeline == identity.timeline:
+        return chain
+    switch_lsn = identity.switches.get(chain.timeline)
+    if switch_lsn is None:
+        why = f"its history does not come from timeline {chain.timeline}"
+    elif archived_lsn > switch_lsn:
+        why = (
+            f"timeline {chain.timeline} was left at {format_lsn(switch_lsn)}, but the archive holds"
+            f" changes up to"
+            f" {format_lsn(archived_lsn)}, which the new server does not have"
+        )
+    else:
+        return chain.failed_over_to(identity.timeline, switch_lsn)
+    raise SourceChangedError(f"{_other_timeline(chain, identity.timeline)}; {why}", hint=NEW_EPOCH_HINT)
+
+
+def timeline_problem(chain: Chain, timeline: int) -> str | None:
+    """Return what to tell when the source is on another timeline than the chain; None when it is not."""
+    if chain.timeline == timeline:
+        return None
+    return (
+        f"{_other_timeline(chain, timeline)}: archive_changes goes on by itself if it can prove that"
+        f" nothing is"
+        " missing, and else says what to do"
+    )
+
+
+def _other_timeline(chain: Chain, timeline: int) -> str:
+    return (
+        f"the source is on timeline {timeline}, the chain on {chain.timeline}: it was restored or failed over"
+    )
 
 
 def require_slot_name(chain: Chain, name: str) -> None:

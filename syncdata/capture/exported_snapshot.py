@@ -51,7 +51,7 @@ SELECT wanted.schema, wanted.name, c.relkind::text AS kind, current_user::text A
        coalesce(has_table_privilege(c.oid, 'SELECT'), false) AS may_select,
        coalesce(row_security_active(c.oid), false) AS hides_rows,
        p.tablename IS NOT NULL AS is_published,
-       to_jsonb(p) ->> 'rowfilter' IS NOT NULL AS is_filtered,
+       to_jsonb(p) ->> 'rowfilter' AS row_filter,
        ARRAY(
            SELECT a.attname::text FROM pg_attribute a
            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -80,12 +80,14 @@ ORDER BY wanted.position
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopiedTable:
     """A table to copy. ``columns`` are those whose values are also in the stream; ``rows`` is the source's
-    estimate of their number, 0 when it has none. ``has_leaves``: it is partitioned."""
+    estimate of their number, 0 when it has none. ``has_leaves``: it is partitioned. ``row_filter``: the
+    publication's condition, as SQL; the stream has no changes of other rows."""
 
     name: TableName
     columns: tuple[str, ...]
     rows: int
     has_leaves: bool
+    row_filter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +156,10 @@ class ConsistentSource:
         # ONLY leaves out children by inheritance: they are published under their own names. Leaf partitions
         # are published under their root's name, so a partitioned table is copied with them.
         only = sql.SQL("" if table.has_leaves else "ONLY ")
-        copy_out = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
-            columns, only, sql.Identifier(table.name.schema, table.name.name)
+        # The condition is the server's own text.
+        where = sql.SQL("" if table.row_filter is None else f" WHERE {table.row_filter}")
+        copy_out = sql.SQL("COPY (SELECT {} FROM {}{}{}) TO STDOUT").format(
+            columns, only, sql.Identifier(table.name.schema, table.name.name), where
         )
         with self._connection.cursor().copy(copy_out) as copy:
             yield from copy.rows()
@@ -221,6 +225,7 @@ def _table(row: dict[str, Any]) -> CopiedTable:
         columns=tuple(row["columns"]),
         rows=row["rows"],
         has_leaves=row["kind"] == "p",
+        row_filter=row["row_filter"],
     )
 
 
@@ -234,9 +239,6 @@ def _refuse(row: dict[str, Any], publication: str) -> None:
     elif not row["is_published"]:
         problem = f"it is not in the publication {publication}, so its later changes would be missing"
         hint = "add it to [source].tables and run 'python manage.py setup_logical_replication'"
-    elif row["is_filtered"]:
-        problem = f"the publication {publication} leaves out some of its rows"
-        hint = f"ALTER PUBLICATION {sql.Identifier(publication).as_string(None)} so that it has no WHERE"
     elif not row["may_use_schema"]:
         problem = f"the role {role} may not use the schema"
         schema = sql.Identifier(table.schema).as_string(None)

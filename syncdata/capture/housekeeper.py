@@ -1,4 +1,4 @@
-"""The daemon's work beside reading: it looks at the source every minute, and prunes the archive now and then.
+"""The daemon's work beside reading: it looks at the source now and then, and prunes the archive.
 
 Knows when to work, and which warnings it has logged already; the two tasks are passed in. Its errors are
 only logged: the archiver uses the same source and archive, and decides whether an error ends it.
@@ -10,27 +10,44 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from syncdata.archive.retention import Removals
+from syncdata.capture.publication import (
+    Part,
+    Published,
+    find_alterations,
+    find_faults,
+    load_parts,
+    read_published,
+    save_parts,
+)
 from syncdata.capture.slot import Slot, published_tables, read_slot
-from syncdata.capture.source import connect
+from syncdata.capture.source import connect, read_timeline
 from syncdata.capture.status import retention_warning, unpublished_warning
 from syncdata.changes.names import TableName
 from syncdata.errors import Problem, SyncError
 
 logger = logging.getLogger(__name__)
 
-_FIRST_WATCH_S, _WATCH_EVERY_S = 1.0, 60.0
+_FIRST_WATCH_S, _WATCH_EVERY_S = 1.0, 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceView:
-    """The slot as it stands now (None: there is none), and the configured tables that are not published."""
+    """The slot as it stands now (None: there is none), and the configured tables that are not published.
+
+    ``published``: what is of the others; ``faults``: what of that is not as it should be. ``timeline`` is the
+    server's, None for a standby.
+    """
 
     slot: Slot | None
     unpublished: tuple[TableName, ...]
+    published: Published = field(default_factory=Published)
+    faults: tuple[Problem, ...] = ()
+    timeline: int | None = None
 
     @property
     def warnings(self) -> list[Problem]:
@@ -38,6 +55,7 @@ class SourceView:
         found = [retention_warning(self.slot)] if self.slot else []
         if self.unpublished:
             found.append(unpublished_warning([*map(str, self.unpublished)]))
+        found += self.faults
         return [warning for warning in found if warning is not None]
 
 
@@ -46,11 +64,38 @@ def view_source(
 ) -> SourceView:
     """Look at the source, on a connection of its own. Raises SourceConnectionError."""
     with connect(params) as connection:
-        published = published_tables(connection, publication)
+        names = published_tables(connection, publication)
+        published = read_published(connection, publication, tables)
         return SourceView(
             slot=read_slot(connection, slot_name),
-            unpublished=tuple(table for table in tables if table not in published),
+            unpublished=tuple(table for table in tables if table not in names),
+            published=published,
+            faults=tuple(find_faults(published, publication)),
+            timeline=read_timeline(connection),
         )
+
+
+class Watch:
+    """Looks at the source again and again, and sees what was altered since the first look.
+
+    The first look is noted in *spool_dir*, for `--status`; it sees what was altered while no archiver ran.
+    """
+
+    def __init__(self, view: Callable[[], SourceView], spool_dir: Path) -> None:
+        self._view = view
+        self._spool_dir = spool_dir
+        self._parts: Mapping[TableName, Part] | None = None
+
+    def __call__(self) -> SourceView:
+        view = self._view()
+        parts = view.published.parts
+        before = load_parts(self._spool_dir) if self._parts is None else self._parts
+        # A table that is published later is as it should be when it comes.
+        known = parts if self._parts is None else {**parts, **self._parts}
+        if known != self._parts:
+            save_parts(self._spool_dir, known)
+            self._parts = known
+        return replace(view, faults=(*view.faults, *find_alterations(before, parts)))
 
 
 class Housekeeper:
@@ -70,7 +115,7 @@ class Housekeeper:
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name="syncdata-housekeeper", daemon=True)
         self._ended = threading.Event()
-        self._warned: frozenset[str] = frozenset()
+        self._warned: frozenset[tuple[str, str]] = frozenset()
         self._without_snapshot: tuple[TableName, ...] = ()
 
     def __enter__(self) -> None:
@@ -98,9 +143,9 @@ class Housekeeper:
         numbers change."""
         warnings = self._view().warnings
         for warning in warnings:
-            if warning.kind not in self._warned:
+            if (warning.kind, warning.table) not in self._warned:
                 logger.warning("%s", warning)
-        self._warned = frozenset(warning.kind for warning in warnings)
+        self._warned = frozenset((warning.kind, warning.table) for warning in warnings)
 
     def prune_archive(self) -> None:
         """Prune; log why no change file could be removed, unless it was for the same tables the last time."""

@@ -7,11 +7,15 @@ Reads the source over a connection that is open already; reads no changes.
 from __future__ import annotations
 
 import datetime as dt
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from syncdata.archive.archive import Archive
 from syncdata.capture.chain import (
     Chain,
     continue_chain,
+    follow_failover,
     from_archive,
     load_chain,
     new_epoch,
@@ -27,8 +31,11 @@ from syncdata.capture.slot import PLUGIN, Slot, read_slot
 from syncdata.capture.source import SystemIdentity, connect
 from syncdata.capture.spool import SpooledFile, make_spool, remove_from_spool, take_over
 from syncdata.capture.uploader import upload
+from syncdata.changes.position import parse_lsn
 from syncdata.changes.reader import inspect
-from syncdata.errors import SlotError, SourceChangedError
+from syncdata.errors import SlotError, SourceChangedError, SourceConnectionError
+
+logger = logging.getLogger(__name__)
 
 
 def open_chain(
@@ -44,24 +51,94 @@ def open_chain(
     SlotInUseError while another session reads the slot.
     """
     directory = settings.spool_dir
+    require_primary(identity)
     make_spool(directory)
     chain = load_chain(directory)
+    failed_over_from = None if chain is None or chain.timeline == identity.timeline else chain.timeline
     if chain is not None:
+        if failed_over_from is not None:
+            chain = _follow_failover(chain, identity, archive, take_over(directory))
         require_same_system(chain, identity)
-    slot = find_slot(replication, settings.slot_name, chain)
-    if chain is not None:
-        require_same_slot(chain, slot)
+        chain = chain.with_history(identity.switches)
+    with _told_as_failover(failed_over_from, identity):
+        slot = find_slot(replication, settings.slot_name, chain)
+        if chain is not None:
+            require_same_slot(chain, slot)
     # After the chain's own rules: of a slot that was moved and is in use, report that it was moved.
     require_free(slot)
     spooled = take_over(directory)
     newest_file = _newest_file(archive, chain.last_file if chain else None)
     if chain is None:
         chain = _begin_chain(archive, identity, slot, newest_file, now)
+        chain = _follow_failover(chain, identity, archive, spooled)
         require_same_system(chain, identity)
+        chain = chain.with_history(identity.switches)
         require_same_slot(chain, slot)
     require_same_archive(chain, newest_file, spooled)
     save_chain(directory, chain)
+    if failed_over_from is not None:
+        logger.warning(
+            "the source has failed over from timeline %d to %d; nothing is missing, and the chain goes on",
+            failed_over_from,
+            chain.timeline,
+        )
     return chain, spooled
+
+
+def require_primary(identity: SystemIdentity) -> None:
+    """Raise SourceConnectionError, which is waited for, while the server is a standby: it may be promoted."""
+    if identity.is_standby:
+        raise SourceConnectionError(
+            "the source is a standby, which hands over no changes",
+            hint="set source.pg_host to the primary; if this one is about to take over, the archiver goes on"
+            " by itself when it has",
+        )
+
+
+@contextmanager
+def _told_as_failover(from_timeline: int | None, identity: SystemIdentity) -> Iterator[None]:
+    """Say of a slot that does not continue the chain that this is due to the failover, if there was one."""
+    try:
+        yield
+    except SlotError as error:
+        if from_timeline is None:
+            raise
+        raise SourceChangedError(
+            f"the source has failed over from timeline {from_timeline} to {identity.timeline}, and there"
+            f" {error.message}",
+            hint=error.hint,
+        ) from error
+
+
+def _follow_failover(
+    chain: Chain, identity: SystemIdentity, archive: Archive, spooled: list[SpooledFile]
+) -> Chain:
+    """Return the chain on the source's timeline. Raises SourceChangedError when something may be missing.
+
+    Files that wait in the spool will be archived, and snapshots are archived already: what they show must
+    have happened before the timelines parted, too.
+    """
+    if chain.timeline == identity.timeline:
+        return chain
+    ends = [chain.archived_lsn, *(parse_lsn(file.footer.end_lsn or "0/0") for file in spooled)]
+    # Test: test_a_snapshot_of_what_the_new_primary_lacks_ends_the_epoch.
+    ends.append(_newest_snapshot_lsn(archive, chain))
+    return follow_failover(chain, identity, max(ends))
+
+
+def _newest_snapshot_lsn(archive: Archive, chain: Chain) -> int:
+    """Return where the newest snapshot of the chain was taken, 0 when there is none.
+
+    Snapshots taken together share a stamp and a position, so one file of the newest stamp tells.
+    """
+    by_size = sorted(archive.discover_snapshots(), key=lambda file: file.size_bytes)
+    for file in sorted(by_size, key=lambda file: file.stamp, reverse=True):
+        with archive.fetch(file) as stream:
+            header = inspect(stream, file.name).header
+        if header is not None and header.source_id == chain.source_id and header.commit_lsn:
+            # The next WAL record begins there: see ConsistentSource.begin.
+            return parse_lsn(header.commit_lsn) + 1
+    return 0
 
 
 def begin_epoch(

@@ -16,7 +16,8 @@ from syncdata.errors import SlotError, SnapshotError, SourceConnectionError, Sou
 
 NEW_EPOCH_HINT = (
     "changes may be missing from the archive: run 'python manage.py setup_logical_replication', then"
-    " 'python manage.py archive_changes --new-epoch', and resync the tables on every local machine"
+    " 'python manage.py archive_changes --new-epoch', and resync the tables on every local machine ('python"
+    " manage.py resync --all')"
 )
 # The publication was missing when these changes were made; creating it now makes no difference to them.
 NEW_SLOT_HINT = (
@@ -25,6 +26,7 @@ NEW_SLOT_HINT = (
     " archive_changes --new-epoch', and resync the tables on every local machine"
 )
 RETRY_HINT = "check that PostgreSQL runs there; the archiver tries again by itself"
+_REPLICATION_HINT = "give the role the attribute REPLICATION (on Amazon RDS: membership in rds_replication)"
 _CHECK_HINT = "run 'python manage.py setup_logical_replication --check' to see what is missing"
 
 
@@ -63,7 +65,7 @@ def replication_error(sqlstate: str, message: str) -> SyncError:
         case "42704" | "55000" | "42809":
             return SlotError(message, hint=NEW_EPOCH_HINT)
         case "42501":
-            return SourceSetupError(message, hint="give the role the attribute REPLICATION")
+            return SourceSetupError(message, hint=_REPLICATION_HINT)
     return SourceConnectionError(f"the source ended the stream: {message}", hint=RETRY_HINT)
 
 
@@ -74,7 +76,7 @@ def snapshot_login_error(error: psycopg.Error) -> SyncError:
     if "max_wal_senders" in message:
         return SnapshotError(message, hint="raise max_wal_senders at the source, and restart it")
     if "walsender" in message or "WAL sender" in message:
-        return SnapshotError(message, hint="give the role the attribute REPLICATION")
+        return SnapshotError(message, hint=_REPLICATION_HINT)
     return source_error(error)
 
 

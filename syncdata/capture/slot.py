@@ -25,7 +25,8 @@ SELECT s.slot_name, s.plugin, s.database, s.temporary AS is_temporary, s.active_
             'pid ' || s.active_pid) END AS reader,
        s.confirmed_flush_lsn::text AS confirmed_lsn, wal.lsn::text AS wal_lsn,
        wal.lsn - s.restart_lsn AS retained_bytes,
-       (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size') AS keep_mb
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size') AS keep_mb,
+       coalesce((to_jsonb(s) ->> 'failover')::boolean, false) AS is_failover
 FROM pg_replication_slots s
 LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
 CROSS JOIN LATERAL (
@@ -43,6 +44,7 @@ class Slot:
     ``reader`` is the session that reads it now, as ``role archiver, application syncdata, pid 812``; None
     when nobody does. The server keeps ``retained_bytes`` of WAL for it, and may keep ``limit_bytes`` (None:
     any amount). ``wal_status`` is the catalog's. A physical slot has neither plugin nor database.
+    ``is_failover``: standbys may keep a copy of it (PostgreSQL 17 and later).
     """
 
     name: str
@@ -56,6 +58,7 @@ class Slot:
     wal_lsn: int
     retained_bytes: int
     limit_bytes: int | None
+    is_failover: bool = False
 
     @property
     def is_lost(self) -> bool:
@@ -91,6 +94,7 @@ def read_slot(connection: Connection[Any], name: str) -> Slot | None:
         wal_lsn=parse_lsn(row["wal_lsn"]),
         retained_bytes=int(row["retained_bytes"] or 0),
         limit_bytes=None if row["keep_mb"] == -1 else row["keep_mb"] * _MB,
+        is_failover=row["is_failover"],
     )
 
 

@@ -29,7 +29,14 @@ import msgspec
 
 from syncdata.archive.archive import Archive
 from syncdata.capture.catalog_state import load_state, next_state, note_snapshot
-from syncdata.capture.chain import Chain, format_moment, require_same_system, require_slot_name
+from syncdata.capture.chain import (
+    Chain,
+    format_moment,
+    load_chain,
+    require_same_system,
+    require_slot_name,
+    timeline_problem,
+)
 from syncdata.capture.encoder import line_start
 from syncdata.capture.exported_snapshot import (
     ConsistentSource,
@@ -200,12 +207,22 @@ class _Copying:
             raise _Stopped
         return records
 
+    def _require_same_timeline(self) -> None:
+        """Raise SourceChangedError when the archiver has followed a failover meanwhile: it has looked for
+        snapshots of what the new server lacks, and this one was not there yet."""
+        chain = load_chain(self.spool_dir)
+        if chain is not None and chain.timeline != self.header.timeline:
+            raise SourceChangedError(
+                "the source failed over while the snapshot was taken", hint="take the snapshot again"
+            )
+
     def _put(self, file: SpooledFile, name: str) -> int:
         """Put the file into the archive as *name*; return its size in bytes."""
         with translated(file.path):
             content = file.path.open("rb")
         with content:
             size_bytes = content.seek(0, io.SEEK_END)
+            self._require_same_timeline()
             interruptible(
                 lambda: self.archive.put(name, content), stop=self.stop, interrupt=self.archive.close
             )
@@ -251,6 +268,7 @@ def _header(chain: Chain, point: Point, newest_file: str | None, digest: str, no
         syncdata=1,
         system_id=chain.system_id,
         timeline=chain.timeline,
+        first_timeline=chain.first_timeline,
         slot=chain.slot,
         epoch=chain.epoch,
         prev=newest_file,
@@ -266,6 +284,8 @@ def _require_stream(chain: Chain, identity: SystemIdentity, slot: Slot | None, s
 
     Its confirmed position is not compared with the chain: a running archiver moves both all the time.
     """
+    if (problem := timeline_problem(chain, identity.timeline)) is not None:
+        raise SourceChangedError(problem, hint="start it, then take the snapshot again")
     require_same_system(chain, identity)
     require_slot_name(chain, slot_name)
     if slot is None or slot.is_lost:

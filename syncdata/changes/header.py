@@ -24,6 +24,10 @@ class Header(msgspec.Struct, frozen=True):
     catalog (:mod:`syncdata.changes.catalog`) that holds from the first record on, and ``catalog_lsn`` is the
     WAL position where it was read: it shows what was published there. So it says nothing of rows that came
     from a snapshot whose ``commit_lsn`` is not before it: they are newer.
+
+    ``first_timeline`` stands where the server has failed over within the epoch: it is the timeline on which
+    the epoch began, while ``timeline`` is that of now. The archiver writes it only when it has proved that
+    nothing is missing between the two, so all files of the epoch are of one source.
     """
 
     syncdata: int
@@ -39,11 +43,13 @@ class Header(msgspec.Struct, frozen=True):
     commit_lsn: str | None = None
     catalog: str | None = None
     catalog_lsn: str | None = None
+    first_timeline: int | None = None
 
     @property
     def source_id(self) -> str:
         """The source of this file's changes: between files of two sources, changes may be missing."""
-        return f"{self.system_id}/{self.timeline}/{self.slot}/{self.epoch}"
+        timeline = self.timeline if self.first_timeline is None else self.first_timeline
+        return f"{self.system_id}/{timeline}/{self.slot}/{self.epoch}"
 
 
 class Footer(msgspec.Struct, frozen=True, kw_only=True):

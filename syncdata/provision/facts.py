@@ -5,11 +5,13 @@ Knows no connection: database.py reads the facts.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from psycopg import sql
 
+from syncdata.capture.publication import Part
 from syncdata.capture.slot import PLUGIN, Slot
 from syncdata.changes.names import TableName
 
@@ -17,7 +19,9 @@ from syncdata.changes.names import TableName
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """The server and its settings. ``keep_mib`` is max_slot_wal_keep_size, -1 without limit;
-    ``idle_timeout`` is idle_replication_slot_timeout, 0 when it is off."""
+    ``idle_timeout`` is idle_replication_slot_timeout, 0 when it is off. ``marker``: the role by which a
+    managed service shows, say ``rds_superuser``. ``standby_slots``: the physical slots, which standbys read;
+    ``waits_for_standbys``: synchronized_standby_slots names some."""
 
     version: str
     version_num: int
@@ -32,11 +36,19 @@ class Server:
     keep_mib: int
     max_wal_mib: int
     idle_timeout: int
+    marker: str | None = None
+    standby_slots: tuple[str, ...] = ()
+    waits_for_standbys: bool = False
+
+    @property
+    def has_failover_slots(self) -> bool:
+        return self.version_num >= 170_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """The role that is logged in. A superuser may do everything."""
+    """The role that is logged in. A superuser may do everything. ``may_replicate``: by its attribute, by
+    membership in a role of its managed service, or because a try went well."""
 
     name: str
     is_superuser: bool
@@ -47,7 +59,8 @@ class Role:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePart:
     """A table itself, or one of its leaf partitions: an UPDATE of its rows needs its replica identity.
-    ``identity`` as in pg_class.relreplident."""
+    ``identity`` as in pg_class.relreplident; ``generated_keys``: the generated columns of its key;
+    ``assignment``: what an UPDATE may SET, as SQL; None for a table without columns."""
 
     name: TableName
     kind: str
@@ -57,6 +70,8 @@ class TablePart:
     has_key: bool
     has_deferrable_key: bool
     has_identity_index: bool
+    generated_keys: tuple[str, ...] = ()
+    assignment: str | None = None
 
     @property
     def is_locatable(self) -> bool:
@@ -67,7 +82,8 @@ class TablePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableFacts:
-    """A table that is to be published. ``parts``: the table itself, then its leaf partitions."""
+    """A table that is to be published. ``parts``: the table itself, then its leaf partitions. ``roots``: the
+    partitioned tables that it is a partition of."""
 
     name: TableName
     kind: str | None
@@ -78,17 +94,24 @@ class TableFacts:
     hides_rows: bool
     has_children: bool
     parts: tuple[TablePart, ...]
+    roots: tuple[TableName, ...] = ()
+
+
+Action = Literal["insert", "update", "delete", "truncate"]
+Failover = Literal["auto", "true", "false"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """The publication that exists. ``partial``: its tables with a row filter or a column list."""
+    """The publication that exists. ``partial``: its tables with a row filter or a column list. ``lacks``: the
+    kinds of changes that it does not publish. ``is_via_root``: partitions are published as their root."""
 
     is_owned: bool
     is_for_all_tables: bool
-    has_our_options: bool
+    lacks: tuple[Action, ...] = ()
+    is_via_root: bool = True
     tables: frozenset[TableName]
-    partial: frozenset[TableName]
+    partial: Mapping[TableName, Part] = field(default_factory=dict)
     schemas: frozenset[str]
 
 
@@ -107,7 +130,11 @@ class SourceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicationPlan:
-    """The changes that make the publication as configured. ``made_whole``: tables now published in part."""
+    """The changes that make the publication as configured.
+
+    What somebody has narrowed stays narrow unless the plan *widens*: then tables published in part are
+    ``made_whole``, and all kinds of changes are published, partitions as their root (``corrects_options``).
+    """
 
     is_new: bool = False
     added: tuple[TableName, ...] = ()
@@ -125,17 +152,28 @@ class PublicationPlan:
         return not (self.is_new or self.changes_tables or self.corrects_options)
 
 
-def plan_publication(publication: Publication | None, wanted: Collection[TableName]) -> PublicationPlan:
+def plan_publication(
+    publication: Publication | None, wanted: Collection[TableName], *, widens: bool = False
+) -> PublicationPlan:
     """Compare the publication that is there with the tables that are *wanted* in it."""
     if publication is None:
         return PublicationPlan(is_new=True, added=tuple(wanted))
+    narrowed = publication.partial.keys() & set(wanted) if widens else ()
+    has_our_options = publication.is_via_root and not publication.lacks
     return PublicationPlan(
         added=tuple(table for table in wanted if table not in publication.tables),
         dropped=tuple(sorted(publication.tables - set(wanted))),
-        made_whole=tuple(sorted(publication.partial & set(wanted))),
+        made_whole=tuple(sorted(narrowed)),
         dropped_schemas=tuple(sorted(publication.schemas)),
-        corrects_options=not publication.has_our_options,
+        corrects_options=widens and not has_our_options,
     )
+
+
+def wants_failover(server: Server, failover: Failover) -> bool:
+    """Tell whether standbys are to keep a copy of the slot: ``auto`` does where there are standbys."""
+    if not server.has_failover_slots or failover == "false":
+        return False
+    return failover == "true" or bool(server.standby_slots)
 
 
 def without_identity(source: SourceFacts) -> tuple[TablePart, ...]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from syncdata.capture.slot import Slot
 from syncdata.provision.facts import (
+    Failover,
+    Publication,
     PublicationPlan,
     Role,
     Server,
@@ -20,24 +23,30 @@ from syncdata.provision.facts import (
     plan_publication,
     quote,
     quote_table,
+    wants_failover,
 )
 from syncdata.provision.findings import Finding, by_setup, missing, note, ok
 
 OLDEST_VERSION = 14
 
 
-def examine(source: SourceFacts, *, identity_full: bool = False) -> list[Finding]:
+def examine(
+    source: SourceFacts, *, identity_full: bool = False, widens: bool = False, failover: Failover = "auto"
+) -> list[Finding]:
     """Return all findings, in the order in which an operator would mend them.
 
-    *identity_full*: the setup will give tables without a usable key REPLICA IDENTITY FULL.
+    *identity_full*: the setup will give tables without a usable key REPLICA IDENTITY FULL. *widens*: it will
+    publish all of what somebody has published in part. *failover*: the slot is to survive a failover.
     """
     return [
         *_server(source.server),
         *_capacity(source),
-        *_role(source.role),
+        *_role(source.role, source.server),
         *(finding for table in source.tables for finding in _table(table, source.role, identity_full)),
-        *_publication(source),
+        *_named_twice(source),
+        *_publication(source, widens=widens),
         *_slot(source),
+        *_failover(source, failover),
     ]
 
 
@@ -51,20 +60,45 @@ def _server(server: Server) -> Iterator[Finding]:
     if server.wal_level == "logical":
         yield ok("wal_level is logical")
     else:
-        yield missing(
-            f"wal_level is {server.wal_level}",
-            "ALTER SYSTEM SET wal_level = logical; then restart the server",
-        )
+        yield missing(f"wal_level is {server.wal_level}", _restart(server, "wal_level", "logical"))
     if server.encoding == "SQL_ASCII":
-        yield note("the database's encoding is SQL_ASCII", "texts that are not UTF-8 cannot be captured")
+        yield missing(
+            "the database's encoding is SQL_ASCII: the server does not know which characters its bytes stand"
+            " for, so they cannot be written as UTF-8",
+            "move the data into a database with an encoding: pg_dump, createdb -T template0 -E UTF8,"
+            " pg_restore",
+        )
     yield from _wal_limits(server)
+
+
+_LOGICAL_DECODING = {
+    "rds_superuser": "rds.logical_replication = 1",
+    "cloudsqlsuperuser": "cloudsql.logical_decoding = on",
+}
+
+
+def _restart(server: Server, setting: str, value: str) -> str:
+    """Return how a setting is changed that needs a restart."""
+    if server.marker is None:
+        return f"ALTER SYSTEM SET {setting} = {value}; then restart the server"
+    told = f"{setting} = {value}"
+    if setting == "wal_level":
+        told = _LOGICAL_DECODING.get(server.marker, told)
+    return f"set {told} in the service's parameters, and restart the server there"
+
+
+def _reload(server: Server, setting: str, value: str) -> str:
+    """Return how a setting is changed that needs no restart."""
+    if server.marker is None:
+        return f"ALTER SYSTEM SET {setting} = {value}; SELECT pg_reload_conf();"
+    return f"set {setting} = {value} in the service's parameters"
 
 
 def _wal_limits(server: Server) -> Iterator[Finding]:
     advised_mib = max(10 * 1024, 4 * server.max_wal_mib)
     advice = (
-        f"ALTER SYSTEM SET max_slot_wal_keep_size = '{advised_mib // 1024}GB'; SELECT pg_reload_conf();"
-        " (at most what the disk can spare)"
+        _reload(server, "max_slot_wal_keep_size", f"'{advised_mib // 1024}GB'")
+        + " (at most what the disk can spare)"
     )
     if server.keep_mib == -1:
         yield note(
@@ -81,7 +115,7 @@ def _wal_limits(server: Server) -> Iterator[Finding]:
     if server.idle_timeout:
         yield note(
             "idle_replication_slot_timeout is on: the slot is lost when the archiver is stopped for so long",
-            "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+            _reload(server, "idle_replication_slot_timeout", "0"),
         )
 
 
@@ -100,15 +134,18 @@ def _capacity(source: SourceFacts) -> Iterator[Finding]:
         else:
             yield missing(
                 f"{max(free, 0)} of {limit} replication {noun} are free, and {needed} are needed",
-                f"ALTER SYSTEM SET {setting} = {used + needed}; then restart the server",
+                _restart(server, setting, str(used + needed)),
             )
 
 
-def _role(role: Role) -> Iterator[Finding]:
+def _role(role: Role, server: Server) -> Iterator[Finding]:
     if role.is_superuser or role.may_replicate:
         yield ok(f"role {role.name} may replicate")
-    else:
-        yield missing(f"role {role.name} may not replicate", f"ALTER ROLE {quote(role.name)} REPLICATION;")
+        return
+    remedy = f"ALTER ROLE {quote(role.name)} REPLICATION;"
+    if server.marker == "rds_superuser":
+        remedy = f"GRANT rds_replication TO {quote(role.name)};"
+    yield missing(f"role {role.name} may not replicate", remedy)
 
 
 _KINDS = {
@@ -127,7 +164,7 @@ def _table(table: TableFacts, role: Role, identity_full: bool) -> Iterator[Findi
     if (reason := _unfit(table.kind, table.persistence)) is not None:
         yield missing(f"{label} {reason}", "take it out of source.tables, or mend the name")
         return
-    problems = [*_rights(table, role), *_identities(table, identity_full)]
+    problems = [*_rights(table, role), *_identities(table, identity_full), *_generated_keys(table)]
     yield from problems or [ok(f"{label}: {_describe_identity(table.parts[0])}")]
     if table.has_children:
         yield note(
@@ -182,6 +219,33 @@ def _identities(table: TableFacts, identity_full: bool) -> Iterator[Finding]:
             yield _identity_missing(label, part, identity_full)
 
 
+def _generated_keys(table: TableFacts) -> Iterator[Finding]:
+    """Refuse keys with generated columns: they are not in the stream, so no change says which row it is of;
+    and from version 18 on the server refuses production's own UPDATEs and DELETEs of a published one."""
+    generated = tuple(dict.fromkeys(name for part in table.parts for name in part.generated_keys))
+    if generated:
+        yield missing(
+            f"table {table.name} is identified by the generated column {', '.join(generated)}, which no"
+            f" change"
+            " carries",
+            "give it a primary key of columns that are not generated, or take it out of source.tables",
+        )
+
+
+def _named_twice(source: SourceFacts) -> Iterator[Finding]:
+    names = {table.name for table in source.tables}
+    for table in source.tables:
+        for root in table.roots:
+            if root in names:
+                yield missing(
+                    f"table {table.name} is a partition of {root}, which is named, too: its changes are"
+                    f" published"
+                    f" as those of {root}",
+                    f"take {table.name} out of source.tables",
+                )
+                break
+
+
 def _identity_missing(label: str, part: TablePart, identity_full: bool) -> Finding:
     text = f"{label} {_describe_identity(part)}, so its updates and deletes cannot be followed"
     name = quote_table(part.name)
@@ -211,19 +275,50 @@ def _describe_identity(part: TablePart) -> str:
     return "has only a deferrable primary key" if part.has_deferrable_key else "has no primary key"
 
 
-def _publication(source: SourceFacts) -> Iterator[Finding]:
+def _publication(source: SourceFacts, *, widens: bool) -> Iterator[Finding]:
     name, publication = quote(source.publication_name), source.publication
-    plan = plan_publication(publication, [table.name for table in source.tables])
-    if plan.is_empty:
-        yield ok(f"publication {name} is as configured")
-    elif publication is not None and publication.is_for_all_tables:
+    plan = plan_publication(publication, [table.name for table in source.tables], widens=widens)
+    if publication is not None and publication.is_for_all_tables:
         yield missing(
             f"publication {name} is FOR ALL TABLES",
             f"choose another source.publication, or: DROP PUBLICATION {name};",
         )
-    else:
+        return
+    narrowed = [] if publication is None or widens else [*_narrowed(source, publication)]
+    yield from narrowed
+    if not plan.is_empty:
         yield from _publication_rights(source, plan)
         yield by_setup(f"publication {name} {_describe_plan(plan)}")
+    elif not narrowed:
+        yield ok(f"publication {name} is as configured")
+
+
+def _narrowed(source: SourceFacts, publication: Publication) -> Iterator[Finding]:
+    """Tell what somebody has taken out of the publication: the setup widens nothing unless it is told to.
+
+    A part of a table is a copy of its own, and is kept. Without all kinds of changes, or with partitions
+    under their own names, the copies could only go wrong.
+    """
+    name = quote(source.publication_name)
+    for table in source.tables:
+        if (part := publication.partial.get(table.name)) is not None:
+            yield note(
+                f"publication {name} has only a part of {table.name}: {part}",
+                "it stays so, and local machines get no more; setup_logical_replication --widen publishes"
+                " all",
+            )
+    if publication.lacks:
+        yield missing(
+            f"publication {name} does not publish {', '.join(publication.lacks)}: copies would keep what"
+            " production has changed",
+            "let --widen add it, or choose another source.publication",
+        )
+    roots = [str(table.name) for table in source.tables if table.kind == "p"]
+    if roots and not publication.is_via_root:
+        yield missing(
+            f"publication {name} publishes the partitions of {', '.join(roots)} under their own names",
+            "let --widen set publish_via_partition_root, or choose another source.publication",
+        )
 
 
 def _publication_rights(source: SourceFacts, plan: PublicationPlan) -> Iterator[Finding]:
@@ -239,7 +334,8 @@ def _publication_rights(source: SourceFacts, plan: PublicationPlan) -> Iterator[
     if not (plan.is_new or plan.changes_tables):
         return
     for table in source.tables:
-        if table.name in plan.added and table.kind is not None and not table.is_owned:
+        is_added = table.name in plan.added or table.name in plan.made_whole
+        if is_added and table.kind is not None and not table.is_owned:
             yield missing(
                 f"table {table.name} can be published only by its owner",
                 "run the setup as its owner or as a superuser",
@@ -274,3 +370,38 @@ def _slot(source: SourceFacts) -> Iterator[Finding]:
         yield note(f"slot {name} is about to be lost", "start the archiver now")
     else:
         yield ok(f"slot {name} exists" + (f", in use by {slot.reader}" if slot.reader else ""))
+
+
+def _failover(source: SourceFacts, failover: Failover) -> Iterator[Finding]:
+    server, slot, name = source.server, source.slot, source.slot_name
+    if failover == "true" and not server.has_failover_slots:
+        yield missing(
+            f"source.failover is true, but PostgreSQL {server.version} keeps no slots on standbys",
+            'set it to "auto": 17 or later is needed',
+        )
+    if server.is_in_recovery or not wants_failover(server, failover):
+        return
+    if slot is not None and not slot.is_failover:
+        yield from _without_failover(slot, failover)
+    if server.standby_slots and not server.waits_for_standbys:
+        yield note(
+            "synchronized_standby_slots is empty: the archiver may be ahead of a standby, and after a"
+            " failover to"
+            " such a one a new epoch is needed",
+            _reload(server, "synchronized_standby_slots", f"'{', '.join(server.standby_slots)}'")
+            + " (of standbys that may take over; the archiver then waits for them)",
+        )
+    if slot is not None and slot.is_failover:
+        yield ok(f"slot {name} is kept on standbys that have sync_replication_slots = on")
+
+
+def _without_failover(slot: Slot, failover: Failover) -> Iterator[Finding]:
+    text = f"slot {slot.name} is not kept on standbys: after a failover it is gone"
+    if failover == "auto":
+        yield note(text, "set source.failover = true, stop the archiver, and run the setup again")
+    elif slot.reader is not None:
+        yield missing(
+            f"{text}, and it is in use by {slot.reader}", "stop the archiver, and run the setup again"
+        )
+    else:
+        yield by_setup(text)

@@ -12,11 +12,27 @@ from typing import Any
 from syncdata.capture.waits import told_waits
 from syncdata.changes.names import TableName
 from syncdata.errors import SlotError, SourceSetupError
-from syncdata.provision.database import SourceDatabase, open_source
-from syncdata.provision.facts import SourceFacts, foreign_slot, plan_publication, quote, without_identity
-from syncdata.provision.findings import Finding
+from syncdata.provision.database import RefusedWrite, SourceDatabase, open_source
+from syncdata.provision.facts import (
+    Failover,
+    PublicationPlan,
+    SourceFacts,
+    TablePart,
+    foreign_slot,
+    plan_publication,
+    quote,
+    quote_table,
+    wants_failover,
+    without_identity,
+)
+from syncdata.provision.findings import Finding, missing
 from syncdata.provision.preflight import examine
-from syncdata.provision.statements import lacks_rights, make_account, make_identities_full, make_publication
+from syncdata.provision.statements import (
+    lacks_rights,
+    make_account,
+    make_identities_full,
+    make_publication,
+)
 
 Report = Callable[[str], object]
 
@@ -29,6 +45,7 @@ class ProvisionSettings:
     slot_name: str
     publication: str
     tables: tuple[TableName, ...]
+    failover: Failover = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,35 +79,51 @@ class SetupResult:
 def check(settings: ProvisionSettings) -> list[Finding]:
     """Return all findings on the source; changes nothing."""
     with open_source(settings.params) as database:
-        return examine(_read(database, settings))
+        source = _read(database, settings)
+        refused = database.refused_writes(_parts(source))
+        return examine(source, failover=settings.failover) + [
+            missing(
+                f"table {write.part}: production's {write.verb} is refused as things are: {write.reason}",
+                "mend what it names",
+            )
+            for write in refused
+        ]
 
 
 def set_up(
     settings: ProvisionSettings,
     *,
     identity_full: bool = False,
+    widens: bool = False,
     user: NewUser | None = None,
     report: Report = lambda line: None,
 ) -> SetupResult:
     """Create or correct the publication, then the slot; *report* gets a line for each change made.
 
-    Running it again changes nothing. *identity_full* gives tables without a usable key REPLICA IDENTITY FULL.
-    Raises SourceSetupError that lists everything that is missing; then nothing is changed.
+    Running it again changes nothing. *identity_full* gives tables without a usable key REPLICA IDENTITY FULL;
+    *widens* publishes all of what somebody has published in part. Raises SourceSetupError that lists
+    everything that is missing, and when production could not write a table any more; then nothing is changed.
     """
     with open_source(settings.params) as database:
         source = _read(database, settings)
-        plan = plan_publication(source.publication, settings.tables)
-        findings = examine(source, identity_full=identity_full)
+        plan = plan_publication(source.publication, settings.tables, widens=widens)
+        findings = examine(source, identity_full=identity_full, widens=widens, failover=settings.failover)
         _refuse(findings)
-        done = _make_all_but_slot(database, settings, source, user)
+        done = _make_all_but_slot(database, settings, source, plan, user)
         for line in done:
             report(line)
         # The publication before the slot: a change made while the slot exists and the publication does not
         # can never be read.
+        is_failover = wants_failover(source.server, settings.failover)
         if source.slot is None:
             with told_waits(settings.params, "the slot"):
-                lsn = database.create_slot(settings.slot_name)
-            done.append(f"created slot {settings.slot_name}, which begins at {lsn}")
+                lsn = database.create_slot(settings.slot_name, is_failover=is_failover)
+            standbys = " and is kept on standbys" if is_failover else ""
+            done.append(f"created slot {settings.slot_name}, which begins at {lsn}{standbys}")
+            report(done[-1])
+        elif settings.failover == "true" and is_failover and not source.slot.is_failover:
+            database.make_failover_slot(settings.slot_name)
+            done.append(f"slot {settings.slot_name}: standbys keep a copy of it from now on")
             report(done[-1])
     return SetupResult(
         changes=tuple(done),
@@ -101,10 +134,11 @@ def set_up(
     )
 
 
-def drop(settings: ProvisionSettings, *, report: Report = lambda line: None) -> bool:
-    """Drop slot and publication, where they are there; return whether either was.
+def drop(settings: ProvisionSettings, *, drops_all: bool = False, report: Report = lambda line: None) -> bool:
+    """Drop slot and publication, where they are there; return whether anything was.
 
-    Raises SlotError when the slot is in use or is not ours; then nothing is changed.
+    *drops_all*: also the roles that setups have made, with their rights; what must stay is reported. Raises
+    SlotError when the slot is in use or is not ours; then nothing is changed.
     """
     with open_source(settings.params) as database:
         source = _read(database, settings)
@@ -116,7 +150,10 @@ def drop(settings: ProvisionSettings, *, report: Report = lambda line: None) -> 
         if source.publication is not None:
             database.drop_publication(source.publication_name)
             report(f"dropped publication {quote(source.publication_name)}")
-    return source.slot is not None or source.publication is not None
+        roles = _drop_roles(database, source.server.database, report) if drops_all else False
+        if drops_all:
+            _tell_of_identities(source, report)
+    return source.slot is not None or source.publication is not None or roles
 
 
 def list_problems(problems: Sequence[str], remark: str = "") -> SourceSetupError:
@@ -130,18 +167,75 @@ def _read(database: SourceDatabase, settings: ProvisionSettings) -> SourceFacts:
     return database.read(tables=settings.tables, publication=settings.publication, slot=settings.slot_name)
 
 
+def _parts(source: SourceFacts) -> list[TablePart]:
+    parts = (part for table in source.tables for part in table.parts)
+    return list({part.name: part for part in parts}.values())
+
+
 def _make_all_but_slot(
-    database: SourceDatabase, settings: ProvisionSettings, source: SourceFacts, user: NewUser | None
+    database: SourceDatabase,
+    settings: ProvisionSettings,
+    source: SourceFacts,
+    plan: PublicationPlan,
+    user: NewUser | None,
 ) -> list[str]:
-    """Make all changes but the slot: PostgreSQL creates none in a transaction that has written."""
-    name, tables = source.publication_name, settings.tables
+    """Make all changes but the slot: PostgreSQL creates none in a transaction that has written.
+
+    Raises SourceSetupError, and changes nothing, when production could not write its tables afterwards.
+    """
+    tables = settings.tables
     password_hash = None if user is None else _new_password(database, user, tables)
+    refused_before = database.refused_writes(_parts(source))
     with database.transaction():
         done = database.make(make_identities_full(without_identity(source)))
-        done += database.make(make_publication(name, plan_publication(source.publication, tables), tables))
+        done += database.make(make_publication(source.publication_name, plan, tables))
+        # A publication can make production's own statements fail. The server tells, whatever the reason.
+        # Test: test_a_publication_that_would_stop_productions_writes_is_taken_back_with_the_reason.
+        if refused := database.refused_writes(_parts(source)):
+            raise list_problems(
+                [_describe(write, refused_before) for write in refused], "nothing was changed"
+            )
         if user is not None:
             done += _make_account(database, source, tables, user.name, password_hash)
     return done
+
+
+def _describe(write: RefusedWrite, refused_before: Sequence[RefusedWrite]) -> str:
+    when = "is refused already" if write in refused_before else "would be refused from then on"
+    return (
+        f"table {write.part}: production's {write.verb} {when}: {write.reason}: give the table a primary"
+        f" key of"
+        " plain columns that are all published, or take it out of source.tables"
+    )
+
+
+def _drop_roles(database: SourceDatabase, name: str, report: Report) -> bool:
+    """Drop the roles that setups have made for the database *name*; return whether there was one. Roles that
+    others need stay."""
+    is_any = False
+    for role in database.read_made_roles(name):
+        label = f"role {quote(role.name)}"
+        if role.owns:
+            report(f"{label} stays: it owns objects: REASSIGN OWNED BY {quote(role.name)} TO …; and again")
+        elif role.elsewhere:
+            report(
+                f"{label} stays: it has rights in {', '.join(role.elsewhere)}: run --drop --all there first"
+            )
+        else:
+            for line in database.drop_role(role.name):
+                report(line)
+            is_any = True
+    return is_any
+
+
+def _tell_of_identities(source: SourceFacts, report: Report) -> None:
+    """Tell which tables write their whole old rows into the WAL: only their owner knows for whom."""
+    for part in _parts(source):
+        if part.identity == "f":
+            report(
+                f"table {part.name} keeps REPLICA IDENTITY FULL; if nobody else needs it:"
+                f" ALTER TABLE {quote_table(part.name)} REPLICA IDENTITY DEFAULT;"
+            )
 
 
 def _new_password(database: SourceDatabase, user: NewUser, tables: Sequence[TableName]) -> str | None:
@@ -160,11 +254,11 @@ def _make_account(
     password_hash: str | None,
 ) -> list[str]:
     database_name = source.server.database
-    account = database.read_account(name, tables)
-    done = database.make(make_account(account, database_name, password_hash))
+    account, membership = database.read_account(name, tables), database.read_membership()
+    done = database.make(make_account(account, database_name, password_hash, membership=membership))
     if not account.exists:  # Now that it exists, the server can tell which rights it has through PUBLIC.
         account = database.read_account(name, tables)
-        done += database.make(make_account(account, database_name, None))
+        done += database.make(make_account(account, database_name, None, membership=membership))
     if lacks_rights(database.read_account(name, tables)):
         raise SourceSetupError(
             f"role {source.role.name} may not grant role {name} what it needs; nothing was changed",

@@ -17,12 +17,17 @@ from syncdata.provision.facts import PublicationPlan, TablePart, quote
 _OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_partition_root = true")
 
 
+def role_mark(database: str) -> str:
+    """Return the comment of a role that a setup has made for *database*: --drop --all knows it by this."""
+    return f"made by syncdata (setup_logical_replication --create-user) for the database {database}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupStep:
-    """A statement, and the lines (``done``) that tell the operator of its effect."""
+    """A statement, and the lines (``done``) that tell the operator of its effect; empty: nothing to tell."""
 
     statement: sql.Composed
-    done: str
+    done: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,29 +56,34 @@ def make_identities_full(parts: Iterable[TablePart]) -> Iterator[SetupStep]:
 def make_publication(name: str, plan: PublicationPlan, wanted: Collection[TableName]) -> Iterator[SetupStep]:
     """Yield the steps of *plan*. *wanted*: all tables that the publication has afterwards."""
     label, publication = f"publication {quote(name)}", sql.Identifier(name)
-    # ONLY: a child by inheritance is published when it is configured itself. Partitions are included anyway.
-    tables = sql.SQL(", ").join(sql.SQL("ONLY {}").format(_table(table)) for table in wanted)
     if plan.is_new:
         yield SetupStep(
             statement=sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(
-                publication, tables, _OPTIONS
+                publication, _tables(wanted), _OPTIONS
             ),
             done=f"created {label} for {', '.join(map(str, wanted))}",
         )
         return
-    if plan.changes_tables:
-        # SET also makes tables whole that were published in part, and drops whole schemas.
-        yield SetupStep(
-            statement=sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(publication, tables),
-            done="\n".join(
-                [
-                    *(f"{label}: added {table}" for table in plan.added),
-                    *(f"{label}: dropped {table}" for table in plan.dropped),
-                    *(f"{label}: publishes all of {table} now" for table in plan.made_whole),
-                    *(f"{label}: dropped schema {schema}" for schema in plan.dropped_schemas),
-                ]
-            ),
-        )
+
+    def alter(change: str, what: sql.Composed, *done: str) -> SetupStep:
+        statement = sql.SQL("ALTER PUBLICATION {} {} {}").format(publication, sql.SQL(change), what)
+        return SetupStep(statement=statement, done="\n".join(f"{label}: {line}" for line in done))
+
+    # Each change by itself, never SET TABLE: that would make tables whole that somebody has published in
+    # part.
+    # Test: test_a_table_more_leaves_the_hidden_columns_of_the_others_hidden.
+    if plan.made_whole:
+        yield alter("DROP TABLE", _tables(plan.made_whole))
+        lines = (f"publishes all of {table} now" for table in plan.made_whole)
+        yield alter("ADD TABLE", _tables(plan.made_whole), *lines)
+    if plan.added:
+        yield alter("ADD TABLE", _tables(plan.added), *(f"added {table}" for table in plan.added))
+    if plan.dropped:
+        yield alter("DROP TABLE", _tables(plan.dropped), *(f"dropped {table}" for table in plan.dropped))
+    if plan.dropped_schemas:
+        schemas = sql.SQL(", ").join(map(sql.Identifier, plan.dropped_schemas))
+        lines = (f"dropped schema {schema}" for schema in plan.dropped_schemas)
+        yield alter("DROP TABLES IN SCHEMA", schemas, *lines)
     if plan.corrects_options:
         yield SetupStep(
             statement=sql.SQL("ALTER PUBLICATION {} SET ({})").format(publication, _OPTIONS),
@@ -81,21 +91,34 @@ def make_publication(name: str, plan: PublicationPlan, wanted: Collection[TableN
         )
 
 
-def make_account(account: Account, database: str, password_hash: str | None) -> Iterator[SetupStep]:
+def make_account(
+    account: Account, database: str, password_hash: str | None, *, membership: str | None = None
+) -> Iterator[SetupStep]:
     """Yield the steps that let the role log in, replicate and read the tables.
 
-    *password_hash*: the password to set, as the server stores it; None leaves it as it is.
+    *password_hash*: the password to set, as the server stores it; None leaves it as it is. *membership*: the
+    role whose members may replicate, on a managed service where the attribute cannot be set.
     """
     label, role = f"role {quote(account.name)}", sql.Identifier(account.name)
+    attributes = "LOGIN REPLICATION" if membership is None else "LOGIN"
+    lacks_replication = not (account.may_replicate or account.is_superuser)
     if not account.exists:
         yield SetupStep(
-            statement=sql.SQL("CREATE ROLE {} LOGIN REPLICATION").format(role),
-            done=f"created {label} with LOGIN and REPLICATION",
+            statement=sql.SQL("CREATE ROLE {} {}").format(role, sql.SQL(attributes)),
+            done=f"created {label} with {attributes.replace(' ', ' and ')}",
         )
-    elif not (account.may_login and (account.may_replicate or account.is_superuser)):
         yield SetupStep(
-            statement=sql.SQL("ALTER ROLE {} LOGIN REPLICATION").format(role),
-            done=f"{label}: granted LOGIN and REPLICATION",
+            statement=sql.SQL("COMMENT ON ROLE {} IS {}").format(role, sql.Literal(role_mark(database))),
+        )
+    elif not account.may_login or (lacks_replication and membership is None):
+        yield SetupStep(
+            statement=sql.SQL("ALTER ROLE {} {}").format(role, sql.SQL(attributes)),
+            done=f"{label}: granted {attributes.replace(' ', ' and ')}",
+        )
+    if lacks_replication and membership is not None:
+        yield SetupStep(
+            statement=sql.SQL("GRANT {} TO {}").format(sql.Identifier(membership), role),
+            done=f"{label}: granted membership in {membership}",
         )
     if password_hash is not None:
         yield SetupStep(
@@ -110,6 +133,15 @@ def make_account(account: Account, database: str, password_hash: str | None) -> 
         yield _grant("SELECT ON TABLE", _table(table), str(table), account.name)
 
 
+def drop_account(name: str) -> Iterator[SetupStep]:
+    """Yield the steps that revoke all that the role has in this database, and drop it."""
+    role = sql.Identifier(name)
+    yield SetupStep(statement=sql.SQL("DROP OWNED BY {}").format(role))
+    yield SetupStep(
+        statement=sql.SQL("DROP ROLE {}").format(role), done=f"dropped role {quote(name)} and its rights"
+    )
+
+
 def lacks_rights(account: Account) -> bool:
     """Return whether a right is still missing. Ask after granting: when the role that grants may not do so,
     the server only warns."""
@@ -121,6 +153,11 @@ def _grant(right: str, target: sql.Identifier, name: str, role: str) -> SetupSte
         statement=sql.SQL("GRANT {} {} TO {}").format(sql.SQL(right), target, sql.Identifier(role)),
         done=f"role {quote(role)}: granted {right} {name}",
     )
+
+
+def _tables(tables: Iterable[TableName]) -> sql.Composed:
+    # ONLY: a child by inheritance is published when it is configured itself. Partitions are included anyway.
+    return sql.SQL(", ").join(sql.SQL("ONLY {}").format(_table(table)) for table in tables)
 
 
 def _table(table: TableName) -> sql.Identifier:

@@ -26,7 +26,7 @@ from syncdata.provision.findings import Finding
 from syncdata.provision.provision import NewUser
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 from tests import processes
-from tests.postgres import Database
+from tests.postgres import VERSIONS, Database
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "correct horse 🐎 battery"
@@ -141,7 +141,7 @@ def role(any_postgres: PostgresServer) -> Iterator[str]:
     yield name
     with any_postgres.connect(autocommit=True) as connection:
         quoted = sql.Identifier(name)
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (name,)).fetchone():
+        if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (name,)).fetchone() is None:
             return
         for (database,) in connection.execute(
             "SELECT datname FROM pg_database WHERE datallowconn"
@@ -238,33 +238,218 @@ def test_the_publication_follows_the_configured_tables(production: Production) -
     assert production.setup() == []
 
 
-def test_a_publication_with_other_options_is_corrected(production: Production) -> None:
+def test_a_publication_of_some_kinds_of_changes_is_refused_and_widened_when_that_is_said(
+    production: Production,
+) -> None:
     production.execute("CREATE PUBLICATION syncdata FOR TABLE users WITH (publish = 'insert')")
-    assert production.setup()[0] == 'publication "syncdata": corrected its options'
+    [problem] = production.refusal()
+    assert problem.startswith('publication "syncdata" does not publish update, delete, truncate: ')
+    assert production.setup(widens=True)[0] == 'publication "syncdata": corrected its options'
     assert production.rows("SELECT pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication") == [
         (True, True, True, True)
     ]
     assert production.setup() == []
 
 
-@pytest.mark.parametrize(
-    ("publication", "line"),
-    [
-        ("FOR TABLE users WHERE (id > 5)", 'publication "syncdata": publishes all of users now'),
-        ("FOR TABLE users (id)", 'publication "syncdata": publishes all of users now'),
-        ("FOR TABLE users, TABLES IN SCHEMA other", 'publication "syncdata": dropped schema other'),
-    ],
-)
-def test_a_publication_of_a_part_or_of_more_is_corrected(
-    production: Production, publication: str, line: str
+def test_partitions_under_their_own_names_are_refused_and_widened_when_that_is_said(
+    make_production: MakeProduction, any_postgres: PostgresServer
 ) -> None:
+    ddl = PARTITIONED.format(key=", PRIMARY KEY (id, day)")
+    production = make_production(any_postgres, ddl, tables=["parts"])
+    production.execute("CREATE PUBLICATION syncdata FOR TABLE parts")
+    [problem] = production.refusal()
+    assert problem.startswith(
+        'publication "syncdata" publishes the partitions of parts under their own names'
+    )
+    production.setup(widens=True)
+    assert production.published() == [("public", "parts")]
+
+
+def test_options_that_change_nothing_for_the_tables_are_kept(production: Production) -> None:
+    production.execute("CREATE PUBLICATION syncdata FOR TABLE users")
+    assert len(production.setup()) == 1  # the slot
+    assert production.rows("SELECT pubviaroot FROM pg_publication") == [(False,)]
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [("WHERE (id > 5)", "all columns of the rows WHERE (id > 5)"), ("(id)", "the columns id")],
+)
+def test_a_part_of_a_table_is_kept_and_told_and_made_whole_when_that_is_said(
+    production: Production, part: str, told: str
+) -> None:
+    production.execute(f"CREATE PUBLICATION syncdata FOR TABLE users {part}")
+    assert len(production.setup()) == 1  # the slot
+    assert f'publication "syncdata" has only a part of users: {told}' in production.findings("note")[-1]
+    assert production.setup(widens=True)[0] == 'publication "syncdata": publishes all of users now'
+    assert production.setup() == []
+    assert not any("only a part" in note for note in production.findings("note"))
+
+
+def test_a_table_more_leaves_the_hidden_columns_of_the_others_hidden(production: Production) -> None:
+    production.execute(
+        "ALTER TABLE users ADD email text",
+        "CREATE TABLE more (id int PRIMARY KEY)",
+        "CREATE PUBLICATION syncdata FOR TABLE users (id, name)",
+    )
+    production.keys["tables"] = ["users", "more"]
+    assert production.setup()[0] == 'publication "syncdata": added more'
+    columns = "SELECT attnames::text FROM pg_publication_tables WHERE tablename = 'users'"
+    assert production.rows(columns) == [("{id,name}",)]
+
+
+def test_a_table_less_leaves_the_hidden_rows_of_the_others_hidden(production: Production) -> None:
+    production.execute(
+        "CREATE TABLE more (id int PRIMARY KEY)",
+        "CREATE PUBLICATION syncdata FOR TABLE users WHERE (id > 5), more",
+    )
+    assert production.setup()[0] == 'publication "syncdata": dropped more'
+    assert production.rows("SELECT rowfilter FROM pg_publication_tables") == [("(id > 5)",)]
+
+
+def test_a_whole_schema_that_is_published_is_dropped(production: Production) -> None:
     production.execute(
         "CREATE SCHEMA other",
-        f"CREATE PUBLICATION syncdata {publication} WITH (publish_via_partition_root)",
+        "CREATE PUBLICATION syncdata FOR TABLE users, TABLES IN SCHEMA other",
     )
-    assert production.setup()[0] == line
+    assert production.setup()[0] == 'publication "syncdata": dropped schema other'
     assert production.published() == [("public", "users")]
     assert production.setup() == []
+
+
+# What must not happen to production itself
+
+
+STOPPED = {
+    "a column list without the key": (
+        "CREATE TABLE bad (id int PRIMARY KEY, name text)",
+        "FOR TABLE bad (name)",
+    ),
+    "a row filter beside the key": (
+        "CREATE TABLE bad (id int PRIMARY KEY, name text)",
+        "FOR TABLE bad WHERE (name <> 'x')",
+    ),
+    "a column list of a table that is identified by all columns": (
+        "CREATE TABLE bad (id int, name text); ALTER TABLE bad REPLICA IDENTITY FULL",
+        "FOR TABLE bad (id)",
+    ),
+    "a publication of somebody else": (
+        "CREATE TABLE bad (id int PRIMARY KEY, name text); CREATE PUBLICATION other FOR TABLE bad (name)",
+        "FOR TABLE bad",
+    ),
+    "a partition with an identity of its own": (
+        "CREATE TABLE bad (id int, name text NOT NULL, PRIMARY KEY (id)) PARTITION BY LIST (id);"
+        "CREATE TABLE leaf PARTITION OF bad FOR VALUES IN (1); CREATE UNIQUE INDEX i ON leaf (name);"
+        "ALTER TABLE leaf REPLICA IDENTITY USING INDEX i",
+        "FOR TABLE bad (id) WITH (publish_via_partition_root)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STOPPED)
+def test_what_stops_productions_writes_already_is_told_with_the_reason(
+    production: Production, kind: str
+) -> None:
+    ddl, publication = STOPPED[kind]
+    production.execute(ddl, f"CREATE PUBLICATION syncdata {publication}")
+    production.keys["tables"] = ["bad"]
+    problems = production.refusal()
+    assert {problem.split(" production's ")[1].split(" is refused already: ")[0] for problem in problems} == {
+        "UPDATE",
+        "DELETE",
+    }
+    assert any("'s UPDATE is refused as things are" in line for line in production.findings("missing"))
+
+
+def test_a_publication_that_would_stop_productions_writes_is_taken_back_with_the_reason(
+    make_production: MakeProduction, postgres: PostgresServer
+) -> None:
+    production = make_production(
+        postgres,  # from 18 on
+        "CREATE TABLE bad (id int, twice int GENERATED ALWAYS AS (id * 2) STORED);"
+        "INSERT INTO bad VALUES (1); ALTER TABLE bad REPLICA IDENTITY FULL",
+        tables=["bad"],
+    )
+    problems = production.refusal()
+    assert len(problems) == 2
+    assert problems[0].startswith("table bad: production's UPDATE would be refused from then on: ")
+    assert "Replica identity must not contain unpublished generated columns" in problems[0]
+    production.execute("UPDATE bad SET id = 2", "DELETE FROM bad")
+
+
+def test_tables_that_identity_full_would_stop_are_taken_back_too(
+    make_production: MakeProduction, postgres: PostgresServer
+) -> None:
+    production = make_production(
+        postgres,
+        "CREATE TABLE bad (id int, twice int GENERATED ALWAYS AS (id * 2) VIRTUAL)",
+        "INSERT INTO bad VALUES (1)",
+        tables=["bad"],
+    )
+    assert "would be refused from then on" in production.refusal(identity_full=True)[0]
+    production.execute("UPDATE bad SET id = 2")
+
+
+def test_the_proof_fires_no_trigger_and_writes_every_kind_of_column(production: Production) -> None:
+    production.execute(
+        "CREATE TABLE noted (at timestamptz)",
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'fired'; END$$",
+        "CREATE TABLE odd (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY)",
+        "CREATE TRIGGER t BEFORE UPDATE OR DELETE ON odd FOR EACH STATEMENT EXECUTE FUNCTION note()",
+        "CREATE RULE r AS ON UPDATE TO users DO INSTEAD NOTHING",
+    )
+    production.keys["tables"] = ["odd", "users"]
+    production.setup()
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "CREATE TABLE bad (a int, k int GENERATED ALWAYS AS (a * 2) STORED PRIMARY KEY)",
+        "CREATE TABLE bad (a int, k int GENERATED ALWAYS AS (a * 2) STORED NOT NULL);"
+        " CREATE UNIQUE INDEX i ON bad (k); ALTER TABLE bad REPLICA IDENTITY USING INDEX i",
+        "CREATE TABLE bad (a int, k int GENERATED ALWAYS AS (a * 2) STORED, b int, PRIMARY KEY (b, k))",
+    ],
+)
+def test_a_generated_column_in_the_key_is_refused_on_every_version(production: Production, ddl: str) -> None:
+    production.execute(ddl)
+    production.keys["tables"] = ["users", "bad"]
+    [problem] = production.refusal()
+    assert problem.startswith("table bad is identified by the generated column k, which no change carries: ")
+
+
+def test_a_partition_that_is_named_beside_its_root_is_refused(
+    make_production: MakeProduction, any_postgres: PostgresServer
+) -> None:
+    ddl = PARTITIONED.format(key=", PRIMARY KEY (id, day)")
+    production = make_production(any_postgres, ddl, tables=["parts", "Leaf", "half"])
+    assert production.refusal() == [
+        f"table {name} is a partition of parts, which is named, too: its changes are published as those of"
+        f" parts: take {name} out of source.tables"
+        for name in ("Leaf", "half")
+    ]
+    production.keys["tables"] = ["Leaf"]
+    production.setup()
+    assert production.published() == [("public", "Leaf")]
+
+
+def test_a_source_without_an_encoding_is_refused(
+    make_production: MakeProduction, any_postgres: PostgresServer
+) -> None:
+    name = f"ascii_{next(_numbers)}"
+    with any_postgres.connect(autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    try:
+        production = make_production(any_postgres, pg_database=name)
+        other = Production(Database(any_postgres, name), production.folder)
+        other.execute("CREATE TABLE users (id int PRIMARY KEY)")
+        [problem] = other.refusal()
+        assert problem.startswith("the database's encoding is SQL_ASCII: ")
+    finally:
+        with any_postgres.connect(autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_a_publication_for_all_tables_is_not_ours(production: Production) -> None:
@@ -587,6 +772,35 @@ def test_a_slot_in_use_is_reported_and_not_dropped(production: Production) -> No
         reader.finish()
 
 
+def test_a_slot_is_kept_on_standbys_where_there_are_some_or_that_is_said(
+    make_production: MakeProduction, postgres: PostgresServer
+) -> None:
+    failover = "SELECT failover FROM pg_replication_slots WHERE slot_name = '{}'"
+    production = make_production(postgres, failover="auto")
+    assert not production.setup()[-1].endswith("kept on standbys")
+    assert production.rows(failover.format(production.slot)) == [(False,)]
+    production.keys["failover"] = True
+    assert production.setup() == [f"slot {production.slot}: standbys keep a copy of it from now on"]
+    assert production.rows(failover.format(production.slot)) == [(True,)]
+    assert production.setup() == []
+    production.service.drop()
+    production.keys["failover"] = "auto"
+    production.execute("SELECT pg_create_physical_replication_slot('standby')")
+    try:
+        assert production.setup()[-1].endswith("and is kept on standbys")
+        assert "synchronized_standby_slots = 'standby'" in production.findings("note")[-1]
+    finally:
+        production.execute("SELECT pg_drop_replication_slot('standby')")
+
+
+def test_a_server_that_keeps_no_slots_on_standbys_says_so(
+    make_production: MakeProduction, postgres_server: Callable[[str], PostgresServer]
+) -> None:
+    production = make_production(postgres_server(VERSIONS[-1]), failover="true")
+    [problem] = production.refusal()
+    assert problem.startswith("source.failover is true, but PostgreSQL")
+
+
 def test_a_lost_slot_is_missed(production: Production) -> None:
     production.setup()
     limit = ["ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'", "SELECT pg_reload_conf()"]
@@ -670,7 +884,10 @@ def test_a_role_that_owns_the_tables_sets_up_without_being_superuser(
 def test_a_publication_of_somebody_else_is_neither_changed_nor_dropped(
     production: Production, role: str
 ) -> None:
-    production.execute("CREATE PUBLICATION syncdata FOR TABLE users")
+    production.execute(
+        "CREATE PUBLICATION syncdata FOR TABLE users", "CREATE TABLE more (id int PRIMARY KEY)"
+    )
+    production.keys["tables"] = ["users", "more"]
     make_role(production, role, "REPLICATION")
     with pytest.raises(SourceSetupError, match='publication "syncdata" belongs to another role'):
         production.service.setup()
@@ -743,6 +960,85 @@ def test_rights_that_cannot_be_granted_are_told_and_nothing_is_changed(
         production.execute("DROP ROLE other")
 
 
+def test_a_member_of_the_role_that_amazon_has_for_it_may_replicate(production: Production, role: str) -> None:
+    """There the attribute cannot be set; the members of rds_replication may replicate."""
+    admin = production.database
+    with admin.connect(autocommit=True) as connection:
+        connection.execute("CREATE ROLE rds_replication NOLOGIN")
+    try:
+        make_role(production, role, "")
+        with admin.connect(autocommit=True) as connection:
+            connection.execute(sql.SQL("GRANT rds_replication TO {}").format(sql.Identifier(role)))
+        assert not any("may not replicate" in line for line in production.findings("missing"))
+    finally:
+        with admin.connect(autocommit=True) as connection:
+            connection.execute("DROP ROLE rds_replication")
+
+
+def test_where_members_may_replicate_the_new_role_becomes_one_of_them(
+    production: Production, role: str
+) -> None:
+    with production.database.connect(autocommit=True) as connection:
+        connection.execute("CREATE ROLE rds_replication NOLOGIN")
+    try:
+        quoted = '"' + role.replace('"', '""') + '"'
+        lines = production.setup(user=NewUser(name=role, ask_password=lambda: PASSWORD))
+        assert lines[1] == f"created role {quoted} with LOGIN"
+        assert f"role {quoted}: granted membership in rds_replication" in lines
+        assert production.rows(f"SELECT rolreplication FROM pg_roles WHERE rolname = '{role}'") == [(False,)]
+        assert production.setup(user=NewUser(name=role, ask_password=lambda: PASSWORD)) == []
+    finally:
+        with production.database.connect(autocommit=True) as connection:
+            connection.execute("DROP ROLE rds_replication")
+
+
+def test_a_role_of_which_the_catalog_does_not_know_it_is_tried(
+    production: Production, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "syncdata.provision.database._ROLE",
+        "SELECT rolname::text AS name, false AS is_superuser, false AS may_replicate, true AS may_create"
+        " FROM pg_roles WHERE rolname = current_user AND %(replicators)s::text[] IS NOT NULL",
+    )
+    make_role(production, role, "REPLICATION")
+    assert not any("may not replicate" in line for line in production.findings("missing"))
+
+
+def test_dropping_all_leaves_nothing_behind(production: Production, role: str) -> None:
+    production.execute("CREATE SCHEMA shop", "CREATE TABLE shop.orders (id int PRIMARY KEY)")
+    production.keys["tables"] = ["users", "shop.orders"]
+
+    def catalog() -> list[Any]:
+        return [
+            production.rows("SELECT pubname FROM pg_publication"),
+            production.rows(f"SELECT FROM pg_replication_slots WHERE slot_name = '{production.slot}'"),
+            production.rows("SELECT rolname FROM pg_roles ORDER BY 1"),
+            production.rows("SELECT relname FROM pg_class WHERE relacl::text LIKE '%Rôle%'"),
+            production.rows("SELECT nspname FROM pg_namespace WHERE nspacl::text LIKE '%Rôle%'"),
+        ]
+
+    before = catalog()
+    production.setup(user=NewUser(name=role, ask_password=lambda: PASSWORD))
+    lines: list[str] = []
+    assert production.service.drop(drops_all=True, report=lines.append)
+    assert lines[2:] == ['dropped role "' + role.replace('"', '""') + '" and its rights']
+    assert catalog() == before
+    assert not production.service.drop(drops_all=True)
+
+
+def test_dropping_all_leaves_roles_alone_that_others_need(production: Production, role: str) -> None:
+    quoted = '"' + role.replace('"', '""') + '"'
+    user = NewUser(name=role, ask_password=lambda: PASSWORD)
+    production.setup(user=user)
+    production.execute(f"GRANT CREATE ON SCHEMA public TO {quoted}", f"ALTER TABLE users OWNER TO {quoted}")
+    lines: list[str] = []
+    production.service.drop(drops_all=True, report=lines.append)
+    assert lines[-1].startswith(f"role {quoted} stays: it owns objects")
+    # A role that was there before the setup is not ours to drop.
+    production.execute(f"COMMENT ON ROLE {quoted} IS NULL")
+    assert not production.service.drop(drops_all=True)
+
+
 # The command
 
 
@@ -766,8 +1062,10 @@ def test_on_a_host_without_a_local_database_the_command_sets_up_checks_and_drops
     assert asked.stderr.startswith("SHD_SYN_102: nobody is there to ask")
     dropped = production.command("--drop", "--noinput")
     assert dropped.stdout == f'dropped slot {production.slot}\ndropped publication "syncdata"\n'
-    nothing = production.command("--drop", "--noinput")
+    nothing = production.command("--drop", "--all", "--noinput")
     assert (nothing.returncode, nothing.stdout.partition(":")[0]) == (0, "nothing to drop")
+    assert "Not in the database: " in nothing.stdout
+    assert production.command("--all").returncode == 2
 
 
 def test_problems_are_on_stderr_with_the_code_first(make_production: MakeProduction) -> None:

@@ -11,6 +11,7 @@ from syncdata.capture.chain import (
     CHAIN_FILE_NAME,
     Chain,
     continue_chain,
+    follow_failover,
     from_archive,
     load_chain,
     new_epoch,
@@ -20,7 +21,7 @@ from syncdata.capture.chain import (
     save_chain,
 )
 from syncdata.capture.slot import Slot
-from syncdata.capture.source import SystemIdentity
+from syncdata.capture.source import SystemIdentity, parse_timeline_history
 from syncdata.capture.spool import SpooledFile
 from syncdata.changes.header import Footer, Header
 from syncdata.errors import SlotError, SourceChangedError, SpoolError
@@ -111,6 +112,60 @@ def test_a_new_epoch_counts_from_one_and_follows_the_archive() -> None:
 def test_another_source_cannot_continue_the_chain(identity: SystemIdentity, message: str) -> None:
     with pytest.raises(SourceChangedError, match=f"SHD_SYN_104.*{message}.*--new-epoch"):
         require_same_system(CHAIN, identity)
+
+
+def failed_over(switches: dict[int, int], timeline: int = 2) -> SystemIdentity:
+    return SystemIdentity(system_id="7", timeline=timeline, wal_lsn=0x300, switches=switches)
+
+
+def test_a_failover_behind_all_that_is_archived_continues_the_chain() -> None:
+    chain = follow_failover(CHAIN, failed_over({1: 0x120}), archived_lsn=0x120)
+    assert (chain.timeline, chain.first_timeline, chain.epoch, chain.seq) == (2, 1, "e", 3)
+    assert chain.source_id == CHAIN.source_id
+    assert chain.header(NOW).source_id == CHAIN.header(NOW).source_id
+    assert chain.header(NOW).timeline == 2
+    require_same_system(chain, failed_over({1: 0x120}))
+    again = follow_failover(chain, failed_over({1: 0x120, 2: 0x200}, timeline=3), archived_lsn=0x120)
+    assert (again.timeline, again.first_timeline, again.source_id) == (3, 1, CHAIN.source_id)
+
+
+def test_what_was_confirmed_beyond_the_switch_is_confirmed_no_more() -> None:
+    """The archiver had confirmed an idle stretch that the standby has not got: there, other commits come."""
+    chain = msgspec.structs.replace(CHAIN, last_end_lsn="0/A0")
+    assert follow_failover(chain, failed_over({1: 0xB0}), chain.archived_lsn).confirmed_lsn == "0/B0"
+
+
+@pytest.mark.parametrize(
+    ("identity", "archived_lsn", "message"),
+    [
+        (failed_over({1: 0x120}), 0x121, "left at 0/120, but the archive holds changes up to 0/121"),
+        (failed_over({}), 0x100, "history does not come from timeline 1"),
+        (failed_over({3: 0x200}, timeline=4), 0x100, "history does not come from timeline 1"),
+    ],
+)
+def test_a_failover_that_may_have_lost_something_does_not(
+    identity: SystemIdentity, archived_lsn: int, message: str
+) -> None:
+    with pytest.raises(SourceChangedError, match=f"SHD_SYN_104.*{message}.*--new-epoch"):
+        follow_failover(CHAIN, identity, archived_lsn)
+
+
+def test_a_timeline_of_the_same_number_but_another_history_is_another_source() -> None:
+    chain = follow_failover(CHAIN, failed_over({1: 0x120}), archived_lsn=0x120).with_history({1: 0x120})
+    require_same_system(chain, failed_over({1: 0x120}))
+    with pytest.raises(SourceChangedError, match="SHD_SYN_104.*timeline 2 is not the one of the chain"):
+        require_same_system(chain, failed_over({1: 0x118}))
+
+
+def test_a_chain_that_does_not_know_where_its_last_transaction_ends_takes_the_confirmed_position() -> None:
+    assert CHAIN.archived_lsn == 0x100
+    assert msgspec.structs.replace(CHAIN, last_end_lsn="0/90").archived_lsn == 0x90
+
+
+def test_a_history_is_read_as_the_server_writes_it() -> None:
+    content = b"1\t0/3000060\tno recovery target specified\n\n# a comment\n2\t1/0\tbefore 2026-02-05\n"
+    assert parse_timeline_history(content) == {1: 0x3000060, 2: 1 << 32}
+    assert parse_timeline_history("") == {}
 
 
 def test_the_same_source_can_however_far_its_wal_is() -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from syncdata.archive.retention import Removals
 from syncdata.capture import housekeeper
-from syncdata.capture.housekeeper import Housekeeper, SourceView
+from syncdata.capture.housekeeper import Housekeeper, SourceView, Watch
+from syncdata.capture.publication import Part, Published, load_parts
 from syncdata.capture.slot import Slot
 from syncdata.changes.names import TableName
-from syncdata.errors import SourceConnectionError
+from syncdata.errors import Problem, SourceConnectionError
 
 USERS, ORDERS = TableName("public", "users"), TableName("public", "orders")
 
@@ -61,6 +63,36 @@ def test_a_warning_is_logged_when_it_comes_up_and_again_after_it_went_away(
         kept.watch_source()
         logged.append([record.getMessage().split()[0:2] for record in caplog.records])
     assert logged == [[["the", "WAL"]], [["not", "published,"]], [], [], [["the", "WAL"]]]
+
+
+def test_what_is_altered_after_the_first_look_is_told_until_the_archiver_starts_anew(tmp_path: Path) -> None:
+    whole, narrow = Part(), Part(columns=("id",))
+
+    def look(watch: Watch, parts: dict[TableName, Part]) -> list[str]:
+        seen.append(SourceView(slot=None, unpublished=(), published=Published(parts=parts)))
+        return [fault.table for fault in watch().faults]
+
+    seen: list[SourceView] = []
+    watch = Watch(lambda: seen[-1], tmp_path)
+    assert look(watch, {USERS: whole}) == []
+    assert look(watch, {USERS: whole, ORDERS: narrow}) == []  # published later, and as it came
+    assert len(look(watch, {USERS: narrow, ORDERS: whole})) == 2
+    assert load_parts(tmp_path) == {USERS: whole, ORDERS: narrow}
+    assert len(look(watch, {USERS: narrow, ORDERS: narrow})) == 1
+    # An archiver that is started anew tells once what was altered meanwhile, and takes it as it is.
+    anew = Watch(lambda: seen[-1], tmp_path)
+    assert len(look(anew, {USERS: narrow, ORDERS: narrow})) == 1
+    assert look(anew, {USERS: narrow, ORDERS: narrow}) == []
+    assert load_parts(tmp_path)[USERS] == narrow
+
+
+def test_each_table_with_a_fault_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    faults = [Problem(kind="identity", text=f"table {table}", table=table) for table in ("users", "orders")]
+    views = iter([SourceView(slot=None, unpublished=(), faults=tuple(faults[:n])) for n in (1, 2, 2)])
+    kept = keeper(lambda: next(views))
+    for _ in range(3):
+        kept.watch_source()
+    assert [record.getMessage() for record in caplog.records] == ["table users", "table orders"]
 
 
 def test_the_reason_why_nothing_can_go_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

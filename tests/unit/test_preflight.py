@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from syncdata.capture.publication import Part
 from syncdata.capture.slot import Slot
 from syncdata.changes.names import TableName
 from syncdata.provision.facts import (
+    Failover,
     Publication,
     PublicationPlan,
     Role,
@@ -79,9 +81,57 @@ def test_servers_before_14_are_too_old(version_num: int, expected: list[str]) ->
     assert told(on(replace(SERVER, version_num=version_num)), "missing") == expected
 
 
-def test_an_encoding_that_is_none_is_noted() -> None:
-    [note] = told(on(replace(SERVER, encoding="SQL_ASCII")), "note")
-    assert "SQL_ASCII" in note
+def test_an_encoding_that_is_none_is_refused() -> None:
+    [problem] = told(on(replace(SERVER, encoding="SQL_ASCII")), "missing")
+    assert "SQL_ASCII" in problem and "createdb -T template0 -E UTF8" in problem
+
+
+@pytest.mark.parametrize(
+    ("marker", "remedy"),
+    [
+        (None, "ALTER SYSTEM SET wal_level = logical; then restart the server"),
+        ("rds_superuser", "set rds.logical_replication = 1 in the service's parameters"),
+        ("cloudsqlsuperuser", "set cloudsql.logical_decoding = on in the service's parameters"),
+        ("azure_pg_admin", "set wal_level = logical in the service's parameters"),
+    ],
+)
+def test_a_managed_service_is_told_its_own_way_to_logical_decoding(marker: str | None, remedy: str) -> None:
+    [problem] = told(on(replace(SERVER, wal_level="replica", marker=marker)), "missing")
+    assert remedy in problem
+
+
+def test_on_amazon_the_right_to_replicate_is_a_membership() -> None:
+    role = replace(SOURCE.role, may_replicate=False)
+    source = replace(on(replace(SERVER, marker="rds_superuser")), role=role)
+    assert told(source, "missing") == [
+        'role archiver may not replicate: GRANT rds_replication TO "archiver";'
+    ]
+
+
+STANDBYS = replace(SERVER, standby_slots=("standby_1", "standby_2"))
+
+
+@pytest.mark.parametrize(
+    ("server", "failover", "slot", "missing", "notes"),
+    [
+        (SERVER, "auto", SLOT, 0, 0),
+        (STANDBYS, "false", SLOT, 0, 0),
+        (STANDBYS, "auto", None, 0, 1),  # standbys that may be behind
+        (replace(STANDBYS, waits_for_standbys=True), "auto", None, 0, 0),
+        (STANDBYS, "auto", SLOT, 0, 2),  # and a slot that is not kept there
+        (replace(STANDBYS, waits_for_standbys=True), "true", SLOT, 0, 0),  # which the setup mends
+        (STANDBYS, "true", replace(SLOT, reader="role archiver, pid 1"), 1, 1),
+        (replace(STANDBYS, version_num=160_000), "auto", SLOT, 0, 0),
+        (replace(STANDBYS, version_num=160_000), "true", SLOT, 1, 0),
+    ],
+)
+def test_a_slot_that_a_failover_would_lose_is_told(
+    server: Server, failover: Failover, slot: Slot | None, missing: int, notes: int
+) -> None:
+    findings = examine(replace(on(server), slot=slot), failover=failover)
+    told = [f for f in findings if not f.is_mended_by_setup]
+    assert sum(f.level == "missing" for f in told) == missing
+    assert sum(f.level == "note" for f in told) == notes
 
 
 @pytest.mark.parametrize(
@@ -127,15 +177,21 @@ def test_the_plan_is_the_difference_to_what_is_wanted() -> None:
     publication = Publication(
         is_owned=True,
         is_for_all_tables=False,
-        has_our_options=True,
         tables=frozenset({A, B}),
-        partial=frozenset(),
         schemas=frozenset(),
     )
     assert plan_publication(publication, [A, B]).is_empty
     assert plan_publication(None, [A]) == PublicationPlan(is_new=True, added=(A,))
     assert plan_publication(publication, [B, C]) == PublicationPlan(added=(C,), dropped=(A,))
-    partial = replace(publication, partial=frozenset({A, B}), schemas=frozenset({"s"}))
-    assert plan_publication(partial, [A]) == PublicationPlan(
-        dropped=(B,), made_whole=(A,), dropped_schemas=("s",)
+    part = Part(columns=("id",))
+    partial = replace(
+        publication,
+        partial={A: part, B: part},
+        schemas=frozenset({"s"}),
+        lacks=("delete",),
+        is_via_root=False,
+    )
+    assert plan_publication(partial, [A]) == PublicationPlan(dropped=(B,), dropped_schemas=("s",))
+    assert plan_publication(partial, [A], widens=True) == PublicationPlan(
+        dropped=(B,), made_whole=(A,), dropped_schemas=("s",), corrects_options=True
     )

@@ -3,9 +3,11 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
+from django.core.management.base import CommandError
+
 from syncdata.daemon import stop_on_signals
 from syncdata.errors import SyncError
-from syncdata.management.base import SyncCommand, add_table_names, format_result
+from syncdata.management.base import SyncCommand, format_result
 
 
 class Command(SyncCommand):
@@ -19,16 +21,30 @@ tables are rebuilt one after the other; if one fails the others are still rebuil
 status is 1."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        add_table_names(parser, "A table of the whitelist: table, schema.table or app_label.Model.")
+        parser.add_argument(
+            "tables",
+            nargs="*",
+            metavar="table",
+            help="A table of the whitelist: table, schema.table or app_label.Model.",
+        )
+        parser.add_argument(
+            "--all",
+            action="store_true",
+            dest="is_all",
+            help="All tables of the whitelist: after production has begun a new epoch, say.",
+        )
 
-    def handle(self, *, tables: list[str], verbosity: int, **options: Any) -> None:
+    def handle(self, *, tables: list[str], is_all: bool, verbosity: int, **options: Any) -> None:
+        if is_all == bool(tables):
+            raise CommandError("name tables, or say --all", returncode=2)
         errors: list[SyncError] = []
         with (
             stop_on_signals() as stop,
             self.show_progress(verbosity) as progress,
             self.open_service(progress=progress) as service,
         ):
-            for table in dict.fromkeys(tables):
+            chosen = [table.table_name for table in service.list_tables()] if is_all else tables
+            for table in dict.fromkeys(chosen):
                 try:
                     result = service.resync(table, stop=stop)
                 except SyncError as error:

@@ -6,6 +6,8 @@ from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Sequence
 from typing import Any
 
+from django.core.management.base import CommandError
+
 from syncdata.changes.names import TableName
 from syncdata.conf import NEW_PASSWORD_VARIABLE, load_source_config, new_source_password
 from syncdata.errors import SourceSetupError
@@ -42,6 +44,12 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
             help="Only report; the exit status is 1 when something is missing.",
         )
         action.add_argument("--drop", action="store_true", help="Drop slot and publication, after asking.")
+        parser.add_argument(
+            "--all",
+            action="store_true",
+            dest="drops_all",
+            help="With --drop: also the roles that --create-user has made, with their rights.",
+        )
         action.add_argument(
             "--create-user",
             metavar="NAME",
@@ -58,6 +66,13 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
             help="Give tables without a usable key REPLICA IDENTITY FULL.",
         )
         parser.add_argument(
+            "--widen",
+            action="store_true",
+            dest="widens",
+            help="Publish all of what somebody has published in part: every column and row of the tables,"
+            " every kind of change, partitions as their root. Without it what was narrowed stays so.",
+        )
+        parser.add_argument(
             "--snapshot",
             action=BooleanOptionalAction,
             help="Take snapshots of the tables that are new, or do not (without either: ask on a terminal).",
@@ -66,12 +81,14 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
             "--noinput", "--no-input", action="store_false", dest="interactive", help="Never ask."
         )
 
-    def handle(self, *, check: bool, drop: bool, interactive: bool, **options: Any) -> None:
+    def handle(self, *, check: bool, drop: bool, drops_all: bool, interactive: bool, **options: Any) -> None:
+        if drops_all and not drop:
+            raise CommandError("--all goes with --drop", returncode=2)
         service = ProductionService(load_source_config())
         if check:
             self._check(service)
         elif drop:
-            self._drop(service, interactive)
+            self._drop(service, drops_all, interactive)
         else:
             self._setup(service, interactive=interactive, **options)
 
@@ -83,21 +100,28 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
         if missing:
             raise list_problems(missing)
 
-    def _drop(self, service: ProductionService, interactive: bool) -> None:
+    def _drop(self, service: ProductionService, drops_all: bool, interactive: bool) -> None:
         if interactive:
             self.confirm(
                 "This drops the replication slot and the publication: changes that are not archived yet"
                 " never will be. Continue?",
                 SourceSetupError,
             )
-        if not service.drop(report=self.stdout.write):
+        if not service.drop(drops_all=drops_all, report=self.stdout.write):
             self.stdout.write("nothing to drop: neither slot nor publication is there")
+        if drops_all:
+            self.stdout.write(
+                f"Not in the database: {service.spool_dir} holds the chain's state, and may go with the"
+                f" archive."
+                " Standbys drop their copies of the slot by themselves."
+            )
 
     def _setup(
         self,
         service: ProductionService,
         *,
         identity_full: bool,
+        widens: bool,
         create_user: str | None,
         new_password: bool,
         snapshot: bool | None,
@@ -114,7 +138,9 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
             )
         elif new_password:
             raise SourceSetupError("--new-password needs --create-user", hint="name the role")
-        result = service.setup(identity_full=identity_full, user=user, report=self.stdout.write)
+        result = service.setup(
+            identity_full=identity_full, widens=widens, user=user, report=self.stdout.write
+        )
         if not result.changes:
             self.stdout.write("nothing to change: the source is set up")
         self._write_notes(result.notes)
