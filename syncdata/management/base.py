@@ -47,7 +47,7 @@ class SyncCommand(BaseCommand):
 
     def run_from_argv(self, argv: list[str]) -> None:
         try:
-            super().run_from_argv(argv)
+            super().run_from_argv(_spell_out_verbose(argv))
         except SyncError as error:
             if "--traceback" in argv:
                 raise
@@ -109,6 +109,15 @@ class SyncCommand(BaseCommand):
             self.stderr.write(str(error))
         if errors:
             raise errors[-1]
+
+
+def _spell_out_verbose(argv: Sequence[str]) -> list[str]:
+    """Return *argv* with ``--verbose`` for each ``-v`` without a number: the predecessor's needs none."""
+    following = [*argv[1:], ""]
+    return [
+        "--verbose" if word == "-v" and not after.isdigit() else word
+        for word, after in zip(argv, following, strict=True)
+    ]
 
 
 class _HelpFormatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):

@@ -232,6 +232,8 @@ def without_handlers(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
         (["-v", "0"], ["error"]),
         (["-v", "2"], ["debug", "info", "warning", "error"]),
         (["--verbose"], ["debug", "info", "warning", "error"]),
+        (["-v"], ["debug", "info", "warning", "error"]),
+        (["-v", "--no-color"], ["debug", "info", "warning", "error"]),
     ],
 )
 def test_the_log_goes_to_stderr_where_nothing_else_takes_it(
