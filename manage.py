@@ -53,8 +53,8 @@ def explain(error: Exception) -> str:
             f'let the role create tables there: GRANT CREATE ON SCHEMA public TO "{config.pg_user}", as the'
             " database's owner or a superuser; then run this again"
             if _may_not_create(error)
-            else "run 'python manage.py migrate'; if the database is that of a Django project with users of its"
-            " own, install syncdata into that project instead (docs/embedding.md)"
+            else "run 'python manage.py migrate'; if the database is that of a Django project with users of"
+            " its own, install syncdata into that project instead (docs/embedding.md)"
         )
         return str(ServiceInitError(first_line, hint=hint))
     return str(error)

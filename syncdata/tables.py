@@ -102,6 +102,11 @@ class TablesService:
             remove_from_whitelist(self._connector.connect(), wanted)
         return wanted
 
+    def spelled(self, names: Sequence[str]) -> list[str]:
+        """Return *names*, each once, as the whitelist spells them; a name that it lacks stays as it is."""
+        known = self._whitelist()
+        return list(dict.fromkeys(_spelled_in_whitelist(name, known) for name in names))
+
     def list_tables(self) -> list[TableInfo]:
         """Return the whitelist with each table's state and checkpoint. Raises WhitelistListError."""
         connection = self._connector.connect()

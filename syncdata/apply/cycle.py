@@ -214,7 +214,8 @@ class Cycle:
         if not is_newest:
             raise ParseError(
                 f"the file is cut short: {inspection.unfinished}, yet newer files are there",
-                hint="replace it in the archive by a good copy; syncing goes on by itself",
+                hint="replace it in the archive by a good copy, and syncing goes on by itself; where there is"
+                " none, take snapshots at production (archive_changes --snapshot) and resync the tables",
                 file=name,
             )
         logger.info("%s is still being written: %s", name, inspection.unfinished, extra={"file": name})

@@ -148,7 +148,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         discover(tmp_path / "none")
     assert str(caught.value) == (
         f"SHD_SYN_061: {tmp_path}/none: the archive cannot be listed: No such file or directory"
-        " (check archive_dir)"
+        " (check in the configuration that the archive is there)"
     )
 
 

@@ -67,6 +67,9 @@ class Service:
     def __exit__(self, *exc_info: object) -> None:
         self.asked.append(("close", None))
 
+    def spelled(self, names: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(names))
+
     def run_once(self, *, stop: Event) -> SyncResult:
         if self.signalled:
             stop.set()

@@ -34,7 +34,7 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
         if len(batch.records) == 1:
             refusal = error if isinstance(error, psycopg.Error) else None
             (record,) = batch.records
-            raise record_error(refusal, record, batch.schema.name, file=batch.file.name) from error
+            raise record_error(refusal, record, batch.schema, file=batch.file.name) from error
         if isinstance(error, psycopg.errors.UniqueViolation) and (counts := _replace(writer, plan)):
             return counts
     counts = Counts()

@@ -25,8 +25,9 @@ from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, translate
+from syncdata.apply.postgres.connection import constraint_error, is_servers_fault, kind_of, translate
 from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.refusals import explain_refusal
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.sink import Outcome, Purpose
@@ -154,8 +155,12 @@ def _reason(error: psycopg.Error, table: TableName, purpose: Purpose) -> ApplyEr
     # Of these two, only the beginning is tried again in every cycle, as that error says.
     if purpose.action == "snapshot" and isinstance(error, psycopg.errors.IntegrityError):
         return constraint_error(error, table, rows="the snapshot's rows")
-    cause = translate(error)
-    return ApplyError(cause.message, hint=cause.hint, table=str(table))
+    refusal = explain_refusal(error, table)
+    return ApplyError(
+        f"the database refuses the new rows: {refusal.what} ({kind_of(error)})",
+        hint=refusal.remedy,
+        table=str(table),
+    )
 
 
 def _drop_shadow(connection: Connection[Any]) -> None:

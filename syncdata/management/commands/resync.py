@@ -28,7 +28,7 @@ status is 1."""
             self.show_progress(verbosity) as progress,
             self.open_service(progress=progress) as service,
         ):
-            for table in dict.fromkeys(tables):
+            for table in service.spelled(tables):
                 try:
                     result = service.resync(table, stop=stop)
                 except SyncError as error:
