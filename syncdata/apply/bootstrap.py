@@ -82,6 +82,7 @@ class Pass:
             stop=self.context.stop,
             deadline=self.deadline,
             bad_snapshots=bad_snapshots,
+            told=self.context.told,
         )
         try:
             cycle.run(checkpoints)
@@ -114,7 +115,8 @@ class Pass:
 
     def _note(self, table: TableName, beginning: Beginning, *, reason_before: str | None) -> None:
         if beginning.error is not None:
-            logger.error("%s", beginning.error, extra=beginning.error.fields | {"table": str(table)})
+            extra = beginning.error.fields | {"table": str(table)}
+            self.context.told.trouble(logger, beginning.error, f"table {table}", extra=extra)
             self.sink.block({table: None}, beginning.error, start=START)
             self.result.note_blocked(table, beginning.error, reason_before=reason_before)
             self.result.failed += 1

@@ -21,6 +21,7 @@ from syncdata.apply.sink import DaemonSink
 from syncdata.archive.archive import Archive
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
+from syncdata.runtime.told import Told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Context:
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
     requested_by: str | None = None
+    told: Told = field(default_factory=Told)
 
 
 class LocalSession(Protocol):
@@ -112,6 +114,7 @@ class Resources:
         self.observer = observer
         self.mirror = mirror
         self.progress = progress
+        self.told = Told()
         self._open_archive = open_archive
         self._open_sink = open_sink
         self._archive: Archive | None = None
@@ -141,4 +144,5 @@ class Resources:
             limits=self.settings.limits,
             progress=self.progress or NoProgress(),
             stop=stop,
+            told=self.told,
         )

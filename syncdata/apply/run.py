@@ -139,8 +139,9 @@ class Run:
         try:
             self._resources.mirror.save(self._resources.connect(), position, now=now)
         except SyncError as error:
-            logger.error("%s", error, extra=error.fields)
+            self._resources.told.trouble(logger, error, "state file", extra=error.fields)
             return [error]
+        self._resources.told.over(logger, "state file", "the state file can be written again")
         return []
 
     def _note_failure(self, error: SyncError) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -274,3 +278,66 @@ def test_key_columns_that_are_there_are_not_called_missing(world: World) -> None
     world.write(FIRST, [update("t", {"a": 1}, b=2, c="x")])
     (error,) = world.sync().errors
     assert "has the key column(s) a, b neither all in old_keys nor all in data" in str(error)
+
+
+def test_a_trouble_is_said_once_when_it_begins_and_once_when_it_ends(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.execute(column("smallint"))
+    world.whitelist("t")
+    world.write(FIRST, [insert("t", id=1, c=70_000)])
+    caplog.set_level(logging.INFO, "syncdata")
+
+    def said(words: str) -> list[str]:
+        return [record.levelname for record in caplog.records if words in record.getMessage()]
+
+    with world.service() as service:
+        for _ in range(3):
+            service.run_once()
+        assert said("column c (smallint)") == ["ERROR"]
+        world.execute("ALTER TABLE t ALTER COLUMN c TYPE int, ADD CONSTRAINT low CHECK (c < 3)")
+        for _ in range(2):
+            service.run_once()
+        assert said("breaks the CHECK low") == ["ERROR"], "another reason is news"
+        world.execute("ALTER TABLE t DROP CONSTRAINT low")
+        for _ in range(2):
+            service.run_once()
+        assert said("t goes on: what held it up is over") == ["INFO"]
+        assert said("column c (smallint)") == ["ERROR"]
+        world.write(SECOND, ["no record"])
+        for _ in range(2):
+            service.run_once()
+        assert said("not a line of JSON") == ["ERROR"]
+
+
+def test_an_archive_that_is_away_is_said_once_by_the_daemon(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncdata.apply.worker._FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr("syncdata.apply.worker._LAST_RETRY_S", 0.01)
+    world.whitelist("t")
+    away = world.archive.rename(world.archive.with_name("away"))
+    caplog.set_level(logging.DEBUG, "syncdata")
+    stop = threading.Event()
+
+    def said(words: str, level: int) -> int:
+        return sum(words in record.getMessage() and record.levelno == level for record in caplog.records)
+
+    with world.service() as service:
+        daemon = threading.Thread(target=service.run_loop, kwargs={"stop": stop})
+        daemon.start()
+        try:
+            wait_until(lambda: said("cannot be listed", logging.DEBUG) >= 2)
+            away.rename(world.archive)
+            wait_until(lambda: said("the cycles go on", logging.INFO) == 1)
+        finally:
+            stop.set()
+            daemon.join()
+    assert said("cannot be listed", logging.ERROR) == 1
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
