@@ -86,8 +86,11 @@ class Mirror(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplySettings:
+    """``log_keep_days``: how long the audit log keeps its entries; 0: for ever."""
+
     limits: Limits
     interval_s: int
+    log_keep_days: int = 0
 
 
 class Resources:

@@ -26,6 +26,7 @@ from syncdata.apply.result import CycleResult, SyncResult
 from syncdata.apply.sink import DaemonSink
 from syncdata.apply.state.checkpoints import CheckpointMovedError
 from syncdata.apply.state.metrics import forget_minutes
+from syncdata.apply.state.pruning import BATCH_ENTRIES, prune_batch
 from syncdata.apply.state.runs import end_cycle, end_run, note_waiting, start_run
 from syncdata.errors import CycleError, SyncError
 
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 # something is wrong.
 _MOST_RESTARTS = 10
 _MINUTES_KEPT = dt.timedelta(days=2)
+_PRUNE_EVERY = dt.timedelta(days=1)
 
 
 class Run:
@@ -55,6 +57,7 @@ class Run:
         self._resources = resources
         self._make_room = make_room
         self._sink: DaemonSink[Any] | None = None
+        self._pruned_at: dt.datetime | None = None
         self.id = start_run(
             resources.connect(), host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
         )
@@ -121,6 +124,7 @@ class Run:
         now = _utcnow()
         errors = [*summary.errors, *self._save_mirror(result.position, now)]
         self._note_cycle(errors, now=now)
+        self._prune_logs(now)
         logger.log(
             logging.INFO if summary.files_processed or errors else logging.DEBUG,
             "cycle done: %d file(s), %d added, %d updated, %d deleted, %d skipped, %d failed in %.1f s",
@@ -157,6 +161,22 @@ class Run:
         with translated_errors():
             end_cycle(connection, self.id, now=now, errors=len(errors), last_error=last_error)
             forget_minutes(connection, before=now - _MINUTES_KEPT)
+
+    def _prune_logs(self, now: dt.datetime) -> None:
+        """Remove a batch of old entries of the audit log with each cycle until none is left; then rest a day.
+
+        Test: test_the_daemon_prunes_the_log_in_small_batches_and_then_rests.
+        """
+        keep_days = self._resources.settings.log_keep_days
+        if not keep_days or (self._pruned_at is not None and now < self._pruned_at + _PRUNE_EVERY):
+            return
+        connection = self._resources.connect()
+        with translated_errors(), connection.transaction():
+            removed = prune_batch(connection, now - dt.timedelta(days=keep_days))
+        if removed:
+            logger.info("%d entries of the audit log are older than %d days: removed", removed, keep_days)
+        if removed < BATCH_ENTRIES:
+            self._pruned_at = now
 
     def _note_waiting(self, files: int, size_bytes: int) -> None:
         connection = self._resources.connect()
