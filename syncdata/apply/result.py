@@ -122,3 +122,17 @@ class SyncResult:
     @property
     def records_synced(self) -> int:
         return self.records_added + self.records_updated + self.records_deleted + self.records_truncated
+
+
+def parse_time(text: str | None) -> dt.datetime | None:
+    """Read a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``); None if it is not a time."""
+    try:
+        moment = dt.datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    if moment is None:
+        return None
+    try:
+        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+    except OverflowError:
+        return None

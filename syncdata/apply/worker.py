@@ -143,7 +143,7 @@ class Worker:
         deadline = time.monotonic() + seconds
         while not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
             try:
-                if self._work_off_requests(stop) & _CALLS_FOR_CYCLE:
+                if self._work_off_requests(stop) & _CALLS_FOR_CYCLE or self._open_listener().take_call():
                     return
                 self._open_listener().wait(min(left_s, _LISTEN_S))
             except (psycopg.Error, SyncError) as error:

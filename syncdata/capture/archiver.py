@@ -41,6 +41,7 @@ from syncdata.errors import (
     SpoolError,
 )
 from syncdata.runtime.retry import Backoff
+from syncdata.runtime.told import Told
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Archiver:
         SlotError, SourceChangedError, SourceSetupError or CaptureError when only a person can tell how to
         go on.
         """
-        backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
+        backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), Told()
         while not stop.is_set():
             started_s = time.monotonic()
             try:
@@ -83,9 +84,10 @@ class Archiver:
                 if stop.is_set():
                     logger.warning("%s", error, extra={"code": error.code})
                     return
-                logger.error("%s", error, extra={"code": error.code})
                 if time.monotonic() - started_s > _LAST_RETRY_S:
                     backoff.reset()
+                    told = Told()
+                told.trouble(logger, error, "session", extra={"code": error.code})
                 stop.wait(backoff.next_s())
 
     def run_once(self, stop: threading.Event) -> Archived:

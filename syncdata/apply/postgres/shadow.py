@@ -30,6 +30,7 @@ from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.refusals import explain_refusal
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
+from syncdata.apply.result import parse_time
 from syncdata.apply.sink import Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
@@ -66,6 +67,7 @@ class ShadowTarget:
         self._connection = connection
         self._purpose = purpose
         self._run_id = run_id
+        self._newest: dt.datetime | None = None
         self._schema = self._read_schema(table)
         self._writer = RowWriter(connection)
         _drop_shadow(connection)
@@ -116,6 +118,8 @@ class ShadowTarget:
                     raise share.plan
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
+                moments = [moment for moment in (self._newest, parse_time(share.plan.last_ts)) if moment]
+                self._newest = max(moments, default=None)
         return outcome
 
     # Into the table's place
@@ -132,7 +136,14 @@ class ShadowTarget:
             self._writer.begin()
             exchange(self._writer.cursor, live, self._schema, is_silent=self._writer.is_silent)
             advance_sequences(self._writer.cursor, live)
-            reset_checkpoints(self._connection, [live.name], position, counts=counts, now=now)
+            reset_checkpoints(
+                self._connection,
+                [live.name],
+                position,
+                counts=counts,
+                now=now,
+                last_change_at=self._newest,
+            )
             log_action(
                 self._connection,
                 live.name,

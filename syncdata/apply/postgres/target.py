@@ -46,7 +46,7 @@ from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.shadow import ShadowTarget, open_shadow
 from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
-from syncdata.apply.result import Effect
+from syncdata.apply.result import Effect, parse_time
 from syncdata.apply.sink import Outcome, Purpose
 from syncdata.apply.state.checkpoints import (
     Skip,
@@ -342,20 +342,6 @@ def _used_skips(
         if skip.line in lines and skip.is_at(prepared.file.name, skip.line):
             used.setdefault(skip, None)
     return used
-
-
-def parse_time(text: str | None) -> dt.datetime | None:
-    """Read a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``); None if it is not a time."""
-    try:
-        moment = dt.datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    if moment is None:
-        return None
-    try:
-        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
-    except OverflowError:
-        return None
 
 
 def _valid_lsn(text: str | None) -> str | None:

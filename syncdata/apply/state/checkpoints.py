@@ -221,8 +221,12 @@ def reset_checkpoints(
     *,
     counts: Counts | None = None,
     now: dt.datetime | None = None,
+    last_change_at: dt.datetime | None = None,
 ) -> None:
-    """Replace the checkpoints of *tables* by new active ones at *position*, with *counts*."""
+    """Replace the checkpoints of *tables* by new active ones at *position*, with *counts*.
+
+    With *counts* the rows are new ones, up to *last_change_at*: how fresh the table was is remembered, too.
+    """
     with connection.cursor() as cursor:
         for table in tables:
             values = {
@@ -236,7 +240,14 @@ def reset_checkpoints(
                 "last_sync_at": now,
                 **_totals(counts or Counts()),
             }
-            cursor.execute("DELETE FROM data_sync_checkpoints WHERE table_name = %(table_name)s", values)
+            old = cursor.execute(
+                "DELETE FROM data_sync_checkpoints WHERE table_name = %(table_name)s"
+                " RETURNING last_change_at, last_lsn",
+                values,
+            ).fetchone()
+            if counts is not None:
+                moments = [moment for moment in (last_change_at, old and old[0]) if moment]
+                values |= {"last_change_at": max(moments, default=None), "last_lsn": old and old[1]}
             cursor.execute(
                 sql.SQL("INSERT INTO data_sync_checkpoints ({}) VALUES ({})").format(
                     sql.SQL(", ").join(map(sql.Identifier, values)),

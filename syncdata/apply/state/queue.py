@@ -20,6 +20,7 @@ from syncdata.errors import SyncError
 
 CHANNEL = "syncdata_requests"
 MOST_ATTEMPTS = 3
+_CYCLE = "cycle"
 # Requests that are over are dropped after this time; the audit log keeps what was done.
 _KEEP = "interval '90 days'"
 
@@ -53,6 +54,11 @@ def submit(
     ).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def call_for_cycle(connection: Connection[Any]) -> None:
+    """Let a daemon that rests begin a cycle, when the transaction commits: there is something to do."""
+    connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, _CYCLE))
 
 
 def take(connection: Connection[Any]) -> Request | None:
@@ -107,7 +113,8 @@ class Listener:
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
         self._has_requests = True  # requests may have come in before we listened
-        connection.add_notify_handler(lambda notification: self.look_again())
+        self._is_called = False
+        connection.add_notify_handler(lambda notification: self._hear(notification.payload))
         connection.execute(f"LISTEN {CHANNEL}")
 
     def is_on(self, connection: Connection[Any]) -> bool:
@@ -117,6 +124,15 @@ class Listener:
         """Return whether requests may have come in since the last call."""
         has_requests, self._has_requests = self._has_requests, False
         return has_requests
+
+    def take_call(self) -> bool:
+        """Return whether somebody has called for a cycle since the last call."""
+        is_called, self._is_called = self._is_called, False
+        return is_called
+
+    def _hear(self, payload: str) -> None:
+        self._is_called = self._is_called or payload == _CYCLE
+        self.look_again()
 
     @property
     def has_requests(self) -> bool:
