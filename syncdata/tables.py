@@ -228,7 +228,7 @@ class TablesService:
         return parse_all(info.table_name for info in self.list_tables())
 
     def _call_for_cycle(self, changed: list[str]) -> list[str]:
-        """Wake a daemon that rests, if something has *changed*, and return that. It stays done without, too."""
+        """Wake a daemon that rests, if something has *changed*; return that."""
         if changed:
             with suppress(psycopg.Error):
                 queue.call_for_cycle(self._connector.connect())
