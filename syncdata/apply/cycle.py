@@ -223,7 +223,8 @@ class Cycle:
                 " none, take snapshots at production (archive_changes --snapshot) and resync the tables",
                 file=name,
             )
-        logger.info("%s is still being written: %s", name, inspection.unfinished, extra={"file": name})
+        text = f"{name} is still being written: {inspection.unfinished}"
+        self._told.trouble(logger, text, f"file {name}", level=logging.INFO, extra={"file": name})
         self.result.waiting_for = name
         return False
 

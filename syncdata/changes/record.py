@@ -141,11 +141,6 @@ def _find_problem(record: ChangeRecord) -> str | None:
         return None if op in MARKS else "not a change record: it names no table"
     if op in MARKS:
         return f"not a change record: {op} names a table"
-    if op == "INSERT" or op == "UPDATE":
-        if not record.data:
-            return f"{op} without data"
-    elif op == "DELETE" and not record.old_keys and not record.data:
-        return "DELETE without old_keys"
     if record.commit_lsn is not None:
         try:
             parse_lsn(record.commit_lsn)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from syncdata.errors import ResyncError, SyncError
+from tests.framed import Writer
 from tests.world import World, delete, insert, update
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"
@@ -341,3 +342,85 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"table": "t", "op": "INSERT"},
+        {"table": "t", "op": "INSERT", "data": {}},
+        {"table": "t", "op": "UPDATE", "old_keys": {"id": 1}},
+        {"table": "t", "op": "DELETE"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("is_synced", [True, False])
+def test_a_record_without_values_blocks_its_own_table_alone(
+    world: World, odd: dict[str, Any], is_synced: bool
+) -> None:
+    world.execute(column("text"), "CREATE TABLE beside (id int PRIMARY KEY)")
+    world.whitelist("beside", *(["t"] if is_synced else []))
+    world.write(FIRST, [insert("beside", id=1), odd | {"ts": "2026-02-05T10:30:01Z"}, insert("beside", id=2)])
+    errors = world.sync().errors
+    assert world.rows("SELECT id FROM beside ORDER BY id") == [(1,), (2,)]
+    assert [(error.table, error.line) for error in errors] == ([("t", 2)] if is_synced else [])
+    if is_synced:
+        with world.service() as service:
+            service.skip_record("t", f"{FIRST}:2")
+        assert world.sync().errors == ()
+
+
+def test_a_gap_that_cannot_be_filled_is_healed_by_a_snapshot_and_a_resync(world: World) -> None:
+    world.execute(column("text"))
+    world.whitelist("t")
+    archive = Writer(world.archive)
+    archive.changes(1, [(1, [insert("t", id=1)])])
+    world.sync()
+    archive.changes(3, [(3, [insert("t", id=3)])])
+    (error,) = world.sync().errors
+    assert "a gap" in str(error)
+    assert "where it is gone for good, take snapshots" in error.hint
+    with world.service() as service:
+        with pytest.raises(ResyncError) as caught:
+            service.resync("t")
+        assert "take snapshots" in caught.value.hint
+        archive.snapshot(4, "t", 3, [{"id": 1}, {"id": 2}, {"id": 3}], prev=3)
+        service.resync("t")
+    assert world.sync().errors == ()
+    assert world.rows("SELECT id FROM t ORDER BY id") == [(1,), (2,), (3,)]
+    assert world.checkpoint("t")[2] == "active"
+
+
+def test_a_file_that_is_gone_with_half_of_it_applied_is_healed_by_a_snapshot_and_a_resync(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(batch_records=1)
+    world.execute(column("smallint"))
+    world.whitelist("t")
+    archive = Writer(world.archive)
+    first = archive.changes(1, [(1, [insert("t", id=1)]), (2, [insert("t", id=2, c=70_000)])])
+    assert len(world.sync().errors) == 1
+    first.unlink()
+    archive.changes(2, [(3, [insert("t", id=3)])])
+    (error,) = world.sync().errors
+    assert "the file is gone" in str(error) and "where it is gone for good, take snapshots" in error.hint
+    archive.snapshot(3, "t", 3, [{"id": 1}, {"id": 3}], prev=2)
+    with world.service() as service:
+        service.resync("t")
+    assert world.sync().errors == ()
+    assert world.rows("SELECT id FROM t ORDER BY id") == [(1,), (3,)]
+
+
+def test_a_script_that_was_cut_off_says_what_is_left_to_do(world: World) -> None:
+    world.execute(column("text"))
+    world.whitelist("t")
+    begin, end = ({"table": "", "op": op, "ts": "2026-02-05 10:30:00+00"} for op in "BC")
+    world.write(FIRST, [begin, insert("t", id=1), end, begin, insert("t", id=2)])
+    assert world.sync().waiting_for == FIRST
+    world.write(SECOND, [begin, insert("t", id=3), end])
+    (error,) = world.sync().errors
+    assert "its last transaction has no end" in str(error)
+    assert "take snapshots at production" in error.hint
+    world.write(FIRST, [begin, insert("t", id=1), end, begin, insert("t", id=2), end])
+    assert world.sync().errors == ()
+    assert world.rows("SELECT id FROM t ORDER BY id") == [(1,), (2,), (3,)]
