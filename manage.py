@@ -12,12 +12,21 @@ def main() -> None:
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
     from django.db import OperationalError, ProgrammingError
+    from django.db.migrations.exceptions import MigrationSchemaMissing
 
     from syncdata.errors import SyncError
 
+    if sys.argv[1:2] in (["-v"], ["--verbose"]) and len(sys.argv) > 2:
+        sys.argv[1:3] = sys.argv[2], sys.argv[1]  # the predecessor took it before the command as well
     try:
         execute_from_command_line(sys.argv)
-    except (ImproperlyConfigured, OperationalError, ProgrammingError, SyncError) as error:
+    except (
+        ImproperlyConfigured,
+        OperationalError,
+        ProgrammingError,
+        MigrationSchemaMissing,
+        SyncError,
+    ) as error:
         if "--traceback" in sys.argv:
             raise
         sys.exit(explain(error))
@@ -25,27 +34,39 @@ def main() -> None:
 
 def explain(error: Exception) -> str:
     """Return what an operator should read in place of a traceback."""
-    from django.db import OperationalError, ProgrammingError
+    from django.db import DatabaseError, OperationalError
 
     from syncdata.conf import load_config_file
     from syncdata.errors import ServiceInitError, SyncError
 
     # Without a configuration there is no database, either: name the cause, not what it led to.
     try:
-        load_config_file()
+        config = load_config_file()
     except SyncError as cause:
         return str(cause)
     first_line = str(error).partition("\n")[0]
     if isinstance(error, OperationalError):
         hint = "check that PostgreSQL runs and the pg_* keys are right"
         return str(ServiceInitError(first_line, hint=hint))
-    if isinstance(error, ProgrammingError):
+    if isinstance(error, DatabaseError):
         hint = (
-            "run 'python manage.py migrate'; if the database is that of a Django project with users of its"
-            " own, install syncdata into that project instead (docs/embedding.md)"
+            f'let the role create tables there: GRANT CREATE ON SCHEMA public TO "{config.pg_user}", as the'
+            " database's owner or a superuser; then run this again"
+            if _may_not_create(error)
+            else "run 'python manage.py migrate'; if the database is that of a Django project with users of"
+            " its own, install syncdata into that project instead (docs/embedding.md)"
         )
         return str(ServiceInitError(first_line, hint=hint))
     return str(error)
+
+
+def _may_not_create(error: BaseException | None) -> bool:
+    """Tell whether *error*, or what led to it, is that the role may not create tables in the schema."""
+    while error is not None:
+        if getattr(error, "sqlstate", None) == "42501" and "schema" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ class SyncConfig:
     stale_after: int = 600
     batch_records: int = 20_000
     batch_bytes: int = 32 * 1024 * 1024
+    log_keep_days: int = 0
     state_dir: Path
     config_file: Path | None = None
 
@@ -254,7 +255,7 @@ def _read_named_file() -> tuple[Path, dict[str, Any]]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         # utf-8-sig: editors on Windows put a byte order mark in front.
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return _with_small_keys(tomllib.loads(path.read_bytes().decode("utf-8-sig")), path)
     except OSError as error:
         raise ConfigLoadError(
             f"the configuration file cannot be read: {error.strerror}",
@@ -266,6 +267,23 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         message, line = _syntax_error(error)
         raise ConfigLoadError(f"not valid TOML: {message}", file=str(path), line=line) from error
+
+
+def _with_small_keys(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return *values* with the keys of the file and of its [source] in small letters: the predecessor took
+    them in any. Deeper ones are names of tables and columns. Raises ConfigLoadError for one that comes twice.
+    """
+    small: dict[str, Any] = {}
+    for name, value in values.items():
+        key = name.lower()
+        if key in small:
+            raise ConfigLoadError(
+                f"the key {key} is there twice, in large and in small letters",
+                hint="keep one of them",
+                file=str(path),
+            )
+        small[key] = _with_small_keys(value, path) if key == "source" and isinstance(value, dict) else value
+    return small
 
 
 def _syntax_error(error: tomllib.TOMLDecodeError) -> tuple[str, int | None]:

@@ -36,8 +36,10 @@ class PidFile:
     lock with the process, so a file left by a crash claims nothing, whoever has its pid now.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, role: str = "daemon") -> None:
+        """*role*: what messages call a process that holds it."""
         self.path = path
+        self._role = role
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
@@ -45,7 +47,7 @@ class PidFile:
         deadline = time.monotonic() + _LOCK_PATIENCE_S
         while (fd := self._try_lock()) is None:
             if time.monotonic() > deadline:
-                raise _already_running(self.path)
+                raise _already_running(self.path, self._role)
             time.sleep(_POLL_S)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -94,7 +96,13 @@ def running_pid(path: Path) -> int | None:
     return None
 
 
-def stop_daemon(path: Path, *, timeout_s: float, progress: Callable[[str], None] = logger.info) -> int:
+def stop_daemon(
+    path: Path,
+    *,
+    timeout_s: float,
+    progress: Callable[[str], None] = logger.info,
+    role: str = "daemon",
+) -> int:
     """Send SIGTERM to the daemon that holds the pid file and wait until it is gone; return its pid.
 
     The daemon first commits its running batch. Raises PidFileError when none runs here, when it may
@@ -103,17 +111,17 @@ def stop_daemon(path: Path, *, timeout_s: float, progress: Callable[[str], None]
     pid = running_pid(path)
     if pid is None:
         raise PidFileError(
-            f"no daemon is running: nothing holds {path}",
+            f"no {role} is running: nothing holds {path}",
             hint="if syncdata_status says active, the daemon runs on another host or its pid file was"
             " deleted: stop it with `kill` where it runs",
         )
     _terminate(pid, path)
-    progress(f"asked the daemon (pid {pid}) to stop; it commits its running batch first")
+    progress(f"asked the {role} (pid {pid}) to stop; it commits its running batch first")
     deadline = time.monotonic() + timeout_s
     while running_pid(path) == pid:
         if time.monotonic() > deadline:
             raise PidFileError(
-                f"the daemon (pid {pid}) is still running after {timeout_s:g} seconds",
+                f"the {role} (pid {pid}) is still running after {timeout_s:g} seconds",
                 hint="it stops when its batch has committed: run syncdata_stop again (a second signal"
                 " ends it at once and rolls the batch back), or wait with a longer --timeout",
             )
@@ -231,13 +239,13 @@ def _is_open_as(fd: int, path: Path) -> bool:
         return False
 
 
-def _already_running(path: Path) -> PidFileError:
+def _already_running(path: Path, role: str) -> PidFileError:
     try:
         holder = path.read_text().strip()
     except OSError:
         holder = ""
     return PidFileError(
-        f"another daemon is already running (pid {holder or 'unknown'}, {path})",
+        f"another {role} is already running (pid {holder or 'unknown'}, {path})",
         hint="stop it first with syncdata_stop",
     )
 

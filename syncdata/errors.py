@@ -151,7 +151,7 @@ class ClearError(SyncError, code="SHD_SYN_054"):
 
 
 class ResyncError(SyncError, code="SHD_SYN_055"):
-    """A table cannot be rebuilt from the archive; its old rows are still there."""
+    """A table cannot be rebuilt from the archive; its old rows, if there are any, are still there."""
 
 
 class RequestError(SyncError, code="SHD_SYN_056"):

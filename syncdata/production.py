@@ -40,6 +40,8 @@ ARCHIVER_PID_FILE_NAME = ".syncdata_archiver.pid"
 
 _BEGIN_PATIENCE_S, _BEGIN_POLL_S = 20.0, 0.2
 
+_ROLE = "archiver"
+
 
 class ProductionService:
     """One production side. Holds nothing open between calls.
@@ -110,7 +112,7 @@ class ProductionService:
         Raises ArchiverRunError when none runs here, or it is still there after *timeout_s*.
         """
         try:
-            return stop_daemon(self.pid_file, timeout_s=timeout_s, progress=progress)
+            return stop_daemon(self.pid_file, timeout_s=timeout_s, progress=progress, role=_ROLE)
         except PidFileError as error:
             raise ArchiverRunError(
                 error.message, hint="archive_changes --status shows how it does; stop it where it runs"
@@ -262,7 +264,7 @@ class ProductionService:
     def _as_the_only_one(self) -> Iterator[None]:
         """Be the one archiver of this spool directory. Raises ArchiverRunError when there is another."""
         make_spool(self._config.spool_dir)
-        claim = PidFile(self.pid_file)
+        claim = PidFile(self.pid_file, role=_ROLE)
         try:
             claim.__enter__()
         except PidFileError as error:

@@ -5,6 +5,7 @@ Leaves the whitelist and the state to `TablesService`, the work to the worker, a
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +15,18 @@ from typing import Self
 import psycopg
 
 from syncdata.apply.context import ApplySettings, Resources
+from syncdata.apply.postgres.connection import errors_as
 from syncdata.apply.postgres.target import Target
-from syncdata.apply.progress import Progress
+from syncdata.apply.progress import NoProgress, Progress
 from syncdata.apply.result import SyncResult
+from syncdata.apply.state.pruning import count_before, prune
 from syncdata.apply.state.status import DaemonStatus, TableInfo, format_status
 from syncdata.apply.worker import Worker
 from syncdata.archive.archive import open_archive
 from syncdata.changes.names import TableName
 from syncdata.conf import SyncConfig
 from syncdata.connections import AliasSession, init_error
-from syncdata.errors import CloseError, SyncError
+from syncdata.errors import CloseError, RequestError, SyncError
 from syncdata.modelnames import resolve
 from syncdata.predecessor.mirror import StateFileMirror
 from syncdata.signals import SignalObserver
@@ -50,6 +53,7 @@ class SyncDataService(TablesService):
             ApplySettings(
                 limits=config.limits,
                 interval_s=config.data_sync_freq,
+                log_keep_days=config.log_keep_days,
             ),
             open_sink=lambda connection, run_id: Target(
                 connection, metric_freq_hours=config.metric_freq, run_id=run_id
@@ -123,6 +127,27 @@ class SyncDataService(TablesService):
         names = super().clear(tables, requested_by=requested_by)
         self._worker.tell_of_clear([TableName.parse(name) for name in names])
         return names
+
+    def prune_logs(self, keep_days: int, *, dry_run: bool = False) -> tuple[int, dt.datetime]:
+        """Remove the entries of the audit log that are older than *keep_days*; *dry_run* only counts them.
+
+        Returns how many they were, and the moment before which they were made. Raises RequestError; the
+        batches that were removed before stay removed.
+        """
+        before = dt.datetime.now(dt.UTC) - dt.timedelta(days=keep_days)
+        connection, progress = self._resources.connect(), self._resources.progress or NoProgress()
+        with errors_as(RequestError, "the audit log cannot be pruned"):
+            count = count_before(connection, before)
+            if dry_run or not count:
+                return count, before
+            progress.files_found(1, count)
+            progress.file_started("data_sync_logs", count)
+            removed = 0
+            for batch in prune(connection, before):
+                removed += batch
+                progress.batch_applied(batch, batch)
+            progress.file_finished("data_sync_logs")
+        return removed, before
 
 
 @contextmanager

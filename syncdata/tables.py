@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
+import psycopg
 from psycopg import Connection
 
 from syncdata.apply import actions
@@ -127,6 +129,11 @@ class TablesService:
             remove_from_whitelist(self._connector.connect(), wanted)
         return wanted
 
+    def spelled(self, names: Sequence[str]) -> list[str]:
+        """Return *names*, each once, as the whitelist spells them; a name that it lacks stays as it is."""
+        known = self._whitelist()
+        return list(dict.fromkeys(_spelled_in_whitelist(name, known) for name in names))
+
     def list_tables(self) -> list[TableInfo]:
         """Return the whitelist with each table's state and checkpoint. Raises WhitelistListError."""
         tables, _ = self._read_tables()
@@ -161,7 +168,8 @@ class TablesService:
         Raises RequestError, with nothing changed, when one is not whitelisted.
         """
         tables = self._resolve(names)
-        return _texts(actions.resume(self._connector.connect(), tables, requested_by=requested_by))
+        resumed = _texts(actions.resume(self._connector.connect(), tables, requested_by=requested_by))
+        return self._call_for_cycle(resumed)
 
     def declare_whole(self, names: Sequence[str], *, requested_by: str | None = None) -> list[str]:
         """Believe the operator that tables hold all older rows, loaded by other means, though they began
@@ -180,7 +188,9 @@ class TablesService:
         the record again and still cannot apply it. Raises RequestError when the table is not blocked there.
         """
         (name,) = self._resolve([table])
-        return _texts(actions.skip_record(self._connector.connect(), name, place, requested_by=requested_by))
+        connection = self._connector.connect()
+        skipped = _texts(actions.skip_record(connection, name, place, requested_by=requested_by))
+        return self._call_for_cycle(skipped)
 
     def clear(self, tables: Sequence[str] | None = None, *, requested_by: str | None = None) -> list[str]:
         """Empty *tables* (all synced ones without it) and set their checkpoints back, so that the next cycle
@@ -189,7 +199,8 @@ class TablesService:
         Returns the tables' names. Raises ClearError; then nothing is changed.
         """
         names = None if tables is None else self._resolve(tables, ClearError)
-        return _texts(actions.empty(self._connector.connect(), names, requested_by=requested_by))
+        cleared = _texts(actions.empty(self._connector.connect(), names, requested_by=requested_by))
+        return self._call_for_cycle(cleared)
 
     def submit_request(
         self, action: str, tables: Sequence[str], place: str = "", requested_by: str = ""
@@ -262,6 +273,13 @@ class TablesService:
 
     def _whitelist(self) -> set[TableName]:
         return parse_all(info.table_name for info in self.list_tables())
+
+    def _call_for_cycle(self, changed: list[str]) -> list[str]:
+        """Wake a daemon that rests, if something has *changed*; return that."""
+        if changed:
+            with suppress(psycopg.Error):
+                queue.call_for_cycle(self._connector.connect())
+        return changed
 
     def _resolve(self, names: Sequence[str], refusal: type[SyncError] = RequestError) -> list[TableName]:
         """Return the tables that *names* name. Raises *refusal* for a name that cannot be a table's."""

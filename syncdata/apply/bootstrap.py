@@ -112,6 +112,7 @@ class Pass:
             stop=self.context.stop,
             deadline=self.deadline,
             bad_snapshots=bad_snapshots,
+            told=self.context.told,
         )
         try:
             cycle.run(checkpoints)
@@ -161,7 +162,8 @@ class Pass:
         if beginning.result is None and error is None:
             error = otherwise
         if error is not None:
-            logger.error("%s", error, extra=error.fields | {"table": str(table)})
+            extra = error.fields | {"table": str(table)}
+            self.context.told.trouble(logger, error, f"table {table}", extra=extra)
             self.sink.block({table: before.position.commit_lsn}, error, start=before.position)
             self.result.note_blocked(table, error, reason_before=before.error)
             self.result.failed += 1

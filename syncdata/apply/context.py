@@ -21,6 +21,7 @@ from syncdata.apply.sink import DaemonSink
 from syncdata.archive.archive import Archive
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
+from syncdata.runtime.told import Told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Context:
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
     requested_by: str | None = None
+    told: Told = field(default_factory=Told)
 
 
 class LocalSession(Protocol):
@@ -84,8 +86,11 @@ class Mirror(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplySettings:
+    """``log_keep_days``: how long the audit log keeps its entries; 0: for ever."""
+
     limits: Limits
     interval_s: int
+    log_keep_days: int = 0
 
 
 class Resources:
@@ -112,6 +117,7 @@ class Resources:
         self.observer = observer
         self.mirror = mirror
         self.progress = progress
+        self.told = Told()
         self._open_archive = open_archive
         self._open_sink = open_sink
         self._archive: Archive | None = None
@@ -141,4 +147,5 @@ class Resources:
             limits=self.settings.limits,
             progress=self.progress or NoProgress(),
             stop=stop,
+            told=self.told,
         )

@@ -35,6 +35,7 @@ from syncdata.changes.reader import NO_TABLE, read_records
 from syncdata.errors import DiscoveryError, ParseError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
 from syncdata.runtime.prefetch import prefetch
+from syncdata.runtime.told import Told
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Cycle:
         stop: threading.Event | None = None,
         deadline: float | None = None,
         bad_snapshots: Mapping[TableName, ParseError] | None = None,
+        told: Told | None = None,
     ) -> None:
         self._archive = archive
         self._sink = sink
@@ -65,6 +67,7 @@ class Cycle:
         self._stop = stop or threading.Event()
         self._deadline = deadline
         self._bad_snapshots = bad_snapshots or {}
+        self._told = told or Told()
         self._at_end: set[TableName] = set()
         self._reasons: dict[TableName, str | None] = {}
         self._skips: dict[TableName, tuple[Skip, ...]] = {}
@@ -88,6 +91,8 @@ class Cycle:
         self.result.position = front.position
         self._catch_up(behind, files)
         self._unblock_healed(checkpoints)
+        for table in (self._at_end | self.result.activity.keys()) - self.result.blocked.keys():
+            self._told.over(logger, f"table {table}", f"{table} goes on: what held it up is over")
         self._progress.files_found(0, 0)
         return self.result
 
@@ -216,10 +221,12 @@ class Cycle:
         if not is_newest:
             raise ParseError(
                 f"the file is cut short: {inspection.unfinished}, yet newer files are there",
-                hint="replace it in the archive by a good copy; syncing goes on by itself",
+                hint="replace it in the archive by a good copy, and syncing goes on by itself; where there is"
+                " none, take snapshots at production (archive_changes --snapshot) and resync the tables",
                 file=name,
             )
-        logger.info("%s is still being written: %s", name, inspection.unfinished, extra={"file": name})
+        text = f"{name} is still being written: {inspection.unfinished}"
+        self._told.trouble(logger, text, f"file {name}", level=logging.INFO, extra={"file": name})
         self.result.waiting_for = name
         return False
 
@@ -270,7 +277,8 @@ class Cycle:
         result.skipped += batch.skipped
         for table, error in outcome.blocked.items():
             records = batch.count_of(table)
-            logger.error("%s", error, extra=error.fields | {"table": str(table), "records": records})
+            extra = error.fields | {"table": str(table), "records": records}
+            self._told.trouble(logger, error, f"table {table}", extra=extra)
             result.failed += records
             self._note_blocked(table, error)
         if batch.records:
@@ -290,7 +298,7 @@ class Cycle:
     def _block(self, group: Group, tables: Iterable[TableName], error: SyncError) -> None:
         """Block those *tables* of *group*, which leave it."""
         watermarks = {table: group.watermarks[table] for table in tables}
-        logger.error("%s", error, extra=error.fields)
+        self._told.trouble(logger, error, *(f"table {table}" for table in watermarks), extra=error.fields)
         self._sink.block(watermarks, error, start=group.position)
         for table in watermarks:
             self._note_blocked(table, error)

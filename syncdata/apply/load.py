@@ -53,7 +53,8 @@ def load_newest(
             with closing(open_snapshot(context.archive, file, stop=context.stop)) as snapshot:
                 counts = _load(context, rebuild, snapshot)
         except ParseError as error:
-            logger.warning("this snapshot is passed over: %s", error)
+            passed_over = f"this snapshot is passed over: {error}"
+            context.told.trouble(logger, passed_over, f"snapshot {file.name}", level=logging.WARNING)
             broken = broken or error
             rebuild.restart()
         else:

@@ -29,7 +29,7 @@ from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.apply.state.queries import read_tables
 from syncdata.apply.whitelist import parse_all
 from syncdata.changes.names import TableName
-from syncdata.errors import ResyncError, SyncError
+from syncdata.errors import ResyncError, SchemaError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
 
 logger = logging.getLogger(__name__)
@@ -115,11 +115,13 @@ def _replay(context: Context, rows: Rebuild[Any], loaded: Loaded, until: Positio
     cycle.advance(group, files, until=until)
     if context.stop.is_set():
         raise ReadingStopped
+    (table,) = group.tables
     is_short = until is not None and not group.position.has_reached(until)
     if is_short or group.position == START:
         raise ResyncError(
             "the archive ends before the position of the other tables",
-            hint="bring the missing change files back; check archive_dir",
+            hint="bring the missing change files back, or see that it is the right archive; where they are"
+            f" gone for good, take a snapshot at production (archive_changes --snapshot {table})",
         )
     result.position = group.position
     return result
@@ -138,9 +140,13 @@ def where_the_others_stand(
 
 
 def _not_resynced(table: TableName, error: SyncError) -> ResyncError:
+    # Without a file, it is about the table as such: it is not there, or is none that has rows of its own.
+    has_rows = not isinstance(error, SchemaError) or error.file is not None
+    still = ", its old rows are still there" if has_rows else ""
+    again = f"run 'python manage.py resync {table}' again"
     return ResyncError(
-        f"not rebuilt, its old rows are still there: {error.message}",
-        hint=error.hint,
+        f"not rebuilt{still}: {error.message}",
+        hint=f"{error.hint}; then {again}" if error.hint else again,
         table=str(table),
         file=error.file,
         line=error.line,

@@ -27,6 +27,7 @@ from syncdata.apply.result import CycleResult, SyncResult
 from syncdata.apply.sink import DaemonSink
 from syncdata.apply.state.checkpoints import CheckpointMovedError
 from syncdata.apply.state.metrics import forget_minutes
+from syncdata.apply.state.pruning import BATCH_ENTRIES, prune_batch
 from syncdata.apply.state.runs import end_cycle, end_run, note_head, note_waiting, start_run
 from syncdata.changes.names import TableName
 from syncdata.errors import CycleError, ParseError, SyncError
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 # something is wrong.
 _MOST_RESTARTS = 10
 _MINUTES_KEPT = dt.timedelta(days=2)
+_PRUNE_EVERY = dt.timedelta(days=1)
 
 
 class Run:
@@ -59,6 +61,7 @@ class Run:
         self._make_room = make_room
         self._sink: DaemonSink[Any] | None = None
         self._tried: dict[TableName, str] = {}
+        self._pruned_at: dt.datetime | None = None
         self.id = start_run(
             resources.connect(), host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
         )
@@ -142,6 +145,7 @@ class Run:
         now = _utcnow()
         errors = [*summary.errors, *self._save_mirror(result.position, now)]
         self._note_cycle(errors, now=now)
+        self._prune_logs(now)
         logger.log(
             logging.INFO if summary.files_processed or errors else logging.DEBUG,
             "cycle done: %d file(s), %d added, %d updated, %d deleted, %d skipped, %d failed in %.1f s",
@@ -160,8 +164,9 @@ class Run:
         try:
             self._resources.mirror.save(self._resources.connect(), position, now=now)
         except SyncError as error:
-            logger.error("%s", error, extra=error.fields)
+            self._resources.told.trouble(logger, error, "state file", extra=error.fields)
             return [error]
+        self._resources.told.over(logger, "state file", "the state file can be written again")
         return []
 
     def _note_failure(self, error: SyncError) -> None:
@@ -177,6 +182,22 @@ class Run:
         with translated_errors():
             end_cycle(connection, self.id, now=now, errors=len(errors), last_error=last_error)
             forget_minutes(connection, before=now - _MINUTES_KEPT)
+
+    def _prune_logs(self, now: dt.datetime) -> None:
+        """Remove a batch of old entries of the audit log with each cycle until none is left; then rest a day.
+
+        Test: test_the_daemon_prunes_the_log_in_small_batches_and_then_rests.
+        """
+        keep_days = self._resources.settings.log_keep_days
+        if not keep_days or (self._pruned_at is not None and now < self._pruned_at + _PRUNE_EVERY):
+            return
+        connection = self._resources.connect()
+        with translated_errors(), connection.transaction():
+            removed = prune_batch(connection, now - dt.timedelta(days=keep_days))
+        if removed:
+            logger.info("%d entries of the audit log are older than %d days: removed", removed, keep_days)
+        if removed < BATCH_ENTRIES:
+            self._pruned_at = now
 
     def _note_waiting(self, files: int, size_bytes: int) -> None:
         connection = self._resources.connect()

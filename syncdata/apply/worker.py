@@ -59,15 +59,16 @@ class Worker:
         away, else after the interval. Raises RunError when another daemon runs on this database.
         """
         interval_s = interval_s or self._resources.settings.interval_s
-        backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
+        backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), self._resources.told
         with self.running(interval_s) as run:
             while not stop.is_set():
                 pause_s: float = interval_s
                 try:
                     run.cycle(stop, deadline=time.monotonic() + interval_s)
                     backoff.reset()
+                    told.over(logger, "cycle", "the cycles go on: what made them fail is over")
                 except SyncError as error:
-                    logger.error("%s", error, extra=error.fields)
+                    told.trouble(logger, error, "cycle", extra=error.fields)
                     pause_s = min(interval_s, backoff.next_s())
                 self._rest(stop, pause_s)
 

@@ -6,6 +6,8 @@ Knows names, their order, and the errors for a storage's refusals; knows nothing
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +24,7 @@ from syncdata.changes.filenames import (
     SnapshotFile,
     check_name,
     in_order,
+    is_left_out,
     is_snapshot_directory,
     is_wanted,
     newest_first,
@@ -31,6 +34,8 @@ from syncdata.changes.filenames import (
 )
 from syncdata.changes.head import HEAD_NAME, Head, parse_head
 from syncdata.errors import ArchiveConnectionError, DiscoveryError, SpoolError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archive"]
 
@@ -49,6 +54,7 @@ class Archive:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._catalogs: dict[str, Catalog] = {}
+        self._told: set[str] = set()
 
     def discover(self, since: str | None) -> list[ChangeFile]:
         """Return the change files whose stem is not before *since*'s (all without it), in order.
@@ -57,10 +63,18 @@ class Archive:
         other names are left out, and one file is returned for each stem. Raises DiscoveryError when the
         directory cannot be listed, or a name is no text.
         """
+        names: list[str] = []
+
+        def is_wanted_here(name: str) -> bool:
+            if not name.startswith("changes_"):
+                names.append(name)
+            return is_wanted(name, since)
+
         try:
-            listed = self._storage.list_files("", lambda name: is_wanted(name, since))
+            listed = self._storage.list_files("", is_wanted_here)
         except OSError as error:
             raise cannot_list(self.describe(), error) from error
+        self._tell_of_others(names)
         for name, _ in listed:
             if not name.isprintable():
                 raise DiscoveryError(
@@ -198,6 +212,19 @@ class Archive:
     def close(self) -> None:
         """Let go of the archive; a fetch or put that is running fails soon."""
         self._storage.close()
+
+    def _tell_of_others(self, names: Iterable[str]) -> None:
+        """Warn, once for each, of files that look as if they held changes, but have no change file's name."""
+        others = {name for name in names if is_left_out(name)} - self._told
+        if others:
+            self._told |= others
+            shown = ", ".join(sorted(map(ascii, others))[:5]) + (", …" if len(others) > 5 else "")
+            logger.warning(
+                "%s: %d file(s) are not read, for their names are not changes_YYYYMMDD_HHMMSS.json: %s",
+                self.describe(),
+                len(others),
+                shown,
+            )
 
     def _files_of_snapshot(self, directory: str) -> list[SnapshotFile]:
         def is_of_a_table(name: str) -> bool:

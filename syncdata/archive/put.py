@@ -26,7 +26,7 @@ def put_once(storage: Storage, name: str, content: Content, *, location: str) ->
         if not is_ours:
             raise DeliveryError(
                 "the archive has a different file of this name",
-                hint="two archivers write to this archive_dir: stop one, or give it a directory of its own;"
+                hint="two archivers write to this archive: stop one, or give it an archive of its own;"
                 " it is never overwritten",
                 file=location,
             )

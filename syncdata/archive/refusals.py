@@ -12,10 +12,10 @@ from syncdata.errors import DeliveryError, DiscoveryError, FetchError, Retention
 
 def cannot_list(where: str, error: OSError) -> DiscoveryError:
     hint = {
-        errno.ENOENT: "check archive_dir",
-        errno.ENOTDIR: "check archive_dir",
+        errno.ENOENT: "check in the configuration that the archive is there",
+        errno.ENOTDIR: "check in the configuration that the archive is there",
         errno.EACCES: "give the login read and search permission on the directory",
-    }.get(error.errno or 0, "check archive_dir and the archive's disk")
+    }.get(error.errno or 0, "check in the configuration where the archive is, and its disk")
     return DiscoveryError(f"the archive cannot be listed: {_reason(error)}", hint=hint, file=where)
 
 
@@ -49,8 +49,8 @@ def _write_hint(directory: str, error: OSError) -> str:
         errno.EROFS: f"the archive's disk is read-only; check it, and mount it writable: mount; {look}",
         errno.EACCES: f"give the login write and search permission on '{directory}'",
         errno.EPERM: f"give the login write and search permission on '{directory}'",
-        errno.ENOENT: "check archive_dir, and that its disk is mounted",
-        errno.ENOTDIR: "check archive_dir, and that its disk is mounted",
+        errno.ENOENT: f"check that '{directory}' is there, and its disk mounted",
+        errno.ENOTDIR: f"check that '{directory}' is there, and its disk mounted",
     }.get(
         error.errno or 0,
         "the usual cause is a disk or a quota that is full, or a disk that is read-only;"

@@ -46,6 +46,7 @@ from syncdata.errors import (
     SyncError,
 )
 from syncdata.runtime.retry import Backoff
+from syncdata.runtime.told import Told
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Archiver:
         SlotError, SourceChangedError, SourceSetupError or CaptureError when only a person can tell how to
         go on.
         """
-        backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
+        backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), Told()
         while not stop.is_set():
             started_s = time.monotonic()
             try:
@@ -88,10 +89,11 @@ class Archiver:
                 if stop.is_set():
                     logger.warning("%s", error, extra={"code": error.code})
                     return
-                logger.error("%s", error, extra={"code": error.code})
                 self._tell(error, "waiting")
                 if time.monotonic() - started_s > _LAST_RETRY_S:
                     backoff.reset()
+                    told = Told()
+                told.trouble(logger, error, "session", extra={"code": error.code})
                 stop.wait(backoff.next_s())
             except SyncError as error:
                 self._tell(error, "stopped")

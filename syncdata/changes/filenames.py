@@ -24,6 +24,7 @@ Compression = Literal["none", "gzip", "zstd"]
 SUFFIXES: dict[Compression, str] = {"none": ".json", "gzip": ".json.gz", "zstd": ".json.zst"}
 
 _CHANGE_FILE = re.compile(r"changes_[^/]*\.json(\.gz|\.zst)?", re.DOTALL)
+_OWN_FILES = frozenset({"head.json"})
 _STAMP = re.compile(r"[0-9]{8}_[0-9]{6}")
 _STAMP_FORMAT = "%Y%m%d_%H%M%S"
 _STAMPED_CHANGE_FILE = re.compile(rf"changes_({_STAMP.pattern})")
@@ -67,6 +68,12 @@ def is_change_file(name: str) -> bool:
 def is_wanted(name: str, since: str | None) -> bool:
     """Tell whether *name* is a change file's, and its stem is *since*'s or comes after it."""
     return is_change_file(name) and (since is None or stem(name) >= stem(since))
+
+
+def is_left_out(name: str) -> bool:
+    """Tell whether *name* looks like a file of changes and is none: the predecessor read every ``*.json``."""
+    looks_like_one = name.lower().endswith(tuple(SUFFIXES.values())) and not name.startswith(".")
+    return looks_like_one and not is_change_file(name) and name not in _OWN_FILES
 
 
 def is_snapshot_directory(name: str) -> bool:

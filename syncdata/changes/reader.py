@@ -2,7 +2,8 @@
 
 Knows the format; knows nothing of archives, databases or Django. A file with a header is finished when its
 footer is there and the SHA-256 in it is that of the bytes before. A plain file, one without a header, is
-finished when its last line ends with a newline, or is a whole record without one. A file that is not
+finished when its last line ends with a newline, or is a whole record without one; where it marks its
+transactions, as the predecessor's script does, when the last of them has ended. A file that is not
 finished is not read at all, since half a transaction may be all that has arrived of it.
 """
 
@@ -105,6 +106,8 @@ def read_records(
 ) -> Iterator[LocatedRecord]:
     """Yield the records of *stream* after the first *skip*, in the file's order.
 
+    The marks of a plain file's transactions (`MARKS`) are yielded and count, too: a position is a number of
+    lines, whatever they say. Test: test_a_position_counts_the_marks_of_transactions.
     Memory is bounded by the longest line. The first line that is no record raises ParseError with its
     number, unless the number is in *ignored*: then `UNREADABLE` stands for it, with the ``ts`` and
     ``commit_lsn`` of the record before, so that it ends no transaction.
@@ -166,7 +169,7 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
     if header is None and head and HEADER_PREFIX.startswith(head):
         return Inspection(header=None, footer=None, unfinished="its header is incomplete")
     if header is None:
-        unfinished = _why_plain_is_unfinished(tail)
+        unfinished = _why_plain_is_unfinished(tail, marks_transactions=_marks_transactions(head))
         return Inspection(header=None, footer=None, unfinished=unfinished, text_bytes=text_bytes)
     footer = parse_footer(tail)
     if footer is None:
@@ -191,15 +194,31 @@ def _announcements(lines: bytes) -> Iterator[Announcement]:
         at = lines.find(_CATALOG_LINE, at + 1)
 
 
-def _why_plain_is_unfinished(last_line: bytes) -> str:
+def _why_plain_is_unfinished(last_line: bytes, *, marks_transactions: bool) -> str:
     last_line = last_line.removeprefix(BYTE_ORDER_MARK)  # a file's only line is its first one, too
-    if not last_line or last_line.endswith(b"\n") or last_line.startswith(b"#") or last_line.isspace():
+    if not last_line or last_line.startswith(b"#") or last_line.isspace():
+        return ""
+    is_whole = last_line.endswith(b"\n")
+    if is_whole and not marks_transactions:
         return ""
     try:
-        parse_record(last_line)
+        record = parse_record(last_line)
     except ParseError:
-        return "its last line is incomplete"
+        return "" if is_whole else "its last line is incomplete"
+    # A message may stand between two transactions. Test:
+    # test_a_plain_file_that_ends_inside_a_marked_transaction_is_unfinished.
+    if marks_transactions and record.op not in ("C", "M"):
+        return "its last transaction has no end"
     return ""
+
+
+def _marks_transactions(head: bytes) -> bool:
+    """Tell whether the first line of a plain file marks the beginning of a transaction."""
+    first_line, newline, _ = head.removeprefix(BYTE_ORDER_MARK).partition(b"\n")
+    try:
+        return newline != b"" and parse_record(first_line).op == "B"
+    except ParseError:
+        return False
 
 
 def _decompress(stream: BinaryIO, name: str) -> BinaryIO:

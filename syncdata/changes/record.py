@@ -11,18 +11,22 @@ from syncdata.changes.names import DEFAULT_SCHEMA
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import ParseError
 
-Op = Literal["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
+Mark = Literal["B", "C", "M"]
+Op = Literal["INSERT", "UPDATE", "DELETE", "TRUNCATE"] | Mark
+
+# Lines of the predecessor's script that are no records: a transaction begins, ends; a message.
+MARKS: frozenset[str] = frozenset(("B", "C", "M"))
 
 
 class ChangeRecord(msgspec.Struct, frozen=True, gc=False):
-    """One row's INSERT, UPDATE or DELETE, or one TRUNCATE.
+    """One row's INSERT, UPDATE or DELETE, or one TRUNCATE; or one of `MARKS`, which names no table.
 
     ``data`` and ``old_keys`` map column names to values: strings and fractional numbers are text,
     digit for digit; whole numbers, booleans and None are themselves; an array or object is
     :class:`Json`, its text as it stood in the file. A column absent from ``data`` is unchanged.
     """
 
-    table: Annotated[str, msgspec.Meta(min_length=1)]
+    table: str
     op: Op
     data: dict[str, Any] | None = None
     old_keys: dict[str, Any] | None = None
@@ -40,10 +44,10 @@ class Json(str):
 
 
 class _RawRecord(msgspec.Struct):
-    """A record whose values are the bytes of the file."""
+    """A line as the file has it: values are the bytes of the file, and a TRUNCATE may be called ``T``."""
 
-    table: Annotated[str, msgspec.Meta(min_length=1)]
-    op: Op
+    table: str
+    op: Op | Literal["T"]
     data: dict[str, msgspec.Raw] | None = None
     old_keys: dict[str, msgspec.Raw] | None = None
     lsn: str | None = None
@@ -84,9 +88,7 @@ def parse_record(line: bytes) -> ChangeRecord:
 def _decode(line: bytes) -> ChangeRecord:
     try:
         record = _decoder.decode(line)
-    except msgspec.ValidationError as error:
-        if "Integer value out of range" not in str(error):
-            raise
+    except msgspec.ValidationError:  # a number that no integer holds, a ``T``; or it is no record either way
         return _decode_exactly(line)
     return _decode_exactly(line) if _has_lost(record, line) else record
 
@@ -103,7 +105,7 @@ def _decode_exactly(line: bytes) -> ChangeRecord:
     raw = _raw_decoder.decode(line)
     return ChangeRecord(
         table=raw.table,
-        op=raw.op,
+        op="TRUNCATE" if raw.op == "T" else raw.op,
         data=_exact_values(raw.data),
         old_keys=_exact_values(raw.old_keys),
         lsn=raw.lsn,
@@ -135,11 +137,10 @@ def exact_value(raw: bytes) -> str | bool | None:
 
 def _find_problem(record: ChangeRecord) -> str | None:
     op = record.op
-    if op == "INSERT" or op == "UPDATE":
-        if not record.data:
-            return f"{op} without data"
-    elif op == "DELETE" and not record.old_keys and not record.data:
-        return "DELETE without old_keys"
+    if not record.table:
+        return None if op in MARKS else "not a change record: it names no table"
+    if op in MARKS:
+        return f"not a change record: {op} names a table"
     if record.commit_lsn is not None:
         try:
             parse_lsn(record.commit_lsn)

@@ -47,7 +47,7 @@ class SyncCommand(BaseCommand):
 
     def run_from_argv(self, argv: list[str]) -> None:
         try:
-            super().run_from_argv(argv)
+            super().run_from_argv(_spell_out_verbose(argv))
         except SyncError as error:
             if "--traceback" in argv:
                 raise
@@ -109,6 +109,15 @@ class SyncCommand(BaseCommand):
             self.stderr.write(str(error))
         if errors:
             raise errors[-1]
+
+
+def _spell_out_verbose(argv: Sequence[str]) -> list[str]:
+    """Return *argv* with ``--verbose`` for each ``-v`` without a number: the predecessor's needs none."""
+    following = [*argv[1:], ""]
+    return [
+        "--verbose" if word == "-v" and not after.isdigit() else word
+        for word, after in zip(argv, following, strict=True)
+    ]
 
 
 class _HelpFormatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
@@ -185,9 +194,9 @@ def format_result(result: SyncResult) -> str:
     )
 
 
-def format_count(number: int, noun: str) -> str:
+def format_count(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun: ``1 file``, ``1,000 files``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
 
 
 def format_json(document: Any) -> str:

@@ -100,8 +100,13 @@ def _snapshot_bar(tally: Tally, now_s: float) -> str:
     return f"{tally.name}: {tally.file_records:,} rows" if tally.name else "snapshot"
 
 
+def _prune_words(tally: Tally, now_s: float) -> str:
+    return f"removed {tally.records:,} of {tally.size_total:,} entries"
+
+
 SYNC_WORDS = Words(line=_sync_line, bar=_sync_bar)
 SNAPSHOT_WORDS = Words(line=_snapshot_line, bar=_snapshot_bar)
+PRUNE_WORDS = Words(line=_prune_words, bar=_prune_words)
 
 
 def make_progress(stream: TextIO, words: Words = SYNC_WORDS) -> LineProgress | BarProgress:

@@ -15,9 +15,10 @@ from psycopg import Connection
 from syncdata.apply.position import Position
 from syncdata.apply.postgres.connection import errors_as
 from syncdata.apply.state.checkpoints import open_checkpoints, reset_checkpoints
+from syncdata.apply.state.marks import Mark, encode_marks
 from syncdata.apply.state.queries import read_tables
 from syncdata.apply.state.status import TableInfo
-from syncdata.changes.filenames import file_time
+from syncdata.changes.filenames import file_time, is_change_file
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import StateLoadError, WhitelistListError
 from syncdata.predecessor.statefile import (
@@ -31,6 +32,13 @@ from syncdata.predecessor.statefile import (
 
 logger = logging.getLogger(__name__)
 
+_TAKEN_OVER = Mark(
+    kind="suspect",
+    text="its rows were taken over from the predecessor, which skipped records that it could not apply",
+    hint="resync it once: from a snapshot (archive_changes --snapshot at production), or without one where"
+    " the archive reaches back to its first row",
+)
+
 
 class StateFileMirror:
     """The state file in *directory*, for the worker."""
@@ -41,7 +49,8 @@ class StateFileMirror:
     def adopt(self, connection: Connection[Any]) -> None:
         """Go on where the predecessor's state file stopped, if the database holds no checkpoint.
 
-        A file that cannot be read is logged and left alone. Raises psycopg.Error.
+        The tables are suspect from then on, since the predecessor skipped what it could not apply, and said
+        so in its log alone. A file that cannot be read is logged and left alone. Raises psycopg.Error.
         """
         try:
             state = load_state(self._path)
@@ -54,8 +63,21 @@ class StateFileMirror:
             row = connection.execute("SELECT EXISTS (SELECT FROM data_sync_checkpoints)").fetchone()
             if row and row[0]:
                 return
+            if not is_change_file(state.last_file):
+                # Nothing, or all, might sort after it. Test:
+                # test_a_last_file_that_no_archive_can_hold_is_not_gone_on_from.
+                logger.warning(
+                    "%s: its last_file is %r, which is no name of a change file: syncing begins anew",
+                    self._path,
+                    state.last_file,
+                )
+                return
             names = [checkpoint.table for checkpoint in open_checkpoints(connection)]
             reset_checkpoints(connection, names, Position(file=state.last_file, is_finished=True))
+            connection.execute(
+                "UPDATE data_sync_checkpoints SET marks = %s WHERE table_name = ANY(%s)",
+                (encode_marks((_TAKEN_OVER,)), [str(name) for name in names]),
+            )
         logger.info(
             "the predecessor's state is adopted: syncing goes on after %s",
             state.last_file,

@@ -149,7 +149,7 @@ def test_the_daemon_archives_until_it_is_told_to_stop(pair: Pair) -> None:
             time.sleep(0.5)
         second = pair.source.run("archive_changes", "--once")
         assert second.returncode == 1
-        assert second.stderr.startswith("SHD_SYN_111: another daemon is already running")
+        assert second.stderr.startswith("SHD_SYN_111: another archiver is already running")
         status = json.loads(pair.source.ok("archive_changes", "--status", "--json"))
         assert (status["status"], status["is_healthy"]) == ("active", True)
         pair.production.execute("INSERT INTO users VALUES (100, 'the last one')")

@@ -143,12 +143,29 @@ def test_a_fetched_file_is_as_it_lies_there(directory: Path) -> None:
         assert fetched.seekable() and fetched.read() == content
 
 
+def test_files_that_the_predecessor_read_and_we_do_not_are_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("users.json", "Changes_1.JSON", "old.json.gz", "notes.txt", ".hidden.json", "head.json"):
+        put(tmp_path, name)
+    put(tmp_path, "changes_20260205_103000.json")
+    archive = open_archive(LocalSettings(directory=tmp_path))
+    for _ in range(2):
+        assert [file.name for file in archive.discover(None)] == ["changes_20260205_103000.json"]
+    (told,) = caplog.messages
+    assert "3 file(s) are not read" in told
+    assert told.endswith(": 'Changes_1.JSON', 'old.json.gz', 'users.json'")
+    put(tmp_path, "more.json")
+    archive.discover(None)
+    assert caplog.messages[1:] and caplog.messages[1].endswith(": 'more.json'")
+
+
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(DiscoveryError) as caught:
         discover(tmp_path / "none")
     assert str(caught.value) == (
         f"SHD_SYN_061: {tmp_path}/none: the archive cannot be listed: No such file or directory"
-        " (check archive_dir)"
+        " (check in the configuration that the archive is there)"
     )
 
 

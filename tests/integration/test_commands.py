@@ -377,3 +377,26 @@ def test_a_database_without_our_tables_is_a_hint_to_migrate(
 
 def test_resync_of_a_table_that_is_not_whitelisted_is_refused(site: Site) -> None:
     assert "users" in site.refusal("resync", "users")
+
+
+def test_verbose_may_stand_before_the_command_and_after_it_as_the_predecessor_had_it(site: Site) -> None:
+    for argv in (("-v", "add_tables", "users"), ("add_tables", "-v", "users"), ("add_tables", "users", "-v")):
+        assert "users" in site.output(*argv)
+
+
+def test_a_role_that_may_not_create_tables_is_told_which_right_it_lacks(
+    tmp_path: Path, fresh_database: Callable[..., Database]
+) -> None:
+    site = Site(tmp_path, fresh_database())
+    site.execute("DROP ROLE IF EXISTS poor")
+    site.execute("CREATE ROLE poor LOGIN PASSWORD 'poor'")
+    site.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    try:
+        site.configure(pg_user="poor", pg_password="poor")
+        message = site.refusal("migrate", "syncdata")
+        assert "permission denied for schema public" in message
+        site.execute(re.findall(r'GRANT CREATE ON SCHEMA public TO "poor"', message)[0])
+        site.output("migrate", "syncdata")
+    finally:
+        site.execute("DROP OWNED BY poor CASCADE")
+        site.execute("DROP ROLE poor")

@@ -20,6 +20,7 @@ from syncdata.apply.state import queue as requests
 from syncdata.changes.names import TableName
 from syncdata.errors import ClearError, RequestError
 from syncdata.predecessor.statefile import STATE_FILE_NAME
+from syncdata.service import format_status
 from tests.world import World, insert, update, with_header
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"
@@ -562,3 +563,48 @@ def test_each_minute_counts_what_was_applied_in_it_and_how_old_it_was(users: Wor
     )
     assert (added, updated, deleted) == (2, 1, 0)
     assert lag_s > 3600, "the records are of February"
+
+
+def test_what_a_command_leaves_to_do_wakes_a_daemon_that_rests(users: World) -> None:
+    users.write(FIRST, [insert("users", id=1), insert("late", id=7), insert("users", id=2, n="no number")])
+    users.execute("CREATE TABLE late (id int PRIMARY KEY)")
+    with daemon(users), users.service() as service:
+        service.add_tables(["late"])
+        wait_until(lambda: users.rows("SELECT id FROM late") == [(7,)])
+        service.skip_record("users", f"{FIRST}:3")
+        wait_until(lambda: users.checkpoint("users")[2] == "active")
+        service.pause_tables(["users"])
+        users.write(SECOND, [insert("users", id=3)])
+        service.resume_tables(["users"])
+        wait_until(lambda: (3,) in users.rows("SELECT id FROM users"))
+        service.clear(["late"])
+        wait_until(lambda: users.rows("SELECT id FROM late") == [(7,)])
+
+
+def test_how_fresh_a_table_is_survives_its_resync(users: World) -> None:
+    users.write(FIRST, [insert("users", ts="2026-02-05T10:30:00Z", id=1)])
+    users.sync()
+    users.write(SECOND, [insert("orders", ts="2026-02-05T10:31:00Z", id=1)])
+    users.sync()
+    with users.service() as service:
+        service.resync("users")
+        service.resync("orders")
+        fresh = {info.table_name: info.last_change_at for info in service.list_tables()}
+        status = service.get_status()
+    assert {name: f"{moment:%H:%M}" for name, moment in fresh.items() if moment} == {
+        "users": "10:30",
+        "orders": "10:31",
+    }
+    assert "newest change applied: 2026-02-05T10:31:00Z" in format_status(status)
+
+
+def test_a_table_that_was_behind_is_as_fresh_as_its_resync_made_it(users: World) -> None:
+    users.write(FIRST, [insert("users", ts="2026-02-05T10:30:00Z", id=1)])
+    users.sync()
+    with users.service() as service:
+        service.pause_tables(["users"])
+        users.write(SECOND, [insert("users", ts="2026-02-05T10:31:00Z", id=2), insert("orders", id=1)])
+        service.run_once()
+        service.resync("users")
+        (_, info) = service.list_tables()
+    assert f"{info.last_change_at:%H:%M}" == "10:31"

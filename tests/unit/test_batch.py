@@ -152,6 +152,67 @@ def test_an_unreadable_first_transaction_leaves_nothing_to_apply() -> None:
         cut(source())
 
 
+def marked(letters: str, *, times: str = "") -> list[LocatedRecord]:
+    """The lines of a file with marks: ``B``, ``C``, ``M``, or ``t`` and ``o`` for records of two tables.
+
+    *times* gives each line its second; without it all share one.
+    """
+    ts = [f"2026-11-27 15:15:2{second}+00" for second in times or "0" * len(letters)]
+    tables = {"t": "t", "o": "other"}
+    return [
+        LocatedRecord(
+            ChangeRecord(table=tables[letter], op="INSERT", data={"id": 1}, ts=time)
+            if letter in tables
+            else ChangeRecord(table="", op=letter, ts=time),  # type: ignore[arg-type]
+            line,
+            100,
+        )
+        for line, (letter, time) in enumerate(zip(letters, ts, strict=True), 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("letters", "times", "batch_records", "expected"),
+    [
+        ("BtCBtCBtC", "", 1, [3, 6, 9]),
+        ("BtCBtCBtC", "", 2, [6, 9]),
+        ("BttCBtC", "0123456", 1, [4, 7]),  # within a transaction, the time decides nothing
+        ("BtMtC", "01234", 1, [5]),
+        ("BtCMBtC", "", 1, [4, 7]),
+        ("BoCBC", "", 1, [5]),
+        ("tBtC", "", 1, [1, 4]),
+        ("BtCt", "", 1, [3, 4]),
+        ("tCBtC", "", 1, [2, 5]),  # read from a position inside a transaction
+        ("BtBtC", "", 1, [2, 5]),  # two files in one: the first was cut short
+    ],
+)
+def test_a_batch_ends_where_marks_say_that_a_transaction_ends(
+    letters: str, times: str, batch_records: int, expected: list[int]
+) -> None:
+    batches = cut(marked(letters, times=times), Limits(batch_records=batch_records, batch_bytes=10**9))
+    assert ends(batches) == expected
+    assert sum(len(batch.records) for batch in batches) == letters.count("t")
+    assert sum(batch.skipped for batch in batches) == letters.count("o")
+    assert [batch.ends_file for batch in batches] == [False] * (len(batches) - 1) + [True]
+
+
+def test_a_marked_transaction_is_cut_only_where_it_alone_outgrows_the_memory() -> None:
+    unit = 100 + RECORD_OVERHEAD_BYTES
+    batches = cut(marked("BtCBtttCBtC"), Limits(batch_records=100, batch_bytes=2 * unit))
+    assert ends(batches) == [3, 6, 11]
+
+
+def test_whole_marked_transactions_before_an_unreadable_line_are_a_batch() -> None:
+    def source() -> Iterator[LocatedRecord]:
+        yield from marked("BtCBt")
+        raise ParseError("broken")
+
+    batches = cut_batches(source(), file=FILE, watermarks=WANTED, limits=NO_LIMITS)
+    assert next(batches).end_record == 3
+    with pytest.raises(ParseError):
+        next(batches)
+
+
 records_of_files = st.builds(
     lambda transactions, is_plain: [
         record(2 * number + 1, table=table, size=size, is_plain=is_plain)

@@ -81,7 +81,7 @@ def test_a_new_source_after_the_predecessors_files_stops_loudly() -> None:
 
 
 def test_a_pruned_file_is_a_gap_that_a_resync_closes() -> None:
-    with pytest.raises(DiscoveryError, match="pruned, resync"):
+    with pytest.raises(DiscoveryError, match="gone for good, take snapshots"):
         check_chain(after("changes_1.json"), header("changes_4.json", seq=5), "changes_5.json")
 
 

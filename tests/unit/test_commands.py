@@ -67,6 +67,9 @@ class Service:
     def __exit__(self, *exc_info: object) -> None:
         self.asked.append(("close", None))
 
+    def spelled(self, names: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(names))
+
     def run_once(self, *, stop: Event) -> SyncResult:
         if self.signalled:
             stop.set()
@@ -232,6 +235,8 @@ def without_handlers(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
         (["-v", "0"], ["error"]),
         (["-v", "2"], ["debug", "info", "warning", "error"]),
         (["--verbose"], ["debug", "info", "warning", "error"]),
+        (["-v"], ["debug", "info", "warning", "error"]),
+        (["-v", "--no-color"], ["debug", "info", "warning", "error"]),
     ],
 )
 def test_the_log_goes_to_stderr_where_nothing_else_takes_it(

@@ -17,6 +17,7 @@ from syncdata.conf import (
     SyncConfig,
     config_from_settings,
     config_from_toml,
+    is_production_host,
     load_config,
     load_config_file,
 )
@@ -90,6 +91,7 @@ def test_the_least_configuration_has_the_documented_defaults(monkeypatch: pytest
         metric_freq=24,
         batch_records=20_000,
         batch_bytes=32 * 1024 * 1024,
+        log_keep_days=0,
         state_dir=Path("/etc/syncdata"),
         config_file=FILE,
     )
@@ -269,6 +271,17 @@ def test_a_relative_name_becomes_absolute(config_file: Path, monkeypatch: pytest
     monkeypatch.chdir(config_file.parent)
     monkeypatch.setenv("DATA_SYNC_CONFIG", "config.toml")
     assert load_config_file().state_dir == config_file.parent
+
+
+def test_keys_are_read_in_any_case_as_the_predecessor_did(config_file: Path) -> None:
+    text = config_file.read_text().replace("pg_database", "PG_Database").replace("archive_dir", "ARCHIVE_DIR")
+    config_file.write_text(text + 'Data_Sync_Freq = "60"\n[Source]\nPG_User = "x"\n')
+    config = load_config_file()
+    assert (config.pg_database, config.data_sync_freq) == (LEAST["pg_database"], 60)
+    assert not is_production_host()
+    config_file.write_text(text + 'pg_database = "other"\n')
+    with pytest.raises(ConfigLoadError, match="pg_database is there twice"):
+        load_config_file()
 
 
 def test_a_file_that_is_not_named_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -624,6 +624,11 @@ def test_a_records_own_values_are_never_changed() -> None:
     [
         (PLAIN, [insert(id=1, new=1)], "column 'new' that the table lacks"),
         (PLAIN, [insert(a=1)], "lacks the key column(s) id"),
+        (PLAIN, [insert()], "an INSERT without data"),
+        (KEYLESS, [insert()], "an INSERT without data"),
+        (PLAIN, [update({"id": 1})], "an UPDATE without data"),
+        (PLAIN, [delete()], "a DELETE without old_keys"),
+        (KEYLESS, [delete()], "a DELETE without old_keys"),
         (PLAIN, [delete(a=1)], "lacks the key column(s) id"),
         (PLAIN, [insert(id=None, a=1)], "key column 'id' is null"),
         (KEYLESS, [update(None, a=1, b=1)], "no old_keys"),

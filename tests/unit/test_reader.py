@@ -301,6 +301,46 @@ def test_an_unreadable_line_is_an_error_that_names_it(line: bytes) -> None:
     assert is_finished(content)
 
 
+def mark(op: str) -> bytes:
+    return b'{"table": "", "op": "%s", "ts": "2026-11-27 15:15:20+00"}\n' % op.encode()
+
+
+B, C, M = mark("B"), mark("C"), mark("M")
+
+
+def test_a_position_counts_the_marks_of_transactions() -> None:
+    content = B + RECORDS[0] + b"\n" + C + M + B + RECORDS[1] + b"\n" + C
+    found = list(read_records(io.BytesIO(content), "f.json"))
+    assert "".join(item.record.op[0] for item in found) == "BICMBIC"
+    for skip in range(8):
+        rest = [0, 1] if skip < 2 else [1] if skip < 6 else []
+        assert ids(content, skip=skip) == rest
+
+
+@pytest.mark.parametrize(
+    ("content", "is_whole"),
+    [
+        (B + C, True),
+        (B + PLAIN + C, True),
+        (B + PLAIN + C + M, True),
+        (B + PLAIN + C[:-1], True),
+        (B + PLAIN + C + b"# note\n", True),
+        (b"\xef\xbb\xbf" + B + PLAIN, False),
+        (B, False),
+        (B + PLAIN, False),
+        (B + PLAIN[:-1], False),
+        (B + PLAIN + C + B, False),
+        (B + PLAIN + C[:-9], False),
+        (PLAIN + B, True),  # its first line does not say that it marks transactions
+    ],
+)
+def test_a_plain_file_that_ends_inside_a_marked_transaction_is_unfinished(
+    content: bytes, is_whole: bool
+) -> None:
+    assert is_finished(content) is is_whole
+    assert is_finished(gzip.compress(content), "f.json.gz") is is_whole
+
+
 def test_a_file_names_its_catalogs_and_each_holds_from_the_next_record_on() -> None:
     first, second, third = ("1" * 32, "2" * 32, "3" * 32)
     header = b'# {"syncdata":1,"catalog":"%b","catalog_lsn":"0/5"}\n' % first.encode()

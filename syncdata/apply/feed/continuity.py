@@ -29,8 +29,8 @@ def check_chain(position: Position, header: Header, name: str) -> None:
     if not is_first_of_chain and expected != stem(position.file):
         raise DiscoveryError(
             f"a gap: it follows {header.prev or 'none'}, but {position.file or 'none'} was applied last",
-            hint="bring the missing file into the archive and syncing goes on by itself; if it was pruned,"
-            " resync the tables: they begin with their newest snapshots then",
+            hint="bring the missing file into the archive and syncing goes on by itself; where it is gone for"
+            f" good, {_RESYNC_HINT}",
             file=name,
         )
     if header.seq == 1 and header.prev is not None and not position.source_id:
@@ -76,7 +76,7 @@ def lost_part(position: Position, files: list[ChangeFile]) -> DiscoveryError | N
         return None
     return DiscoveryError(
         f"the file is gone from the archive, but only {position.record_number} of its records were applied",
-        hint="put it back and syncing goes on by itself; if it was pruned, resync the tables",
+        hint=f"put it back and syncing goes on by itself; where it is gone for good, {_RESYNC_HINT}",
         file=position.file,
     )
 

@@ -17,10 +17,14 @@ from syncdata.changes.catalog import Announcement, Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.changes.reader import LocatedRecord
+from syncdata.changes.record import MARKS
 from syncdata.errors import ParseError
 
 # What a decoded record costs beside its text: the objects around a dozen values.
 RECORD_OVERHEAD_BYTES = 1_000
+
+# The mark of all records between a ``B`` and its ``C``.
+_OPEN = "B"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +165,7 @@ def cut_batches(
     highest = max((watermark for watermark in wanted.values() if watermark is not None), default=-1)
     due: Collection[tuple[str, str]] = wanted
     mark: str | None = None
+    is_open = False
     source = iter(records)
     while until_record is None or read.end_record < until_record:
         try:
@@ -176,7 +181,21 @@ def cut_batches(
             yield draft.take_all(ends_file=True)
             return
         record = located.record
-        record_mark = record.commit_lsn or record.ts
+        if not record.table and record.op in MARKS:
+            # The predecessor's script marks where a transaction begins and ends, which is exact: two may
+            # share a time. Test: test_a_batch_ends_where_marks_say_that_a_transaction_ends.
+            if record.op == "B":
+                draft.mark_border()
+                if len(draft.records) >= limits.batch_records:
+                    yield draft.take_all()
+                mark, is_open, due = _OPEN, True, wanted
+            read.end_record += 1
+            read.size_bytes += located.size_bytes
+            if record.op == "C":
+                mark, is_open = None, False
+                draft.mark_border()
+            continue
+        record_mark = record.commit_lsn or (mark if is_open else record.ts)
         # A transaction's records share a commit LSN or, in a plain file, a time. A record with neither is
         # its own transaction. Test: test_a_batch_ends_at_the_first_commit_after_so_many_records.
         if record_mark != mark or record_mark is None:

@@ -60,7 +60,9 @@ class RecordReader:
             if name not in self._columns:
                 raise UnknownColumnError(
                     f"the records have a column {name!r} that the table lacks",
-                    hint="add the column (migrate the local database); the table goes on by itself",
+                    hint="where it is new in production, add it here (migrate) and the table goes on by"
+                    " itself; where a migration here dropped or renamed it first, migrate production, then"
+                    " take a snapshot there (archive_changes --snapshot) and resync the table",
                 )
         if any(self._columns[name].is_generated for name in names):
             return self._convert_all
@@ -89,10 +91,7 @@ class RecordReader:
                     return self._read_key(source)
                 except KeyError:
                     continue
-        raise SchemaError(
-            f"a record lacks the key column(s) {', '.join(self.schema.key)}",
-            hint="give the source table the same primary key or replica identity as the local table",
-        )
+        raise _without_key(self.schema.key, sources)
 
     def old_key(self, old_values: Values | None, values: Values | None) -> Key:
         """Return the key of the row that a record changes, out of its old values, else its new ones.
@@ -145,6 +144,23 @@ class RecordReader:
         return columns, getter(values)
 
 
+def _without_key(key: tuple[str, ...], sources: tuple[Values | None, ...]) -> SchemaError:
+    """Return the error for a record none of whose *sources* holds the whole *key*: it says what they lack."""
+    given = [source for source in sources if source]
+    lacks = {name for name in key if not any(name in source for source in given)}
+    if lacks:
+        missing = f"lacks the key column(s) {', '.join(name for name in key if name in lacks)}"
+    else:
+        missing = f"has the key column(s) {', '.join(key)} neither all in old_keys nor all in data"
+    there = sorted({name for source in given[:1] for name in source})
+    return SchemaError(
+        f"a record {missing}; the key here is ({', '.join(key)}), and the record is located by"
+        f" ({', '.join(there) or 'nothing'})",
+        hint="give the table the same primary key or replica identity in production as here, or here as in"
+        " production",
+    )
+
+
 def _tuple_getter(columns: tuple[str, ...]) -> Callable[[Values], tuple[Any, ...]]:
     if len(columns) == 1:
         (name,) = columns
@@ -159,7 +175,7 @@ def located_by(record: ChangeRecord) -> Values:
     """
     if not record.old_keys:
         raise SchemaError(
-            "an UPDATE carries no old_keys and the table has no key to find its row by",
+            "a record carries no old_keys and the table has no key to find its row by",
             hint="give the table a primary key, or REPLICA IDENTITY FULL in production",
         )
     return record.old_keys

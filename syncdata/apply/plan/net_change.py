@@ -53,7 +53,7 @@ from syncdata.apply.plan.keyless import KeylessFold
 from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan
 from syncdata.changes.reader import LocatedRecord
 from syncdata.changes.record import ChangeRecord
-from syncdata.errors import ApplyError, SyncError
+from syncdata.errors import ApplyError, SchemaError, SyncError
 
 
 def make_plan(batch: TableBatch) -> TablePlan:
@@ -91,6 +91,8 @@ def _fold(batch: TableBatch) -> TablePlan:
     for located in batch.records:
         record = located.record
         try:
+            if not record.data:
+                _require_values(record)
             fold.add(record)
         except SyncError as error:
             raise _at(located, batch, error) from None
@@ -115,6 +117,27 @@ def try_plan(batch: TableBatch) -> TablePlan | SyncError:
         return make_plan(batch)
     except SyncError as error:
         return error
+
+
+def _require_values(record: ChangeRecord) -> None:
+    """Raise SchemaError for a record without the values that its operation needs.
+
+    The line is a record, and says whose: it blocks this table alone, and nobody who does not sync it. Test:
+    test_a_record_without_values_blocks_its_own_table_alone.
+    """
+    if record.op == "DELETE" and not record.old_keys:
+        raise SchemaError(
+            "a DELETE without old_keys: production sends no column of its key",
+            hint="give the table a primary key or replica identity in production, of columns that are"
+            " published and not generated; then take a snapshot there (archive_changes --snapshot"
+            f" {record.table}) and resync",
+        )
+    if record.op in ("INSERT", "UPDATE"):
+        raise SchemaError(
+            f"an {record.op} without data: production sends no column of the table",
+            hint="publish its columns, then take a snapshot in production (archive_changes --snapshot"
+            f" {record.table}) and resync; or take it off the whitelist with remove_tables",
+        )
 
 
 def _at(located: LocatedRecord, batch: TableBatch, error: SyncError) -> SyncError:

@@ -56,7 +56,8 @@ def _share(
         # Test: test_a_missing_table_blocks_only_itself_until_it_is_created.
         error = SchemaError(
             "the table does not exist in the local database",
-            hint="create it (migrate), or take it off the whitelist with remove_tables",
+            hint="create it (migrate), and resync it if it was there before and held rows; or take it off the"
+            " whitelist with remove_tables",
             table=str(table),
             file=batch.file.name,
             line=records[0].line,

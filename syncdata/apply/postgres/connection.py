@@ -13,6 +13,8 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
+from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.postgres.refusals import explain_refusal
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
 from syncdata.errors import ApplyError, SyncError
@@ -121,48 +123,52 @@ def translate(error: psycopg.Error) -> ApplyError:
             f"the database failed or went away ({what})",
             hint="nothing is lost; syncing goes on from the checkpoints when it is back",
         )
-    # Not its message, which may hold a value.
-    return ApplyError(
-        f"the database refuses ({_kind(error)})",
-        hint="run 'python manage.py migrate' and check the role's rights",
-    )
+    # Its message only where it speaks of definitions: else it may hold a value.
+    state = error.sqlstate or ""
+    words = error.diag.message_primary if state.startswith("42") else ""
+    hint = {
+        "42501": "give the role that right",
+        "42P01": "run 'python manage.py migrate'",
+        "42703": "run 'python manage.py migrate'",
+    }.get(state, "PostgreSQL's log has its own words and the statement")
+    return ApplyError(f"the database refuses ({': '.join(filter(None, (kind_of(error), words)))})", hint=hint)
 
 
 def constraint_error(
     error: psycopg.errors.IntegrityError, table: TableName, *, rows: str = "the rows", file: str | None = None
 ) -> ApplyError:
     """Return the error for *rows* of *table* that break a constraint, checked when all rows are in."""
+    refusal = explain_refusal(error, table)
+    constraint = error.diag.constraint_name
+    breach = f"break the constraint {constraint} of {error.diag.table_name}" if constraint else "do not fit"
     return ApplyError(
-        f"{rows} break the constraint {error.diag.constraint_name} of {error.diag.table_name}",
-        hint="whitelist the table it refers to as well, or let the role set session_replication_role; it is"
-        " tried again in every cycle",
+        f"{rows} {breach}: {refusal.what}",
+        hint=f"{refusal.remedy}; it is tried again in every cycle",
         table=str(table),
         file=file,  # any of the rows may be the one: there is no line to name
     )
 
 
 def record_error(
-    error: psycopg.Error | None, record: LocatedRecord, table: TableName, *, file: str
+    error: psycopg.Error | None, record: LocatedRecord, schema: TableSchema, *, file: str
 ) -> ApplyError:
     """Return the error for the one record that the database refuses, or that cannot be applied by itself."""
-    op = record.record.op
+    op, table = record.record.op, schema.name
     if error is None:
         what = f"this {op} cannot be applied by itself"
+        hint = f"take a snapshot at production (archive_changes --snapshot {table}), then resync {table}"
     else:
-        parts = [_kind(error)]
-        for label, value in (("column", error.diag.column_name), ("constraint", error.diag.constraint_name)):
-            if value:
-                parts.append(f"{label} {value}")
-        what = f"the database refuses this {op} ({', '.join(parts)})"
+        refusal = explain_refusal(error, table, schema.columns)
+        what = f"the database refuses this {op}: {refusal.what} ({kind_of(error)})"
+        hint = f"{refusal.remedy}; the table goes on by itself"
     return ApplyError(
         what,
-        hint="compare the table's definition with production's and mend it, or resync the table;"
-        " it is tried again in every cycle",
+        hint=hint,
         table=str(table),
         file=file,
         line=record.line,
     )
 
 
-def _kind(error: psycopg.Error) -> str:
+def kind_of(error: psycopg.Error) -> str:
     return type(error).__name__ + (f", SQLSTATE {error.sqlstate}" if error.sqlstate else "")

@@ -42,7 +42,7 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
             if isinstance(error, RefusedError):
                 raise refused_error(error, record, batch.schema.name, file=batch.file.name) from error
             refusal = error if isinstance(error, psycopg.Error) else None
-            raise record_error(refusal, record, batch.schema.name, file=batch.file.name) from error
+            raise record_error(refusal, record, batch.schema, file=batch.file.name) from error
         if isinstance(error, _VALUE_IS_TAKEN) and (counts := _replace(writer, plan)):
             return counts
     counts = Counts()

@@ -30,6 +30,7 @@ from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
     constraint_error,
     is_servers_fault,
+    kind_of,
     limit_lock_waits,
     translate,
 )
@@ -37,6 +38,7 @@ from syncdata.apply.postgres.effects import effect_of
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.held import RefusedError, refused_rows, require_visible
 from syncdata.apply.postgres.locks import lock_waits, locked_error
+from syncdata.apply.postgres.refusals import explain_refusal
 from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
@@ -242,8 +244,12 @@ def _reason(error: psycopg.Error, table: TableName, purpose: Purpose) -> ApplyEr
     # Of these two, only the beginning is tried again in every cycle, as that error says.
     if purpose.action == "snapshot" and isinstance(error, psycopg.errors.IntegrityError):
         return constraint_error(error, table, rows="the snapshot's rows")
-    cause = translate(error)
-    return ApplyError(cause.message, hint=cause.hint, table=str(table))
+    refusal = explain_refusal(error, table)
+    return ApplyError(
+        f"the database refuses the new rows: {refusal.what} ({kind_of(error)})",
+        hint=refusal.remedy,
+        table=str(table),
+    )
 
 
 def _drop_shadow(connection: Connection[Any]) -> None:

@@ -18,6 +18,7 @@ pause. If one of the tables is not whitelisted, none is paused."""
 
     def handle(self, *, tables: list[str], **options: Any) -> None:
         with self.open_service() as service:
-            changed = service.pause_tables(tables, requested_by=login_name())
-        for name in changed:
-            self.stdout.write(f"paused: {name}")
+            names = service.spelled(tables)
+            changed = service.pause_tables(names, requested_by=login_name())
+        for name in names:
+            self.stdout.write(f"paused: {name}" if name in changed else f"already paused: {name}")

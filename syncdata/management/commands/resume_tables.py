@@ -18,6 +18,7 @@ none is resumed."""
 
     def handle(self, *, tables: list[str], **options: Any) -> None:
         with self.open_service() as service:
-            changed = service.resume_tables(tables, requested_by=login_name())
-        for name in changed:
-            self.stdout.write(f"resumed: {name}")
+            names = service.spelled(tables)
+            changed = service.resume_tables(names, requested_by=login_name())
+        for name in names:
+            self.stdout.write(f"resumed: {name}" if name in changed else f"not paused: {name}")

@@ -43,7 +43,9 @@ status is 1."""
             self.show_progress(verbosity) as progress,
             self.open_service(progress=progress) as service,
         ):
-            chosen = [table.table_name for table in service.list_tables()] if is_all else tables
+            chosen = (
+                [table.table_name for table in service.list_tables()] if is_all else service.spelled(tables)
+            )
             for table in dict.fromkeys(chosen):
                 try:
                     result = service.resync(table, stop=stop)
