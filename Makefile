@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 PYTEST      := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check unit lint format pytest sshd chromium clean
+.PHONY: help install demo run test check unit lint format pytest matrix sshd chromium postgres clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -50,8 +50,12 @@ lint: $(STAMP) ## ruff, layers, mypy and makemigrations --check
 	DATA_SYNC_CONFIG= $(BIN)/mypy
 	DATA_SYNC_CONFIG= $(BIN)/python manage.py makemigrations --check --dry-run
 
-pytest: $(STAMP) sshd chromium ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
+pytest: $(STAMP) sshd chromium postgres ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
 	$(PYTEST) $(PYTEST_ARGS)
+
+matrix: $(STAMP) postgres ## what depends on PostgreSQL, on versions 14 to 18, types and tables in all 25 pairs
+	$(BIN)/python tests/fetch_postgres.py
+	$(PYTEST) --matrix $(PYTEST_ARGS)
 
 # The SFTP tests run against a real OpenSSH server of their own. Where it cannot be installed they say so.
 # The system's SSH service that comes with the package is switched off again: nobody asked for that one.
@@ -77,6 +81,23 @@ chromium:
 	  apt-get install -y -qq --no-install-recommends chromium </dev/null >/dev/null \
 	|| echo "chromium could not be installed; the tests that need it will say so" >&2
 
+# Besides the PostgreSQL 18 of the virtual environment, the tests run on Debian's 15. Where it cannot be installed, 16
+# takes its place, which the virtual environment has, too. The cluster that comes with the package is stopped and
+# stays so: nobody asked for that one, and the tests make their own.
+postgres:
+	@test -x /usr/lib/postgresql/15/bin/initdb && exit 0; \
+	command -v apt-get >/dev/null || exit 0; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else exit 0; fi; \
+	test -d /etc/postgresql/15/main && had_cluster=yes; \
+	echo "installing PostgreSQL 15 for the tests"; \
+	$$sudo apt-get update -qq </dev/null >/dev/null; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends postgresql-15 </dev/null >/dev/null \
+	|| { echo "PostgreSQL 15 could not be installed; the tests take 16 in its place" >&2; exit 0; }; \
+	if [ -z "$$had_cluster" ] && [ -d /etc/postgresql/15/main ]; then \
+	  $$sudo pg_ctlcluster 15 main stop >/dev/null 2>&1; \
+	  $$sudo sed -i 's/^auto/manual/' /etc/postgresql/15/main/start.conf; fi
+
 format: $(STAMP) ## rewrite the code as ruff would have it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -88,5 +109,5 @@ docs: $(STAMP) ## build the documentation into docs/_build/html; a warning is an
 	$(BIN)/sphinx-build -q -W --keep-going -n -b html -d docs/_build/doctrees docs docs/_build/html
 
 clean: ## remove the virtual environment, caches and what the demo left
-	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo .postgres build dist *.egg-info .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

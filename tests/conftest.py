@@ -13,12 +13,8 @@ import pytest
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 
 pytest_plugins = [
-    "tests.postgres",
-    "tests.sshd",
-    "tests.world",
-    "tests.production",
-    "tests.embedding",
-    "tests.standby",
+    *("tests.postgres", "tests.matrix", "tests.disks", "tests.sshd"),
+    *("tests.world", "tests.production", "tests.embedding", "tests.standby"),
 ]
 
 # What the developer's own environment says must not reach the tests.
@@ -34,6 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist's own mark, where the tests are run without it.
+    config.addinivalue_line("markers", "xdist_group(name): the tests of one name run in one worker")
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
     # Where workers run the tests, each of them comes here itself; what we set it would find set already.

@@ -1,7 +1,7 @@
 """Real PostgreSQL servers and fresh databases for the tests.
 
-`postgres` is the default server (embedded PostgreSQL 18); `any_postgres` is every server found, one after the
-other; `fresh_database()` makes an empty database on either.
+`postgres` is the default server (embedded PostgreSQL 18); `any_postgres` is every server of the run, one
+after the other (`tests.matrix` says which those are); `fresh_database()` makes an empty database on either.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 from psycopg import sql
 
 from syncsite.demo.postgres import PostgresServer, embedded_binaries, system_binaries
+from tests.fetch_postgres import fetched_binaries
 
 DEFAULT_SERVER = pytest.StashKey[PostgresServer]()
 
@@ -55,6 +56,25 @@ def other_servers() -> dict[str, Path]:
     return found or {"16": embedded_binaries(16)}
 
 
+VERSIONS = ["18", *other_servers()]
+
+
+def all_versions() -> list[str]:
+    """Return the versions of the matrix. Raises UsageError when one of them is not on this machine."""
+    versions = ["14", "15", "16", "17", "18"]
+    missing = [version for version in versions if not binaries_of(version).exists()]
+    if missing:
+        raise pytest.UsageError(f"PostgreSQL {', '.join(missing)} is missing here: `make matrix` gets it")
+    return versions
+
+
+def binaries_of(version: str) -> Path:
+    """Return the directory of the binaries: the virtual environment's, the system's, or fetched ones."""
+    if version == "18":
+        return embedded_binaries()
+    return other_servers().get(version) or fetched_binaries(version)
+
+
 @pytest.fixture(scope="session")
 def postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """The default server: embedded PostgreSQL 18, `wal_level=logical`, a superuser with a password."""
@@ -66,13 +86,13 @@ def postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_server(postgres: PostgresServer) -> Iterator[Callable[[str], PostgresServer]]:
-    """`postgres_server("15")` is the server of that version (one of `VERSIONS`), started when asked for."""
+    """`postgres_server("15")` is the server of that version, started when asked for."""
     with ExitStack() as cleanup:
         servers = {"18": postgres}
 
         def of_version(version: str) -> PostgresServer:
             if version not in servers:
-                server = PostgresServer(binaries=other_servers()[version])
+                server = PostgresServer(binaries=binaries_of(version))
                 server.start()
                 cleanup.callback(server.stop)
                 servers[version] = server
@@ -81,14 +101,11 @@ def postgres_server(postgres: PostgresServer) -> Iterator[Callable[[str], Postgr
         yield of_version
 
 
-VERSIONS = ["18", *other_servers()]
-
-
-@pytest.fixture(scope="session", params=VERSIONS)
+@pytest.fixture(scope="session")
 def any_postgres(
     request: pytest.FixtureRequest, postgres_server: Callable[[str], PostgresServer]
 ) -> PostgresServer:
-    """Every PostgreSQL server found on this machine, one after the other."""
+    """Every PostgreSQL server of the run, one after the other."""
     return postgres_server(request.param)
 
 

@@ -38,6 +38,7 @@ from syncdata.errors import (
 )
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
 from tests.chains import archived_records
+from tests.disks import remount
 from tests.production import Production
 from tests.sshd import SshServer
 from tests.world import World
@@ -262,29 +263,11 @@ def test_an_archive_directory_that_is_not_mounted_is_waited_for(
     site.require_all()
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a small file system cannot be mounted here: it needs root and the right to mount")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def remount(disk: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
-
-
 def test_a_full_archive_pauses_and_goes_on_when_there_is_space(
-    site: Site, disk: Path, caplog: pytest.LogCaptureFixture
+    site: Site, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.open_archive, site.directory = lambda: open_archive(LocalSettings(directory=disk)), disk
-    filler = disk / "filler"
+    site.open_archive, site.directory = lambda: open_archive(LocalSettings(directory=small_disk)), small_disk
+    filler = small_disk / "filler"
     filler.write_bytes(bytes(1_000_000))
     with site.daemon() as daemon:
         for _ in range(8):
@@ -302,16 +285,16 @@ def test_a_full_archive_pauses_and_goes_on_when_there_is_space(
 
 
 def test_a_read_only_archive_pauses_and_goes_on_when_it_can_be_written(
-    site: Site, disk: Path, caplog: pytest.LogCaptureFixture
+    site: Site, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.open_archive, site.directory = lambda: open_archive(LocalSettings(directory=disk)), disk
+    site.open_archive, site.directory = lambda: open_archive(LocalSettings(directory=small_disk)), small_disk
     with site.daemon() as daemon:
         site.write()
         until(lambda: site.archived() == site.journal())
-        remount(disk, "ro")
+        remount(small_disk, "ro")
         site.write()
         until(lambda: "SHD_SYN_107" in caplog.text)
-        remount(disk, "rw")
+        remount(small_disk, "rw")
         until(lambda: site.archived() == site.journal())
         assert daemon.error is None
     site.require_all()
@@ -364,9 +347,9 @@ def test_newer_files_of_others_in_the_archive_stop_us(site: Site) -> None:
 
 
 def test_a_full_spool_says_so_and_goes_on_when_there_is_space(
-    site: Site, disk: Path, caplog: pytest.LogCaptureFixture
+    site: Site, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.production.spool_dir = disk
+    site.production.spool_dir = small_disk
     site.write()
     site.production.execute(
         f"INSERT INTO journal SELECT {next(site.numbers)}, string_agg(gen_random_uuid()::text, '')"
@@ -375,23 +358,27 @@ def test_a_full_spool_says_so_and_goes_on_when_there_is_space(
     with site.daemon() as daemon:
         until(lambda: "SHD_SYN_106" in caplog.text)
         assert "No space left" in caplog.text
-        remount(disk, "size=64m")
+        remount(small_disk, "size=64m")
         until(lambda: site.archived() == site.journal())
         assert daemon.error is None
     site.require_all()
 
 
 def test_a_read_only_spool_says_so_and_goes_on_when_it_can_be_written(
-    site: Site, disk: Path, caplog: pytest.LogCaptureFixture
+    site: Site, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.production.spool_dir = disk
+    site.production.spool_dir = small_disk
     with site.daemon() as daemon:
         site.write()
-        until(lambda: site.archived() == site.journal() and not list(disk.glob("changes_*")))
-        until(lambda: subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=False).returncode == 0)
+        until(lambda: site.archived() == site.journal() and not list(small_disk.glob("changes_*")))
+        until(
+            lambda: (
+                subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=False).returncode == 0
+            )
+        )
         site.write()
         until(lambda: "SHD_SYN_106" in caplog.text)
-        remount(disk, "rw")
+        remount(small_disk, "rw")
         until(lambda: site.archived() == site.journal())
         assert daemon.error is None
     site.require_all()

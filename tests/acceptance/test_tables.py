@@ -5,13 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 
 import pytest
 
 from syncdata.errors import SchemaError
-from syncsite.demo.postgres import PostgresServer
-from tests.postgres import VERSIONS
+from tests.matrix import Servers
 from tests.production import Production, differences
 from tests.world import World
 
@@ -295,16 +293,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("source", "target"), [pair for pair in product(VERSIONS, VERSIONS) if "18" in pair])
 def test_every_kind_of_table_arrives_by_stream_and_by_snapshot(
     make_production: Callable[..., Production],
     make_world: Callable[..., World],
-    postgres_server: Callable[[str], PostgresServer],
-    source: str,
-    target: str,
+    servers: Servers,
 ) -> None:
-    production = make_production(postgres_server(source))
-    streamed, snapped = (make_world(postgres_server(target)) for _ in range(2))
+    production = make_production(servers.source)
+    streamed, snapped = (make_world(servers.target) for _ in range(2))
     tables = [table for kind in KINDS.values() for table in kind.tables]
     for kind in KINDS.values():
         production.execute(*kind.ddl)

@@ -33,6 +33,7 @@ from syncdata.errors import (
     RetentionError,
     SpoolError,
 )
+from tests.disks import remount
 from tests.sshd import SshServer
 
 NAME = "changes_20260205_103000.json.zst"
@@ -265,20 +266,6 @@ def test_a_missing_archive_directory_is_not_made(place: Place) -> None:
     assert not directory.exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB of its own."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a small file system cannot be mounted here: it needs root and the right to mount")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @both_kinds
 def test_a_full_disk_is_named_nothing_is_left_and_it_goes_on_when_there_is_space(
     kind: str, small_disk: Path, request: pytest.FixtureRequest
@@ -303,7 +290,7 @@ def test_a_disk_that_is_mounted_read_only_is_named(
     kind: str, small_disk: Path, request: pytest.FixtureRequest
 ) -> None:
     (small_disk / NAME).write_bytes(b"old")
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    remount(small_disk, "ro")
     with opened_at(kind, small_disk, request) as archive:
         with pytest.raises(DeliveryError, match="SHD_SYN_107: .*read-only"):
             put(archive, USERS, b"content")
