@@ -106,7 +106,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, history={t: format_lsn(lsn) for t, lsn in switches.items()})
 
     def failed_over_to(self, timeline: int, switch_lsn: int) -> Chain:
-        """Return the chain on *timeline*, which left its own at *switch_lsn*. See `require_same_history`.
+        """Return the chain on *timeline*, which left its own at *switch_lsn*. See `follow_failover`.
 
         What was confirmed beyond the switch was of the old timeline; the new one has other changes there.
         """

@@ -14,12 +14,14 @@ import psycopg
 import pytest
 
 from syncdata.archive.retention import Removals, find_removals, prune
+from syncdata.capture.chain import save_chain
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
 from syncdata.changes.header import Header
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.changes.reader import inspect, read_records
 from syncdata.errors import SlotError, SnapshotError, SourceChangedError, SourceConnectionError
+from syncdata.runtime.progress import NoProgress
 from syncsite.demo.postgres import PostgresServer
 from tests.production import Production
 from tests.world import World
@@ -348,6 +350,21 @@ def test_columns_and_rows_that_the_publication_leaves_out_are_no_surprise(
     assert rows_of(production, taken) == [{"id": "1"}]
     (taken,) = production.snapshot("accounts")
     assert [row["id"] for row in rows_of(production, taken)] == ["6", "7", "8", "9"]
+
+
+def test_a_failover_while_a_snapshot_is_taken_ends_it(production: Production) -> None:
+    """The archiver has looked for snapshots of what the new server lacks before this one was there."""
+    production.execute(ACCOUNTS)
+    production.publish("accounts")
+    chain = production.archiver().open_chain()
+
+    class Failover(NoProgress):
+        def file_started(self, name: str, size: int, /) -> None:
+            save_chain(production.spool_dir, msgspec.structs.replace(chain, timeline=2, first_timeline=1))
+
+    with pytest.raises(SourceChangedError, match="failed over while the snapshot was taken"):
+        production.snapshot("accounts", progress=Failover())
+    assert not list(production.archive_dir.rglob("*.json*"))
 
 
 def test_without_the_chain_s_slot_changes_would_be_missing(production: Production) -> None:
