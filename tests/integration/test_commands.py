@@ -400,3 +400,13 @@ def test_a_role_that_may_not_create_tables_is_told_which_right_it_lacks(
     finally:
         site.execute("DROP OWNED BY poor CASCADE")
         site.execute("DROP ROLE poor")
+
+
+def test_commands_call_a_table_what_the_whitelist_calls_it(site: Site) -> None:
+    site.output("add_tables", "users")
+    site.add_file(EXAMPLE_FILE, EXAMPLE)
+    assert site.output("resync", "public.users").startswith("users: ")
+    assert site.output("pause_tables", "public.users") == "paused: users\n"
+    assert site.output("pause_tables", "users") == "already paused: users\n"
+    assert site.output("resume_tables", "public.users", "users") == "resumed: users\n"
+    assert site.output("resume_tables", "users") == "not paused: users\n"
