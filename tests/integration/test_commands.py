@@ -380,7 +380,7 @@ def test_resync_of_a_table_that_is_not_whitelisted_is_refused(site: Site) -> Non
 
 
 def test_verbose_may_stand_before_the_command_and_after_it_as_the_predecessor_had_it(site: Site) -> None:
-    for argv in (("-v", "add_tables", "users"), ("add_tables", "-v", "users"), ("add_tables", "users", "-v")):
+    for argv in (("-v", "add_tables", "users"), ("add_tables", "-v", "users"), ("-v", "2", "list_tables")):
         assert "users" in site.output(*argv)
 
 
