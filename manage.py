@@ -16,8 +16,10 @@ def main() -> None:
 
     from syncdata.errors import SyncError
 
-    if sys.argv[1:2] in (["-v"], ["--verbose"]) and len(sys.argv) > 2:
-        sys.argv[1:3] = sys.argv[2], sys.argv[1]  # the predecessor took it before the command as well
+    if sys.argv[1:2] in (["-v"], ["--verbose"]):
+        # The predecessor took it before the command as well.
+        end = 3 if sys.argv[2:3] and sys.argv[2].isdigit() else 2
+        sys.argv[1:] = [*sys.argv[end : end + 1], *sys.argv[1:end], *sys.argv[end + 1 :]]
     try:
         execute_from_command_line(sys.argv)
     except (

@@ -49,6 +49,12 @@ class PidFile:
             if time.monotonic() > deadline:
                 raise _already_running(self.path, self._role)
             time.sleep(_POLL_S)
+        if (pid := _predecessor(self.path)) is not None:
+            os.close(fd)
+            raise PidFileError(
+                f"the predecessor's daemon is still running (pid {pid}, {self.path})",
+                hint="stop it first: syncdata stop",
+            )
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd
@@ -75,6 +81,19 @@ class PidFile:
             return fd
         os.close(fd)
         return None
+
+
+def _predecessor(path: Path) -> int | None:
+    """Return the pid in the file if it is that of a running Go tool, which wrote its pid and locked nothing.
+
+    Test: test_the_predecessors_daemon_keeps_ours_out_while_it_runs.
+    """
+    try:
+        pid = int(path.read_text())
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except (ValueError, OSError):  # no pid, no such process, or a system without /proc
+        return None
+    return pid if name == "syncdata" else None
 
 
 def running_pid(path: Path) -> int | None:

@@ -66,7 +66,11 @@ def skip_record(
         whitelist = _require_whitelisted(connection, [table])
         names = _blocked_at(place, table, lock_checkpoints(connection, whitelist))
         if not read_schemas(connection, names):
-            raise RequestError("the table does not exist locally", hint="create it", table=str(table))
+            raise RequestError(
+                "the table does not exist locally",
+                hint="create it (migrate); the next cycle tries the record again",
+                table=str(table),
+            )
         file, _, line = place.rpartition(":")
         for blocked in names:
             skip = Skip(file=file, line=int(line), requested_by=requested_by or "")

@@ -226,7 +226,7 @@ class Cycle:
                 file=name,
             )
         text = f"{name} is still being written: {inspection.unfinished}"
-        self._told.trouble(logger, text, f"file {name}", level=logging.INFO, extra={"file": name})
+        self._told.trouble(logger, text, "unfinished file", level=logging.INFO, extra={"file": name})
         self.result.waiting_for = name
         return False
 

@@ -380,7 +380,7 @@ def test_resync_of_a_table_that_is_not_whitelisted_is_refused(site: Site) -> Non
 
 
 def test_verbose_may_stand_before_the_command_and_after_it_as_the_predecessor_had_it(site: Site) -> None:
-    for argv in (("-v", "add_tables", "users"), ("add_tables", "-v", "users"), ("add_tables", "users", "-v")):
+    for argv in (("-v", "add_tables", "users"), ("add_tables", "-v", "users"), ("-v", "2", "list_tables")):
         assert "users" in site.output(*argv)
 
 
@@ -400,3 +400,13 @@ def test_a_role_that_may_not_create_tables_is_told_which_right_it_lacks(
     finally:
         site.execute("DROP OWNED BY poor CASCADE")
         site.execute("DROP ROLE poor")
+
+
+def test_commands_call_a_table_what_the_whitelist_calls_it(site: Site) -> None:
+    site.output("add_tables", "users")
+    site.add_file(EXAMPLE_FILE, EXAMPLE)
+    assert site.output("resync", "public.users").startswith("users: ")
+    assert site.output("pause_tables", "public.users") == "paused: users\n"
+    assert site.output("pause_tables", "users") == "already paused: users\n"
+    assert site.output("resume_tables", "public.users", "users") == "resumed: users\n"
+    assert site.output("resume_tables", "users") == "not paused: users\n"

@@ -176,3 +176,13 @@ def test_a_table_that_began_with_a_snapshot_older_than_any_change_file_has_begun
     assert [table.state for table in service.get_status().tables] == ["active"]
     connections[world.alias].close()
     del connections[world.alias]
+
+
+def test_names_are_told_as_the_whitelist_spells_them(world: World) -> None:
+    world.whitelist("users", "shop.orders")
+    with world.service() as service:
+        assert service.spelled(["public.users", "users", "nobody", "shop.orders"]) == [
+            "users",
+            "nobody",
+            "shop.orders",
+        ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,3 +218,23 @@ def test_a_second_signal_ends_the_process_at_once(path: Path, start_daemon: Star
     assert daemon.wait(10) == 128 + signum
     assert time.monotonic() - started_s < 5
     assert running_pid(path) is None
+
+
+def test_the_predecessors_daemon_keeps_ours_out_while_it_runs(tmp_path: Path) -> None:
+    tool = tmp_path / "syncdata"
+    shutil.copy(shutil.which("sleep") or "", tool)
+    path = tmp_path / PID_FILE_NAME
+    with subprocess.Popen([tool, "600"]) as running:
+        try:
+            path.write_text(str(running.pid))
+            name = Path(f"/proc/{running.pid}/comm")
+            deadline = time.monotonic() + 20
+            while name.read_text() != "syncdata\n":  # Popen returns a moment before
+                assert time.monotonic() < deadline
+            with pytest.raises(PidFileError, match="predecessor's daemon is still running"), PidFile(path):
+                pass
+            assert path.read_text() == str(running.pid)
+        finally:
+            running.kill()
+    with PidFile(path):
+        assert path.read_text() == f"{os.getpid()}\n"
