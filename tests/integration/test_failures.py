@@ -231,7 +231,7 @@ def test_a_database_that_goes_away_in_the_middle_of_a_batch_loses_nothing(shop: 
 def _terminate_the_engine(world: World) -> None:
     query = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND query LIKE 'COPY%' AND state = 'active'"
+        " WHERE datname = current_database() AND state = 'active' AND query ~ '^INSERT INTO .public...a. '"
     )
     for _ in range(200):
         if world.rows(query):

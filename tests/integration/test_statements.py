@@ -8,6 +8,15 @@ from typing import Any
 
 import pytest
 
+from syncdata.apply.plan.batches import BatchFile
+from syncdata.apply.plan.net_change import make_plan
+from syncdata.apply.plan.table_plan import TableBatch
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.fallback import apply_table
+from syncdata.apply.postgres.writer import RowWriter
+from syncdata.changes.names import TableName
+from syncdata.changes.reader import LocatedRecord
+from syncdata.changes.record import ChangeRecord
 from syncdata.errors import RequestError, SchemaError, SyncError
 from tests.framed import Writer
 from tests.world import World, delete, insert, truncate, update
@@ -601,6 +610,27 @@ def test_columns_may_be_named_like_those_of_the_staging_tables(begin: Begin) -> 
     ]
     assert world.value("SELECT count(*) FROM bag") == 1
     assert world.rows("SELECT * FROM excluded") == [(1, "b")]
+
+
+def test_rows_without_any_column_of_their_own_are_counted(world: World) -> None:
+    world.execute("CREATE TABLE t ()", "CREATE TABLE made (g int GENERATED ALWAYS AS (1 + 1) STORED)")
+    batches: list[list[ChangeRecord]] = [
+        [ChangeRecord(table="t", op="INSERT", data={})] * 3,
+        [ChangeRecord(table="t", op="INSERT", data={}), *[ChangeRecord(table="t", op="DELETE", data={})] * 3],
+    ]
+    with world.connect() as connection:
+        for name in ("t", "made"):
+            table = TableName("public", name)
+            schema = read_schemas(connection, [table])[table]
+            for records in batches:
+                located = [LocatedRecord(record, n, 1) for n, record in enumerate(records, start=1)]
+                file = BatchFile(name=FIRST, is_plain=True)
+                batch = TableBatch(schema=schema, records=located, file=file)
+                with connection.transaction():
+                    writer = RowWriter(connection)
+                    writer.begin()
+                    apply_table(writer, batch, make_plan(batch))
+    assert world.rows("SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM made)") == [(1, 1)]
 
 
 # First loads
