@@ -147,6 +147,9 @@ def test_the_example_records_through_every_command(site: Site) -> None:
     assert "orders" in added.stderr  # the warning: it does not exist here yet
     assert "users" not in added.stderr
     assert site.output("add_tables", "public.users") == "already in the whitelist: users\n"
+    site.execute("CREATE TABLE orders (id int PRIMARY KEY)", "CREATE TABLE products (id int PRIMARY KEY)")
+    whole = site.output("add_tables", "--whole", "users", "orders", "products")
+    assert whole.endswith("taken for whole: orders\ntaken for whole: products\ntaken for whole: users\n")
 
     assert "status: not-started\n" in site.output("syncdata_status")
     assert "not healthy" in site.refusal("syncdata_status", "--check")
@@ -236,7 +239,7 @@ def test_a_terminal_shows_a_progress_bar(site: Site) -> None:
 
 
 def test_a_blocked_table_fails_one_cycle_and_is_shown_with_its_reason(site: Site) -> None:
-    site.output("add_tables", "users")
+    site.output("add_tables", "--whole", "users")
     site.execute("ALTER TABLE users DROP COLUMN name")
     site.add_file(EXAMPLE_FILE, EXAMPLE)
 

@@ -571,7 +571,7 @@ def test_a_table_that_others_lock_is_blocked_and_the_others_go_on(
     shop: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
-    monkeypatch.setattr(target_module, "_SHORT_WAIT_S", 0.1)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
     shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
     with shop.connect() as other:
         other.execute("SET application_name = 'a developer'")
@@ -589,7 +589,7 @@ def test_rows_that_others_lock_block_their_table_alone(shop: World, monkeypatch:
     shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
     shop.sync()
     monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
-    monkeypatch.setattr(target_module, "_SHORT_WAIT_S", 0.1)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
     shop.write(SECOND, [update("a", id=1, v="x"), insert("b", id=2)])
     with shop.connect() as other:
         other.execute("BEGIN")
@@ -670,6 +670,7 @@ def test_a_prepared_transaction_that_holds_a_lock_is_named(
     with daemon_begun(world):
         wait_until(lambda: any("'migration-7'" in wait for wait in waits(world)), timeout_s=20)
     monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
     (error,) = world.sync().errors
     assert "ROLLBACK PREPARED 'migration-7'" in str(error)
     world.execute("ROLLBACK PREPARED 'migration-7'")
