@@ -147,7 +147,8 @@ def test_the_example_records_through_every_command(site: Site) -> None:
     assert "orders" in added.stderr  # the warning: it does not exist here yet
     assert "users" not in added.stderr
     assert site.output("add_tables", "public.users") == "already in the whitelist: users\n"
-    site.execute("CREATE TABLE orders (id int PRIMARY KEY)", "CREATE TABLE products (id int PRIMARY KEY)")
+    site.execute("CREATE TABLE orders (id int PRIMARY KEY)")
+    site.execute("CREATE TABLE products (id int PRIMARY KEY)")
     whole = site.output("add_tables", "--whole", "users", "orders", "products")
     assert whole.endswith("taken for whole: orders\ntaken for whole: products\ntaken for whole: users\n")
 
