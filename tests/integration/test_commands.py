@@ -157,7 +157,7 @@ def test_the_example_records_through_every_command(site: Site) -> None:
 
     site.add_file(EXAMPLE_FILE, EXAMPLE)
     daemon = site.start("--interval", "1")
-    wait_until(lambda: site.value("SELECT count(*) FROM data_sync_logs WHERE status = 'SUCCESS'") == 1)
+    wait_until(lambda: site.value("SELECT count(*) FROM data_sync_logs WHERE action = 'sync'") == 1)
     moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
     wait_until(lambda: "\nrecords synced: 3\n" in site.output("syncdata_status", "--check"))
     assert re.match(
