@@ -100,7 +100,7 @@ ASKS = {
             ),
             command="syncdata_start --once",
             fits=lambda table: table.state == "blocked",
-            refusal=gettext_lazy("it is not blocked"),
+            refusal=gettext_lazy("it is not blocked; for a table in doubt, do what its page says"),
         ),
         Ask(
             action="skip",

@@ -328,7 +328,7 @@ def _warn_of_older_rows(group: Group, name: str) -> None:
     if tables:
         logger.warning(
             "%s: rows that are older than the archive's first file, %s, are not there, for there is no"
-            " snapshot: if there are any, run 'archive_changes --snapshot %s' at production, and resync",
+            " snapshot: run 'archive_changes --snapshot %s' at production: they are rebuilt by themselves",
             tables,
             name,
             tables,

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+import msgspec
 import psycopg
 from django.core.management.base import BaseCommand, CommandParser, DjangoHelpFormatter
 from django.db import Error as DatabaseError
@@ -213,4 +214,6 @@ def format_time(moment: datetime | None) -> str:
 def _to_json(value: object) -> object:
     if isinstance(value, datetime):
         return format_time(value)
+    if isinstance(value, msgspec.Struct):
+        return msgspec.structs.asdict(value)
     raise TypeError(f"no JSON form for {type(value).__name__}")

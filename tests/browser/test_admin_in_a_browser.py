@@ -79,6 +79,7 @@ def test_from_the_first_login_to_a_blocked_table_that_is_mended(
     world = site.world
     now = prepare(world)
     whitelist(page, site)
+    site.manage("add_tables", "--whole", "customers", "orders")
     page.goto(f"{site.url}/admin/syncdata/dashboard/")
     expect(page.locator("#syncdata-tiles")).to_contain_text("not running")
     page.evaluate("window.wasNotReloaded = true")

@@ -120,6 +120,22 @@ def test_the_dashboard_tells_state_lag_waiting_files_and_rate(client: Client) ->
     assert lag["lag_s"] == [60, 3.5]
 
 
+def test_pages_show_a_table_in_doubt_with_its_state_the_reason_and_the_remedy(client: Client) -> None:
+    mark = {"kind": "suspect", "text": "something <odd> happened", "hint": "resync it"}
+    row = TableToSync.objects.create(table_name="orders")
+    Checkpoint.objects.create(table_name="orders", file="changes_20260205_120000.json", marks=[mark])
+    shown = {name: html.unescape(text) for name, text in news(client)["sections"].items()}
+    assert "syncdata-suspect" in shown["tables"] and "syncdata-active" not in shown["tables"]
+    assert "something <odd> happened" in shown["tables"] and "resync it" in shown["tables"]
+    assert "&lt;odd&gt;" in news(client)["sections"]["tables"], "escaped"
+    assert "1 table may differ from production" in shown["tiles"]
+    assert "Tables in doubt: 1." in news(client)["announce"]
+    for name, args in (("tabletosync_changelist", ()), ("tabletosync_change", (row.pk,))):
+        text = client.get(reverse(f"admin:syncdata_{name}", args=args)).content.decode()
+        assert "syncdata-suspect" in text and "something &lt;odd&gt; happened" in text
+    assert "resync it" in text
+
+
 def test_the_chart_adds_the_tables_up_by_period(client: Client) -> None:
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     for table, kind, days, added in [

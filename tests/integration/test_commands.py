@@ -147,13 +147,17 @@ def test_the_example_records_through_every_command(site: Site) -> None:
     assert "orders" in added.stderr  # the warning: it does not exist here yet
     assert "users" not in added.stderr
     assert site.output("add_tables", "public.users") == "already in the whitelist: users\n"
+    site.execute("CREATE TABLE orders (id int PRIMARY KEY)")
+    site.execute("CREATE TABLE products (id int PRIMARY KEY)")
+    whole = site.output("add_tables", "--whole", "users", "orders", "products")
+    assert whole.endswith("taken for whole: orders\ntaken for whole: products\ntaken for whole: users\n")
 
     assert "status: not-started\n" in site.output("syncdata_status")
     assert "not healthy" in site.refusal("syncdata_status", "--check")
 
     site.add_file(EXAMPLE_FILE, EXAMPLE)
     daemon = site.start("--interval", "1")
-    wait_until(lambda: site.value("SELECT count(*) FROM data_sync_logs WHERE status = 'SUCCESS'") == 1)
+    wait_until(lambda: site.value("SELECT count(*) FROM data_sync_logs WHERE action = 'sync'") == 1)
     moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
     wait_until(lambda: "\nrecords synced: 3\n" in site.output("syncdata_status", "--check"))
     assert re.match(
@@ -236,7 +240,7 @@ def test_a_terminal_shows_a_progress_bar(site: Site) -> None:
 
 
 def test_a_blocked_table_fails_one_cycle_and_is_shown_with_its_reason(site: Site) -> None:
-    site.output("add_tables", "users")
+    site.output("add_tables", "--whole", "users")
     site.execute("ALTER TABLE users DROP COLUMN name")
     site.add_file(EXAMPLE_FILE, EXAMPLE)
 

@@ -151,5 +151,7 @@ def test_a_change_of_one_table_in_the_middle_of_a_file_does_not_stop_the_others(
         assert service.run_once().errors
         world.execute(ddl)
         world.write(FIRST, records)
-        assert service.run_once().errors == ()
+        assert {error.table for error in service.run_once().errors} <= {
+            "t"
+        }  # a table that is gone is told of
     assert world.value("SELECT count(*) FROM o") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import subprocess
 import threading
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.core.management import call_command
+from django.test import override_settings
 
 from syncdata import tables as tables_module
 from syncdata.apply import cycle as cycle_module
@@ -22,7 +25,7 @@ from syncdata.apply.sink import Fitness
 from syncdata.apply.state.status import TableInfo
 from syncdata.changes.head import Head, encode_head
 from syncdata.changes.names import TableName
-from syncdata.errors import ResyncError, SchemaError, WhitelistAddError
+from syncdata.errors import ResyncError, SchemaError, StatusError, WhitelistAddError
 from syncdata.service import DaemonStatus
 from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.framed import Writer
@@ -87,6 +90,36 @@ def test_a_table_that_begins_without_a_snapshot_is_partial_until_one_heals_it_by
     shop.sync()
     assert (state(shop, "a"), ids(shop, "a")) == ("active", [1, 3])
     assert (state(shop, "b"), kinds(shop)) == ("partial", {("partial", "b")})
+
+
+def test_every_view_of_a_table_in_doubt_says_so_with_the_remedy(
+    shop: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
+    shop.sync()
+    with override_settings(SYNCDATA=settings_of(shop)):
+        call_command("list_tables", json=True)
+        (first, _) = json.loads(capsys.readouterr().out)
+        assert first["state"] == "partial" and first["marks"][0]["kind"] == "partial"
+        call_command("list_tables")
+        assert "archive_changes --snapshot a" in capsys.readouterr().out
+        call_command("syncdata_status", json=True)
+        told = json.loads(capsys.readouterr().out)
+        assert not told["is_healthy"] and "a is partial" in "".join(told["problems"])
+        with pytest.raises(StatusError, match="b is partial"):
+            call_command("syncdata_status", check=True)
+        capsys.readouterr()
+        call_command("add_tables", "a", whole=True)
+        assert capsys.readouterr().out == "already in the whitelist: a\ntaken for whole: a\n"
+
+
+def settings_of(world: World) -> dict[str, Any]:
+    return {
+        "archive_backend": "local",
+        "archive_dir": str(world.archive),
+        "database": world.alias,
+        "state_dir": str(world.state_dir),
+    }
 
 
 def test_a_partial_table_is_rebuilt_to_where_it_stands_and_never_goes_back(
@@ -538,7 +571,7 @@ def test_a_table_that_others_lock_is_blocked_and_the_others_go_on(
     shop: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
-    monkeypatch.setattr(target_module, "_SHORT_WAIT_S", 0.1)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
     shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
     with shop.connect() as other:
         other.execute("SET application_name = 'a developer'")
@@ -556,7 +589,7 @@ def test_rows_that_others_lock_block_their_table_alone(shop: World, monkeypatch:
     shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
     shop.sync()
     monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
-    monkeypatch.setattr(target_module, "_SHORT_WAIT_S", 0.1)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
     shop.write(SECOND, [update("a", id=1, v="x"), insert("b", id=2)])
     with shop.connect() as other:
         other.execute("BEGIN")
@@ -637,6 +670,7 @@ def test_a_prepared_transaction_that_holds_a_lock_is_named(
     with daemon_begun(world):
         wait_until(lambda: any("'migration-7'" in wait for wait in waits(world)), timeout_s=20)
     monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
     (error,) = world.sync().errors
     assert "ROLLBACK PREPARED 'migration-7'" in str(error)
     world.execute("ROLLBACK PREPARED 'migration-7'")

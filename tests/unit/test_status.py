@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from syncdata.apply.state.marks import Kind, Mark
 from syncdata.apply.state.status import (
     DaemonStatus,
     TableInfo,
@@ -55,6 +56,22 @@ def test_a_table_is_new_until_it_has_begun(
     state: str | None, file: str, commit_lsn: str | None, expected: str
 ) -> None:
     assert table_state(state, file=file, commit_lsn=commit_lsn) == expected
+
+
+@pytest.mark.parametrize(
+    ("kinds", "state", "shown"),
+    [
+        (["partial"], "active", "partial"),
+        (["partial", "suspect"], "active", "suspect"),
+        (["unpublished", "partial"], "active", "partial"),
+        (["suspect", "differs"], "active", "differs"),
+        (["suspect"], "blocked", "blocked"),
+        (["suspect"], "paused", "paused"),
+    ],
+)
+def test_the_worst_of_a_tables_marks_is_its_state(kinds: list[Kind], state: str, shown: str) -> None:
+    marks = tuple(Mark(kind, "why") for kind in kinds)
+    assert table_state(state, file="changes_1.json", commit_lsn=None, marks=marks) == shown
 
 
 def make_table(name: str, **fields: Any) -> TableInfo:

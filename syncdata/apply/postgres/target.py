@@ -79,7 +79,8 @@ from syncdata.changes.names import TableName
 from syncdata.changes.reader import NO_TABLE, LocatedRecord
 from syncdata.errors import MetricsError, SyncError
 
-_SHORT_WAIT_S, _LONG_WAIT_S = 1.0, 5.0
+# How long a batch waits for a lock before it is rolled back, so that a stop is heeded, and tried again.
+_WAIT_S, _SHORT_WAIT_S = 5.0, 1.0
 
 
 class Target:
@@ -101,8 +102,6 @@ class Target:
         self._known: set[TableName] = set()
         self._schemas: dict[TableName, TableSchema] = {}
         self._watch = Watch(connection)
-        self._wait_s = _SHORT_WAIT_S
-        self._awaited: PreparedBatch | None = None
         with translated_errors():
             prepare_session(connection)
             self._writer = RowWriter(connection)
@@ -193,8 +192,6 @@ class Target:
         """
         failed: dict[TableName, SyncError] = {}
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
-        # Others who hold a lock get longer when the batch comes again, so that it is not done over too often.
-        self._wait_s, self._awaited = (_LONG_WAIT_S if self._awaited is prepared else _SHORT_WAIT_S), prepared
         while True:
             try:
                 with translated_errors(), self._connection.transaction(), lock_waits(None):
@@ -228,8 +225,10 @@ class Target:
         locked = require_position(self._connection, advance.watermarks, advance.start)
         checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
         self._writer.begin()
-        # Not before the checkpoints are locked: a resync that ends just now may hold those for longer.
-        limit_lock_waits(self._connection, self._wait_s)
+        # Not before the checkpoints are locked: a resync that ends just now may hold those for longer. Tables
+        # that are blocked already, perhaps by a lock, must not hold up every cycle.
+        is_blocked = all(checkpoint.reason for checkpoint in locked)
+        limit_lock_waits(self._connection, _SHORT_WAIT_S if is_blocked else _WAIT_S)
         now = self._clock()
         failed = {**failed, **self._made_anew(locked)}
         failed = {**failed, **self._watch.look_at(prepared.batch, checkpoints, self._schemas)}

@@ -12,10 +12,11 @@ from syncdata.service import DaemonStatus, format_status
 class Command(SyncCommand):
     help = """\
 Show whether the daemon runs, what it has done since its start, which tables are synced, and which
-of them are blocked and why."""
+of them are blocked or in doubt and why."""
     epilog = """\
-For monitoring: --check exits with status 1 when the daemon does not run, a table is blocked, or the
-last cycle failed or is overdue; the reasons are on stderr."""
+For monitoring: --check exits with status 1 when the daemon does not run, a table is blocked or in doubt
+(differs, suspect, partial, unpublished, stale), the last cycle failed or is overdue, the archiver is
+silent or cannot go on, or the daemon waits for a lock; the reasons are on stderr."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="Print the status as one JSON object.")
