@@ -33,7 +33,7 @@ from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.sink import Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
-from syncdata.apply.state.published import Known, keep_known, look, read_known
+from syncdata.apply.state.published import Known, after_truncate, keep_known, look, read_known, suspicion
 from syncdata.apply.state.runs import add_to_run
 from syncdata.changes.filenames import is_change_file
 from syncdata.changes.names import TableName
@@ -122,6 +122,8 @@ class ShadowTarget:
                     raise share.plan
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
+                if outcome.counts[table].truncated:
+                    self._known = after_truncate(self._known)
         return outcome
 
     def _look(self, batch: Batch) -> None:
@@ -155,6 +157,8 @@ class ShadowTarget:
         self, position: Position, *, counts: Counts, reference: str, now: dt.datetime, duration_ms: int
     ) -> None:
         live, only_from = replace(self._schema, shadow=None), self._purpose.only_from
+        if (error := suspicion(live.name, self._known)) is not None:
+            raise error
         with self._connection.transaction():
             if only_from is None:
                 lock_checkpoints(self._connection, [live.name])
