@@ -15,10 +15,6 @@ Key = tuple[str, ...]
 Values = dict[str, Any]
 
 
-class UnknownColumnError(SchemaError):
-    """A record has a column that the table lacks."""
-
-
 class RecordReader:
     """Reads rows and keys out of records, as the text the table's columns take."""
 
@@ -50,7 +46,7 @@ class RecordReader:
     def _choose_work(self, names: tuple[str, ...]) -> Callable[[Values], Values] | None:
         for name in names:
             if name not in self._columns:
-                raise UnknownColumnError(
+                raise SchemaError(
                     f"the records have a column {name!r} that the table lacks",
                     hint="add the column (migrate the local database); the table goes on by itself",
                 )
