@@ -70,8 +70,8 @@ def _share(
 def _with_statements(
     error: SchemaError, schema: TableSchema, records: list[LocatedRecord], batch: Batch
 ) -> str:
-    """Return the hint of *error* with the statements for the columns of its record that the table lacks, where
-    the catalog has them."""
+    """Return the hint of *error* with the statements for the columns of its record that the table lacks,
+    where the catalog has them."""
     entry = batch.published and batch.published.find(schema.name)
     carried: set[str] = set()
     for located in records:
