@@ -70,7 +70,9 @@ class Watch:
             table: (checkpoint.id, catalog.digest, schemas.get(table))
             for table, checkpoint in checkpoints.items()
         }
-        due = [table for table, state in now.items() if self._agreed.get(table) != state]
+        due = {table for table, state in now.items() if self._agreed.get(table) != state}
+        # Equal, but read anew for this file: from now on, one object is compared with itself.
+        self._agreed |= {table: state for table, state in now.items() if table not in due}
         if not due:
             return {}
         entries = {entry.table: entry for entry in published.tables}
