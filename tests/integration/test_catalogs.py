@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from syncdata.archive.retention import old_catalogs
+from syncdata.capture.catalog_state import last_naming
 from syncdata.changes.catalog import (
     Catalog,
     Column,
@@ -488,6 +490,28 @@ def test_a_snapshot_names_the_catalog_of_its_moment(any_source: Source) -> None:
     assert table.partitions[0].storage != before.storage
     source.archive()
     assert source.table("ev") == table, "the archiver sees the same"
+
+
+def test_a_catalog_that_no_file_names_any_longer_is_pruned_and_never_another(source: Source) -> None:
+    source.execute("CREATE TABLE users (id int PRIMARY KEY)")
+    source.publish("users")
+    for number in (1, 2, 3):
+        source.execute(f"INSERT INTO users VALUES ({number})")
+        source.archive()
+        source.execute(f"ALTER TABLE users ADD c{number} int")
+    source.production.snapshot("users")
+    source.archive()
+    archive, spool_dir = source.production.open_archive(), source.production.spool_dir
+    *gone, last = source.files()
+    before = set(archive.catalog_digests())
+    staying = {path.name for path in source.production.archive_dir.glob("changes_*")}
+    assert old_catalogs(before, last_naming(spool_dir), staying) == ()
+    staying = {max(staying)} | {file.name for file in archive.discover_snapshots()}
+    old = old_catalogs(before, last_naming(spool_dir), staying)
+    named = [json.loads(line[2:]).get("catalog") for lines in gone for line in lines if line[0] == "#"]
+    assert set(old) == {digest for digest in named if digest}
+    kept = json.loads(last[0][2:])["catalog"]
+    assert before - set(old) == {kept, source.head.catalog}
 
 
 def test_the_head_moves_while_production_is_idle(source: Source) -> None:
