@@ -32,6 +32,7 @@ from syncdata.changes.position import parse_lsn
 from syncsite.demo.postgres import PostgresServer
 from tests.chains import archived_records
 from tests.production import Production
+from tests.world import World
 
 PATIENCE_S = 20.0
 
@@ -258,6 +259,20 @@ def test_a_column_that_comes_in_mid_stream_is_announced_before_its_first_value(a
     }
 
 
+def test_what_changes_before_the_first_record_is_announced_to_those_who_began_with_a_snapshot(
+    source: Source,
+) -> None:
+    # Before it is published, so that no record is in the stream.
+    source.execute(*PARTED, "INSERT INTO ev VALUES (11, '2026-01-01')")
+    source.publish("ev")
+    source.archive()
+    source.production.snapshot("ev")
+    assert source.files() == []
+    source.execute("TRUNCATE ev_1")
+    source.archive()
+    assert [len(lines) for lines in source.files()] == [2]
+
+
 def test_a_file_and_its_comments_say_where_the_catalog_was_read(source: Source) -> None:
     source.execute("CREATE TABLE users (id int PRIMARY KEY)")
     source.publish("users")
@@ -461,6 +476,27 @@ def test_a_table_that_is_swapped_by_rename_is_told_at_once(
         # Production says nothing more, and still the readers hear of it.
         until(lambda: len(source.files()) == 2)
     assert [str(table.table) for table in source.catalogs()[-1].tables] == ["users_old"]
+
+
+def test_readers_pass_over_a_file_without_records(source: Source, world: World) -> None:
+    source.production.archive_dir = world.archive
+    users = "CREATE TABLE users (id int PRIMARY KEY, n int)"
+    source.execute(users)
+    source.publish("users")
+    source.execute("INSERT INTO users VALUES (1, 1)")
+    source.archive()
+    world.execute(users)
+    world.whitelist("users")
+    world.sync()
+    source.execute("CREATE TABLE more (id int PRIMARY KEY)")
+    source.publish("more")
+    source.archive()
+    world.sync()
+    source.execute("INSERT INTO users VALUES (2, 2)")
+    source.archive()
+    assert [sum(line[0] != "#" for line in lines) for lines in source.files()] == [1, 0, 1]
+    world.sync()
+    assert world.rows("SELECT * FROM users ORDER BY id") == [(1, 1), (2, 2)]
 
 
 def test_a_table_that_was_made_anew_has_another_oid(source: Source, caplog: pytest.LogCaptureFixture) -> None:
