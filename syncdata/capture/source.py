@@ -36,7 +36,7 @@ WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
                'idle_in_transaction_session_timeout', 'idle_session_timeout')
 """
 # With the kernel's defaults, it would take hours to notice that the source's host has vanished.
-_NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
+NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
     """
     settings = TEXT_SETTINGS | _SENDER_SETTINGS
     options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in settings.items())
-    given = _NETWORK | {name: value for name, value in params.items() if value is not None}
+    given = NETWORK | {name: value for name, value in params.items() if value is not None}
     if mine := given.pop("options", ""):
         options = f"{mine} {options}"
     return psycopg.connect(**given, replication="database", options=options, autocommit=True)
