@@ -89,14 +89,14 @@ class Archiver:
                 if stop.is_set():
                     logger.warning("%s", error, extra={"code": error.code})
                     return
-                self._tell(error, "waiting")
+                self._tell(error)
                 if time.monotonic() - started_s > _LAST_RETRY_S:
                     backoff.reset()
                     told = Told()
                 told.trouble(logger, error, "session", extra={"code": error.code})
                 stop.wait(backoff.next_s())
             except SyncError as error:
-                self._tell(error, "stopped")
+                self._tell(error)
                 raise
 
     def run_once(self, stop: threading.Event) -> Archived:
@@ -134,8 +134,9 @@ class Archiver:
             identity = replication.identify()
             return opening.open_chain(self._settings, replication, archive, identity, self._clock())[0]
 
-    def _tell(self, error: SyncError, state: str) -> None:
-        """Let the archive's head say that *error* holds or has ended us; not when the archive is away."""
+    def _tell(self, error: SyncError) -> None:
+        """Let the archive's head say that *error* holds us, for now or until a person mends it; not when it
+        is the archive that is away."""
         if isinstance(error, ArchiveConnectionError):
             return
         try:
@@ -148,7 +149,7 @@ class Archiver:
                 now=self._clock(),
                 rotate_s=self._settings.rotate_s,
                 catalog=catalog.announced if catalog else None,
-                state=state,
+                state="waiting",
                 error_code=error.code,
             )
             with closing(self._open_archive()) as archive:

@@ -16,13 +16,12 @@ that a long copy pins no WAL. For the copy to be complete, three more things mus
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -38,7 +37,7 @@ from syncdata.changes.position import parse_lsn
 from syncdata.errors import SnapshotError
 from syncdata.runtime.interruptible import interruptible
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _POINT_TRIES = 3
 
@@ -170,28 +169,30 @@ class ConsistentSource:
             for position, table in enumerate(tables)
         )
         query = sql.SQL(_TABLES).format(wanted=wanted, publication=self._publication)
-        return self._connection.cursor(row_factory=dict_row).execute(query).fetchall()
+        # Patiently: PostgreSQL opens each table to tell which of its columns are published.
+        cursor = self._connection.cursor(row_factory=dict_row)
+        return self._patiently(lambda: cursor.execute(query).fetchall())
 
     def _find_point(self) -> int:
         name = sql.Identifier(f"syncdata_snapshot_{secrets.token_hex(8)}")
         self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        row = self._patiently(
-            sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput USE_SNAPSHOT").format(name)
-        ).fetchone()
+        create = sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput USE_SNAPSHOT").format(name)
+        row = self._patiently(lambda: self._connection.execute(create)).fetchone()
         assert row is not None
         self._connection.execute(sql.SQL("DROP_REPLICATION_SLOT {}").format(name))
         return parse_lsn(row[1])
 
     def _lock(self, tables: Sequence[TableName]) -> None:
         names = sql.SQL(", ").join(sql.Identifier(table.schema, table.name) for table in tables)
-        self._patiently(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
+        lock = sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names)
+        self._patiently(lambda: self._connection.execute(lock))
 
-    def _patiently(self, statement: sql.Composed) -> psycopg.Cursor[Any]:
+    def _patiently(self, statement: Callable[[], T]) -> T:
         """Execute a statement that may wait for other sessions; log for whom, and end at a stop."""
         pid = self._connection.info.backend_pid
         teller = WaitTeller(self._params, "the snapshot", pid=pid)
         return interruptible(
-            lambda: self._connection.execute(statement),
+            statement,
             stop=self._stop,
             interrupt=self._connection.cancel_safe,
             waiting=teller.tell,

@@ -15,12 +15,16 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from syncdata.capture.refusals import source_error
+from syncdata.capture.source import NETWORK
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import SyncError
 from syncdata.runtime.session_settings import SESSION_SETTINGS, pin_statement
 
-_BOUNDS = "SET search_path = pg_catalog; SET row_security = off; SET lock_timeout = '1s'"
+_SETTINGS = (
+    "SET client_encoding = 'UTF8'; SET search_path = pg_catalog; SET row_security = off;"
+    " SET lock_timeout = '1s'"
+)
 _LOOK_TIMEOUT_S, _PROBE_TIMEOUT_S = 60, 5
 
 # What was committed before `lsn` is in the look; a row that is older than `xmin` was there before it.
@@ -259,9 +263,10 @@ class SourceEye:
 
     def _connect(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(**self._params, autocommit=True)
+            given = {name: value for name, value in self._params.items() if value is not None}
+            self._connection = psycopg.connect(**NETWORK | given, autocommit=True)
             self._connection.execute(pin_statement(SESSION_SETTINGS))
-            self._connection.execute(_BOUNDS)
+            self._connection.execute(_SETTINGS)
         return self._connection
 
     def _limit(self, connection: psycopg.Connection[Any], timeout_s: int) -> None:

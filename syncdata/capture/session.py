@@ -158,7 +158,8 @@ class ReplicationSession:
         self._replication.finish(timeout_s=_FINISH_PATIENCE_S)
         # `--once` is not a stop: a timer runs it again.
         self._write_head("stopped" if is_stop else "running")
-        self._uploader.wait_for_errand(_HEAD_PATIENCE_S)
+        if not self._uploader.error:
+            self._uploader.wait_for_errand(_HEAD_PATIENCE_S)
 
     def _follow_catalog(self) -> None:
         """Look at what is published when it is time, and announce what has changed: in the open file, or in a

@@ -22,7 +22,7 @@ TEXT_SETTINGS = session_settings.TEXT_SETTINGS | {"search_path": "pg_catalog"}
 # server that asks is one that shuts down.
 _SENDER_SETTINGS = {"wal_sender_timeout": "60s", "client_min_messages": "warning"}
 # With the kernel's defaults, it would take hours to notice that the source's host has vanished.
-_NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
+NETWORK = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "keepalives_idle": 30}
 
 
 # The first eight digits of a WAL file's name are its timeline.
@@ -72,7 +72,7 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
     """
     settings = TEXT_SETTINGS | _SENDER_SETTINGS
     options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in settings.items())
-    given = _NETWORK | {name: value for name, value in params.items() if value is not None}
+    given = NETWORK | {name: value for name, value in params.items() if value is not None}
     if mine := given.pop("options", ""):
         options = f"{mine} {options}"
     connection = psycopg.connect(**given, replication="database", options=options, autocommit=True)

@@ -87,6 +87,8 @@ def _find_problems(
     problems = []
     if chain is not None and not is_active:
         text = f"no archiver runs here, nothing is archived since {chain.confirmed_at}: start archive_changes"
+        if slot is not None and slot.reader is not None:
+            text += f" (the slot {slot.name} is read by {slot.reader})"
         problems.append(Problem(kind="not-running", text=text))
     if slot is not None and (warning := retention_warning(slot)):
         problems.append(warning)

@@ -70,6 +70,10 @@ class StreamCatalog:
         self._state, self._seen = self._compare(self._saved, self._take_look())
         self.current = NamedCatalog(digest="", lsn="")
         self._renew()
+        if self._saved is not None and self._saved.announced is None:
+            # The first look announces nothing: there is nothing that it could be another one than. Snapshots
+            # name it, and the next file will.
+            self.note_announced(self.current.digest)
 
     @property
     def position(self) -> int:
@@ -78,8 +82,8 @@ class StreamCatalog:
 
     @property
     def is_announced(self) -> bool:
-        """True when the last finished file has ended under the current catalog, or no file ever had one."""
-        return self._state.announced in (None, self.current.digest)
+        """True when the last finished file has ended under the current catalog, or it is the first of all."""
+        return self._state.announced == self.current.digest
 
     def look_if_due(self, *, received_lsn: int) -> bool:
         """Look at the source when it is time; return whether another catalog holds now.

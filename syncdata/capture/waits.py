@@ -24,7 +24,7 @@ _MOST_NAMED = 5
 _TICK_S = 0.2
 
 # Every role may read all of this; the start of another role's transaction shows to some roles only. A
-# prepared transaction has no process; its xid is the second part of pg_locks.virtualtransaction.
+# prepared transaction has no process; it is found by its lock on its own xid.
 _HOLDERS = """
 WITH waiting AS (
     SELECT database, relation FROM pg_locks
@@ -46,7 +46,10 @@ SELECT h.pid, p.gid, coalesce(p.owner, a.usename)::text AS role,
        extract(epoch FROM clock_timestamp() - coalesce(p.prepared, a.xact_start))::float AS age_s
 FROM holding h
 LEFT JOIN pg_stat_activity a ON a.pid = h.pid
-LEFT JOIN pg_prepared_xacts p ON h.pid IS NULL AND p.transaction::text = split_part(h.id, '/', 2)
+LEFT JOIN pg_prepared_xacts p ON h.pid IS NULL AND EXISTS (
+    SELECT FROM pg_locks t
+    WHERE t.virtualtransaction = h.id AND t.pid IS NULL AND t.locktype = 'transactionid'
+      AND t.transactionid = p.transaction)
 ORDER BY age_s DESC NULLS LAST
 """
 

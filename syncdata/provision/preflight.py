@@ -178,6 +178,12 @@ def _table(table: TableFacts, role: Role, identity_full: bool) -> Iterator[Findi
             " later fail until it has the identity, too",
             "ALTER TABLE … REPLICA IDENTITY FULL for each new partition",
         )
+    if table.kind == "p":
+        yield note(
+            f"{label} is partitioned: what TRUNCATE, DROP and DETACH of a partition take away is in no"
+            " record, nor are the rows of one that is attached",
+            f"after it, archive_changes --snapshot {table.name}, and a resync where readers block the table",
+        )
 
 
 def _unfit(kind: str | None, persistence: str | None) -> str | None:

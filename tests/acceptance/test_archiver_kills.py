@@ -108,7 +108,8 @@ class Traffic:
             case 2 if writer == 0:
                 connection.execute("TRUNCATE scratch")
             case 3 if writer == 0:
-                connection.execute(f"ALTER TABLE scratch ADD IF NOT EXISTS c{chance.randint(1, 9)} int")
+                column = f"c{chance.randint(1, 3)}"
+                connection.execute(f"ALTER TABLE scratch DROP IF EXISTS {column}, ADD {column} int")
             case 2 | 3:
                 connection.execute("INSERT INTO scratch VALUES (%s) ON CONFLICT DO NOTHING", (row,))
             case _:

@@ -24,7 +24,7 @@ import pytest
 from syncdata.archive import ssh as sftp
 from syncdata.archive.archive import Archive, ChangeFile, open_archive
 from syncdata.archive.sftp import SftpSettings
-from syncdata.archive.sftp_files import ReadAhead
+from syncdata.archive.sftp_files import ReadAhead, _Requests
 from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
 from tests.many_files import put_100_000
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
@@ -156,6 +156,31 @@ def test_a_server_that_sends_less_than_it_was_asked_for_is_asked_again(
     content = os.urandom(2_000_000)
     with archive(sshd.settings()) as opened, opened.fetch(put(sshd, content=content)) as fetched:
         assert fetched.read() == content
+
+
+@pytest.mark.parametrize("knows_posix_rename", [True, False])
+def test_the_head_takes_the_place_of_the_one_before(
+    sshd: SshServer, knows_posix_rename: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not knows_posix_rename:
+        real = _Requests.ask
+
+        def ask(self: _Requests, kind: int, *arguments: object) -> int:
+            unknown = [argument if argument != "posix-rename@openssh.com" else "?" for argument in arguments]
+            return real(self, kind, *unknown)
+
+        monkeypatch.setattr(_Requests, "ask", ask)
+    with archive(sshd.settings()) as opened:
+        opened.write_head(b"old")
+        opened.write_head(b"new")
+    assert {path.name: path.read_bytes() for path in sshd.archive_dir.iterdir()} == {"head.json": b"new"}
+
+
+def test_a_head_that_is_refused_leaves_the_old_one(sshd: SshServer) -> None:
+    (sshd.archive_dir / "head.json").mkdir()
+    with archive(sshd.settings()) as opened, pytest.raises(DeliveryError, match=r"SHD_SYN_107: .*head\.json"):
+        opened.write_head(b"new")
+    assert [path.name for path in sshd.archive_dir.iterdir()] == ["head.json"]
 
 
 def test_a_file_that_is_gone_is_a_fetch_error_at_once(sshd: SshServer) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from syncdata.archive.retention import old_catalogs
+from syncdata.capture.catalog_state import last_naming
 from syncdata.changes.catalog import (
     Catalog,
     Column,
@@ -30,6 +32,7 @@ from syncdata.changes.position import parse_lsn
 from syncsite.demo.postgres import PostgresServer
 from tests.chains import archived_records
 from tests.production import Production
+from tests.world import World
 
 PATIENCE_S = 20.0
 
@@ -256,6 +259,20 @@ def test_a_column_that_comes_in_mid_stream_is_announced_before_its_first_value(a
     }
 
 
+def test_what_changes_before_the_first_record_is_announced_to_those_who_began_with_a_snapshot(
+    source: Source,
+) -> None:
+    # Before it is published, so that no record is in the stream.
+    source.execute(*PARTED, "INSERT INTO ev VALUES (11, '2026-01-01')")
+    source.publish("ev")
+    source.archive()
+    source.production.snapshot("ev")
+    assert source.files() == []
+    source.execute("TRUNCATE ev_1")
+    source.archive()
+    assert [len(lines) for lines in source.files()] == [2]
+
+
 def test_a_file_and_its_comments_say_where_the_catalog_was_read(source: Source) -> None:
     source.execute("CREATE TABLE users (id int PRIMARY KEY)")
     source.publish("users")
@@ -461,6 +478,27 @@ def test_a_table_that_is_swapped_by_rename_is_told_at_once(
     assert [str(table.table) for table in source.catalogs()[-1].tables] == ["users_old"]
 
 
+def test_readers_pass_over_a_file_without_records(source: Source, world: World) -> None:
+    source.production.archive_dir = world.archive
+    users = "CREATE TABLE users (id int PRIMARY KEY, n int)"
+    source.execute(users)
+    source.publish("users")
+    source.execute("INSERT INTO users VALUES (1, 1)")
+    source.archive()
+    world.execute(users)
+    world.whitelist("users")
+    world.sync()
+    source.execute("CREATE TABLE more (id int PRIMARY KEY)")
+    source.publish("more")
+    source.archive()
+    world.sync()
+    source.execute("INSERT INTO users VALUES (2, 2)")
+    source.archive()
+    assert [sum(line[0] != "#" for line in lines) for lines in source.files()] == [1, 0, 1]
+    world.sync()
+    assert world.rows("SELECT * FROM users ORDER BY id") == [(1, 1), (2, 2)]
+
+
 def test_a_table_that_was_made_anew_has_another_oid(source: Source, caplog: pytest.LogCaptureFixture) -> None:
     source.execute("CREATE TABLE users (id int PRIMARY KEY)")
     source.publish("users")
@@ -490,6 +528,28 @@ def test_a_snapshot_names_the_catalog_of_its_moment(any_source: Source) -> None:
     assert source.table("ev") == table, "the archiver sees the same"
 
 
+def test_a_catalog_that_no_file_names_any_longer_is_pruned_and_never_another(source: Source) -> None:
+    source.execute("CREATE TABLE users (id int PRIMARY KEY)")
+    source.publish("users")
+    for number in (1, 2, 3):
+        source.execute(f"INSERT INTO users VALUES ({number})")
+        source.archive()
+        source.execute(f"ALTER TABLE users ADD c{number} int")
+    source.production.snapshot("users")
+    source.archive()
+    archive, spool_dir = source.production.open_archive(), source.production.spool_dir
+    *gone, last = source.files()
+    before = set(archive.catalog_digests())
+    staying = {path.name for path in source.production.archive_dir.glob("changes_*")}
+    assert old_catalogs(before, last_naming(spool_dir), staying) == ()
+    staying = {max(staying)} | {file.name for file in archive.discover_snapshots()}
+    old = old_catalogs(before, last_naming(spool_dir), staying)
+    named = [json.loads(line[2:]).get("catalog") for lines in gone for line in lines if line[0] == "#"]
+    assert set(old) == {digest for digest in named if digest}
+    kept = json.loads(last[0][2:])["catalog"]
+    assert before - set(old) == {kept, source.head.catalog}
+
+
 def test_the_head_moves_while_production_is_idle(source: Source) -> None:
     source.production.options["rotate_s"] = 1.0
     source.execute("CREATE TABLE users (id int PRIMARY KEY)")
@@ -516,7 +576,7 @@ def test_the_head_says_what_the_archiver_waits_for(source: Source) -> None:
     source.production.drop_slot()
     with pytest.raises(Exception, match="has no replication slot"):
         source.production.archiver().run_loop(threading.Event())
-    assert (source.head.state, source.head.error_code) == ("stopped", "SHD_SYN_103")
+    assert (source.head.state, source.head.error_code) == ("waiting", "SHD_SYN_103")
 
 
 def test_what_is_published_is_read_beside_a_migration_that_holds_a_table(source: Source) -> None:

@@ -14,9 +14,10 @@ from syncdata.changes.position import format_lsn
 from syncdata.errors import ResyncError
 from tests.catalogs import column, put, table
 from tests.framed import Writer, file_name
-from tests.world import World, delete, insert, update
+from tests.world import World, delete, insert, truncate, update
 
-ORDERS = table("orders", "id integer", "price numeric(10,2)")
+FIELDS = ("orders", "id integer", "price numeric(10,2)")
+ORDERS = table(*FIELDS)
 
 
 @pytest.fixture
@@ -167,6 +168,28 @@ def test_rows_that_went_with_a_partition_make_the_table_suspect_while_it_goes_on
     source.snapshot(2, "orders", 25, [{"id": 9, "price": "9"}], prev=2, catalog=put(shop.archive, now))
     resync(shop)
     assert (state(shop), shop.rows("SELECT id FROM orders")) == ("active", [(9,)])
+
+
+def test_a_truncate_of_the_whole_table_settles_what_was_suspect(shop: World, source: Writer) -> None:
+    """It gives each partition another storage, too; the catalog may show that before the record comes."""
+    begin(shop, source, BEFORE)
+    emptied = (Partition("public", "orders_1", 201, 301), Partition("public", "orders_2", 202, 302))
+    now = table(*FIELDS, kind="partitioned table", partitions=emptied)
+    source.changes(2, [(20, [truncate("orders"), insert("orders", id=3, price="3")])], **under(shop, BEFORE))
+    source.changes(3, [(30, [insert("orders", id=4, price="4")])], **under(shop, now, lsn=25))
+    shop.sync()
+    assert (state(shop), problems(shop)) == ("active", "")
+    again = (Partition("public", "orders_1", 201, 401), Partition("public", "orders_2", 202, 402))
+    later = table(*FIELDS, kind="partitioned table", partitions=again)
+    source.changes(4, [(40, [insert("orders", id=5, price="5")])], **under(shop, later, lsn=35))
+    shop.sync()
+    assert state(shop) == "suspect"
+    source.changes(5, [(50, [truncate("orders"), insert("orders", id=6, price="6")])],
+                   **under(shop, later, lsn=35))  # fmt: skip
+    shop.sync()
+    assert (state(shop), problems(shop)) == ("active", "")
+    resync(shop)
+    assert (state(shop), shop.rows("SELECT id FROM orders")) == ("active", [(6,)])
 
 
 def test_a_partition_attached_with_rows_blocks_and_an_empty_one_does_not(shop: World, source: Writer) -> None:

@@ -569,6 +569,8 @@ def test_a_partitioned_table_is_published_as_its_root(
     production.setup()
     assert production.published() == [("public", "parts")]
     assert production.setup() == []
+    (remark,) = [text for text in production.findings("note") if "is partitioned" in text]
+    assert "TRUNCATE, DROP and DETACH" in remark and "--snapshot parts" in remark
 
 
 def test_every_leaf_of_a_partitioned_table_needs_an_identity(

@@ -69,14 +69,16 @@ def told() -> Iterator[Callable[[Callable[[], object]], Told]]:
 
 
 PREPARED = "BEGIN; INSERT INTO beside VALUES (1); PREPARE TRANSACTION 'the app''s orphan'"
+LOCKING = "BEGIN; LOCK users IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'the app''s orphan'"
 END = "ROLLBACK PREPARED 'the app''s orphan'"
 
 
+@pytest.mark.parametrize("prepared", [PREPARED, LOCKING])
 def test_a_snapshot_names_the_prepared_transaction_that_it_waits_for(
-    shop: Production, told: Callable[..., Told]
+    shop: Production, told: Callable[..., Told], prepared: str
 ) -> None:
     shop.archive()
-    shop.execute(PREPARED)
+    shop.execute(prepared)
     listening = told(lambda: shop.execute(END))
     shop.snapshot("users")
     (text,) = listening.texts

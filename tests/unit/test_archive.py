@@ -7,10 +7,11 @@ import io
 import pytest
 
 from syncdata.archive.archive import Archive
-from syncdata.changes.catalog import Catalog, catalog_name, digest_of, encode_catalog
+from syncdata.changes.catalog import catalog_name
 from syncdata.changes.filenames import ArchivedFile, SnapshotFile, snapshot_name, temporary_name
+from syncdata.changes.head import HEAD_NAME
 from syncdata.changes.names import TableName
-from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError, ParseError
+from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
 from tests.memory_archive import BUCKETS, MemoryStorage, Outage
 
 NAME = "changes_20260205_103000.json"
@@ -59,6 +60,50 @@ def test_after_an_outage_at_any_moment_putting_again_makes_one_whole_durable_fil
     assert at > 5
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+def test_after_an_outage_at_any_moment_the_head_is_the_old_one_or_the_new_one(was_there: bool) -> None:
+    at = 0
+    while True:
+        at += 1
+        BUCKETS.clear()
+        if was_there:
+            Archive(MemoryStorage("b")).write_head(b"old")
+        outage = Outage(at)
+        storage = MemoryStorage("b", outage)
+        archive = Archive(storage)
+        try:
+            archive.write_head(b"new")
+        except ArchiveConnectionError:
+            assert storage.files.get(HEAD_NAME, b"old") in (b"old", b"new")
+            archive.write_head(b"new")
+        assert storage.files == {HEAD_NAME: b"new"} and storage.durable == {HEAD_NAME}
+        if not outage.has_come:
+            break
+    assert at > 5
+
+
+def test_a_catalog_is_put_once_listed_and_removed_and_is_no_other_kind_of_file() -> None:
+    storage = MemoryStorage("b")
+    archive = Archive(storage)
+    assert archive.catalog_digests() == []
+    name = catalog_name("0123456789abcdef")
+    archive.put(name, io.BytesIO(b"{}"))
+    archive.put(name, io.BytesIO(b"{}"))
+    archive.write_head(b"{}")
+    assert archive.catalog_digests() == ["0123456789abcdef"]
+    assert (archive.discover(None), archive.discover_snapshots()) == ([], [])
+    archive.remove(name)
+    assert storage.files == {HEAD_NAME: b"{}"}
+
+
+@pytest.mark.parametrize(
+    "name", ["catalog/../secret.json", "catalog/0123.json", "catalog/x.json", "head.json"]
+)
+def test_no_other_name_is_taken_for_a_catalogs(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name of"):
+        Archive(MemoryStorage("b")).put(name, io.BytesIO(b"{}"))
+
+
 def test_other_content_of_the_same_name_is_refused_and_nothing_is_left_of_it() -> None:
     storage = MemoryStorage("b")
     Archive(storage).put(NAME, io.BytesIO(b"content"))
@@ -103,19 +148,3 @@ def test_a_file_that_is_gone_is_a_fetch_error() -> None:
     gone = SnapshotFile(table=TableName("public", "users"), name=USERS, size_bytes=0)
     with pytest.raises(FetchError, match=f"SHD_SYN_062: memory://b/{USERS}: "):
         Archive(MemoryStorage("b")).fetch(gone)
-
-
-def test_a_catalog_is_fetched_once_and_refused_when_it_is_missing_or_broken() -> None:
-    content = encode_catalog(Catalog(version=1, publication="p", tables=()))
-    digest = digest_of(content)
-    storage = MemoryStorage("b")
-    archive = Archive(storage)
-    with pytest.raises(DiscoveryError, match=f"catalog/{digest}.json"):
-        archive.read_catalog(digest)
-    storage.files[catalog_name(digest)] = b"cut"
-    with pytest.raises(ParseError, match=f"catalog/{digest}.json"):
-        archive.read_catalog(digest)
-    storage.files[catalog_name(digest)] = content
-    catalog = archive.read_catalog(digest)
-    storage.files.clear()
-    assert archive.read_catalog(digest) is catalog

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.archive.retention import ProvedSnapshot, Removals, plan_removals
+from syncdata.archive.retention import ProvedSnapshot, Removals, old_catalogs, plan_removals
 from syncdata.changes.filenames import ChangeFile, SnapshotFile, snapshot_name
 from syncdata.changes.names import TableName
 
@@ -94,6 +94,19 @@ def test_a_snapshot_newer_than_the_proved_one_stays_for_it_may_not_be_finished()
 
 def test_of_a_table_without_a_proved_snapshot_no_snapshot_goes() -> None:
     assert not plan([], older=(snapshot(USERS, 40), snapshot(USERS, 50))).files
+
+
+def test_a_catalog_stays_while_a_file_that_stays_may_name_it() -> None:
+    staying = {changes(days_ago=5).name, snapshot(USERS, days_ago=9).name}
+    named = {"before": stamp(10), "by the snapshot": stamp(9), "between": stamp(7), "now": stamp(5)}
+    assert old_catalogs([*named, "unknown"], named, staying) == ("before",)
+    assert old_catalogs(named, named, {changes(days_ago=5).name}) == ("before", "between", "by the snapshot")
+
+
+def test_no_catalog_goes_where_a_file_tells_no_time_or_none_is_there() -> None:
+    named = {"old": stamp(10)}
+    assert old_catalogs(named, named, {changes(days_ago=5).name, "changes_from_elsewhere.json"}) == ()
+    assert old_catalogs(named, named, set()) == ()
 
 
 @pytest.mark.parametrize("name", ["changes_x.json", "changes_99999999_000000.json"])

@@ -15,10 +15,6 @@ Key = tuple[str, ...]
 Values = dict[str, Any]
 
 
-class UnknownColumnError(SchemaError):
-    """A record has a column that the table lacks."""
-
-
 class OtherKeyError(Exception):
     """The record's old values locate its row by another key than the one in use: ``key``."""
 
@@ -58,7 +54,7 @@ class RecordReader:
     def _choose_work(self, names: tuple[str, ...]) -> Callable[[Values], Values] | None:
         for name in names:
             if name not in self._columns:
-                raise UnknownColumnError(
+                raise SchemaError(
                     f"the records have a column {name!r} that the table lacks",
                     hint="where it is new in production, add it here (migrate) and the table goes on by"
                     " itself; where a migration here dropped or renamed it first, migrate production, then"

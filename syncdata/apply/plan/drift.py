@@ -28,10 +28,12 @@ from syncdata.changes.names import TableName
 
 class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
     """The published table that the rows agree with. ``lsn``: the commit of the snapshot that it came with;
-    catalogs that are older say nothing of these rows."""
+    catalogs that are older say nothing of these rows. ``truncated``: a TRUNCATE of the whole table has come
+    since, which gives each partition another storage, too."""
 
     table: PublishedTable
     lsn: int | None = None
+    truncated: bool = False
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -61,13 +63,14 @@ def is_older(read_at: int | None, baseline: Baseline | None, *, commit_lsn: int 
 # What production did
 
 
-def changes(before: PublishedTable, now: PublishedTable) -> list[Finding]:
-    """Return what production has done to the rows, from *before* to *now*, that no record carries."""
-    table = now.table
+def changes(baseline: Baseline, now: PublishedTable) -> list[Finding]:
+    """Return what production has done to the rows, from *baseline* to *now*, that no record carries."""
+    before, table = baseline.table, now.table
     if before.oid != now.oid:
         text = "the table is another one in production than before: it was dropped and made anew, or swapped"
         return [_rows_lost(table, text)]
-    return [*_changed_publication(before, now), *_changed_columns(before, now), *_changed_leaves(before, now)]
+    leaves = _changed_leaves(before, now, were_truncated=baseline.truncated)
+    return [*_changed_publication(before, now), *_changed_columns(before, now), *leaves]
 
 
 def republished(table: TableName) -> Finding:
@@ -130,7 +133,9 @@ def _pairs(before: PublishedTable, now: PublishedTable) -> Iterator[tuple[Column
             yield None, column
 
 
-def _changed_leaves(before: PublishedTable, now: PublishedTable) -> Iterator[Finding]:
+def _changed_leaves(
+    before: PublishedTable, now: PublishedTable, *, were_truncated: bool
+) -> Iterator[Finding]:
     table = now.table
     leaves = {leaf.oid: leaf for leaf in now.partitions}
     for old in before.partitions:
@@ -141,7 +146,7 @@ def _changed_leaves(before: PublishedTable, now: PublishedTable) -> Iterator[Fin
                 table,
                 f"partition {name} was dropped or detached: its rows are still here, for no record says so",
             )
-        elif leaf.storage != old.storage:
+        elif leaf.storage != old.storage and not were_truncated:
             yield _rows_differ(
                 table,
                 f"partition {name} was truncated or rewritten: rows that are gone may still be here, for no"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from syncdata.apply.plan import drift
 from syncdata.apply.plan.batches import Batch, BatchFile
-from syncdata.apply.plan.columns import UnknownColumnError
 from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
@@ -64,17 +63,24 @@ def _share(
         )
         return TableShare(records=records, plan=error)
     plan = try_plan(TableBatch(schema=schema, records=records, file=batch.file))
-    if isinstance(plan, UnknownColumnError):
-        plan.hint = _with_statements(plan.hint, table, schema, batch)
+    if isinstance(plan, SchemaError):
+        plan.hint = _with_statements(plan, schema, records, batch)
     return TableShare(records=records, plan=plan)
 
 
-def _with_statements(hint: str, table: TableName, schema: TableSchema, batch: Batch) -> str:
-    """Return *hint* with the statements for the columns that the table lacks, where the catalog has them."""
-    entry = batch.published and batch.published.find(table)
-    missing = drift.missing_columns(entry, schema) if entry else []
-    statements = "; ".join(drift.add_column(table, column) for column in missing)
-    return f"{hint}: {statements}" if statements else hint
+def _with_statements(
+    error: SchemaError, schema: TableSchema, records: list[LocatedRecord], batch: Batch
+) -> str:
+    """Return the hint of *error* with the statements for the columns of its record that the table lacks,
+    where the catalog has them."""
+    entry = batch.published and batch.published.find(schema.name)
+    carried: set[str] = set()
+    for located in records:
+        if located.line == error.line:
+            carried |= {*(located.record.data or {}), *(located.record.old_keys or {})}
+    missing = [c for c in drift.missing_columns(entry, schema) if c.name in carried] if entry else []
+    statements = "; ".join(drift.add_column(schema.name, column) for column in missing)
+    return f"{error.hint}: {statements}" if statements else error.hint
 
 
 def without(

@@ -162,7 +162,7 @@ def is_widened(before: str, after: str) -> bool:
     family = next((f for f in (_NUMBERS, _TIMES, _TEXTS) if old.name in f and new.name in f), None)
     if family is None:
         return old.name == new.name and not new.modifier
-    if new.name in _INTEGER_DIGITS and _digits(old) > _INTEGER_DIGITS[new.name]:
+    if new.name in _INTEGER_DIGITS and (_scale(old) != 0 or _digits(old) > _INTEGER_DIGITS[new.name]):
         return False  # rounded, where it has a fraction
     return _holds(old, new) and _is_no_shorter(old, new)
 

@@ -48,7 +48,7 @@ from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
 from syncdata.apply.state.holds import add_mark
 from syncdata.apply.state.marks import unlogged
-from syncdata.apply.state.published import Known, keep_known, look, read_known
+from syncdata.apply.state.published import Known, after_truncate, keep_known, look, read_known, suspicion
 from syncdata.apply.state.runs import add_to_run
 from syncdata.changes.filenames import is_change_file
 from syncdata.changes.names import TableName
@@ -158,6 +158,8 @@ class ShadowTarget:
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
                 self._newest = effect_of(share, outcome.counts[table])
+                if outcome.counts[table].truncated:
+                    self._known = after_truncate(self._known)
         return outcome
 
     def _look(self, batch: Batch) -> None:
@@ -198,6 +200,8 @@ class ShadowTarget:
         is_whole: bool,
     ) -> None:
         live, only_from = replace(self._schema, shadow=None), self._purpose.only_from
+        if (error := suspicion(live.name, self._known)) is not None:
+            raise error
         with self._waiting(), self._connection.transaction():
             if only_from is None:
                 lock_checkpoints(self._connection, [live.name])

@@ -239,6 +239,7 @@ class Target:
             self._advance_sequences()
         healthy = advance.without(failed)
         self._watch.keep(healthy.watermarks)
+        self._watch.note_truncated([t for t, effect in effects.items() if effect.counts.truncated])
         advance_checkpoints(
             self._connection,
             healthy.watermarks,

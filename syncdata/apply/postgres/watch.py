@@ -7,7 +7,7 @@ checkpoint (one that was set back, or a rebuilt table's). Nothing is done for ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from psycopg import Connection
@@ -16,7 +16,7 @@ from syncdata.apply.plan.batches import Batch
 from syncdata.apply.plan.drift import is_older
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.state.checkpoints import TableCheckpoint
-from syncdata.apply.state.published import Known, Look, keep_known, look, read_known
+from syncdata.apply.state.published import Known, Look, after_truncate, keep_known, look, read_known
 from syncdata.changes.catalog import Announcement, Catalog
 from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError
@@ -70,7 +70,9 @@ class Watch:
             table: (checkpoint.id, catalog.digest, schemas.get(table))
             for table, checkpoint in checkpoints.items()
         }
-        due = [table for table, state in now.items() if self._agreed.get(table) != state]
+        due = {table for table, state in now.items() if self._agreed.get(table) != state}
+        # Equal, but read anew for this file: from now on, one object is compared with itself.
+        self._agreed |= {table: state for table, state in now.items() if table not in due}
         if not due:
             return {}
         entries = {entry.table: entry for entry in published.tables}
@@ -96,6 +98,12 @@ class Watch:
             table: found.known for table, (known, found) in self._found.items() if found.known != known
         }
         keep_known(self._connection, changed)
+
+    def note_truncated(self, tables: Collection[TableName]) -> None:
+        """Take in that a TRUNCATE has emptied *tables* in this transaction; after `keep`."""
+        if tables:
+            known = read_known(self._connection, tables)
+            keep_known(self._connection, {table: after_truncate(entry) for table, entry in known.items()})
 
     def settle(self) -> None:
         """Note that the transaction has committed: nothing is due until something is new."""

@@ -67,11 +67,11 @@ def look(
         return Look(known=_with_marks(known, _unpublished(table, known)))
     found = [] if baseline is None else _done_there(known, baseline, published, here)
     unfit = [] if here is None else drift.differences(published, here)
-    stopping = [f for f in found if f.kind == "blocked" or known.is_rebuild] + unfit
+    stopping = [finding for finding in found if finding.kind == "blocked"] + unfit
     if stopping:
         return Look(known=_spoilt(table, known, published, unfit), error=_error(table, stopping, known))
     marks = [mark for mark in known.marks if mark.kind != "unpublished"]
-    marks += [Mark("suspect", finding.text, finding.remedy) for finding in found]
+    marks += [Mark("suspect", finding.text, _remedy(finding, known)) for finding in found]
     if known.was_unpublished:
         marks.append(_partial(table))
     lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
@@ -87,7 +87,7 @@ def look(
 def _done_there(
     known: Known, baseline: Baseline, published: PublishedTable, here: TableSchema | None
 ) -> list[Finding]:
-    found = [] if baseline.table == published else drift.changes(baseline.table, published)
+    found = [] if baseline.table == published else drift.changes(baseline, published)
     if known.was_unpublished and not found:
         found.append(drift.republished(published.table))
     if here is not None:
@@ -150,10 +150,39 @@ def _with_marks(known: Known, *marks: Mark, keeps: bool = True) -> Known:
 
 
 def _error(table: TableName, findings: list[Finding], known: Known) -> SchemaError:
-    remedies = [(known.is_rebuild and finding.in_rebuild) or finding.remedy for finding in findings]
     return SchemaError(
         "; ".join(dict.fromkeys(finding.text for finding in findings)),
-        hint="; ".join(dict.fromkeys(remedies)),
+        hint="; ".join(dict.fromkeys(_remedy(finding, known) for finding in findings)),
+        table=str(table),
+    )
+
+
+def _remedy(finding: Finding, known: Known) -> str:
+    return (known.is_rebuild and finding.in_rebuild) or finding.remedy
+
+
+def after_truncate(known: Known) -> Known:
+    """Return *known* after a TRUNCATE of the table: nothing is left of rows that may have differed.
+
+    Test: test_a_truncate_of_the_whole_table_settles_what_was_suspect.
+    """
+    baseline = known.baseline
+    return Known(
+        baseline=baseline and Baseline(baseline.table, baseline.lsn, truncated=True),
+        marks=tuple(mark for mark in known.marks if mark.kind not in ("suspect", "partial")),
+        has_rows=known.has_rows,
+        is_rebuild=known.is_rebuild,
+    )
+
+
+def suspicion(table: TableName, known: Known) -> SchemaError | None:
+    """Return the error for a rebuilt table whose new rows are not production's either; None if they are."""
+    suspect = [mark for mark in known.marks if mark.kind == "suspect"]
+    if not suspect:
+        return None
+    return SchemaError(
+        "; ".join(mark.text for mark in suspect),
+        hint="; ".join(dict.fromkeys(mark.hint for mark in suspect)),
         table=str(table),
     )
 
