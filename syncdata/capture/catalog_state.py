@@ -44,6 +44,9 @@ HasOlderRows = Callable[[SeenTable, str, SeenLeaf | None, str], bool | None]
 # are the moment or the identifier of that one migration.
 _TYPES_OF_THE_MOMENT = ("timestamp", "date", "time", "uuid")
 
+# More steps than a transaction can have.
+_ANY_STEP = str(1 << 32)
+
 _KINDS: dict[str, Literal["table", "partitioned table"]] = {"r": "table", "p": "partitioned table"}
 _IDENTITIES: dict[str, Literal["default", "full", "index", "nothing"]] = {
     "d": "default",
@@ -148,8 +151,11 @@ class _Comparison:
             return old.filled
         if column.has_missing:
             is_of_the_moment = column.type.startswith(_TYPES_OF_THE_MOMENT)
-            return column.default_varies or (is_of_the_moment and not column.has_default)
-        return column.identity != "" or self._was_written_anew(has_default=column.has_default)
+            may_be = column.default_varies or (is_of_the_moment and not column.has_default)
+        else:
+            may_be = column.identity != "" or self._was_written_anew(has_default=column.has_default)
+        # Rows that came after the column brought their values with them, in records.
+        return may_be and self._has_older_rows(self._seen, column.changed, None, _ANY_STEP) is not False
 
     def _was_written_anew(self, *, has_default: bool) -> bool:
         """Tell whether the rows may have been written anew since the last look, by other than VACUUM FULL."""

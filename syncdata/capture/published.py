@@ -87,7 +87,8 @@ _COLUMNS = """
 SELECT a.attrelid::bigint AS oid, a.attname::text AS name, a.attnum::int AS number,
        format_type(a.atttypid, a.atttypmod) AS type, a.atttypid::bigint AS type_oid, a.atttypmod AS modifier,
        a.attnotnull AS not_null, a.attgenerated::text AS generated, a.attidentity::text AS identity,
-       a.atthasmissing AS has_missing, a.atthasdef AND a.attgenerated = '' AS has_default,
+       a.xmin::text AS changed, a.atthasmissing AS has_missing,
+       a.atthasdef AND a.attgenerated = '' AS has_default,
        a.atthasmissing AND d.adbin IS NOT NULL AND (
            d.adbin::text ~ '[{{](SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO)' OR EXISTS (
                SELECT FROM regexp_matches(d.adbin::text, ':(?:op)?funcid (\\d+)', 'g') AS called
@@ -138,7 +139,8 @@ SELECT EXISTS (
 
 
 class SeenColumn(msgspec.Struct, frozen=True):
-    """A column as the source has it now. ``is_sent``: its values are in the stream."""
+    """A column as the source has it now. ``changed``: the transaction that added it, or altered it since.
+    ``is_sent``: its values are in the stream."""
 
     name: str
     number: int
@@ -148,6 +150,7 @@ class SeenColumn(msgspec.Struct, frozen=True):
     not_null: bool
     generated: str
     identity: str
+    changed: str
     has_missing: bool
     has_default: bool
     default_varies: bool

@@ -119,6 +119,8 @@ def take_over(directory: Path) -> list[SpooledFile]:
     """
     found = []
     with translated(directory):
+        for path in (directory / CATALOG_DIRECTORY).glob(".*.part"):
+            path.unlink()
         for path in sorted(directory.iterdir()):
             if path.name.startswith(_OURS) and path.name.endswith(".part"):
                 path.unlink()

@@ -323,6 +323,16 @@ def test_a_column_whose_older_rows_got_values_of_their_own_is_told(
     assert source.column("t", "c").filled is is_filled, "it stays so"
 
 
+@pytest.mark.parametrize("added", ["c int", "c bigserial", "c timestamptz DEFAULT now()"])
+def test_a_column_that_found_no_rows_is_like_any_other(source: Source, added: str) -> None:
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    source.publish("t")
+    source.execute("INSERT INTO t VALUES (1)")
+    source.archive()
+    source.execute("TRUNCATE t", f"ALTER TABLE t ADD {added}", "INSERT INTO t VALUES (2)")
+    assert source.archive().column("t", "c").filled is False
+
+
 def test_a_default_of_the_moment_that_a_migration_drops_again_is_told(any_source: Source) -> None:
     source = any_source
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")
