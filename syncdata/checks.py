@@ -217,7 +217,7 @@ def _check_tables(
             yield checks.Warning(
                 f"The whitelisted table {table} is UNLOGGED, at least in part: a crash empties it.",
                 hint=f"Run: ALTER TABLE {part} SET LOGGED; and resync it.",
-                id="syncdata.W014",
+                id="syncdata.W016",
             )
         numbered = find_numbered_by_migrations(schemas[table]) if table in schemas else None
         if numbered not in (None, str(table)):  # those tables themselves have W009
