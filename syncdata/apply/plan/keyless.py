@@ -28,7 +28,7 @@ class KeylessFold:
         reader = self._reader
         match record.op:
             case "INSERT":
-                self._insert(reader.read(record.data or {}))
+                self._insert(self._values_of(record.data))
             case "UPDATE":
                 old = reader.read(located_by(record))
                 new = {**old, **reader.read(record.data or {})}
@@ -45,11 +45,23 @@ class KeylessFold:
                 self.plan.replay_if_missing = True
                 self._insert(new)
             case "DELETE":
-                self._remove(reader.read(record.old_keys or record.data or {}))
+                self._remove(self._values_of(record.old_keys or record.data))
             case "TRUNCATE":
                 self.plan.truncate = True
                 self.plan.removals.clear()
                 self._inserts.clear()
+
+    def _values_of(self, values: Values | None) -> Values:
+        """Return *values* as the table takes them. Raises SchemaError for none: any row would equal that one.
+
+        Test: test_a_record_without_values_is_for_a_table_without_columns.
+        """
+        if not values and self._reader.writable:
+            raise SchemaError(
+                "a record carries no values, and the table has columns to fill",
+                hint="compare the table's definition in production with the local one",
+            )
+        return self._reader.read(values or {})
 
     def _insert(self, values: Values) -> None:
         row = self._reader.row(values)
