@@ -88,6 +88,7 @@ class SourceConfig:
     rotate_seconds: int = 60
     rotate_bytes: int = 64 * 1024 * 1024
     compression: str = "zstd"
+    snapshot_bytes: int = 1 << 30
     keep_days: int = 14
     prune_hours: int = 0
     state_dir: Path

@@ -94,6 +94,7 @@ SOURCE_KEYS = {
     "rotate_seconds": Key(whole_number(1, _YEAR_S)),
     "rotate_bytes": Key(whole_number(1, 2**40)),
     "compression": Key(one_of("zstd", "gzip", "none")),
+    "snapshot_bytes": Key(whole_number(0, 2**50)),
     "keep_days": Key(whole_number(0, 36_500)),
     "prune_hours": Key(whole_number(0, _YEAR_HOURS)),
 }

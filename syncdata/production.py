@@ -5,6 +5,7 @@ claim on its spool; leaves the source, the slot and the archive to `provision` a
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,8 @@ from syncdata.archive.retention import Removals, find_removals, prune
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.catalog_state import last_naming
 from syncdata.capture.chain import Chain, load_chain, require_same_slot, timeline_problem
-from syncdata.capture.housekeeper import Housekeeper, SourceView, Watch, view_source
+from syncdata.capture.housekeeper import Housekeeper, SourceView, Watch, too_large_to_copy, view_source
+from syncdata.capture.owed import load_owed, settle, sizes_of
 from syncdata.capture.publication import find_alterations, load_parts
 from syncdata.capture.session import Archived
 from syncdata.capture.settings import CaptureSettings
@@ -35,6 +37,8 @@ from syncdata.provision.facts import Failover
 from syncdata.provision.findings import Finding
 from syncdata.provision.provision import NewUser, ProvisionSettings, Report, SetupResult
 from syncdata.runtime.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 ARCHIVER_PID_FILE_NAME = ".syncdata_archiver.pid"
 
@@ -96,6 +100,7 @@ class ProductionService:
             Watch(self._view_source, self._config.spool_dir),
             lambda: self.prune(stop=stop),
             prune_every_s=self._config.prune_hours * 3600,
+            copy=lambda: self.copy_rewritten(stop=stop),
             stop=stop,
         )
         with self._as_the_only_one(), housekeeper:
@@ -104,7 +109,13 @@ class ProductionService:
     def run_once(self, stop: threading.Event) -> Archived:
         """Archive what was committed before now. Raises SyncError when not all of it is in the archive."""
         with self._as_the_only_one():
-            return self._archiver().run_once(stop)
+            archived = self._archiver().run_once(stop)
+            try:
+                if too_large := self.copy_rewritten(stop=stop):
+                    logger.warning("%s", too_large_to_copy(too_large))
+            except SyncError as error:
+                logger.warning("%s", error, extra={"code": error.code})
+            return archived
 
     def stop(self, *, timeout_s: float, progress: Callable[[str], None] = lambda line: None) -> int:
         """Stop the archiver that runs here, wait until it is gone, and return its pid.
@@ -138,6 +149,25 @@ class ProductionService:
             stop=stop,
             progress=progress,
         )
+
+    def copy_rewritten(self, *, stop: threading.Event) -> list[TableName]:
+        """Take the snapshots of tables whose rows changed without a record; return those that are too large.
+
+        Raises SyncError when a snapshot cannot be taken; it stays owed.
+        """
+        settings = self._settings
+        owed = load_owed(settings.spool_dir)
+        settle(settings.spool_dir, {t: since for t, since in owed.items() if t not in self._config.tables})
+        owed = {table: since for table, since in owed.items() if table in self._config.tables}
+        if not owed or not settings.snapshot_bytes:
+            return list(owed)
+        sizes = sizes_of(settings.params, list(owed))
+        small = [table for table in owed if sizes[table] <= settings.snapshot_bytes]
+        if small:
+            logger.info("copying what no record says: %s", " ".join(map(str, small)))
+            taken = take_snapshots(settings, self._open_archive, self._chain(), small, stop=stop)
+            settle(settings.spool_dir, {snapshot.table: owed[snapshot.table] for snapshot in taken})
+        return [table for table in owed if table not in small]
 
     def prune(self, *, stop: threading.Event, is_dry_run: bool = False) -> Removals:
         """Remove the files from the archive that no resync can need any more; return those removed.
@@ -229,6 +259,7 @@ class ProductionService:
             rotate_s=config.rotate_seconds,
             rotate_bytes=config.rotate_bytes,
             compression=cast(Compression, config.compression),
+            snapshot_bytes=config.snapshot_bytes,
         )
 
     def _archiver(self) -> Archiver:

@@ -5,9 +5,10 @@ Knows snapshots, cycles and which table waits for which; knows nothing of the da
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +23,14 @@ from syncdata.apply.resync import complete, rebuilding, where_the_others_stand
 from syncdata.apply.sink import DaemonSink, Outcome, Purpose, Sink
 from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.archive.archive import SnapshotFile
+from syncdata.changes.filenames import file_time, parse_stamp
 from syncdata.changes.names import TableName
 from syncdata.errors import ApplyError, ArchiveConnectionError, ParseError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
 
 logger = logging.getLogger(__name__)
+
+_AHEAD = dt.timedelta(seconds=5)
 
 
 class RequestedError(Exception):
@@ -52,34 +56,60 @@ class Pass:
 
     def run(self) -> None:
         """Bring all tables on. Tables that have begun go first: they must not grow stale while a new table's
-        snapshot is loaded. Then the new ones begin, and go on with the others. So do tables that lack rows,
-        because they began without a snapshot or were made anew: they are rebuilt once there is one.
+        snapshot is loaded. Then the new ones begin, and go on with the others. Last, tables whose rows are
+        not production's are rebuilt, once there is a snapshot that settles it.
 
         Raises RequestedError, CheckpointMovedError, and SyncError when it cannot go on.
         """
         checkpoints, replaced = self._examine()
         new = {checkpoint.table for checkpoint in checkpoints if not checkpoint.has_begun}
-        partial = {c.table for c in checkpoints if c.has_begun and c.is_partial and not c.error}
         try:
-            snapshots = find_snapshots(
-                self.context.archive, new | partial | replaced.keys(), stop=self.context.stop
-            )
+            snapshots = find_snapshots(self.context.archive, new | replaced.keys(), stop=self.context.stop)
         except ReadingStopped:
             return
-        for table in partial - replaced.keys():
-            if table in snapshots and self.tried.get(table) == snapshots[table][0].name:
-                del snapshots[table]
         self._hold(
             {c: replaced[c.table] for c in checkpoints if c.table in replaced.keys() - snapshots.keys()}
         )
         beginning = new & snapshots.keys() | replaced.keys()
         self._advance([checkpoint for checkpoint in checkpoints if checkpoint.table not in beginning])
-        if not snapshots:
-            return
+        if snapshots:
+            self._begin_new(new, snapshots, checkpoints, replaced)
+        self._rebuild_lacking()
+
+    def _begin_new(
+        self,
+        new: Set[TableName],
+        snapshots: Mapping[TableName, Sequence[SnapshotFile]],
+        checkpoints: Sequence[TableCheckpoint],
+        replaced: Mapping[TableName, SyncError],
+    ) -> None:
+        """Let the tables of *snapshots* begin, and go on with the others."""
         bad_snapshots = self._begin_all(snapshots, {c.table: c for c in checkpoints}, replaced)
         # Tables that were added or cleared meanwhile begin with the next cycle, which looks for snapshots.
         from_files = new - snapshots.keys() | bad_snapshots.keys()
         self._advance(self._going_on(from_files), bad_snapshots)
+
+    def _rebuild_lacking(self) -> None:
+        """Rebuild tables that lack rows, or whose rows may differ, from snapshots that settle it.
+
+        Test: test_a_table_whose_rows_changed_without_a_record_heals_by_itself.
+        """
+        lacking = {c.table: c for c in self._checkpoints() if c.has_begun and is_healed_by_snapshot(c)}
+        if not lacking or self.context.stop.is_set():
+            return
+        try:
+            found = find_snapshots(self.context.archive, lacking.keys(), stop=self.context.stop)
+        except ReadingStopped:
+            return
+        snapshots = {
+            table: files
+            for table, files in found.items()
+            if self.tried.get(table) != files[0].name and settles(files[0], lacking[table])
+        }
+        if not snapshots:
+            return
+        self._begin_all(snapshots, lacking, {})
+        self._advance(self._going_on(()))
 
     def _examine(self) -> tuple[list[TableCheckpoint], dict[TableName, SyncError]]:
         """Look at the tables before any record goes there. Return the checkpoints of those that can take
@@ -175,6 +205,8 @@ class Pass:
         """Note how a table that lacks older rows was rebuilt. Where it was not, its rows are as before."""
         if beginning.result is not None:
             logger.info("%s has all its rows now: it is rebuilt from its newest snapshot", table)
+            self.result.blocked.pop(table, None)
+            self.result.newly_blocked.pop(table, None)
             self.result.add(beginning.result)
             return
         logger.warning(
@@ -194,6 +226,22 @@ class Pass:
 
     def _checkpoints(self) -> list[TableCheckpoint]:
         return [checkpoint for checkpoint in self.sink.checkpoints() if not checkpoint.is_paused]
+
+
+def is_healed_by_snapshot(checkpoint: TableCheckpoint) -> bool:
+    """Tell whether a rebuild from a newer snapshot gives the table its missing or other rows."""
+    return (checkpoint.is_partial and not checkpoint.error) or any(mark.since for mark in checkpoint.marks)
+
+
+def settles(snapshot: SnapshotFile, checkpoint: TableCheckpoint) -> bool:
+    """Tell whether *snapshot* is newer than the change files that showed that the table's rows may differ.
+
+    Its rows alone can tell; the times in the names spare loading those that cannot be. The archiver gives a
+    file a name some seconds ahead where files come faster than names.
+    """
+    taken = parse_stamp(snapshot.stamp)
+    shown = [moment for mark in checkpoint.marks if (moment := file_time(mark.since))]
+    return taken is None or all(moment - _AHEAD <= taken for moment in shown)
 
 
 class _InterruptibleSink:

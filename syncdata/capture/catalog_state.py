@@ -32,6 +32,7 @@ from syncdata.changes.catalog import (
     digest_of,
     encode_catalog,
 )
+from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import SpoolError
 
@@ -68,7 +69,8 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     ``lsn`` and ``xmin`` are the look's. ``storages`` has the relfilenode of each table and leaf, by oid, and
     ``attached`` the transaction that attached each leaf.
     ``announced`` is the digest that holds behind the last finished change file. ``named`` says which change
-    file or snapshot, by its stamp, was the last one to name a catalog.
+    file or snapshot, by its stamp, was the last one to name a catalog. ``rewritten``: the tables whose rows
+    have changed without a record since the last catalog that was announced.
     """
 
     lsn: str
@@ -78,6 +80,7 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     attached: dict[int, str] = {}
     announced: str | None = None
     named: dict[str, str] = {}
+    rewritten: tuple[TableName, ...] = ()
 
     @property
     def position(self) -> int:
@@ -107,6 +110,7 @@ def next_state(before: CatalogState | None, look: Look, has_older_rows: HasOlder
         attached=attached,
         announced=before.announced if before else None,
         named=before.named if before else {},
+        rewritten=before.rewritten if before else (),
     )
 
 
@@ -216,7 +220,17 @@ def name_identity(code: str) -> Literal["default", "full", "index", "nothing"]:
 
 # What changed, for the log.
 
-_UNTIL_RESYNC = "readers block it until a new snapshot (archive_changes --snapshot) and a resync there"
+_UNTIL_RESYNC = "readers hold it for suspect, or block it, until there is a new snapshot"
+
+
+def rewritten_tables(before: Catalog, after: Catalog) -> list[TableName]:
+    """Return the tables that are published before and after, and whose rows changed without a record."""
+    now = {table.table: table for table in after.tables}
+    return [
+        old.table
+        for old in before.tables
+        if (new := now.get(old.table)) is not None and (new.oid != old.oid or _tell_table(old, new))
+    ]
 
 
 def tell_changes(before: Catalog, after: Catalog) -> list[str]:

@@ -33,6 +33,7 @@ from syncdata.errors import Problem, SyncError
 logger = logging.getLogger(__name__)
 
 _FIRST_WATCH_S, _WATCH_EVERY_S = 1.0, 10.0
+_COPY_AGAIN_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,15 @@ def view_source(
         )
 
 
+def too_large_to_copy(tables: Sequence[TableName]) -> str:
+    """Return the warning that *tables* are larger than what the archiver copies by itself."""
+    names = " ".join(map(str, tables))
+    return (
+        f"rows changed without a record, and the tables are larger than source.snapshot_bytes: {names}"
+        f" (run 'archive_changes --snapshot {names}' when production can bear it)"
+    )
+
+
 class Watch:
     """Looks at the source again and again, and sees what was altered since the first look.
 
@@ -99,7 +109,10 @@ class Watch:
 
 
 class Housekeeper:
-    """A thread for the block, beside a running archiver. It prunes every *prune_every_s*; 0: never."""
+    """A thread for the block, beside a running archiver. It prunes every *prune_every_s*; 0: never.
+
+    *copy* takes the snapshots that are owed, and returns the tables that are too large for it.
+    """
 
     def __init__(
         self,
@@ -107,10 +120,14 @@ class Housekeeper:
         prune: Callable[[], Removals],
         *,
         prune_every_s: float,
+        copy: Callable[[], Sequence[TableName]] = tuple,
         stop: threading.Event,
     ) -> None:
         self._view = view
         self._prune = prune
+        self._copy = copy
+        self._copy_due_s = 0.0
+        self._too_large: Sequence[TableName] = ()
         self._prune_every_s = prune_every_s
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name="syncdata-housekeeper", daemon=True)
@@ -132,6 +149,7 @@ class Housekeeper:
             wait_s = _WATCH_EVERY_S
             try:
                 self.watch_source()
+                self.copy_rewritten()
                 if self._prune_every_s and time.monotonic() >= prune_due_s and not self._stop.is_set():
                     prune_due_s = time.monotonic() + self._prune_every_s
                     self.prune_archive()
@@ -146,6 +164,17 @@ class Housekeeper:
             if (warning.kind, warning.table) not in self._warned:
                 logger.warning("%s", warning)
         self._warned = frozenset((warning.kind, warning.table) for warning in warnings)
+
+    def copy_rewritten(self) -> None:
+        """Take the snapshots that are owed; after a failure, not again for a while."""
+        if time.monotonic() < self._copy_due_s or self._stop.is_set():
+            return
+        self._copy_due_s = time.monotonic() + _COPY_AGAIN_S
+        too_large = self._copy()
+        self._copy_due_s = 0.0
+        if too_large and too_large != self._too_large:
+            logger.warning("%s", too_large_to_copy(too_large))
+        self._too_large = too_large
 
     def prune_archive(self) -> None:
         """Prune; log why no change file could be removed, unless it was for the same tables the last time."""

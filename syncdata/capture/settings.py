@@ -14,7 +14,8 @@ from syncdata.changes.filenames import Compression
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureSettings:
     """``params`` are psycopg's, for the source. A change file ends at the first commit after it has been open
-    for ``rotate_s`` seconds, or has ``rotate_bytes`` of text (before compression)."""
+    for ``rotate_s`` seconds, or has ``rotate_bytes`` of text (before compression). Tables of up to
+    ``snapshot_bytes`` are copied by the archiver itself when their rows changed without a record."""
 
     params: Mapping[str, Any]
     slot_name: str
@@ -23,3 +24,4 @@ class CaptureSettings:
     rotate_s: float = 60.0
     rotate_bytes: int = 64 * 1024 * 1024
     compression: Compression = "zstd"
+    snapshot_bytes: int = 1 << 30

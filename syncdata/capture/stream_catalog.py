@@ -24,9 +24,11 @@ from syncdata.capture.catalog_state import (
     load_state,
     name_identity,
     next_state,
+    rewritten_tables,
     save_state,
     tell_changes,
 )
+from syncdata.capture.owed import owe
 from syncdata.capture.pgoutput import Relation
 from syncdata.capture.published import Look, SeenTable, SourceEye
 from syncdata.capture.spool import keep_catalog
@@ -119,9 +121,13 @@ class StreamCatalog:
             self._keep(named=self._state.named | dict.fromkeys(digests, stamp))
 
     def note_announced(self, digest: str) -> None:
-        """Remember durably that the last finished file ends under *digest*."""
+        """Remember durably that the last finished file ends under *digest*, and what snapshots are owed.
+
+        Not before: a snapshot must be newer, by its name, than the file in which readers meet the change.
+        """
         if digest != self._state.announced:
-            self._keep(announced=digest)
+            owe(self._directory, self._state.rewritten)
+            self._keep(announced=digest, rewritten=())
 
     # Inside
 
@@ -147,8 +153,11 @@ class StreamCatalog:
 
     def _compare(self, before: CatalogState | None, look: Look) -> tuple[CatalogState, dict[int, SeenTable]]:
         state = next_state(before, look, self._eye.has_older_rows)
-        for line in tell_changes(before.catalog, state.catalog) if before else []:
-            logger.warning("%s", line)
+        if before is not None:
+            for line in tell_changes(before.catalog, state.catalog):
+                logger.warning("%s", line)
+            rewritten = {*before.rewritten, *rewritten_tables(before.catalog, state.catalog)}
+            state = msgspec.structs.replace(state, rewritten=tuple(sorted(rewritten)))
         if look.leaves_out_actions and (before is None or before.catalog.tables):
             logger.warning(
                 "the publication %s leaves out some of INSERT, UPDATE, DELETE and TRUNCATE: readers take its"

@@ -79,7 +79,7 @@ class Watch:
         errors = {}
         for table, known in read_known(self._connection, due).items():
             older = is_older(catalog.lsn, known.baseline, commit_lsn=commit_lsn)
-            found = look(table, known, entries.get(table), schemas.get(table), is_older=older)
+            found = look(table, known, entries.get(table), schemas.get(table), is_older=older, file=file)
             self._found[table] = known, found
             if found.error is not None:
                 found.error.file = file

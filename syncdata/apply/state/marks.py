@@ -24,11 +24,13 @@ class Mark(msgspec.Struct, frozen=True, order=True):
     ``differs``: verification found rows that are not production's. ``suspect``: something happened that may
     have left rows different. ``partial``: it began without a snapshot, and nothing proves that the archive
     reaches back to its first row. ``unpublished``: production does not publish it, so nothing arrives.
+    ``since``: the change file that showed it, where a rebuild from a newer snapshot settles it.
     """
 
     kind: Kind
     text: str
     hint: str = ""
+    since: str = ""
 
     def __str__(self) -> str:
         return f"{self.text} ({self.hint})" if self.hint else self.text

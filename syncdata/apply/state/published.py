@@ -54,11 +54,13 @@ def look(
     *,
     is_older: bool = False,
     snapshot_lsn: int | None = None,
+    file: str = "",
 ) -> Look:
     """Hold *table* to the catalog, which has *published*, and to the table *here*.
 
     *is_older*: the catalog is older than the snapshot that the rows came from, so it says nothing of them.
-    *snapshot_lsn*: the commit of the snapshot that is being loaded under the catalog.
+    *snapshot_lsn*: the commit of the snapshot that is being loaded under the catalog. *file* is the one that
+    names the catalog.
     """
     baseline = known.baseline
     if is_older and baseline is not None:
@@ -68,10 +70,11 @@ def look(
     found = [] if baseline is None else _done_there(known, baseline, published, here)
     unfit = [] if here is None else drift.differences(published, here)
     stopping = [finding for finding in found if finding.kind == "blocked"] + unfit
+    suspicions = [Mark("suspect", finding.text, _remedy(finding, known), file) for finding in found]
     if stopping:
+        known = known if known.is_rebuild else _with_marks(known, *suspicions)
         return Look(known=_spoilt(table, known, published, unfit), error=_error(table, stopping, known))
-    marks = [mark for mark in known.marks if mark.kind != "unpublished"]
-    marks += [Mark("suspect", finding.text, _remedy(finding, known)) for finding in found]
+    marks = [mark for mark in known.marks if mark.kind != "unpublished"] + suspicions
     if known.was_unpublished:
         marks.append(_partial(table))
     lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
@@ -140,10 +143,13 @@ def _spoilt(table: TableName, known: Known, published: PublishedTable, unfit: li
 
 
 def _with_marks(known: Known, *marks: Mark, keeps: bool = True) -> Known:
-    every = dict.fromkeys([*(known.marks if keeps else ()), *marks])
+    # Said once, however often it is found again. Test: test_a_finding_that_blocks_is_a_mark_once.
+    every: dict[tuple[str, str], Mark] = {}
+    for mark in [*(known.marks if keeps else ()), *marks]:
+        every.setdefault((mark.kind, mark.text), mark)
     return Known(
         baseline=known.baseline,
-        marks=tuple(every),
+        marks=tuple(every.values()),
         has_rows=known.has_rows,
         is_rebuild=known.is_rebuild,
     )

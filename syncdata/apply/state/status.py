@@ -198,6 +198,7 @@ def _find_problems(
         Problem(kind=mark.kind, text=f"{info.table_name} is {mark.kind}: {mark}", table=info.table_name)
         for info in tables
         for mark in info.marks
+        if info.state != "blocked"  # then the error says it
     ]
     if not is_active:
         text = "no daemon runs on this database: start one with syncdata_start"

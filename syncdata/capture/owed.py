@@ -1,0 +1,81 @@
+"""The snapshots that the archiver owes its readers: of tables whose rows changed without a record.
+
+A partition was dropped, say: no record tells, so the rows stay at every reader, and the table is suspect
+there until it is rebuilt from a newer snapshot. The archiver takes that snapshot by itself where the table is
+not too large. Knows the file in the spool that remembers what is owed; leaves copying to snapshot.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from psycopg import sql
+
+from syncdata.capture.source import connect
+from syncdata.capture.spool import replace_in_spool
+from syncdata.changes.names import TableName
+
+OWED_FILE_NAME = "owed.json"
+
+# The stream's thread adds what is owed while the housekeeper's settles what it has copied.
+_lock = threading.Lock()
+
+_SIZE = """
+WITH RECURSIVE part (oid) AS (
+    SELECT to_regclass({table})::oid
+    UNION ALL SELECT i.inhrelid FROM part JOIN pg_inherits i ON i.inhparent = part.oid
+)
+SELECT coalesce(sum(pg_table_size(oid)), 0)::bigint FROM part WHERE oid IS NOT NULL
+"""
+
+
+def owe(directory: Path, tables: Collection[TableName]) -> None:
+    """Remember durably, in the spool *directory*, that *tables* need a snapshot from now on."""
+    if tables:
+        with _lock:
+            now = time.time_ns()
+            _save(directory, _load(directory) | {str(table): now for table in tables})
+
+
+def load_owed(directory: Path) -> dict[TableName, int]:
+    """Return the tables whose snapshot is owed, each with the time since when, for `settle`."""
+    with _lock:
+        return {TableName.parse(name): since for name, since in _load(directory).items()}
+
+
+def settle(directory: Path, copied: Mapping[TableName, int]) -> None:
+    """Forget what is owed of the tables in *copied*, unless they have changed since the time there."""
+    with _lock:
+        owed = _load(directory)
+        left = {name: since for name, since in owed.items() if copied.get(TableName.parse(name)) != since}
+        if left != owed:
+            _save(directory, left)
+
+
+def sizes_of(params: Mapping[str, Any], tables: Sequence[TableName]) -> dict[TableName, int]:
+    """Return the bytes of each of *tables*, with all partitions. Raises SourceConnectionError."""
+    with connect(params) as connection:
+        connection.execute("SET lock_timeout = '5s'")
+        sizes = {}
+        for table in tables:
+            name = sql.Identifier(table.schema, table.name).as_string(connection)
+            row = connection.execute(sql.SQL(_SIZE).format(table=sql.Literal(name))).fetchone()
+            assert row is not None
+            sizes[table] = row[0]
+        return sizes
+
+
+def _load(directory: Path) -> dict[str, int]:
+    try:
+        return msgspec.json.decode((directory / OWED_FILE_NAME).read_bytes(), type=dict[str, int])
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return {}
+
+
+def _save(directory: Path, owed: Mapping[str, int]) -> None:
+    replace_in_spool(directory / OWED_FILE_NAME, msgspec.json.encode(owed) + b"\n")
