@@ -51,6 +51,7 @@ class Run:
     """
 
     seed: int = 1
+    truncates: bool = True
     rows: dict[str, Rows] = field(default_factory=lambda: {"users": {}, "orders": {}})
     _lsn: int = 0x1956308
     _now: dt.datetime = dt.datetime(2026, 11, 27, 15, 15, 20, 884740)
@@ -91,7 +92,7 @@ class Run:
     def _change(self, ts: str) -> str:
         table = self._random.choice(("users", "orders"))
         rows, dice = self.rows[table], self._random.random()
-        if dice < 0.02:
+        if dice < 0.02 and self.truncates:
             rows.clear()
             return script_line(table, "T", self._step(), ts)
         if dice < 0.45 or not rows:

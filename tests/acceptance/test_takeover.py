@@ -67,7 +67,7 @@ def test_a_long_run_of_the_script_ends_in_productions_rows(
 
 
 def test_a_takeover_goes_on_after_the_last_file_and_a_resync_makes_it_green(old: World) -> None:
-    run = Run(seed=2)
+    run = Run(seed=2, truncates=False)  # a TRUNCATE would settle what is suspect
     done = run.files(old.archive, 3, 30)
     # What the tool had applied by then; it took any spelling of a name, and it may have lost a row.
     old.execute(

@@ -316,6 +316,7 @@ def test_an_archive_that_is_away_is_said_once_by_the_daemon(
 ) -> None:
     monkeypatch.setattr("syncdata.apply.worker._FIRST_RETRY_S", 0.01)
     monkeypatch.setattr("syncdata.apply.worker._LAST_RETRY_S", 0.01)
+    world.execute("CREATE TABLE t (id int PRIMARY KEY)")
     world.whitelist("t")
     away = world.archive.rename(world.archive.with_name("away"))
     caplog.set_level(logging.DEBUG, "syncdata")

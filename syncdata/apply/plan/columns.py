@@ -101,7 +101,7 @@ class RecordReader:
                 for key in self.schema.other_keys:
                     if old_values.keys() >= set(key):
                         raise OtherKeyError(key) from None
-        return self.key(values)
+        return self.key(old_values, values)
 
     def _choose_key_reader(self) -> Callable[[Values], Key]:
         """Return a function that reads the key out of values and raises KeyError where it is not whole.
