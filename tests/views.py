@@ -28,8 +28,8 @@ from tests.world import World
 class Views:
     """What each view says of one table, while a daemon runs.
 
-    ``hints`` are the remedies in ``list_tables --json``. ``problems`` are those of ``syncdata_status --json``
-    that name the table, ``refusal`` is the error that
+    ``hints`` are the remedies in ``list_tables --json``, ``problems`` those of ``syncdata_status --json``,
+    ``refusal`` is the error that
     ends ``syncdata_status --check`` with status 1, empty for status 0. Of the metrics, ``healthy`` is
     syncdata_healthy and ``metric_states`` are the states in which the table is counted. ``page`` is the
     state in the dashboard's list of tables, and ``page_text`` the whole page.
@@ -81,7 +81,7 @@ def look(world: World, table: str) -> Views:
     return Views(
         state=row["state"],
         hints=tuple(hint for hint in hints if hint),
-        problems=tuple(text for text in status["problems"] if re.search(rf"\b{table}\b", text)),
+        problems=tuple(status["problems"]),
         refusal=refusal,
         healthy=healthy,
         metric_states=states,

@@ -145,6 +145,7 @@ class _Comparison:
             row_filter=seen.row_filter,
             column_list=seen.column_list,
             partitions=tuple(map(self._partition, seen.leaves)),
+            membership=seen.membership,
         )
 
     def _is_filled(self, column: SeenColumn) -> bool:
@@ -210,6 +211,7 @@ def column_of(column: SeenColumn, *, is_filled: bool) -> Column:
         generated=_GENERATED[column.generated],
         identity=_IDENTITY_COLUMNS[column.identity],
         filled=is_filled,
+        older=column.older,
     )
 
 
@@ -259,6 +261,8 @@ def tell_changes(before: Catalog, after: Catalog) -> list[str]:
 
 def _tell_table(old: PublishedTable, new: PublishedTable) -> list[str]:
     told = []
+    if old.membership != new.membership:
+        told.append("it was taken off the publication and added again")
     known = {column.number: column for column in old.columns}
     for column in new.columns:
         if column.filled and not (column.number in known and known[column.number].filled):

@@ -66,7 +66,7 @@ WITH RECURSIVE listed AS (
 )
 SELECT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid, c.relkind::text AS kind,
        c.relfilenode::bigint AS storage, c.relreplident::text AS identity,
-       to_jsonb(r) -> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered
+       coalesce(r.oid, 0)::bigint AS membership, to_jsonb(r) -> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered
 FROM published
 JOIN pg_class c ON c.oid = published.oid
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -88,6 +88,7 @@ SELECT a.attrelid::bigint AS oid, a.attname::text AS name, a.attnum::int AS numb
        format_type(a.atttypid, a.atttypmod) AS type, a.atttypid::bigint AS type_oid, a.atttypmod AS modifier,
        a.attnotnull AS not_null, a.attgenerated::text AS generated, a.attidentity::text AS identity,
        a.xmin::text AS changed, a.atthasmissing AS has_missing,
+       coalesce(encode(sha256(convert_to(a.attmissingval::text, 'UTF8')), 'hex'), '') AS older,
        a.atthasdef AND a.attgenerated = '' AS has_default,
        a.atthasmissing AND d.adbin IS NOT NULL AND (
            d.adbin::text ~ '[{{](SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO)' OR EXISTS (
@@ -152,6 +153,7 @@ class SeenColumn(msgspec.Struct, frozen=True):
     identity: str
     changed: str
     has_missing: bool
+    older: str
     has_default: bool
     default_varies: bool
     is_sent: bool
@@ -183,6 +185,7 @@ class SeenTable(msgspec.Struct, frozen=True):
     column_list: tuple[str, ...] | None
     columns: tuple[SeenColumn, ...]
     leaves: tuple[SeenLeaf, ...]
+    membership: int = 0
 
     @property
     def table(self) -> TableName:
@@ -390,6 +393,7 @@ def _table(
         else tuple(column.name for column in seen if column.is_sent),
         columns=seen,
         leaves=tuple(SeenLeaf(**leaf) for leaf in leaves),
+        membership=row["membership"],
     )
 
 

@@ -227,6 +227,7 @@ class StreamCatalog:
             row_filter=known.row_filter,
             column_list=known.column_list,
             partitions=known.partitions,
+            membership=known.membership,
         )
 
     def _type_text(self, type_oid: int, modifier: int) -> str:

@@ -37,7 +37,8 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     ``number`` is its ``attnum``: a column that was dropped and added again has another one. ``type`` is
     ``format_type``'s text, with the modifier: ``numeric(10,2)``. ``generated``: ``stored`` or ``virtual``;
     ``identity``: ``always`` or ``by default``. ``filled``: when the column was added, the rows that were
-    there got values that no record carries (a volatile default, an identity).
+    there got values that no record carries (a volatile default, an identity). ``older`` stands for the value
+    that they got otherwise, from a default that is a constant: a digest of it; empty for NULL.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     generated: Literal["", "stored", "virtual"] = ""
     identity: Literal["", "always", "by default"] = ""
     filled: bool = False
+    older: str = ""
 
 
 class Partition(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,7 +65,8 @@ class Partition(msgspec.Struct, frozen=True, omit_defaults=True):
 class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     """A published table. ``key``: the primary key's columns. ``identity``: the kind of its replica identity,
     whose columns ``identity_columns`` are (all of them for ``full``). ``column_list`` is None where all
-    columns are published."""
+    columns are published. ``membership`` changes when the table is taken off the publication and added again:
+    the oid of its row in pg_publication_rel, 0 where all tables are published."""
 
     schema: str
     name: str
@@ -76,6 +79,7 @@ class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     row_filter: str | None = None
     column_list: tuple[str, ...] | None = None
     partitions: tuple[Partition, ...] = ()
+    membership: int = 0
 
     @property
     def table(self) -> TableName:

@@ -79,6 +79,8 @@ def republished(table: TableName) -> Finding:
 
 def _changed_publication(before: PublishedTable, now: PublishedTable) -> Iterator[Finding]:
     table = now.table
+    if before.membership != now.membership and before.membership and now.membership:
+        yield republished(table)
     if before.row_filter != now.row_filter:
         yield _rows_lost(table, "the row filter of the publication has changed: other rows belong here now")
     if before.column_list != now.column_list and (which := _other_columns(before, now)):
@@ -168,9 +170,44 @@ def renames(before: PublishedTable, now: PublishedTable, here: TableSchema) -> I
             yield Finding(
                 kind="blocked",
                 text=f"column {old} is called {column.name} in production now",
-                remedy=f"rename it here, too: ALTER TABLE {sql_name(now.table)} RENAME COLUMN {_quoted(old)}"
-                f" TO {_quoted(column.name)}; the table goes on by itself",
+                remedy=f"rename it here, too: ALTER TABLE {sql_name(now.table)} RENAME COLUMN {quoted(old)}"
+                f" TO {quoted(column.name)}; the table goes on by itself",
             )
+
+
+def additions(before: PublishedTable, now: PublishedTable, here: TableSchema) -> Iterator[Finding]:
+    """Yield the columns that were added in production, where the rows that were there have another value than
+    the rows *here*: no record carries it, so the defaults of both sides must be the same.
+
+    Only PostgreSQL's note of that value is compared. A table here that was written anew has it no more: then
+    it is taken for another one. Partitioned tables have no such note.
+    Tests: "a column has another default here" in tests/acceptance/test_green_means_equal.py.
+    """
+    if now.kind == "partitioned table" or here.is_partitioned:
+        return
+    local = {column.name: column for column in here.columns}
+    numbers = {column.number for column in before.columns}
+    travelling = _travelling(now)
+    for column in now.columns:
+        is_new = column.number not in numbers and column.number > 0 and not column.filled
+        if not is_new or column.name not in local or column.name not in travelling:
+            continue
+        if local[column.name].older != column.older:
+            yield _rows_differ(
+                now.table,
+                f"column {column.name} was added with a default that gave the older rows in production"
+                " another value than it did here",
+            )
+
+
+def seen_here(before: PublishedTable | None, now: PublishedTable, here: TableSchema | None) -> PublishedTable:
+    """Return *now* without the columns that are new and not *here* yet: they are looked at when they are."""
+    if before is None or here is None:
+        return now
+    numbers = {column.number for column in before.columns}
+    local = {column.name for column in here.columns}
+    columns = tuple(c for c in now.columns if c.number in numbers or c.name in local)
+    return msgspec.structs.replace(now, columns=columns)
 
 
 def _rows_lost(table: TableName, text: str) -> Finding:
@@ -231,7 +268,7 @@ def _different(table: TableName, there: Column, here: LocalColumn, *, travels: b
             text=f"column {there.name} is generated in production, so its values are in no record, and it is"
             " an ordinary column here",
             remedy="make it a generated column here, too, with production's expression: ALTER TABLE"
-            f" {sql_name(table)} DROP COLUMN {_quoted(there.name)}, ADD COLUMN {_quoted(there.name)}"
+            f" {sql_name(table)} DROP COLUMN {quoted(there.name)}, ADD COLUMN {quoted(there.name)}"
             f" {there.type} GENERATED ALWAYS AS (…) STORED; the table goes on by itself",
         )
     if here.is_generated and not there.generated:
@@ -240,7 +277,7 @@ def _different(table: TableName, there: Column, here: LocalColumn, *, travels: b
             text=f"column {there.name} is generated here and an ordinary column in production, whose values"
             " it cannot take",
             remedy=f"make it an ordinary column: ALTER TABLE {sql_name(table)} DROP COLUMN"
-            f" {_quoted(there.name)}, ADD COLUMN {_quoted(there.name)} {there.type}; then run"
+            f" {quoted(there.name)}, ADD COLUMN {quoted(there.name)} {there.type}; then run"
             f" 'python manage.py resync {table}'",
             spoils=True,
         )
@@ -254,7 +291,7 @@ def _different_type(table: TableName, there: Column, here: LocalColumn) -> Findi
         kind="blocked",
         text=f"column {there.name} is {there.type} in production and {here.declared_type or here.sql_type}"
         " here, which would change values without an error",
-        remedy=f"ALTER TABLE {sql_name(table)} ALTER COLUMN {_quoted(there.name)} TYPE {there.type}"
+        remedy=f"ALTER TABLE {sql_name(table)} ALTER COLUMN {quoted(there.name)} TYPE {there.type}"
         f"{_using(there, here)}",
     )
 
@@ -262,7 +299,7 @@ def _different_type(table: TableName, there: Column, here: LocalColumn) -> Findi
 def _using(there: Column, here: LocalColumn) -> str:
     """Return the USING clause of an ALTER … TYPE that PostgreSQL refuses without one."""
     is_cast = _family(there.type) == _family(here.sql_type)
-    return "" if is_cast else f" USING {_quoted(there.name)}::text::{there.type}"
+    return "" if is_cast else f" USING {quoted(there.name)}::text::{there.type}"
 
 
 def _family(sql_type: str) -> str:
@@ -304,14 +341,14 @@ def missing_columns(published: PublishedTable, here: TableSchema) -> list[Column
 
 def add_column(table: TableName, column: Column) -> str:
     """Return the statement that gives the table here *column*."""
-    return f"ALTER TABLE {sql_name(table)} ADD COLUMN {_quoted(column.name)} {column.type}"
+    return f"ALTER TABLE {sql_name(table)} ADD COLUMN {quoted(column.name)} {column.type}"
 
 
 def sql_name(table: TableName) -> str:
     """Return *table* as SQL spells it."""
-    return ".".join(map(_quoted, (table.schema, table.name)))
+    return ".".join(map(quoted, (table.schema, table.name)))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     is_plain = name.isascii() and name.isidentifier() and name == name.lower()
     return name if is_plain else '"' + name.replace('"', '""') + '"'

@@ -23,7 +23,8 @@ class ColumnType:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
     """A column. ``sql_type``: its type as SQL spells it; for a domain, the one that it is made of.
-    ``declared_type``: the domain itself then."""
+    ``declared_type``: the domain itself then. ``older``: a digest of the value that rows had got when the
+    column was added with a constant as default; empty for NULL."""
 
     name: str
     sql_type: str
@@ -31,6 +32,7 @@ class Column:
     is_generated: bool = False
     is_always_identity: bool = False
     declared_type: str = ""
+    older: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,8 @@ ORDER BY n.nspname <> 'public', n.nspname, c.relname
 _COLUMNS = """
 SELECT attrelid::bigint AS oid, attname AS name, atttypid::bigint AS type_oid, atttypmod AS typmod,
        attgenerated <> '' AS is_generated, attidentity = 'a' AS is_always_identity,
-       format_type(atttypid, atttypmod) AS declared_type
+       format_type(atttypid, atttypmod) AS declared_type,
+       coalesce(encode(sha256(convert_to(attmissingval::text, 'UTF8')), 'hex'), '') AS older
 FROM pg_attribute
 WHERE attrelid = ANY(%(oids)s::oid[]) AND attnum > 0 AND NOT attisdropped
 ORDER BY attrelid, attnum
@@ -212,6 +213,7 @@ class _Reader:
             is_generated=row["is_generated"],
             is_always_identity=row["is_always_identity"],
             declared_type=row["declared_type"],
+            older=row["older"],
         )
 
     def _type(self, oid: int) -> ColumnType:

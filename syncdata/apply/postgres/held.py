@@ -10,6 +10,7 @@ test_rows_that_a_rule_or_a_trigger_keeps_back_block_the_table.
 
 from __future__ import annotations
 
+from syncdata.apply.plan.drift import quoted, sql_name
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
@@ -52,8 +53,8 @@ def require_visible(schema: TableSchema) -> None:
     if schema.hides_rows and schema.shadow is None:
         raise RefusedError(
             "row-level security of the local table keeps rows from the role that syncs it",
-            hint="ALTER ROLE … BYPASSRLS for that role, or ALTER TABLE … DISABLE ROW LEVEL SECURITY (NO FORCE"
-            " suffices where the role owns the table); the table goes on by itself",
+            hint=f"ALTER TABLE {sql_name(schema.name)} DISABLE ROW LEVEL SECURITY; or give the role that syncs"
+            " BYPASSRLS; the table goes on by itself",
         )
 
 
@@ -65,12 +66,13 @@ def refused(schema: TableSchema, event: str, what: str, *, is_silent: bool) -> R
     )
     if suspects:
         named = ", ".join(f"{kind} {name}" for kind, name in suspects)
-        disable = " and ".join(f"DISABLE {kind.upper()} {name}" for kind, name in suspects)
+        steps = ", ".join(f"DISABLE {kind.upper()} {quoted(name)}" for kind, name in suspects)
+        disable = f"here, ALTER TABLE {sql_name(schema.name)} {steps}"
     else:
-        named, disable = "a rule, a trigger or row-level security", "disable what does"
+        named, disable = "a rule, a trigger or row-level security", "disable what does here"
     return RefusedError(
         f"{event}: {what}; {named} of the local table stands in the way",
-        hint=f"{'ALTER TABLE … ' if suspects else ''}{disable} here; the table goes on by itself",
+        hint=f"{disable}; the table goes on by itself",
     )
 
 

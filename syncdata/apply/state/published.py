@@ -8,7 +8,7 @@ caller's transaction, so that the baseline moves on together with the rows, or n
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -66,7 +66,10 @@ def look(
     if is_older and baseline is not None:
         published = baseline.table
     if published is None:
-        return Look(known=_with_marks(known, _unpublished(table, known)))
+        # First: what other marks advise, such as a snapshot, can be done only when the table is published.
+        mark = _unpublished(table, known)
+        marks = (mark, *(other for other in known.marks if other != mark))
+        return Look(known=replace(known, marks=marks))
     found = [] if baseline is None else _done_there(known, baseline, published, here)
     unfit = [] if here is None else drift.differences(published, here)
     stopping = [finding for finding in found if finding.kind == "blocked"] + unfit
@@ -79,7 +82,7 @@ def look(
         marks.append(_partial(table))
     lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
     after = Known(
-        baseline=Baseline(published, lsn),
+        baseline=Baseline(drift.seen_here(baseline and baseline.table, published, here), lsn),
         marks=known.marks,
         has_rows=known.has_rows,
         is_rebuild=known.is_rebuild,
@@ -95,6 +98,8 @@ def _done_there(
         found.append(drift.republished(published.table))
     if here is not None:
         found += drift.renames(baseline.table, published, here)
+        if not found:
+            found += drift.additions(baseline.table, published, here)
     return found
 
 
