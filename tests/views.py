@@ -29,10 +29,9 @@ class Views:
     """What each view says of one table, while a daemon runs.
 
     ``hints`` are the remedies in ``list_tables --json``, ``problems`` those of ``syncdata_status --json``,
-    ``refusal`` is the error that
-    ends ``syncdata_status --check`` with status 1, empty for status 0. Of the metrics, ``healthy`` is
-    syncdata_healthy and ``metric_states`` are the states in which the table is counted. ``page`` is the
-    state in the dashboard's list of tables, and ``page_text`` the whole page.
+    ``refusal`` is the error that ends ``syncdata_status --check`` with status 1, empty for status 0. Of the
+    metrics, ``healthy`` is syncdata_healthy and ``metric_states`` are the states in which the table is
+    counted. ``page`` is the state in the dashboard's list of tables, and ``page_text`` the whole page.
     """
 
     state: str

@@ -66,7 +66,8 @@ WITH RECURSIVE listed AS (
 )
 SELECT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid, c.relkind::text AS kind,
        c.relfilenode::bigint AS storage, c.relreplident::text AS identity,
-       coalesce(r.oid, 0)::bigint AS membership, to_jsonb(r) -> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered
+       coalesce(r.oid, 0)::bigint AS membership,
+       to_jsonb(r) -> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered
 FROM published
 JOIN pg_class c ON c.oid = published.oid
 JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -53,8 +53,8 @@ def require_visible(schema: TableSchema) -> None:
     if schema.hides_rows and schema.shadow is None:
         raise RefusedError(
             "row-level security of the local table keeps rows from the role that syncs it",
-            hint=f"ALTER TABLE {sql_name(schema.name)} DISABLE ROW LEVEL SECURITY; or give the role that syncs"
-            " BYPASSRLS; the table goes on by itself",
+            hint=f"ALTER TABLE {sql_name(schema.name)} DISABLE ROW LEVEL SECURITY; or give the role that"
+            " syncs BYPASSRLS; the table goes on by itself",
         )
 
 

@@ -68,8 +68,7 @@ def look(
     if published is None:
         # First: what other marks advise, such as a snapshot, can be done only when the table is published.
         mark = _unpublished(table, known)
-        marks = (mark, *(other for other in known.marks if other != mark))
-        return Look(known=replace(known, marks=marks))
+        return Look(known=replace(known, marks=tuple(dict.fromkeys((mark, *known.marks)))))
     found = [] if baseline is None else _done_there(known, baseline, published, here)
     unfit = [] if here is None else drift.differences(published, here)
     stopping = [finding for finding in found if finding.kind == "blocked"] + unfit
@@ -82,7 +81,7 @@ def look(
         marks.append(_partial(table))
     lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
     after = Known(
-        baseline=Baseline(drift.seen_here(baseline and baseline.table, published, here), lsn),
+        baseline=Baseline(drift.seen_here(baseline.table if baseline else None, published, here), lsn),
         marks=known.marks,
         has_rows=known.has_rows,
         is_rebuild=known.is_rebuild,
