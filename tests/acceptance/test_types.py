@@ -258,6 +258,8 @@ VALUES: dict[str, list[str]] = {
 # Not every server has them: it takes the contrib modules, and a build with libxml.
 OPTIONAL = {"xml", "hstore", "citext", "ltree", "cube", "isbn13", "vector"}
 BAGS = 6
+# What PostgreSQL 14 reads as a backslash, and 15 and later as the byte 128.
+NOT_IN_14 = {'"char"': r"'\200'"}
 SINCE_17 = {"interval": ["'infinity'", "'-infinity'"]}
 
 
@@ -325,6 +327,8 @@ def test_every_value_arrives_byte_for_byte_by_stream_and_by_snapshot(
     for number, (sql_type, column) in enumerate(columns.items()):
         bag = f"public.bag_{number % BAGS}"
         values = VALUES[sql_type] + (SINCE_17.get(sql_type, []) if are_all_new else [])
+        if "14" in servers.versions:
+            values = [value for value in values if value != NOT_IN_14.get(sql_type)]
         for n, value in enumerate(values):
             before.append(f"INSERT INTO keyed (id, {column}) VALUES ({1000 * number + n}, {value})")
             before.append(f"INSERT INTO {bag} ({column}) VALUES ({value}), ({value})")

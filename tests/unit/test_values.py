@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from syncdata.apply.plan.schema import ColumnType
 from syncdata.apply.plan.values import converter, to_text
 from syncdata.changes.record import Json
+from syncdata.errors import SchemaError
 
 PLAIN = ColumnType()
 JSON = ColumnType(kind="json")
@@ -112,6 +113,14 @@ def test_a_converter_does_what_to_text_does(column_type: ColumnType, is_plain_fi
     assert convert is not None
     for value in (None, "c0ffee", 7, True, Json("[1]"), Json('{"x":1}')):
         assert convert(value) == to_text(value, column_type, is_plain_file=is_plain_file)
+
+
+def test_a_char_that_would_lose_all_but_its_first_byte_is_refused() -> None:
+    convert = converter(ColumnType(kind="byte"), is_plain_file=False)
+    assert convert is not None
+    assert [convert(value) for value in (None, "", "a", "\\")] == [None, "", "a", "\\"]
+    with pytest.raises(SchemaError, match="PostgreSQL 14 cannot hold"):
+        convert("\\200")
 
 
 def parse_array(text: str) -> list[str | None]:

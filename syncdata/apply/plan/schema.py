@@ -13,9 +13,10 @@ from syncdata.changes.names import TableName
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnType:
     """A type, as far as it decides how a value becomes text. ``element``: the type of an array's elements;
-    ``fields``: the names and types of a composite's fields."""
+    ``fields``: the names and types of a composite's fields. The kind ``byte`` is the type "char" of servers
+    that read only the first byte of its text."""
 
-    kind: Literal["plain", "json", "bytea", "array", "composite"] = "plain"
+    kind: Literal["plain", "json", "bytea", "byte", "array", "composite"] = "plain"
     element: ColumnType | None = None
     fields: tuple[tuple[str, ColumnType], ...] = ()
 

@@ -14,6 +14,7 @@ import msgspec
 
 from syncdata.apply.plan.schema import ColumnType
 from syncdata.changes.record import Json, exact_value
+from syncdata.errors import SchemaError
 
 _HEX_DIGITS = frozenset(string.hexdigits)
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
@@ -47,10 +48,22 @@ def converter(column_type: ColumnType, *, is_plain_file: bool) -> Callable[[Any]
         return None
     if column_type.kind == "bytea":
         return lambda value: to_text(value, column_type, is_plain_file=True)
+    if column_type.kind == "byte":
+        return _require_byte
     # Other text stands for itself, whatever the type.
     return lambda value: (
         value if type(value) is str else to_text(value, column_type, is_plain_file=is_plain_file)
     )
+
+
+def _require_byte(value: Any) -> Any:
+    """Return *value*, of the type "char". From PostgreSQL 15 on, those above 127 are text such as ``\\200``."""
+    if value is not None and len(str(value).encode()) > 1:
+        raise SchemaError(
+            'PostgreSQL 14 cannot hold a "char" above 127, which production has',
+            hint="use PostgreSQL 15 or later here, or another type for the column on both sides",
+        )
+    return value
 
 
 def _is_bare_hex(text: str) -> bool:

@@ -129,6 +129,7 @@ WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 
 _JSON_OIDS = frozenset({114, 3802})
 _BYTEA_OID = 17
+_CHAR_OID = 18  # the type "char", with quotes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +225,8 @@ class _Reader:
     def _read_type(self, oid: int) -> ColumnType:
         if oid in _JSON_OIDS:
             return ColumnType(kind="json")
+        if oid == _CHAR_OID and self._cursor.connection.info.server_version < 150_000:
+            return ColumnType(kind="byte")
         if oid == _BYTEA_OID:
             return ColumnType(kind="bytea")
         row = self._rows(_TYPE, oid=oid)[0]
