@@ -57,7 +57,7 @@ def converter(column_type: ColumnType, *, is_plain_file: bool) -> Callable[[Any]
 
 
 def _require_byte(value: Any) -> Any:
-    """Return *value*, of the type "char". From PostgreSQL 15 on, those above 127 are text such as ``\\200``."""
+    """Return *value*, of the type "char". PostgreSQL 15 and later write those above 127 as ``\\200``."""
     if value is not None and len(str(value).encode()) > 1:
         raise SchemaError(
             'PostgreSQL 14 cannot hold a "char" above 127, which production has',
