@@ -53,7 +53,7 @@ lint: $(STAMP) ## ruff, layers, mypy and makemigrations --check
 pytest: $(STAMP) sshd chromium postgres ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
 	$(PYTEST) $(PYTEST_ARGS)
 
-matrix: $(STAMP) postgres ## what depends on PostgreSQL, on versions 14 to 18, types and tables in all 25 pairs
+matrix: $(STAMP) postgres ## all types and tables on PostgreSQL 14 to 18, in all 25 pairs
 	$(BIN)/python tests/fetch_postgres.py
 	$(PYTEST) --matrix $(PYTEST_ARGS)
 

@@ -17,8 +17,6 @@ import pytest
 from syncsite.demo.postgres import PostgresServer
 from tests.postgres import VERSIONS, all_versions
 
-IN_MATRIX = {"servers", "any_postgres"}
-
 
 @dataclass(frozen=True, slots=True)
 class Servers:
@@ -42,9 +40,7 @@ def servers(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--matrix", action="store_true", help="run what depends on PostgreSQL, on versions 14 to 18"
-    )
+    parser.addoption("--matrix", action="store_true", help="run the pairs alone, of versions 14 to 18")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -66,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_in_matrix(item: pytest.Item) -> bool:
-    return not IN_MATRIX.isdisjoint(getattr(item, "fixturenames", ()))
+    return "servers" in getattr(item, "fixturenames", ())
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
