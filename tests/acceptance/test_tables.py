@@ -393,7 +393,7 @@ MIGRATIONS = {
     "the columns reordered": (
         "ALTER TABLE t DROP a; ALTER TABLE t ADD a text",
         ("INSERT INTO t VALUES (6, 6, 'a')", "UPDATE t SET b = 9 WHERE id = 1", "UPDATE t SET a = 'y'"),
-        True,
+        False,  # it could, but no record says what the new column holds
     ),
     "a type widened": (
         "ALTER TABLE t ALTER b TYPE numeric",
@@ -426,10 +426,10 @@ def test_a_table_migrated_at_the_source_blocks_alone_and_heals_when_migrated_her
         assert bool(blocked) is not is_taken
     pair.world.execute(migration)
     pair.production.execute("DELETE FROM t WHERE id = 2")
-    assert pair.go() == ()
     if name == "the columns reordered":
-        pair.production.execute("UPDATE t SET a = 'z'")  # which the migration here has lost
-        assert pair.go() == ()
+        assert pair.go() == ("SHD_SYN_050",)
+        pair.production.snapshot("t")
+    assert pair.go() == ()
     assert pair.is_same
 
 
@@ -437,8 +437,14 @@ def test_a_table_migrated_at_the_source_blocks_alone_and_heals_when_migrated_her
 def test_a_table_migrated_here_first_goes_on_when_the_source_follows(pair: Pair, name: str) -> None:
     migration, changes, _ = MIGRATIONS[name]
     pair.world.execute(migration)
-    assert pair.go() == ()
+    # By another key than production's, rows that differ there could be one here.
+    assert pair.go() == (("SHD_SYN_050",) if name == "the key changed" else ())
     pair.production.execute(migration, *changes)
+    if name in ("the columns reordered", "the key changed"):
+        assert pair.go() == ("SHD_SYN_050",)
+        pair.production.snapshot("t")
+        with pair.world.service() as service:
+            service.resync("t")
     assert pair.go() == ()
     assert pair.is_same
 
@@ -485,10 +491,9 @@ def test_a_leaf_attached_with_rows_comes_with_the_next_snapshot(production: Prod
     )
     world.execute("CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (100) TO (200)")
     production.archive()
-    assert world.sync().errors == ()
-    # PostgreSQL's stream does not tell of rows that a leaf brings with it.
+    # PostgreSQL's stream does not tell of rows that a leaf brings with it; the catalog does.
+    assert [error.code for error in world.sync().errors] == ["SHD_SYN_050"]
     assert differences(production.database, world.database, ["parts"]) != []
     production.snapshot("parts")
-    with world.service() as service:
-        service.resync("parts")
+    assert world.sync().errors == ()
     assert differences(production.database, world.database, ["parts"]) == []
