@@ -72,7 +72,9 @@ def look(
     found = [] if baseline is None else _done_there(known, baseline, published, here)
     unfit = [] if here is None else drift.differences(published, here)
     stopping = [finding for finding in found if finding.kind == "blocked"] + unfit
-    suspicions = [Mark("suspect", finding.text, _remedy(finding, known), file) for finding in found]
+    # Findings that only a rebuild settles; a column that was renamed there waits for the same here.
+    lasting = [finding for finding in found if finding.kind == "suspect" or finding.in_rebuild]
+    suspicions = [Mark("suspect", finding.text, _remedy(finding, known), file) for finding in lasting]
     if stopping:
         known = known if known.is_rebuild else _with_marks(known, *suspicions)
         return Look(known=_spoilt(table, known, published, unfit), error=_error(table, stopping, known))
