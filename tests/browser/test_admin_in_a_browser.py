@@ -100,7 +100,9 @@ def test_from_the_first_login_to_a_blocked_table_that_is_mended(
         expect(row_of(page, "orders")).to_contain_text("blocked", timeout=15_000)
         expect(page.locator(".syncdata-reason")).to_contain_text("SHD_SYN_050")
         expect(page.locator(".syncdata-reason")).to_contain_text("'note'")
-        expect(page.locator(".syncdata-reason")).to_contain_text("What to do: add the column")
+        expect(page.locator(".syncdata-reason")).to_contain_text(
+            "What to do: where it is new in production, add it here"
+        )
         expect(row_of(page, "customers")).to_contain_text("active")
         assert page.evaluate("window.wasNotReloaded"), "the page has moved without a reload"
         world.execute("ALTER TABLE orders ADD COLUMN note text")

@@ -305,7 +305,7 @@ def test_a_configured_table_that_is_not_published_is_noticed(pair: Pair) -> None
     assert "not published, so their changes are lost" in pair.source.run("archive_changes", "--status").stderr
     with pair.source.daemon("archive_changes") as daemon:
         assert daemon.stdout is not None
-        lines = [daemon.stdout.readline(), daemon.stdout.readline()]
+        lines = [daemon.stdout.readline() for _ in range(4)]
     assert any("not published, so their changes are lost to the archive: orders" in line for line in lines)
 
 

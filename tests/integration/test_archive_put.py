@@ -260,7 +260,7 @@ def test_a_missing_archive_directory_is_not_made(place: Place) -> None:
     directory.rmdir()
     for name in (NAME, USERS):
         with pytest.raises(
-            DeliveryError, match="SHD_SYN_107: .*check archive_dir, and that its disk is mounted"
+            DeliveryError, match="SHD_SYN_107: .*check that .* is there, and its disk mounted"
         ):
             put(archive, name, b"content")
     assert not directory.exists()
@@ -507,7 +507,9 @@ def test_only_finished_looking_files_of_snapshots_are_listed_the_newest_first(pl
 def test_snapshots_of_a_missing_archive_cannot_be_listed(place: Place) -> None:
     archive, directory = place
     directory.rmdir()
-    with pytest.raises(DiscoveryError, match="SHD_SYN_061: .*check archive_dir"):
+    with pytest.raises(
+        DiscoveryError, match="SHD_SYN_061: .*check in the configuration that the archive is there"
+    ):
         archive.discover_snapshots()
 
 

@@ -107,7 +107,7 @@ def test_a_missing_directory_is_named(sshd: SshServer) -> None:
     ):
         opened.discover(None)
     assert str(caught.value).startswith("SHD_SYN_061: sftp://")
-    assert "/no/such/place" in str(caught.value) and "check archive_dir" in str(caught.value)
+    assert "/no/such/place" in str(caught.value) and "that the archive is there" in str(caught.value)
 
 
 def test_a_name_that_is_not_utf_8_is_an_error_and_not_a_crash(sshd: SshServer) -> None:
