@@ -193,7 +193,7 @@ def _unfit(kind: str | None, persistence: str | None) -> str | None:
         return "does not exist"
     if kind not in ("r", "p"):
         return f"is {_KINDS.get(kind, 'no table')}"
-    return {"u": "is unlogged", "t": "is temporary"}.get(persistence or "p")
+    return "is unlogged" if persistence == "u" else None
 
 
 def _rights(table: TableFacts, role: Role) -> Iterator[Finding]:

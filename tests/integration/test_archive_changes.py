@@ -319,3 +319,67 @@ def test_the_setup_says_what_follows_from_tables_that_leave_and_slots_that_are_n
     assert "must resync them" in pair.source.ok("setup_logical_replication")
     pair.production.drop_slot()
     assert "archive_changes --new-epoch" in pair.source.ok("setup_logical_replication")
+
+
+def state_of(pair: Pair, table: str = "users") -> str:
+    tables = json.loads(pair.local.ok("list_tables", "--json"))
+    return next(entry["state"] for entry in tables if entry["table_name"] == table)
+
+
+def begin_with_snapshot(pair: Pair) -> None:
+    pair.production.execute("INSERT INTO users SELECT n, 'old' FROM generate_series(1, 3) n")
+    pair.source.ok("setup_logical_replication", "--snapshot")
+    pair.local.ok("add_tables", "users", "orders")
+    pair.source.ok("archive_changes", "--once")
+    assert pair.sync().returncode == 0
+    assert state_of(pair) == "active"
+
+
+def give_older_rows_values(pair: Pair) -> None:
+    """Add a column on both sides, by a migration that gives each older row a value of its own."""
+    for side in (pair.production, pair.world):
+        side.execute("ALTER TABLE users ADD token uuid DEFAULT gen_random_uuid()")
+    pair.production.execute("INSERT INTO users (id, name) VALUES (4, 'new')")
+
+
+def test_a_table_whose_rows_changed_without_a_record_heals_by_itself(pair: Pair, sshd: SshServer) -> None:
+    begin_with_snapshot(pair)
+    give_older_rows_values(pair)
+    archived = pair.source.run("archive_changes", "--once")
+    assert "users: the new column token got values in older rows" in archived.stderr + archived.stdout
+    pair.sync()
+    assert pair.rows()[0] == pair.rows()[1]
+    assert state_of(pair) == "active"
+    # Nothing is owed any more, and nothing is rebuilt again.
+    snapshots = sorted(sshd.archive_dir.glob("snapshot_*"))
+    assert len(snapshots) == 2
+    pair.source.ok("archive_changes", "--once")
+    assert sorted(sshd.archive_dir.glob("snapshot_*")) == snapshots
+    assert "0 records" in pair.sync().stdout
+
+
+def test_a_running_archiver_copies_what_no_record_says(pair: Pair) -> None:
+    begin_with_snapshot(pair)
+    with pair.source.daemon("archive_changes"):
+        pair.wait_until_the_source_is_read()
+        give_older_rows_values(pair)
+        deadline = time.monotonic() + 60
+        while pair.rows()[0] != pair.rows()[1]:
+            assert time.monotonic() < deadline, "the table does not heal"
+            pair.sync()
+    assert state_of(pair) == "active"
+
+
+def test_a_table_that_is_too_large_to_be_copied_by_itself_waits_for_a_person(pair: Pair) -> None:
+    path = pair.source.configuration
+    path.write_text(path.read_text() + "\nsnapshot_bytes = 0")
+    begin_with_snapshot(pair)
+    give_older_rows_values(pair)
+    archived = pair.source.run("archive_changes", "--once")
+    assert "larger than source.snapshot_bytes: users" in archived.stderr + archived.stdout
+    assert pair.sync().returncode == 1
+    assert state_of(pair) == "blocked"
+    pair.source.ok("archive_changes", "--snapshot", "users")
+    pair.sync()
+    assert pair.rows()[0] == pair.rows()[1]
+    assert state_of(pair) == "active"

@@ -387,7 +387,7 @@ def test_truncating_a_leaf_changes_its_storage(any_source: Source, caplog: pytes
     after = source.table("ev")
     changed = [old.name for old, new in zip(before.partitions, after.partitions, strict=True) if old != new]
     assert changed == ["ev_1"]
-    assert "ev: the partition ev_1 was truncated or rewritten; readers block it" in caplog.text
+    assert "ev: the partition ev_1 was truncated or rewritten; readers hold it for suspect" in caplog.text
 
 
 def test_a_leaf_that_is_only_written_anew_keeps_its_storage(any_source: Source) -> None:

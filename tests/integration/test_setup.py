@@ -488,16 +488,6 @@ def test_what_is_no_table_with_a_log_is_refused(production: Production, ddl: str
     ]
 
 
-def test_a_temporary_table_is_refused(production: Production) -> None:
-    with production.database.connect(autocommit=True) as session:
-        session.execute("CREATE TEMPORARY TABLE bad (id int PRIMARY KEY)")
-        query = "SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'bad'"
-        ((schema,),) = session.execute(query).fetchall()
-        production.keys["tables"] = [f"{schema}.bad"]
-        [problem] = production.refusal()
-    assert problem.startswith(f"table {schema}.bad is temporary: ")
-
-
 UNFIT = {
     "CREATE TABLE bad (id int)": "has no primary key",
     "CREATE TABLE bad (id int PRIMARY KEY DEFERRABLE)": "has only a deferrable primary key",

@@ -196,6 +196,7 @@ def test_what_is_no_name_of_a_publication_is_refused(name: object) -> None:
     [
         ("pg_catalog.pg_class", "is a system or temporary table"),
         ("information_schema.tables", "is a system or temporary table"),
+        ("pg_temp_3.users", "is a system or temporary table"),
         ("data_sync_logs", "own bookkeeping"),
         ("django_migrations", "own bookkeeping"),
         ("a.b.c", "is not a table name"),

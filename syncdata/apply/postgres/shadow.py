@@ -129,7 +129,7 @@ class ShadowTarget:
         return not self._writer.is_silent and bool(self._schema.parents or self._schema.has_inbound_keys)
 
     def restart(self) -> None:
-        self._known, self._looked_under = Known(is_rebuild=True), None
+        self._known, self._looked_under, self._newest = Known(is_rebuild=True), None, Effect()
         self._connection.execute(sql.SQL("TRUNCATE {}").format(_relation(_SHADOW)))
 
     # As a sink
