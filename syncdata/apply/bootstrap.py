@@ -31,6 +31,8 @@ from syncdata.runtime.bounded_stream import ReadingStopped
 logger = logging.getLogger(__name__)
 
 _AHEAD = dt.timedelta(seconds=5)
+# When a rebuild from the same snapshot is tried again: what kept it, such as a lock, may have gone.
+_TRY_AGAIN_S = 3600.0
 
 
 class RequestedError(Exception):
@@ -43,7 +45,8 @@ class Pass:
 
     *watch* makes the watcher of each cycle's progress. *is_called* tells whether a request waits.
     *deadline*: monotonic seconds after which new tables and those behind wait for the next pass. *tried*: by
-    table, the newest snapshot when it was rebuilt for lacking rows; the run keeps it, and waits for another.
+    table, the newest snapshot when it was rebuilt for lacking rows, and the monotonic seconds then; the run
+    keeps it, and waits for another snapshot, or for an hour.
     """
 
     context: Context
@@ -52,7 +55,7 @@ class Pass:
     watch: Callable[[], Progress]
     is_called: Callable[[], bool]
     deadline: float | None = None
-    tried: dict[TableName, str] = field(default_factory=dict)
+    tried: dict[TableName, tuple[str, float]] = field(default_factory=dict)
 
     def run(self) -> None:
         """Bring all tables on. Tables that have begun go first: they must not grow stale while a new table's
@@ -104,12 +107,16 @@ class Pass:
         snapshots = {
             table: files
             for table, files in found.items()
-            if self.tried.get(table) != files[0].name and settles(files[0], lacking[table])
+            if self._is_due(table, files[0]) and settles(files[0], lacking[table])
         }
         if not snapshots:
             return
         self._begin_all(snapshots, lacking, {})
         self._advance(self._going_on(()))
+
+    def _is_due(self, table: TableName, newest: SnapshotFile) -> bool:
+        name, tried_s = self.tried.get(table, ("", 0.0))
+        return name != newest.name or time.monotonic() > tried_s + _TRY_AGAIN_S
 
     def _examine(self) -> tuple[list[TableCheckpoint], dict[TableName, SyncError]]:
         """Look at the tables before any record goes there. Return the checkpoints of those that can take
@@ -179,7 +186,7 @@ class Pass:
                 self._note(before, beginning, otherwise=replaced[table])
             else:
                 self._note_rebuild(table, beginning)
-                self.tried[table] = snapshots[table][0].name
+                self.tried[table] = snapshots[table][0].name, time.monotonic()
             if self.deadline is not None and time.monotonic() > self.deadline:
                 break
         return bad_snapshots

@@ -60,7 +60,7 @@ class Run:
         self._resources = resources
         self._make_room = make_room
         self._sink: DaemonSink[Any] | None = None
-        self._tried: dict[TableName, str] = {}
+        self._tried: dict[TableName, tuple[str, float]] = {}
         self._pruned_at: dt.datetime | None = None
         self.id = start_run(
             resources.connect(), host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s

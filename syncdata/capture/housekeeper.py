@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_WATCH_S, _WATCH_EVERY_S = 1.0, 10.0
 _COPY_AGAIN_S = 300.0
+# PostgreSQL opens the published tables to answer: an ALTER TABLE must not keep us for as long as it takes.
+_LOCK_TIMEOUT = "5s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +65,10 @@ class SourceView:
 def view_source(
     params: Mapping[str, Any], *, slot_name: str, publication: str, tables: Sequence[TableName]
 ) -> SourceView:
-    """Look at the source, on a connection of its own. Raises SourceConnectionError."""
+    """Look at the source, on a connection of its own. Raises SourceConnectionError, soon also where somebody
+    holds a table. Test: test_a_partition_that_is_held_does_not_keep_the_status_waiting."""
     with connect(params) as connection:
+        connection.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
         names = published_tables(connection, publication)
         published = read_published(connection, publication, tables)
         return SourceView(

@@ -17,8 +17,9 @@ import msgspec
 from psycopg import sql
 
 from syncdata.capture.source import connect
-from syncdata.capture.spool import replace_in_spool
+from syncdata.capture.spool import replace_in_spool, translated
 from syncdata.changes.names import TableName
+from syncdata.errors import SpoolError
 
 OWED_FILE_NAME = "owed.json"
 
@@ -71,9 +72,15 @@ def sizes_of(params: Mapping[str, Any], tables: Sequence[TableName]) -> dict[Tab
 
 
 def _load(directory: Path) -> dict[str, int]:
+    path = directory / OWED_FILE_NAME
     try:
-        return msgspec.json.decode((directory / OWED_FILE_NAME).read_bytes(), type=dict[str, int])
-    except (FileNotFoundError, msgspec.MsgspecError):
+        with translated(path):
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, int])
+    except SpoolError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        raise
+    except msgspec.MsgspecError:
         return {}
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -106,18 +107,14 @@ class Uploader:
             time.sleep(_POLL_S / 10)
 
     def _run(self) -> None:
-        while not self._closed.is_set():
-            self._do_errand()
-            try:
-                file = self._queue.get(timeout=_POLL_S)
-            except queue.Empty:
-                continue
-            try:
-                self._upload_with_patience(file)
-            except BaseException as error:  # whatever it is, the session raises it
-                self._failure = error
-                self._changed.set()
-                return
+        try:
+            while not self._closed.is_set():
+                self._do_errand()
+                with suppress(queue.Empty):
+                    self._upload_with_patience(self._queue.get(timeout=_POLL_S))
+        except BaseException as error:  # whatever it is, the session raises it
+            self._failure = error
+            self._changed.set()
 
     def _upload_with_patience(self, file: SpooledFile) -> None:
         """Try until the file is in the archive or this is closed; log each new reason once."""

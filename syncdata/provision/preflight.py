@@ -182,7 +182,8 @@ def _table(table: TableFacts, role: Role, identity_full: bool) -> Iterator[Findi
         yield note(
             f"{label} is partitioned: what TRUNCATE, DROP and DETACH of a partition take away is in no"
             " record, nor are the rows of one that is attached",
-            f"after it, archive_changes --snapshot {table.name}, and a resync where readers block the table",
+            "the archiver then takes a snapshot, from which readers rebuild the table; where it is larger"
+            f" than source.snapshot_bytes, run archive_changes --snapshot {table.name}",
         )
 
 

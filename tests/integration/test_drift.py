@@ -193,6 +193,27 @@ def test_a_truncate_of_the_whole_table_settles_what_was_suspect(shop: World, sou
     assert (state(shop), shop.rows("SELECT id FROM orders")) == ("active", [(6,)])
 
 
+def test_a_truncate_that_may_be_older_than_what_made_a_table_suspect_settles_nothing(
+    shop: World, source: Writer
+) -> None:
+    """The archiver was away: the table was emptied at 20 and filled again, a partition dropped at 35."""
+    begin(shop, source, BEFORE)
+    left = table(*FIELDS, kind="partitioned table", partitions=BEFORE.partitions[:1])
+    source.changes(2, [(20, [truncate("orders"), insert("orders", id=3, price="3")])],
+                   **under(shop, left, lsn=40))  # fmt: skip
+    source.changes(3, [(30, [truncate("orders"), insert("orders", id=4, price="4")])],
+                   **under(shop, left, lsn=41))  # fmt: skip
+    shop.sync()
+    assert state(shop) == "suspect" and "partition orders_2 was dropped" in problems(shop)
+    with pytest.raises(ResyncError, match="first run 'archive_changes --snapshot orders'"):
+        resync(shop)
+    source.changes(4, [(50, [truncate("orders"), insert("orders", id=5, price="5")])],
+                   **under(shop, left, lsn=45))  # fmt: skip
+    shop.sync()
+    assert (state(shop), problems(shop)) == ("active", "")
+    assert shop.rows("SELECT id FROM orders") == [(5,)]
+
+
 def test_a_partition_attached_with_rows_blocks_and_an_empty_one_does_not(shop: World, source: Writer) -> None:
     begin(shop, source, BEFORE)
     empty = Partition("public", "orders_3", 203, 203)
@@ -568,6 +589,7 @@ def test_a_column_generated_here_and_plain_there_blocks_before_any_row(shop: Wor
 KEYS = [
     ("narrower here", ("id", "price"), ("id", "price"), "default", "would take the other's place"),
     ("none there", (), ("id", "price"), "full", "would take the other's place"),
+    ("identified by another index", ("id",), ("price",), "index", "CREATE UNIQUE INDEX ON public.orders"),
 ]
 
 

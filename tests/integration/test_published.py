@@ -65,6 +65,19 @@ def test_whatever_is_altered_of_what_is_published_is_seen(production: Production
         assert PARTS not in now.parts
 
 
+def test_a_partition_that_is_held_does_not_keep_the_status_waiting(
+    production: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeper, "_LOCK_TIMEOUT", "100ms")
+    source = production.database.pg_keys | {"tables": ["users", "parts"], "slot_name": production.slot_name}
+    keys = {"archive_backend": "local", "archive_dir": str(production.archive_dir), "source": source}
+    service = ProductionService(source_from_toml(keys, {}, tmp_path / "syncdata.toml"))
+    with production.connect() as holder, holder.transaction():
+        holder.execute("LOCK TABLE leaf IN ACCESS EXCLUSIVE MODE")
+        assert "lock timeout" in "".join(str(p) for p in service.get_status().problems if p.kind == "source")
+    assert not [p for p in service.get_status().problems if p.kind == "source"]
+
+
 def test_a_running_archiver_and_the_status_tell_of_a_column_that_is_hidden(
     production: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -585,6 +585,28 @@ def test_a_table_that_others_lock_is_blocked_and_the_others_go_on(
     assert (ids(shop, "a"), state(shop, "a")) == ([1], "partial")
 
 
+def test_a_partition_that_others_lock_blocks_its_table_alone(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
+    shop.execute(
+        "CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);"
+        " CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (9)"
+    )
+    shop.whitelist("p")
+    shop.write(FIRST, [insert("p", id=1), insert("b", id=1)])
+    with shop.connect() as other:
+        other.execute("BEGIN")
+        other.execute("LOCK TABLE p_1 IN ACCESS EXCLUSIVE MODE")
+        (error,) = shop.sync().errors
+        assert "table p: it is locked by process" in str(error)
+        assert (state(shop, "p"), ids(shop, "b")) == ("blocked", [1])
+        other.execute("ROLLBACK")
+    assert shop.sync().errors == ()
+    assert ids(shop, "p") == [1]
+
+
 def test_rows_that_others_lock_block_their_table_alone(shop: World, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.write(FIRST, [insert("a", id=1), insert("b", id=1)])
     shop.sync()

@@ -48,6 +48,16 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def test_a_defect_in_an_errand_is_raised_and_does_not_end_the_thread_in_silence(directory: Path) -> None:
+    def errand(archive: Archive) -> None:
+        raise RuntimeError("a defect")
+
+    with Uploader(open_archive(LocalSettings(directory=directory))) as uploader:
+        uploader.run_errand(errand)
+        with pytest.raises(RuntimeError, match="a defect"):
+            until(lambda: len(uploader.take_uploaded()) > 0)
+
+
 def test_files_are_uploaded_in_their_order_and_taken_once(spool: Path, directory: Path) -> None:
     files = [spooled(spool, number) for number in range(5)]
     taken: list[SpooledFile] = []

@@ -29,22 +29,26 @@ from syncdata.changes.names import TableName
 class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
     """The published table that the rows agree with. ``lsn``: the commit of the snapshot that it came with;
     catalogs that are older say nothing of these rows. ``truncated``: a TRUNCATE of the whole table has come
-    since, which gives each partition another storage, too."""
+    since, which gives each partition another storage, too. ``suspect_lsn``: where the catalog was read that
+    made the table suspect last; what that catalog shows may have happened after any earlier record."""
 
     table: PublishedTable
     lsn: int | None = None
     truncated: bool = False
+    suspect_lsn: int | None = None
 
 
 class Finding(msgspec.Struct, frozen=True):
     """Something that is not as it must be. ``in_rebuild``: what to do where a table that is rebuilt from an
-    older snapshot meets it. ``spoils``: the remedy lets the table go on, though a rebuild must follow."""
+    older snapshot meets it. ``spoils``: the remedy lets the table go on, though a rebuild must follow.
+    ``is_of_storage``: a TRUNCATE of the whole table shows in the same way."""
 
     kind: Literal["blocked", "suspect"]
     text: str
     remedy: str
     in_rebuild: str = ""
     spoils: bool = False
+    is_of_storage: bool = False
 
 
 def is_older(read_at: int | None, baseline: Baseline | None, *, commit_lsn: int | None) -> bool:
@@ -153,6 +157,7 @@ def _changed_leaves(
                 table,
                 f"partition {name} was truncated or rewritten: rows that are gone may still be here, for no"
                 " record says so",
+                is_of_storage=True,
             )
     for leaf in leaves.values():
         if leaf.filled:
@@ -214,8 +219,14 @@ def _rows_lost(table: TableName, text: str) -> Finding:
     return Finding(kind="blocked", text=text, remedy=_snapshot_remedy(table), in_rebuild=_in_rebuild(table))
 
 
-def _rows_differ(table: TableName, text: str) -> Finding:
-    return Finding(kind="suspect", text=text, remedy=_snapshot_remedy(table), in_rebuild=_in_rebuild(table))
+def _rows_differ(table: TableName, text: str, *, is_of_storage: bool = False) -> Finding:
+    return Finding(
+        kind="suspect",
+        text=text,
+        remedy=_snapshot_remedy(table),
+        in_rebuild=_in_rebuild(table),
+        is_of_storage=is_of_storage,
+    )
 
 
 def _snapshot_remedy(table: TableName) -> str:
@@ -313,6 +324,8 @@ def _different_key(published: PublishedTable, here: TableSchema) -> Finding | No
     records of its changes would not be found."""
     key, there = set(here.key), set(published.key)
     locating = set(published.identity_columns)
+    if (unlocated := _unlocated(published, here)) is not None:
+        return unlocated
     if not key or key == there or (published.identity == "index" and key == locating):
         return None
     is_unique = bool(there) and there <= key
@@ -328,6 +341,24 @@ def _different_key(published: PublishedTable, here: TableSchema) -> Finding | No
     if not there:
         remedy = f"give production's table {published.table} the primary key ({', '.join(here.key)})"
     return Finding(kind="blocked", text=text, remedy=remedy)
+
+
+def _unlocated(published: PublishedTable, here: TableSchema) -> Finding | None:
+    """Production identifies rows by ``code``, an index beside the primary key ``id``. When an ``id`` changes,
+    no record has the old one; without a unique index on ``code`` here, the row would be here twice."""
+    key, locating = set(here.key), set(published.identity_columns)
+    if not key or published.identity != "index" or not locating or key <= locating:
+        return None
+    if any(set(other) <= locating for other in here.other_keys):
+        return None
+    columns = ", ".join(map(quoted, published.identity_columns))
+    return Finding(
+        kind="blocked",
+        text=f"production identifies rows by a unique index on ({columns}), and there is none here: a row"
+        " whose key changes would not be found",
+        remedy=f"CREATE UNIQUE INDEX ON {sql_name(published.table)} ({columns}), of columns that are NOT"
+        " NULL, as in production",
+    )
 
 
 # Names in SQL

@@ -41,7 +41,14 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid, c.relkind =
                                          CASE WHEN t.tgtype & 8 <> 0 THEN 'DELETE' END,
                                          CASE WHEN t.tgtype & 16 <> 0 THEN 'UPDATE' END], NULL)
                FROM pg_trigger t
-               WHERE t.tgrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid))
+               WHERE t.tgrelid IN (
+                   -- pg_partition_tree() would wait for whoever holds a partition.
+                   WITH RECURSIVE part (oid) AS (
+                       SELECT c.oid
+                       UNION ALL
+                       SELECT i.inhrelid FROM part JOIN pg_inherits i ON i.inhparent = part.oid
+                       WHERE c.relkind = 'p'
+                   ) SELECT oid FROM part)
                  AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 <> 0
            ) g), '[]') ELSE '[]' END::text AS guards
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) AS wanted (schema, name)

@@ -21,6 +21,12 @@ def effect_of(share: TableShare, counts: Counts, *, duration_ms: int = 0) -> Eff
     )
 
 
+def truncated_at(share: TableShare) -> int | None:
+    """Return the commit LSN of the last TRUNCATE of *share*; None where it does not say."""
+    last = next((r.record for r in reversed(share.records) if r.record.op == "TRUNCATE"), None)
+    return parse_lsn(last.commit_lsn) if last and last.commit_lsn else None
+
+
 def parse_time(text: str | None) -> dt.datetime | None:
     """Read a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``); None if it is not a time."""
     try:

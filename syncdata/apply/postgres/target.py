@@ -51,7 +51,7 @@ from syncdata.apply.postgres.connection import (
     translated_errors,
 )
 from syncdata.apply.postgres.constraints import check_constraints
-from syncdata.apply.postgres.effects import effect_of
+from syncdata.apply.postgres.effects import effect_of, truncated_at
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.held import RefusedError
 from syncdata.apply.postgres.keyed import ReplayNeededError
@@ -239,7 +239,13 @@ class Target:
             self._advance_sequences()
         healthy = advance.without(failed)
         self._watch.keep(healthy.watermarks)
-        self._watch.note_truncated([t for t, effect in effects.items() if effect.counts.truncated])
+        self._watch.note_truncated(
+            {
+                table: truncated_at(prepared.shares[table])
+                for table, effect in effects.items()
+                if effect.counts.truncated
+            }
+        )
         advance_checkpoints(
             self._connection,
             healthy.watermarks,

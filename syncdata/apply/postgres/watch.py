@@ -7,7 +7,7 @@ checkpoint (one that was set back, or a rebuilt table's). Nothing is done for ea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from psycopg import Connection
@@ -79,7 +79,15 @@ class Watch:
         errors = {}
         for table, known in read_known(self._connection, due).items():
             older = is_older(catalog.lsn, known.baseline, commit_lsn=commit_lsn)
-            found = look(table, known, entries.get(table), schemas.get(table), is_older=older, file=file)
+            found = look(
+                table,
+                known,
+                entries.get(table),
+                schemas.get(table),
+                is_older=older,
+                catalog_lsn=catalog.lsn,
+                file=file,
+            )
             self._found[table] = known, found
             if found.error is not None:
                 found.error.file = file
@@ -99,11 +107,15 @@ class Watch:
         }
         keep_known(self._connection, changed)
 
-    def note_truncated(self, tables: Collection[TableName]) -> None:
-        """Take in that a TRUNCATE has emptied *tables* in this transaction; after `keep`."""
+    def note_truncated(self, tables: Mapping[TableName, int | None]) -> None:
+        """Take in that a TRUNCATE has emptied *tables* in this transaction, each with the commit LSN of the
+        TRUNCATE; after `keep`."""
         if tables:
-            known = read_known(self._connection, tables)
-            keep_known(self._connection, {table: after_truncate(entry) for table, entry in known.items()})
+            known = read_known(self._connection, tables.keys())
+            keep_known(
+                self._connection,
+                {table: after_truncate(entry, tables[table]) for table, entry in known.items()},
+            )
 
     def settle(self) -> None:
         """Note that the transaction has committed: nothing is due until something is new."""

@@ -53,14 +53,15 @@ def look(
     here: TableSchema | None,
     *,
     is_older: bool = False,
+    catalog_lsn: int | None = None,
     snapshot_lsn: int | None = None,
     file: str = "",
 ) -> Look:
     """Hold *table* to the catalog, which has *published*, and to the table *here*.
 
     *is_older*: the catalog is older than the snapshot that the rows came from, so it says nothing of them.
-    *snapshot_lsn*: the commit of the snapshot that is being loaded under the catalog. *file* is the one that
-    names the catalog.
+    *catalog_lsn*: where it was read. *snapshot_lsn*: the commit of the snapshot that is being loaded under
+    the catalog. *file* is the one that names the catalog.
     """
     baseline = known.baseline
     if is_older and baseline is not None:
@@ -69,12 +70,13 @@ def look(
         # First: what other marks advise, such as a snapshot, can be done only when the table is published.
         mark = _unpublished(table, known)
         return Look(known=replace(known, marks=tuple(dict.fromkeys((mark, *known.marks)))))
-    found = [] if baseline is None else _done_there(known, baseline, published, here)
+    # A rename alone leaves the rows as they are. Test:
+    # test_a_renamed_column_waits_for_the_same_here_and_goes_on_by_itself.
+    renamed = [] if baseline is None or here is None else [*drift.renames(baseline.table, published, here)]
+    found = [] if baseline is None else _done_there(known, baseline, published, None if renamed else here)
     unfit = [] if here is None else drift.differences(published, here)
-    stopping = [finding for finding in found if finding.kind == "blocked"] + unfit
-    # Findings that only a rebuild settles; a column that was renamed there waits for the same here.
-    lasting = [finding for finding in found if finding.kind == "suspect" or finding.in_rebuild]
-    suspicions = [Mark("suspect", finding.text, _remedy(finding, known), file) for finding in lasting]
+    stopping = [finding for finding in found if finding.kind == "blocked"] + renamed + unfit
+    suspicions = [Mark("suspect", finding.text, _remedy(finding, known), file) for finding in found]
     if stopping:
         known = known if known.is_rebuild else _with_marks(known, *suspicions)
         return Look(known=_spoilt(table, known, published, unfit), error=_error(table, stopping, known))
@@ -82,8 +84,16 @@ def look(
     if known.was_unpublished:
         marks.append(_partial(table))
     lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
+    suspect_lsn = baseline.suspect_lsn if baseline else None
+    if any(not finding.is_of_storage for finding in found):
+        suspect_lsn = catalog_lsn
     after = Known(
-        baseline=Baseline(drift.seen_here(baseline.table if baseline else None, published, here), lsn),
+        baseline=Baseline(
+            drift.seen_here(baseline.table if baseline else None, published, here),
+            lsn,
+            truncated=is_older and baseline is not None and baseline.truncated,
+            suspect_lsn=suspect_lsn,
+        ),
         marks=known.marks,
         has_rows=known.has_rows,
         is_rebuild=known.is_rebuild,
@@ -97,10 +107,8 @@ def _done_there(
     found = [] if baseline.table == published else drift.changes(baseline, published)
     if known.was_unpublished and not found:
         found.append(drift.republished(published.table))
-    if here is not None:
-        found += drift.renames(baseline.table, published, here)
-        if not found:
-            found += drift.additions(baseline.table, published, here)
+    if here is not None and not found:
+        found += drift.additions(baseline.table, published, here)
     return found
 
 
@@ -173,15 +181,24 @@ def _remedy(finding: Finding, known: Known) -> str:
     return (known.is_rebuild and finding.in_rebuild) or finding.remedy
 
 
-def after_truncate(known: Known) -> Known:
-    """Return *known* after a TRUNCATE of the table: nothing is left of rows that may have differed.
+def after_truncate(known: Known, commit_lsn: int | None) -> Known:
+    """Return *known* after a TRUNCATE of the table, committed at *commit_lsn*: nothing is left of rows that
+    may have differed.
 
-    Test: test_a_truncate_of_the_whole_table_settles_what_was_suspect.
+    But a catalog may be ahead of the records: an archiver that was away for a night names in its first file
+    what production publishes in the morning. Say the table was emptied at one o'clock and filled again, and a
+    partition of it dropped at two. Then the drop is known before the TRUNCATE comes, which settles nothing.
+    Tests: test_a_truncate_of_the_whole_table_settles_what_was_suspect,
+    test_a_truncate_that_may_be_older_than_what_made_a_table_suspect_settles_nothing.
     """
     baseline = known.baseline
+    suspect_lsn = None if baseline is None else baseline.suspect_lsn
+    if suspect_lsn is not None and commit_lsn is not None and commit_lsn > suspect_lsn:
+        suspect_lsn = None
+    settled = ("partial",) if suspect_lsn is not None else ("suspect", "partial")
     return Known(
-        baseline=baseline and Baseline(baseline.table, baseline.lsn, truncated=True),
-        marks=tuple(mark for mark in known.marks if mark.kind not in ("suspect", "partial")),
+        baseline=baseline and msgspec.structs.replace(baseline, truncated=True, suspect_lsn=suspect_lsn),
+        marks=tuple(mark for mark in known.marks if mark.kind not in settled),
         has_rows=known.has_rows,
         is_rebuild=known.is_rebuild,
     )
