@@ -692,6 +692,6 @@ def test_old_values_of_no_key_are_refused() -> None:
 def test_a_record_without_values_is_for_a_table_without_columns() -> None:
     for op in ("INSERT", "DELETE"):
         records = [LocatedRecord(ChangeRecord(table="t", op=op, data={}), 1, 1)]
-        with pytest.raises(SchemaError, match="no values"):
+        with pytest.raises(SchemaError, match="without (data|old_keys)"):
             planned(KEYLESS, records)
         assert planned(schema_of("g", key=(), generated=("g",)), records).counts.records == 1
