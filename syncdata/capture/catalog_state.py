@@ -264,9 +264,12 @@ def _tell_table(old: PublishedTable, new: PublishedTable) -> list[str]:
     if old.membership != new.membership:
         told.append("it was taken off the publication and added again")
     known = {column.number: column for column in old.columns}
+    numbers = {column.name: column.number for column in old.columns}
     for column in new.columns:
         if column.filled and not (column.number in known and known[column.number].filled):
             told.append(f"the new column {column.name} got values in older rows, which no record carries")
+        elif numbers.get(column.name, column.number) != column.number:
+            told.append(f"the column {column.name} was dropped and added anew, so its older values are gone")
     if old.row_filter != new.row_filter:
         told.append("the publication's row filter has changed")
     if old.column_list != new.column_list:
