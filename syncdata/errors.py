@@ -8,6 +8,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+# Longer than any message of ours, statements that a hint spells out included. What comes from outside is cut
+# where it is named, by `shortened`; this holds what was forgotten.
+_LONGEST_TEXT = 10_000
+
+# Longer than any file name.
+_LONGEST_FILE = 300
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """Return text cut in the middle to at most limit characters, control characters shown as escapes."""
+    return _shown(text, limit)
+
+
+def _shown(text: str, limit: int, *, kept: str = "") -> str:
+    """Return *text* cut and with escapes, but for the characters *kept*.
+
+    A newline in a name would forge a line of the log, and no database keeps a NUL or half a pair.
+    """
+    text = _cut(text, limit)
+    if text.isprintable():
+        return text
+    shown = (c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+    return _cut("".join(shown), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - end - 1]}…{text[len(text) - end :]}"
+
+
+def _long(text: str) -> str:
+    """Return *text*, a message or hint of ours that may have lines, such that every book can keep it."""
+    return _shown(text, _LONGEST_TEXT, kept="\n")
+
 
 class SyncError(Exception):
     """An operator-visible error: what happened, where, and what to do about it.
@@ -47,7 +83,12 @@ class SyncError(Exception):
     @property
     def fields(self) -> dict[str, str | int]:
         """For ``extra=`` of a log record: ``code``, and ``table``, ``file`` and ``line`` where known."""
-        fields = {"code": self.code, "table": self.table, "file": self.file, "line": self.line}
+        fields = {
+            "code": self.code,
+            "table": self.table and shortened(self.table),
+            "file": self.file and shortened(self.file, _LONGEST_FILE),
+            "line": self.line,
+        }
         return {name: value for name, value in fields.items() if value is not None}
 
     def __str__(self) -> str:
@@ -55,10 +96,10 @@ class SyncError(Exception):
         if self.place:
             parts.append(f"{self.place}:")
         if self.table:
-            parts.append(f"table {self.table}:")
-        parts.append(self.message)
+            parts.append(f"table {shortened(self.table)}:")
+        parts.append(_long(self.message))
         if self.hint:
-            parts.append(f"({self.hint})")
+            parts.append(f"({_long(self.hint)})")
         return " ".join(parts)
 
 
@@ -66,6 +107,7 @@ def _place(file: str | None, line: int | None) -> str:
     """Return ``file:line``, ``file`` or an empty string."""
     if file is None:
         return ""
+    file = shortened(file, _LONGEST_FILE)
     return file if line is None else f"{file}:{line}"
 
 
@@ -81,7 +123,13 @@ class Reason:
 
     @classmethod
     def of(cls, error: SyncError) -> Self:
-        return cls(text=str(error), code=error.code, file=error.file, line=error.line, hint=error.hint)
+        return cls(
+            text=str(error),
+            code=error.code,
+            file=error.file and shortened(error.file, _LONGEST_FILE),
+            line=error.line,
+            hint=_long(error.hint),
+        )
 
     @property
     def place(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.values import converter, to_text
 from syncdata.changes.record import ChangeRecord
-from syncdata.errors import SchemaError
+from syncdata.errors import SchemaError, shortened
 
 Key = tuple[str, ...]
 Values = dict[str, Any]
@@ -55,7 +55,7 @@ class RecordReader:
         for name in names:
             if name not in self._columns:
                 raise SchemaError(
-                    f"the records have a column {name!r} that the table lacks",
+                    f"the records have a column '{shortened(name)}' that the table lacks",
                     hint="where it is new in production, add it here (migrate) and the table goes on by"
                     " itself; where a migration here dropped or renamed it first, migrate production, then"
                     " take a snapshot there (archive_changes --snapshot) and resync the table",
@@ -151,7 +151,7 @@ def _without_key(key: tuple[str, ...], sources: tuple[Values | None, ...]) -> Sc
     there = sorted({name for source in given[:1] for name in source})
     return SchemaError(
         f"a record {missing}; the key here is ({', '.join(key)}), and the record is located by"
-        f" ({', '.join(there) or 'nothing'})",
+        f" ({shortened(', '.join(there), 1_000) or 'nothing'})",
         hint="give the table the same primary key or replica identity in production as here, or here as in"
         " production",
     )
