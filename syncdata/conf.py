@@ -21,6 +21,7 @@ from syncdata.apply.plan.batches import Limits
 from syncdata.archive.local import LocalSettings
 from syncdata.archive.storage import ArchiveSettings
 from syncdata.changes.names import TableName
+from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES
 from syncdata.confkeys import (
     DATABASE_KEYS,
     FILE_KEYS,
@@ -58,13 +59,18 @@ class SyncConfig:
     stale_after: int = 600
     batch_records: int = 20_000
     batch_bytes: int = 32 * 1024 * 1024
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
     log_keep_days: int = 0
     state_dir: Path
     config_file: Path | None = None
 
     @property
     def limits(self) -> Limits:
-        return Limits(batch_records=self.batch_records, batch_bytes=self.batch_bytes)
+        return Limits(
+            batch_records=self.batch_records,
+            batch_bytes=self.batch_bytes,
+            max_record_bytes=self.max_record_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

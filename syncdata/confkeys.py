@@ -75,6 +75,7 @@ PACE_KEYS = {
     "stale_after": Key(whole_number(1, _YEAR_S), "STALE_AFTER"),
     "batch_records": Key(whole_number(1, 10_000_000)),
     "batch_bytes": Key(whole_number(1, 2**40)),
+    "max_record_bytes": Key(whole_number(1_024, 2**31 - 1)),
     "log_keep_days": Key(whole_number(0, 36_500)),
 }
 DATABASE_KEYS = {

@@ -5,11 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from syncdata.changes.catalog import parse_catalog_comment
 from syncdata.changes.head import HEAD_NAME, parse_head
 from syncdata.changes.header import Footer, Header
 from syncdata.changes.position import parse_lsn
-from syncdata.changes.reader import _number_lines as number_lines
 from syncdata.changes.reader import inspect, read_records
 from syncdata.changes.record import ChangeRecord
 
@@ -48,9 +46,7 @@ def named_catalogs(directory: Path) -> set[str]:
     digests = {parse_head((directory / HEAD_NAME).read_bytes()).catalog}
     for path in sorted(directory.glob("changes_*")):
         with path.open("rb") as stream:
-            header = inspect(stream, path.name).header
-            digests |= {header.catalog if header else None}
-            digests |= {parse_catalog_comment(line) for _, line in number_lines(stream, path.name)}
+            digests |= inspect(stream, path.name).digests
     return {digest for digest in digests if digest is not None}
 
 

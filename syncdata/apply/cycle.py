@@ -177,7 +177,15 @@ class Cycle:
     def _fetch(self, files: list[ChangeFile]) -> Generator[Fetched]:
         """Yield *files*, the next being fetched while the caller works on one and closes it."""
         return prefetch(
-            (fetch(self._archive, file, stop=self._stop) for file in files),
+            (
+                fetch(
+                    self._archive,
+                    file,
+                    stop=self._stop,
+                    max_record_bytes=self._limits.max_record_bytes,
+                )
+                for file in files
+            ),
             name="syncdata-fetch",
             discard=lambda fetched: fetched.stream.close(),
             stop=self._stop,
@@ -354,7 +362,13 @@ def _batches_for(
     header = fetched.inspection.header
     return read_batches(
         fetched,
-        read_records(fetched.stream, fetched.name, skip=start_record, ignored=ignored),
+        read_records(
+            fetched.stream,
+            fetched.name,
+            skip=start_record,
+            ignored=ignored,
+            max_record_bytes=fetched.max_record_bytes,
+        ),
         # A line that is skipped is a record of no table. The sink is to see it, so that the skip is audited.
         # Test: test_a_line_that_no_table_can_read_is_skipped_for_all_that_it_blocks.
         watermarks={**group.watermarks_in(header.source_id if header else ""), NO_TABLE: None},

@@ -50,7 +50,13 @@ def load_newest(
     for file in snapshots:
         context.progress.files_found(1, file.size_bytes)
         try:
-            with closing(open_snapshot(context.archive, file, stop=context.stop)) as snapshot:
+            opened = open_snapshot(
+                context.archive,
+                file,
+                stop=context.stop,
+                max_record_bytes=context.limits.max_record_bytes,
+            )
+            with closing(opened) as snapshot:
                 counts = _load(context, rebuild, snapshot)
         except ParseError as error:
             passed_over = f"this snapshot is passed over: {error}"

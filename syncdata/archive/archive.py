@@ -17,7 +17,14 @@ from syncdata.archive.content import Content
 from syncdata.archive.put import put_once
 from syncdata.archive.refusals import cannot_list, cannot_put, cannot_read, cannot_remove
 from syncdata.archive.storage import ArchiveSettings, Storage
-from syncdata.changes.catalog import CATALOG_DIRECTORY, Catalog, catalog_name, is_catalog_name, parse_catalog
+from syncdata.changes.catalog import (
+    CATALOG_DIRECTORY,
+    MAX_CATALOG_BYTES,
+    Catalog,
+    catalog_name,
+    is_catalog_name,
+    parse_catalog,
+)
 from syncdata.changes.filenames import (
     ArchivedFile,
     ChangeFile,
@@ -32,7 +39,7 @@ from syncdata.changes.filenames import (
     snapshot_file,
     temporary_name,
 )
-from syncdata.changes.head import HEAD_NAME, Head, parse_head
+from syncdata.changes.head import HEAD_NAME, MAX_HEAD_BYTES, Head, parse_head
 from syncdata.errors import ArchiveConnectionError, DiscoveryError, SpoolError
 
 logger = logging.getLogger(__name__)
@@ -115,7 +122,7 @@ class Archive:
             name = catalog_name(digest)
             try:
                 with self._storage.open(name) as stream:
-                    catalog = parse_catalog(stream.read(), name)
+                    catalog = parse_catalog(stream.read(MAX_CATALOG_BYTES + 1), name)
             except FileNotFoundError:
                 raise DiscoveryError(
                     "the catalog that a file names is missing from the archive",
@@ -203,7 +210,7 @@ class Archive:
         """
         try:
             with self._storage.open(HEAD_NAME) as stream:
-                return parse_head(stream.read())
+                return parse_head(stream.read(MAX_HEAD_BYTES + 1))
         except FileNotFoundError:
             return None
         except OSError as error:

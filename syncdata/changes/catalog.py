@@ -15,20 +15,30 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from syncdata.changes.document import DocumentError, read_document
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import ParseError
 
 CATALOG_DIRECTORY = "catalog"
 COMMENT_PREFIX = b'# {"catalog":'
+_LONGEST_ANNOUNCEMENT = 1_000
 
 _DIGEST = re.compile(r"[0-9a-f]{16,64}")
 _NAME = re.compile(rf"{CATALOG_DIRECTORY}/({_DIGEST.pattern})\.json")
 _DIGEST_LENGTH = 32  # hex digits: 128 bits tell apart all that one production will ever publish
+
+# A catalog of some hundred thousand columns.
+MAX_CATALOG_BYTES = 64 << 20
+
+# PostgreSQL's names have 63 bytes, those of a server that was built otherwise some more; a type may have a
+# schema, quotes and a modifier. Longer ones would fill findings and messages.
+_Name = Annotated[str, msgspec.Meta(max_length=255)]
+_Type = Annotated[str, msgspec.Meta(max_length=1_000)]
 
 
 class Column(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -41,22 +51,22 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     that they got otherwise, from a default that is a constant: a digest of it; empty for NULL.
     """
 
-    name: str
+    name: _Name
     number: int
-    type: str
+    type: _Type
     not_null: bool = False
     generated: Literal["", "stored", "virtual"] = ""
     identity: Literal["", "always", "by default"] = ""
     filled: bool = False
-    older: str = ""
+    older: _Name = ""
 
 
 class Partition(msgspec.Struct, frozen=True, omit_defaults=True):
     """A leaf partition. ``storage`` is its relfilenode, which a TRUNCATE of the leaf changes; such a TRUNCATE
     says nothing in the stream. ``filled``: it had rows when it was attached, which no record carries."""
 
-    schema: str
-    name: str
+    schema: _Name
+    name: _Name
     oid: int
     storage: int
     filled: bool = False
@@ -68,16 +78,16 @@ class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     columns are published. ``membership`` changes when the table is taken off the publication and added again:
     the oid of its row in pg_publication_rel, 0 where all tables are published."""
 
-    schema: str
-    name: str
+    schema: _Name
+    name: _Name
     oid: int
     columns: tuple[Column, ...]
     kind: Literal["table", "partitioned table"] = "table"
-    key: tuple[str, ...] = ()
+    key: tuple[_Name, ...] = ()
     identity: Literal["default", "full", "index", "nothing"] = "default"
-    identity_columns: tuple[str, ...] = ()
+    identity_columns: tuple[_Name, ...] = ()
     row_filter: str | None = None
-    column_list: tuple[str, ...] | None = None
+    column_list: tuple[_Name, ...] | None = None
     partitions: tuple[Partition, ...] = ()
     membership: int = 0
 
@@ -90,7 +100,7 @@ class Catalog(msgspec.Struct, frozen=True, omit_defaults=True):
     """All published tables, in the order of their names."""
 
     version: int
-    publication: str
+    publication: _Name
     tables: tuple[PublishedTable, ...]
 
     def find(self, table: TableName) -> PublishedTable | None:
@@ -131,11 +141,13 @@ def is_digest(text: str) -> bool:
 def parse_catalog(content: bytes, name: str) -> Catalog:
     """Read the catalog file *name*. Raises ParseError when it is broken, or is not what its name says."""
     digest = name.rpartition("/")[2].partition(".")[0]
+    if len(content) > MAX_CATALOG_BYTES:
+        raise ParseError(f"the catalog is longer than {MAX_CATALOG_BYTES:,} bytes", file=name)
     if not digest_of(content).startswith(digest):
         raise ParseError("the catalog is damaged: its name is not that of its content", file=name)
     try:
-        catalog = msgspec.json.decode(content, type=Catalog)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        catalog = read_document(content, Catalog)
+    except DocumentError as error:
         raise ParseError(f"broken catalog: {error}", file=name) from None
     if catalog.version != 1:
         raise ParseError(
@@ -175,13 +187,13 @@ def catalog_comment_lsn(line: bytes) -> str | None:
     return None if announcement is None or announcement.lsn is None else format_lsn(announcement.lsn)
 
 
-def parse_announcement(line: bytes) -> Announcement | None:
+def parse_announcement(line: bytes | bytearray) -> Announcement | None:
     """Return what a comment line announces; None for every other comment."""
-    if not line.startswith(COMMENT_PREFIX):
+    if not line.startswith(COMMENT_PREFIX) or len(line) > _LONGEST_ANNOUNCEMENT:
         return None
     try:
-        content = msgspec.json.decode(line[2:], type=dict[str, str])
-    except (msgspec.MsgspecError, RecursionError):
+        content = read_document(line[2:], dict[str, str])
+    except DocumentError:
         return None
     digest = content.get("catalog", "")
     return Announcement(digest, lsn_or_none(content.get("lsn"))) if is_digest(digest) else None

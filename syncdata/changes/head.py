@@ -6,11 +6,17 @@ it but freshness: an archive without it is read as before.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
+from syncdata.changes.document import DocumentError, read_document
 from syncdata.errors import ParseError
 
 HEAD_NAME = "head.json"
+MAX_HEAD_BYTES = 1 << 16
+
+_Text = Annotated[str, msgspec.Meta(max_length=300)]
 
 
 class Head(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -20,16 +26,16 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     ``every_s``: seconds between two heads."""
 
     version: int
-    time: str
-    every_s: float
-    confirmed_lsn: str = ""
-    newest_file: str | None = None
-    catalog: str | None = None
-    state: str = "running"
-    error_code: str | None = None
-    system_id: str = ""
+    time: _Text
+    every_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+    confirmed_lsn: _Text = ""
+    newest_file: _Text | None = None
+    catalog: _Text | None = None
+    state: _Text = "running"
+    error_code: _Text | None = None
+    system_id: _Text = ""
     timeline: int = 0
-    epoch: str = ""
+    epoch: _Text = ""
 
 
 def encode_head(head: Head) -> bytes:
@@ -40,6 +46,8 @@ def encode_head(head: Head) -> bytes:
 def parse_head(content: bytes) -> Head:
     """Read ``head.json``. Raises ParseError when it is broken."""
     try:
-        return msgspec.json.decode(content, type=Head)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        if len(content) > MAX_HEAD_BYTES:
+            raise DocumentError(f"it is longer than {MAX_HEAD_BYTES:,} bytes")
+        return read_document(content, Head)
+    except DocumentError as error:
         raise ParseError(f"broken head: {error}", file=HEAD_NAME) from None

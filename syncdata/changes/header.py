@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from syncdata.changes.document import DocumentError, read_document
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import ParseError
 
@@ -78,8 +79,8 @@ def parse_header(head: bytes, name: str) -> Header | None:
     if not newline:
         return Header(syncdata=1)  # cut inside the header: unfinished, for there is no footer
     try:
-        header = msgspec.json.decode(first_line[2:], type=Header)
-    except msgspec.MsgspecError as error:
+        header = read_document(first_line[2:], Header)
+    except DocumentError as error:
         raise ParseError(f"broken header: {error}", hint=REFETCH_HINT, file=name, line=1) from None
     if header.syncdata != 1:
         raise ParseError(
@@ -96,11 +97,11 @@ def parse_footer(last_line: bytes) -> Footer | None:
     if not last_line.startswith(FOOTER_PREFIX) or not last_line.endswith(b"\n"):
         return None
     try:
-        footer = msgspec.json.decode(last_line[2:], type=Footer)
+        footer = read_document(last_line[2:], Footer)
         for lsn in (footer.first_commit_lsn, footer.last_commit_lsn):
             if lsn is not None:
                 parse_lsn(lsn)
-    except (msgspec.MsgspecError, ValueError):
+    except ValueError:
         return None
     return footer if footer.end else None
 

@@ -10,28 +10,36 @@ finished is not read at all, since half a transaction may be all that has arrive
 from __future__ import annotations
 
 import hashlib
-import io
+import re
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO
 
 import msgspec
 import zstandard
 
 from syncdata.changes.catalog import COMMENT_PREFIX, Announcement, is_digest, lsn_or_none, parse_announcement
+from syncdata.changes.compression import decompress
 from syncdata.changes.header import HEADER_PREFIX, REFETCH_HINT, Footer, Header, parse_footer, parse_header
 from syncdata.changes.names import TableName
 from syncdata.changes.record import ChangeRecord, parse_record
 from syncdata.errors import ParseError
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 CHUNK_BYTES = 1 << 20
-COMPRESSED_CHUNK_BYTES = 1 << 15  # may be decompressed to a thousand times as many bytes
+BLOCK_BYTES = 1 << 18
+
+# The longest line that is read as a record, where the configuration (`max_record_bytes`) says nothing else.
+# It has room for a text of 50 MB in which every character is escaped; docs/configuration.md: what it costs.
+DEFAULT_MAX_RECORD_BYTES = 128 << 20
+
+# Headers, footers and announcements are shorter. A longer comment line is any comment, and skipped.
+MAX_COMMENT_BYTES = 1 << 16
+
+# Production changes its tables less often than that within one file.
+MAX_ANNOUNCED = 10_000
 
 # The record in place of a line that the operator has said to skip. No table can have this name.
 UNREADABLE = ChangeRecord(table="", schema="", op="UPDATE")
@@ -86,15 +94,17 @@ class LocatedRecord(msgspec.Struct, frozen=True, gc=False):
     catalog: Announcement | None = None
 
 
-def inspect(stream: BinaryIO, name: str) -> Inspection:
-    """Read all of *stream* once and tell whether the file is finished; leave it at its beginning."""
+def inspect(stream: BinaryIO, name: str, *, max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES) -> Inspection:
+    """Read all of *stream* once and tell whether the file is finished; leave it at its beginning.
+
+    Memory is bounded by *max_record_bytes*.
+    """
     try:
-        inspection = _inspect(_decompress(stream, name), name)
+        inspection = _inspect(decompress(stream, name), name, max_record_bytes)
     except EOFError:
         inspection = Inspection(header=None, footer=None, unfinished="its compressed data ends early")
-    except (zlib.error, zstandard.ZstdError):
-        error = ParseError("the compressed data is corrupt", hint=REFETCH_HINT, file=name)
-        inspection = Inspection(header=None, footer=None, error=error)
+    except (zlib.error, zstandard.ZstdError) as error:
+        inspection = Inspection(header=None, footer=None, error=_corrupt(error, name))
     except ParseError as error:
         inspection = Inspection(header=None, footer=None, error=error)
     stream.seek(0)
@@ -102,36 +112,38 @@ def inspect(stream: BinaryIO, name: str) -> Inspection:
 
 
 def read_records(
-    stream: BinaryIO, name: str, *, skip: int = 0, ignored: Collection[int] = ()
+    stream: BinaryIO,
+    name: str,
+    *,
+    skip: int = 0,
+    ignored: Collection[int] = (),
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES,
 ) -> Iterator[LocatedRecord]:
     """Yield the records of *stream* after the first *skip*, in the file's order.
 
     The marks of a plain file's transactions (`MARKS`) are yielded and count, too: a position is a number of
     lines, whatever they say. Test: test_a_position_counts_the_marks_of_transactions.
-    Memory is bounded by the longest line. The first line that is no record raises ParseError with its
-    number, unless the number is in *ignored*: then `UNREADABLE` stands for it, with the ``ts`` and
-    ``commit_lsn`` of the record before, so that it ends no transaction.
+    Memory is bounded by *max_record_bytes*. The first line that is no record, or longer than that, raises
+    ParseError with its number, unless the number is in *ignored*: then `UNREADABLE` stands for it, with the
+    ``ts`` and ``commit_lsn`` of the record before, so that it ends no transaction.
     """
     number = 0
     record = UNREADABLE
     catalog: Announcement | None = None
-    for line_number, line in _number_lines(stream, name):
-        if line_number == 1:
-            line = line.removeprefix(BYTE_ORDER_MARK)
-        if not line or line[:1] == b"#" or line.isspace():
-            # Also of a catalog that was announced among the records to skip: it holds after them.
-            catalog = parse_announcement(line) or catalog
-            continue
+    for line_number, line, size_bytes, announced in _number_lines(stream, name, max_record_bytes):
+        # Also of a catalog that was announced among the records to skip: it holds after them.
+        catalog = announced or catalog
         number += 1
         if number <= skip:
             continue
         try:
-            record = parse_record(line)
+            record = _too_long(max_record_bytes) if line is None else parse_record(line)
         except ParseError as error:
             if line_number not in ignored:
                 raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
             record = msgspec.structs.replace(UNREADABLE, ts=record.ts, commit_lsn=record.commit_lsn)
-        yield LocatedRecord(record, line_number, len(line), catalog)
+        del line  # A large value is in memory once while its record is applied.
+        yield LocatedRecord(record, line_number, size_bytes, catalog)
         catalog = None
     if number < skip:
         raise ParseError(
@@ -141,37 +153,168 @@ def read_records(
         )
 
 
-def _number_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+def _too_long(max_record_bytes: int) -> ChangeRecord:
+    raise ParseError(
+        f"the record is longer than {max_record_bytes:,} bytes, the limit that max_record_bytes sets",
+        hint="if production has such rows, set max_record_bytes in the configuration to more than the line's"
+        " length (the daemon needs some five times as much memory) and start the daemon anew; if not, replace"
+        " the file in the archive by a good copy",
+    )
+
+
+def _corrupt(error: Exception, name: str) -> ParseError:
+    if "too much memory" in str(error):
+        return ParseError(
+            "its compression needs more memory than any change file should (a window above 128 MiB)",
+            hint="compress the file again without --long, or replace it by a good copy",
+            file=name,
+        )
+    return ParseError("the compressed data is corrupt", hint=REFETCH_HINT, file=name)
+
+
+# The lines of a file
+
+# A line that may hold a record: its number, its bytes (None when they are more than the limit), how many
+# those are, and the catalog that was announced since the line before.
+_Line = tuple[int, bytes | bytearray | None, int, Announcement | None]
+
+_SKIPPED_LINES = re.compile(rb"(?:#[^\n]*+\n|[ \t\r\f\v]*+\n)*+")
+_SKIPPED_STARTS = frozenset(b"# \t\r\n\f\v")
+_COMMENT = ord("#")
+
+
+def _number_lines(stream: BinaryIO, name: str, limit: int) -> Iterator[_Line]:
     try:
-        yield from enumerate(_decompress(stream, name), start=1)
-    except (EOFError, zlib.error, zstandard.ZstdError):
+        yield from _lines(decompress(stream, name), limit)
+    except (EOFError, zlib.error, zstandard.ZstdError) as error:
         # `inspect` found the file whole, so somebody has changed it since.
-        raise ParseError("the compressed data is corrupt", hint=REFETCH_HINT, file=name) from None
+        raise _corrupt(error, name) from None
 
 
-def _inspect(stream: BinaryIO, name: str) -> Inspection:
+def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
+    """Yield the lines of *stream* but for blank ones and comments, however many of these there are."""
+    number = 1
+    announced: Announcement | None = None
+    at = 0
+    block = stream.read(BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK)
+    while block:
+        if at == len(block):
+            block, at = stream.read(BLOCK_BYTES), 0
+            continue
+        if block[at] in _SKIPPED_STARTS and (skipped := _SKIPPED_LINES.match(block, at)) and skipped[0]:
+            number += skipped[0].count(b"\n")
+            announced = _last_announced(skipped[0]) or announced
+            at = skipped.end()
+            continue
+        end = block.find(b"\n", at) + 1
+        if end:
+            yield number, block[at:end] if end - at <= limit else None, end - at, announced
+            announced = None
+            at = end
+        else:
+            line, size_bytes, block, at = _read_long_line(stream, block[at:], limit)
+            if line is not None and line[0] == _COMMENT:
+                announced = parse_announcement(line) or announced
+            elif line is None or not line.isspace():
+                # The line is left to whoever takes it: it may be large.
+                held = [line]
+                del line
+                yield number, held.pop(), size_bytes, announced
+                announced = None
+        number += 1
+
+
+def _read_long_line(stream: BinaryIO, start: bytes, limit: int) -> tuple[bytearray | None, int, bytes, int]:
+    """Read on to the end of the line that begins with *start*, the end of a block.
+
+    Return the line, None where it is longer than *limit*; its size; the block in which it ends, and where
+    in that block the next line begins. Of a comment no more is kept than can mean something.
+    """
+    is_comment = start[0] == _COMMENT
+    kept = MAX_COMMENT_BYTES if is_comment else limit
+    line = bytearray(start)
+    size_bytes = len(start)
+    end = 0
+    while block := stream.read(BLOCK_BYTES):
+        end = block.find(b"\n") + 1
+        piece = block[:end] if end else block
+        size_bytes += len(piece)
+        if size_bytes <= kept:
+            line += piece
+        elif not is_comment:
+            line.clear()
+        if end:
+            break
+    if size_bytes <= kept:
+        return line, size_bytes, block, end
+    return (bytearray(b"#") if is_comment else None), size_bytes, block, end
+
+
+# A whole file
+
+
+class _LastLine:
+    """Cuts a stream's blocks into whole lines and the last line, of which it keeps at most so many bytes."""
+
+    def __init__(self, kept_bytes: int) -> None:
+        self.line = bytearray()
+        self.is_too_long = False
+        self._kept_bytes = kept_bytes
+
+    def add(self, block: bytes) -> Iterator[bytes | bytearray]:
+        """Yield all bytes that are no part of the last line any more, in order: whole lines each time, but
+        for a line that is too long."""
+        if self.line.endswith(b"\n"):
+            yield self._take()
+        # The last line begins behind the newline before the last one, unless the stream goes on.
+        start = block.rfind(b"\n", 0, len(block) - 1) + 1
+        if start:
+            first = block.find(b"\n") + 1
+            yield from self._keep(block[:first])
+            yield self._take()
+            if first < start:
+                yield block[first:start]
+            block = block[start:]
+            self.is_too_long = False
+        yield from self._keep(block)
+
+    def _keep(self, piece: bytes) -> Iterator[bytes | bytearray]:
+        self.line += piece
+        if len(self.line) > self._kept_bytes:
+            self.is_too_long = True
+            yield self._take()
+
+    def _take(self) -> bytearray:
+        taken, self.line = self.line, bytearray()
+        return taken
+
+
+def _inspect(stream: BinaryIO, name: str, max_record_bytes: int) -> Inspection:
     """Hash everything before the last line; the last line decides whether the file is finished."""
+    head = stream.read(CHUNK_BYTES)
+    header = _read_header(head, name)
     digest = hashlib.sha256()
-    head = tail = b""
-    text_bytes = 0
     announced: list[Announcement] = []
-    while chunk := stream.read(CHUNK_BYTES):
-        if len(head) < CHUNK_BYTES:
-            head += chunk[: CHUNK_BYTES - len(head)]
-        tail += chunk
-        text_bytes += len(chunk)
-        # The last line starts after the newline before the last one, unless the file goes on.
-        cut = tail.rfind(b"\n", 0, len(tail) - 1) + 1
-        digest.update(tail[:cut])
-        announced += _announcements(tail[:cut])
-        tail = tail[cut:]
-    header = parse_header(head, name)
+    announcements = text_bytes = 0
+    last = _LastLine(max_record_bytes if header is None else MAX_COMMENT_BYTES)
+    block = head
+    while block:
+        text_bytes += len(block)
+        for lines in last.add(block):
+            announcements += lines.count(_CATALOG_LINE) + lines.startswith(COMMENT_PREFIX)
+            if announcements > MAX_ANNOUNCED:
+                raise ParseError("it announces too many catalogs", hint=REFETCH_HINT, file=name)
+            if header is not None:
+                digest.update(lines)
+                announced += _announcements(lines)
+        block = stream.read(CHUNK_BYTES)
     if header is None and head and HEADER_PREFIX.startswith(head):
         return Inspection(header=None, footer=None, unfinished="its header is incomplete")
     if header is None:
-        unfinished = _why_plain_is_unfinished(tail, marks_transactions=_marks_transactions(head))
+        # A line beyond the limit is an error of its own, which the reader tells with its number.
+        unfinished = "" if last.is_too_long else _why_plain_is_unfinished(last.line, head)
         return Inspection(header=None, footer=None, unfinished=unfinished, text_bytes=text_bytes)
-    footer = parse_footer(tail)
+    footer = parse_footer(bytes(last.line))
     if footer is None:
         return Inspection(header=header, footer=None, unfinished="it has no footer yet")
     if footer.sha256 != digest.hexdigest():
@@ -181,10 +324,22 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
     return Inspection(header=header, footer=footer, text_bytes=text_bytes, announced=tuple(announced))
 
 
+def _read_header(head: bytes, name: str) -> Header | None:
+    line = head[:MAX_COMMENT_BYTES]
+    if head.startswith(HEADER_PREFIX) and b"\n" not in line and len(head) > len(line):
+        raise ParseError(
+            f"broken header: it is longer than {MAX_COMMENT_BYTES:,} bytes",
+            hint=REFETCH_HINT,
+            file=name,
+            line=1,
+        )
+    return parse_header(line, name)
+
+
 _CATALOG_LINE = b"\n" + COMMENT_PREFIX
 
 
-def _announcements(lines: bytes) -> Iterator[Announcement]:
+def _announcements(lines: bytes | bytearray) -> Iterator[Announcement]:
     """Yield what comment lines among *lines*, which are whole, announce."""
     at = 0 if lines.startswith(COMMENT_PREFIX) else lines.find(_CATALOG_LINE)
     while at >= 0:
@@ -194,7 +349,17 @@ def _announcements(lines: bytes) -> Iterator[Announcement]:
         at = lines.find(_CATALOG_LINE, at + 1)
 
 
-def _why_plain_is_unfinished(last_line: bytes, *, marks_transactions: bool) -> str:
+def _last_announced(lines: bytes) -> Announcement | None:
+    """Return the last of what comment lines among *lines* announce."""
+    last = None
+    if COMMENT_PREFIX in lines:
+        for announcement in _announcements(lines):
+            last = announcement
+    return last
+
+
+def _why_plain_is_unfinished(last_line: bytes | bytearray, head: bytes) -> str:
+    marks_transactions = _marks_transactions(head)
     last_line = last_line.removeprefix(BYTE_ORDER_MARK)  # a file's only line is its first one, too
     if not last_line or last_line.startswith(b"#") or last_line.isspace():
         return ""
@@ -219,57 +384,3 @@ def _marks_transactions(head: bytes) -> bool:
         return newline != b"" and parse_record(first_line).op == "B"
     except ParseError:
         return False
-
-
-def _decompress(stream: BinaryIO, name: str) -> BinaryIO:
-    if name.endswith(".gz"):
-        return io.BufferedReader(_FrameReader(stream, lambda: zlib.decompressobj(wbits=31)), CHUNK_BYTES)
-    if name.endswith(".zst"):
-        frames = zstandard.ZstdDecompressor()
-        return io.BufferedReader(_FrameReader(stream, frames.decompressobj), CHUNK_BYTES)
-    return stream
-
-
-class _Frame(Protocol):
-    """The decompressor of one gzip member or one zstd frame."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-class _FrameReader(io.RawIOBase):
-    """The text of one or more compressed frames, as a raw stream.
-
-    Raises EOFError when the last frame has no end; an empty file is a frame without one.
-    """
-
-    def __init__(self, stream: BinaryIO, open_frame: Callable[[], _Frame]) -> None:
-        self._stream = stream
-        self._open_frame = open_frame
-        self._frame = open_frame()
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        while not self._ready:
-            data = self._frame.unused_data if self._frame.eof else b""
-            data = data or self._stream.read(COMPRESSED_CHUNK_BYTES)
-            if not data:
-                if not self._frame.eof:
-                    raise EOFError("the compressed data ends early")
-                return 0
-            if self._frame.eof:
-                self._frame = self._open_frame()
-            self._ready = self._frame.decompress(data)
-        view = memoryview(buffer).cast("B")
-        count = min(len(view), len(self._ready))
-        view[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count

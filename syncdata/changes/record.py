@@ -9,7 +9,7 @@ import msgspec
 
 from syncdata.changes.names import DEFAULT_SCHEMA
 from syncdata.changes.position import parse_lsn
-from syncdata.errors import ParseError
+from syncdata.errors import ParseError, shortened
 
 Mark = Literal["B", "C", "M"]
 Op = Literal["INSERT", "UPDATE", "DELETE", "TRUNCATE"] | Mark
@@ -71,21 +71,26 @@ _NESTED = frozenset((dict, list))
 _find_negative_zero = re.compile(rb"-0[,}\s]").search
 
 
-def parse_record(line: bytes) -> ChangeRecord:
+def parse_record(line: bytes | bytearray) -> ChangeRecord:
     """Read one line of a change file. Raises ParseError (without file and line) when it is no record."""
     try:
         record = _decode(line)
     except msgspec.ValidationError as error:
-        raise ParseError(f"not a change record: {error}", hint=_PARSE_HINT) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ParseError(f"not a line of JSON: {error}", hint=_PARSE_HINT) from None
+        raise ParseError(f"not a change record: {_words(error)}", hint=_PARSE_HINT) from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ParseError(f"not a line of JSON: {_words(error)}", hint=_PARSE_HINT) from None
     problem = _find_problem(record)
     if problem:
         raise ParseError(problem, hint=_PARSE_HINT)
     return record
 
 
-def _decode(line: bytes) -> ChangeRecord:
+def _words(error: Exception) -> str:
+    """Return the words of *error*; those for text that is not UTF-8 would show a byte of it."""
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else shortened(str(error))
+
+
+def _decode(line: bytes | bytearray) -> ChangeRecord:
     try:
         record = _decoder.decode(line)
     except msgspec.ValidationError:  # a number that no integer holds, a ``T``; or it is no record either way
@@ -93,7 +98,7 @@ def _decode(line: bytes) -> ChangeRecord:
     return _decode_exactly(line) if _has_lost(record, line) else record
 
 
-def _has_lost(record: ChangeRecord, line: bytes) -> bool:
+def _has_lost(record: ChangeRecord, line: bytes | bytearray) -> bool:
     """Tell whether decoding *line* to *record* has lost the text of nested JSON, or the sign of a -0."""
     for values in (record.data, record.old_keys):
         if values and not _NESTED.isdisjoint(map(type, values.values())):
@@ -101,7 +106,7 @@ def _has_lost(record: ChangeRecord, line: bytes) -> bool:
     return _find_negative_zero(line) is not None
 
 
-def _decode_exactly(line: bytes) -> ChangeRecord:
+def _decode_exactly(line: bytes | bytearray) -> ChangeRecord:
     raw = _raw_decoder.decode(line)
     return ChangeRecord(
         table=raw.table,

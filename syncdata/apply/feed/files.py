@@ -15,7 +15,7 @@ from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches
 from syncdata.archive.archive import Archive, ArchivedFile
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import Inspection, LocatedRecord, inspect
+from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, Inspection, LocatedRecord, inspect
 from syncdata.errors import DiscoveryError, ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.interruptible import interruptible
@@ -26,7 +26,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
     """A change file or a snapshot that has been fetched and inspected. ``catalogs``: those that it names, by
-    digest; ``catalog_error`` is set when one is missing or broken."""
+    digest; ``catalog_error`` is set when one is missing or broken. No record longer than
+    ``max_record_bytes`` is read."""
 
     name: str
     stream: BinaryIO
@@ -34,6 +35,7 @@ class Fetched:
     inspection: Inspection
     catalogs: Mapping[str, Catalog] = field(default_factory=dict)
     catalog_error: ParseError | DiscoveryError | None = None
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
 
     @property
     def batch_file(self) -> BatchFile:
@@ -44,7 +46,13 @@ class Fetched:
         return round(text_bytes / max(self.inspection.text_bytes, 1) * self.size_bytes)
 
 
-def fetch(archive: Archive, file: ArchivedFile, *, stop: threading.Event) -> Fetched:
+def fetch(
+    archive: Archive,
+    file: ArchivedFile,
+    *,
+    stop: threading.Event,
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES,
+) -> Fetched:
     """Fetch *file* and inspect all of it.
 
     Raises FetchError or ArchiveConnectionError, and ReadingStopped once *stop* is set. A broken file raises
@@ -54,7 +62,7 @@ def fetch(archive: Archive, file: ArchivedFile, *, stop: threading.Event) -> Fet
     size_bytes = stream.seek(0, os.SEEK_END)
     stream = up_to(stream, size_bytes, stop=stop)
     try:
-        inspection = inspect(stream, file.name)
+        inspection = inspect(stream, file.name, max_record_bytes=max_record_bytes)
         catalogs, error = _read_catalogs(archive, inspection)
     except BaseException:  # a stop, too
         stream.close()
@@ -66,6 +74,7 @@ def fetch(archive: Archive, file: ArchivedFile, *, stop: threading.Event) -> Fet
         inspection=inspection,
         catalogs=catalogs,
         catalog_error=error,
+        max_record_bytes=max_record_bytes,
     )
 
 

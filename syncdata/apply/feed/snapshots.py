@@ -30,7 +30,8 @@ class Snapshot:
 
     def records(self) -> Iterator[LocatedRecord]:
         """Yield the rows. Raises ParseError at the first record that is no INSERT of the table."""
-        for located in read_records(self.fetched.stream, self.fetched.name):
+        fetched = self.fetched
+        for located in read_records(fetched.stream, fetched.name, max_record_bytes=fetched.max_record_bytes):
             record = located.record
             if record.op != "INSERT" or (record.schema, record.table) != (self.table.schema, self.table.name):
                 raise ParseError(
@@ -60,14 +61,16 @@ def find_snapshots(
     return found
 
 
-def open_snapshot(archive: Archive, file: SnapshotFile, *, stop: threading.Event) -> Snapshot:
+def open_snapshot(
+    archive: Archive, file: SnapshotFile, *, stop: threading.Event, max_record_bytes: int
+) -> Snapshot:
     """Fetch *file* and check that it is whole and of the table that its name says.
 
     Raises ParseError when it is not, FetchError or ArchiveConnectionError, and ReadingStopped.
     """
     fetched = ask(
         archive,
-        lambda: fetch(archive, file, stop=stop),
+        lambda: fetch(archive, file, stop=stop, max_record_bytes=max_record_bytes),
         stop=stop,
         discard=lambda late: late.stream.close(),
     )

@@ -16,7 +16,7 @@ import msgspec
 from syncdata.changes.catalog import Announcement, Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
-from syncdata.changes.reader import LocatedRecord
+from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, LocatedRecord
 from syncdata.changes.record import MARKS
 from syncdata.errors import ParseError
 
@@ -30,10 +30,12 @@ _OPEN = "B"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The limits of a batch. ``batch_records``: it ends at the first commit after so many records.
-    ``batch_bytes``: it holds no more bytes, unless a single record is larger."""
+    ``batch_bytes``: it holds no more bytes, unless a single record is larger. ``max_record_bytes``: no record
+    may be larger."""
 
     batch_records: int
     batch_bytes: int
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.result import Effect
 from syncdata.changes.position import format_lsn, parse_lsn
 
+_YEARS = range(1970, 3000)
+
 
 def effect_of(share: TableShare, counts: Counts, *, duration_ms: int = 0) -> Effect:
     """Return the effect of *share*, which was applied with *counts*."""
@@ -28,7 +30,8 @@ def truncated_at(share: TableShare) -> int | None:
 
 
 def parse_time(text: str | None) -> dt.datetime | None:
-    """Read a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``); None if it is not a time."""
+    """Read a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``); None if it is not a time, or
+    none that a commit can have: a time at the end of the calendar has no form in other time zones."""
     try:
         moment = dt.datetime.fromisoformat(text) if text else None
     except ValueError:
@@ -36,9 +39,10 @@ def parse_time(text: str | None) -> dt.datetime | None:
     if moment is None:
         return None
     try:
-        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+        moment = moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
     except OverflowError:
         return None
+    return moment if moment.year in _YEARS else None
 
 
 def _valid_lsn(text: str | None) -> str | None:
