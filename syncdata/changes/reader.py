@@ -259,13 +259,16 @@ class _LastLine:
     def __init__(self, kept_bytes: int) -> None:
         self.line = bytearray()
         self.is_too_long = False
+        self._is_ended = False
         self._kept_bytes = kept_bytes
 
     def add(self, block: bytes) -> Iterator[bytes | bytearray]:
         """Yield all bytes that are no part of the last line any more, in order: whole lines each time, but
         for a line that is too long."""
-        if self.line.endswith(b"\n"):
+        if self._is_ended:
             yield self._take()
+            self.is_too_long = False
+        self._is_ended = block.endswith(b"\n")
         # The last line begins behind the newline before the last one, unless the stream goes on.
         start = block.rfind(b"\n", 0, len(block) - 1) + 1
         if start:
@@ -279,6 +282,9 @@ class _LastLine:
         yield from self._keep(block)
 
     def _keep(self, piece: bytes) -> Iterator[bytes | bytearray]:
+        if self.is_too_long:
+            yield piece
+            return
         self.line += piece
         if len(self.line) > self._kept_bytes:
             self.is_too_long = True
@@ -307,6 +313,7 @@ def _inspect(stream: BinaryIO, name: str, max_record_bytes: int) -> Inspection:
             if header is not None:
                 digest.update(lines)
                 announced += _announcements(lines)
+            del lines  # It may be large, and the next one is in the making.
         block = stream.read(CHUNK_BYTES)
     if header is None and head and HEADER_PREFIX.startswith(head):
         return Inspection(header=None, footer=None, unfinished="its header is incomplete")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from syncdata.changes.catalog import catalog_comment, digest_of, parse_announcem
 from syncdata.changes.compression import decompress
 from syncdata.changes.head import parse_head
 from syncdata.changes.header import parse_footer, parse_header
-from syncdata.changes.reader import MAX_ANNOUNCED, MAX_COMMENT_BYTES, inspect, read_records
+from syncdata.changes.reader import CHUNK_BYTES, MAX_ANNOUNCED, MAX_COMMENT_BYTES, inspect, read_records
 from syncdata.changes.record import parse_record
 from syncdata.errors import ParseError, Reason, SchemaError, shortened
 
@@ -119,6 +120,26 @@ def test_a_line_beyond_the_limit_is_never_in_memory_as_a_whole() -> None:
             lines_of(content, "f.json.gz")
 
     assert peak_of(read) < 24 << 20
+
+
+@pytest.mark.parametrize("size", [CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES])
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_last_line_is_known_whatever_is_before_it(size: int, ends: bool) -> None:
+    """A file that waits for the end of its last line, behind lines that end where a block ends, or do not."""
+    for first in (b"x" * (size - 1) + b"\n", b"x" * (size - 3) + b"\n#\n", b"\n" * size):
+        last = RECORD % 1 if ends else (RECORD % 1)[:20]
+        found = inspect(io.BytesIO(first + last), "f.json", max_record_bytes=1_000)
+        assert bool(found.unfinished) is not ends
+        assert found.text_bytes == len(first + last)
+
+
+def test_a_footer_is_found_behind_a_line_that_is_too_long() -> None:
+    for size in (CHUNK_BYTES - 100, CHUNK_BYTES, 2 * CHUNK_BYTES, 3 * CHUNK_BYTES + 7):
+        header = b'# {"syncdata":1}\n'
+        text = header + b"x" * (size - len(header) - 1) + b"\n"
+        footer = b'# {"end":true,"records":1,"sha256":"%b"}\n' % hashlib.sha256(text).hexdigest().encode()
+        found = inspect(io.BytesIO(text + footer), "f.json", max_record_bytes=1_000)
+        assert (found.error, found.unfinished, found.footer is not None) == (None, "", True)
 
 
 def test_a_line_beyond_the_limit_can_be_skipped() -> None:
