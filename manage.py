@@ -9,12 +9,9 @@ import sys
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syncsite.settings")
-    from django.core.exceptions import ImproperlyConfigured
-    from django.core.management import execute_from_command_line
-    from django.db import OperationalError, ProgrammingError
-    from django.db.migrations.exceptions import MigrationSchemaMissing
+    from django.core.management import CommandError, execute_from_command_line
 
-    from syncdata.errors import SyncError
+    from syncdata.runtime.unexpected import safe_traceback
 
     if sys.argv[1:2] in (["-v"], ["--verbose"]):
         # The predecessor took it before the command as well.
@@ -22,25 +19,31 @@ def main() -> None:
         sys.argv[1:] = [*sys.argv[end : end + 1], *sys.argv[1:end], *sys.argv[end + 1 :]]
     try:
         execute_from_command_line(sys.argv)
-    except (
-        ImproperlyConfigured,
-        OperationalError,
-        ProgrammingError,
-        MigrationSchemaMissing,
-        SyncError,
-    ) as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
         if "--traceback" in sys.argv:
-            raise
-        sys.exit(explain(error))
+            # Python's own would print a driver's DETAIL, and with it rows.
+            print(safe_traceback(error), file=sys.stderr)
+        print(explain(error), file=sys.stderr)
+        sys.exit(error.returncode if isinstance(error, CommandError) else 1)
 
 
 def explain(error: Exception) -> str:
     """Return what an operator should read in place of a traceback."""
+    from django.core.exceptions import ImproperlyConfigured
+    from django.core.management import CommandError
     from django.db import DatabaseError, OperationalError
+    from django.db.migrations.exceptions import MigrationSchemaMissing
 
     from syncdata.conf import load_config_file
     from syncdata.errors import ServiceInitError, SyncError
+    from syncdata.runtime.unexpected import unexpected_error
 
+    if isinstance(error, CommandError):
+        return f"CommandError: {error}"
+    if not isinstance(error, ImproperlyConfigured | DatabaseError | MigrationSchemaMissing | SyncError):
+        return str(unexpected_error(error, hint="run it again with --traceback, and report what it prints"))
     # Without a configuration there is no database, either: name the cause, not what it led to.
     try:
         config = load_config_file()

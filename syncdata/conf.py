@@ -30,14 +30,21 @@ from syncdata.confkeys import (
     ConfigValues,
     keys_of_archive,
 )
-from syncdata.errors import ConfigError, ConfigLoadError
-from syncdata.runtime.settings import Key
+from syncdata.errors import ConfigError, ConfigLoadError, shortened
+from syncdata.runtime.settings import Key, expanded
 
 logger = logging.getLogger(__name__)
 
 CONFIG_VARIABLE = "DATA_SYNC_CONFIG"
 NEW_PASSWORD_VARIABLE = "SOURCE_PG_NEW_PASSWORD"  # noqa: S105 - a name
 _SETTINGS = "settings.SYNCDATA"
+_MOST_BYTES = 1024 * 1024
+# Behind these words tomllib quotes characters or keys of the file: of a password without its quotes, perhaps.
+_QUOTING = re.compile(
+    "Found invalid character|Illegal character|Cannot declare|Cannot mutate immutable namespace"
+    "|Cannot redefine namespace|Duplicate inline table key"
+)
+_NAME_A_FILE = f"{CONFIG_VARIABLE} must name a readable TOML file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +60,10 @@ class SyncConfig:
     pg_user: str = "admin"
     pg_password: str | None = field(default=None, repr=False)
     pg_database: str = ""
+    pg_sslmode: str | None = None
+    pg_sslrootcert: Path | str | None = None
+    pg_sslcert: Path | None = None
+    pg_sslkey: Path | None = None
     database: str = "default"
     data_sync_freq: int = 600
     metric_freq: int = 24
@@ -63,6 +74,11 @@ class SyncConfig:
     log_keep_days: int = 0
     state_dir: Path
     config_file: Path | None = None
+
+    @property
+    def tls_params(self) -> dict[str, str]:
+        """libpq's parameters for TLS; it has its own defaults for those that are not given."""
+        return _tls_params(self)
 
     @property
     def limits(self) -> Limits:
@@ -86,6 +102,10 @@ class SourceConfig:
     pg_user: str
     pg_password: str | None = field(default=None, repr=False)
     pg_database: str
+    pg_sslmode: str | None = None
+    pg_sslrootcert: Path | str | None = None
+    pg_sslcert: Path | None = None
+    pg_sslkey: Path | None = None
     slot_name: str = "syncdata_slot"
     publication: str = "syncdata"
     failover: str = "auto"
@@ -109,9 +129,16 @@ class SourceConfig:
             "dbname": self.pg_database,
             "application_name": "syncdata",
             "connect_timeout": 10,
+            **_tls_params(self),
         }
         # An empty password is left out, so that PGPASSFILE can supply one.
         return params | ({"password": self.pg_password} if self.pg_password else {})
+
+
+def _tls_params(config: SyncConfig | SourceConfig) -> dict[str, str]:
+    names = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+    values = ((name, getattr(config, f"pg_{name}")) for name in names)
+    return {name: str(value) for name, value in values if value is not None}
 
 
 def load_config() -> SyncConfig:
@@ -173,6 +200,7 @@ def config_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path
     if not isinstance(values.get("source", {}), Mapping):
         found.problems.append("source: must be a table, [source]")
     found.require("pg_database", FILE_KEYS)
+    found.require_tls_pairs()
     return SyncConfig(**found.finish(str(path)), state_dir=path.parent, config_file=path)
 
 
@@ -211,6 +239,7 @@ def _read_source(found: ConfigValues, table: object) -> None:
         found.read(table, SOURCE_KEYS, prefix="source.")
         for name in ("pg_user", "pg_database", "tables"):
             found.require(name, SOURCE_KEYS, prefix="source.")
+        found.require_tls_pairs(prefix="source.")
     elif table is None:
         found.problems.append("source: is required: the table [source] describes the production side")
     else:
@@ -222,10 +251,15 @@ def _source_config(taken: dict[str, Any], state_dir: Path) -> SourceConfig:
     # A relative path begins beside the configuration, wherever the daemon was started.
     spool_dir = state_dir / taken.pop("spool_dir", "spool")
     archive = taken["archive"]
-    if isinstance(archive, LocalSettings) and archive.directory.resolve() == spool_dir.resolve():
+    if isinstance(archive, LocalSettings) and _is_same(archive.directory, spool_dir):
         # A file that is in the archive is removed from the spool; in one directory, that is the same file.
         raise ConfigError("source.spool_dir: must not be archive_dir", hint="choose another directory")
     return SourceConfig(**taken, spool_dir=spool_dir, state_dir=state_dir)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    # Not Path.resolve(), which raises RuntimeError where links go round in a circle.
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _settings_values() -> object:
@@ -249,7 +283,14 @@ def _named_file() -> Path:
         raise ConfigLoadError(
             f"{CONFIG_VARIABLE} is not set", hint="set it to the path of the TOML configuration file"
         )
-    return Path(named).expanduser().absolute()
+    try:
+        return expanded(Path(named)).absolute()
+    except ValueError as error:
+        raise ConfigLoadError(f"{CONFIG_VARIABLE} {error}", hint=_NAME_A_FILE) from None
+    except FileNotFoundError:
+        raise ConfigLoadError(
+            f"{CONFIG_VARIABLE} is a relative path, and the working directory is gone", hint=_NAME_A_FILE
+        ) from None
 
 
 def _read_named_file() -> tuple[Path, dict[str, Any]]:
@@ -261,19 +302,41 @@ def _read_named_file() -> tuple[Path, dict[str, Any]]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        # utf-8-sig: editors on Windows put a byte order mark in front.
-        return _with_small_keys(tomllib.loads(path.read_bytes().decode("utf-8-sig")), path)
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigLoadError(
-            f"the configuration file cannot be read: {error.strerror}",
-            hint=f"{CONFIG_VARIABLE} must name a readable TOML file",
-            file=str(path),
+            f"the configuration file cannot be read: {error.strerror}", hint=_NAME_A_FILE, file=str(path)
         ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigLoadError("the configuration file is not UTF-8", file=str(path)) from error
+    if len(content) > _MOST_BYTES:
+        raise ConfigLoadError(
+            f"the configuration file has more than {_MOST_BYTES:,} bytes", hint=_NAME_A_FILE, file=str(path)
+        )
+    return _parse_toml(content, path)
+
+
+def _parse_toml(content: bytes, path: Path) -> dict[str, Any]:
+    # The errors' causes are left out: they quote the file, and with it perhaps a password.
+    try:
+        # utf-8-sig: editors on Windows put a byte order mark in front.
+        return _with_small_keys(tomllib.loads(content.decode("utf-8-sig")), path)
+    except UnicodeDecodeError:
+        raise ConfigLoadError(
+            "the configuration file is not UTF-8", hint="save it as UTF-8", file=str(path)
+        ) from None
     except tomllib.TOMLDecodeError as error:
         message, line = _syntax_error(error)
-        raise ConfigLoadError(f"not valid TOML: {message}", file=str(path), line=line) from error
+        raise ConfigLoadError(
+            f"not valid TOML: {message}", hint="mend that line", file=str(path), line=line
+        ) from None
+    except (ValueError, OverflowError):
+        raise ConfigLoadError(
+            "not valid TOML: a number or a date is out of range", hint="mend that value", file=str(path)
+        ) from None
+    except RecursionError:
+        raise ConfigLoadError(
+            "the configuration file is nested too deeply", hint=_NAME_A_FILE, file=str(path)
+        ) from None
 
 
 def _with_small_keys(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -285,7 +348,7 @@ def _with_small_keys(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
         key = name.lower()
         if key in small:
             raise ConfigLoadError(
-                f"the key {key} is there twice, in large and in small letters",
+                f"the key {shortened(key)} is there twice, in large and in small letters",
                 hint="keep one of them",
                 file=str(path),
             )
@@ -296,8 +359,11 @@ def _with_small_keys(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _syntax_error(error: tomllib.TOMLDecodeError) -> tuple[str, int | None]:
     # Before Python 3.14 the line is only in the text.
     text = str(error)
-    at = re.search(r" \(at line (\d+), column \d+\)$", text)
-    return (text[: at.start()], int(at[1])) if at else (text, None)
+    at = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", text)
+    line = int(at[1]) if at and at[1] else None
+    message = text[: at.start()] if at else text
+    quoting = _QUOTING.match(message)
+    return (quoting[0] if quoting else shortened(message)), line
 
 
 @cache
@@ -320,7 +386,10 @@ def _exposes_secrets(path: Path, values: Mapping[str, Any]) -> bool:
     holds_secret = _holds_secret(values, FILE_KEYS | keys_of_archive(values, os.environ)) or (
         isinstance(source, Mapping) and _holds_secret(source, SOURCE_KEYS)
     )
-    return holds_secret and bool(path.stat().st_mode & stat.S_IROTH)
+    try:
+        return holds_secret and bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:  # it has gone since it was read
+        return False
 
 
 def _holds_secret(values: Mapping[str, Any], keys: Mapping[str, Key]) -> bool:

@@ -6,19 +6,22 @@ Knows keys, environment names and limits; knows nothing of files, and defaults a
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from syncdata.apply.whitelist import parse_syncable
 from syncdata.archive.backends import DEFAULT_BACKEND, backend_keys, find_backend
 from syncdata.archive.storage import ArchiveSettings
 from syncdata.changes.names import TableName
-from syncdata.errors import ConfigError, WhitelistAddError
+from syncdata.errors import ConfigError, WhitelistAddError, shortened
 from syncdata.runtime.settings import (
     PORT,
     Key,
+    a_host,
     a_path,
     a_secret,
     a_text,
@@ -33,14 +36,14 @@ from syncdata.runtime.settings import (
 def _slot_name(value: object) -> str:
     name = a_text(value)
     if not re.fullmatch("[a-z0-9_]{1,63}", name):
-        raise ValueError(f"must be 1 to 63 lower case letters, digits and underscores, not {name!r}")
+        raise ValueError("must be 1 to 63 lower case letters, digits and underscores")
     return name
 
 
 def _identifier(value: object) -> str:
     name = a_text(value)
     if len(name.encode(errors="replace")) > 63 or not name.isprintable():
-        raise ValueError(f"must be a name of at most 63 bytes, not {name!r}")
+        raise ValueError("must be a name of at most 63 bytes")
     return name
 
 
@@ -54,7 +57,7 @@ def _tables(value: object) -> tuple[TableName, ...]:
         except WhitelistAddError as error:
             problems.append(error.message)
         except ValueError:
-            problems.append(f"{name!r} is not a table name")
+            problems.append(f"{shortened(repr(name))} is not a table name")
     if problems:
         raise ValueError("; ".join(problems))
     return tuple(dict.fromkeys(tables))
@@ -62,6 +65,21 @@ def _tables(value: object) -> tuple[TableName, ...]:
 
 def _failover(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else one_of("auto", "true", "false")(value)
+
+
+# libpq's own words, from the weakest to the one that proves who the server is.
+_sslmode = one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+
+def _readable_file(value: object) -> Path:
+    path = a_path(value)
+    if not os.access(path, os.R_OK) or not os.path.isfile(path):
+        raise ValueError(f"{shortened(str(path))} is not a file that this user can read")
+    return path
+
+
+def _root_certificate(value: object) -> Path | str:
+    return "system" if value == "system" else _readable_file(value)
 
 
 _YEAR_S = 366 * 24 * 3600
@@ -79,11 +97,15 @@ PACE_KEYS = {
     "log_keep_days": Key(whole_number(0, 36_500)),
 }
 DATABASE_KEYS = {
-    "pg_host": Key(a_text, "PG_HOST"),
+    "pg_host": Key(a_host, "PG_HOST"),
     "pg_port": Key(PORT, "PG_PORT"),
     "pg_user": Key(a_text, "PG_USER_NAME"),
     "pg_password": Key(a_secret, "PG_PASSWORD", is_secret=True),
     "pg_database": Key(a_text, "PG_DB_NAME"),
+    "pg_sslmode": Key(_sslmode, "PG_SSLMODE"),
+    "pg_sslrootcert": Key(_root_certificate, "PG_SSLROOTCERT"),
+    "pg_sslcert": Key(_readable_file, "PG_SSLCERT"),
+    "pg_sslkey": Key(_readable_file, "PG_SSLKEY"),
 }
 SOURCE_KEYS = {
     **{name: replace(key, variable=f"SOURCE_{key.variable}") for name, key in DATABASE_KEYS.items()},
@@ -99,6 +121,7 @@ SOURCE_KEYS = {
     "keep_days": Key(whole_number(0, 36_500)),
     "prune_hours": Key(whole_number(0, _YEAR_HOURS)),
 }
+_TLS_PAIR = {"pg_sslcert", "pg_sslkey"}
 # The keys of a file, and of ``settings.SYNCDATA``; the archive's backend may add more.
 FILE_KEYS = ARCHIVE_KEYS | PACE_KEYS | DATABASE_KEYS
 SETTINGS_KEYS = ARCHIVE_KEYS | PACE_KEYS | {"database": Key(a_text), "state_dir": Key(a_path)}
@@ -143,8 +166,8 @@ class ConfigValues:
             # Empty counts as unset: that is how compose files and templates leave a value out.
             if variable := self._environ.get(key.variable, ""):
                 self._read(name, key, variable, f"{label} (from {key.variable})")
-            elif given.get(name) not in (None, ""):
-                self._read(name, key, given[name], label)
+            elif (value := given.get(name)) is not None and not (isinstance(value, str) and not value):
+                self._read(name, key, value, label)
         for name in given:
             if name not in keys and name not in unread:
                 self.problems.append(_unknown(str(name), prefix, [*keys, *unread]))
@@ -165,8 +188,16 @@ class ConfigValues:
         """Note a problem unless ``state_dir`` is given: with a TOML file, it is the file's own directory."""
         self.require("state_dir", SETTINGS_KEYS)
         state_dir = self.values.get("state_dir")
-        if state_dir is not None and not state_dir.is_dir():
+        if state_dir is not None and not os.path.isdir(state_dir):
             self.problems.append(f"state_dir: {state_dir} is not a directory; make it: mkdir -p {state_dir}")
+
+    def require_tls_pairs(self, *, prefix: str = "") -> None:
+        """Note a problem where the keys of TLS do not fit each other."""
+        given = self.values.get
+        if (given("pg_sslcert") is None) != (given("pg_sslkey") is None) and not self._wrong & _TLS_PAIR:
+            self.problems.append(f"{prefix}pg_sslcert, {prefix}pg_sslkey: are given together, or neither is")
+        if given("pg_sslrootcert") == "system" and given("pg_sslmode") != "verify-full":
+            self.problems.append(f"{prefix}pg_sslrootcert: system takes {prefix}pg_sslmode = verify-full")
 
     def finish(self, where: str) -> dict[str, Any]:
         """Return the values, those of the archive as its settings, ``archive``.
@@ -192,6 +223,9 @@ class ConfigValues:
         except ValueError as error:
             self._wrong.add(name)
             self.problems.append(f"{label}: {error}")
+        except Exception as error:  # a value of a kind that its parser never thought of
+            self._wrong.add(name)
+            self.problems.append(f"{label}: cannot be read ({type(error).__name__})")
 
 
 def _unknown(name: str, prefix: str, known: Collection[str]) -> str:
@@ -200,4 +234,5 @@ def _unknown(name: str, prefix: str, known: Collection[str]) -> str:
     if name in DATABASE_KEYS:
         return f"{name}: is not used here; name an alias of DATABASES with 'database'"
     close = difflib.get_close_matches(name, known, n=1)
+    name = shortened(name, 80)
     return f"{prefix}{name}: is not a known key" + (f"; did you mean {prefix}{close[0]}?" if close else "")

@@ -65,7 +65,7 @@ class RequestConnection:
                 # would take the transaction for its own, and commit it when connection.transaction() ends.
                 connection.execute("SELECT")
         except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
-            raise init_error(error) from error
+            raise init_error(error) from None
         return connection
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class AliasSession:
                 )
             has_lock = not self._holds_lock or _try_lock(wrapper.connection)
         except (psycopg.Error, DatabaseError, ImproperlyConfigured) as error:
-            raise init_error(error) from error
+            raise init_error(error) from None
         if not has_lock:
             wrapper.close()
             # The server may not know yet that our old session is gone.

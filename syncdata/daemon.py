@@ -26,6 +26,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _LOCK_PATIENCE_S = 0.5  # a probe holds the lock for microseconds; a daemon holds it for days
 _POLL_S = 0.05
+_LONGEST_PID = 32
 _SHOW_CURSOR = b"\x1b[?25h\n"  # a progress bar hides the cursor, and _exit leaves it no time to clean up
 
 
@@ -55,8 +56,12 @@ class PidFile:
                 f"the predecessor's daemon is still running (pid {pid}, {self.path})",
                 hint="stop it first: syncdata stop",
             )
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:  # a full disk, or something else than a file
+            os.close(fd)
+            raise _unusable(self.path, error) from error
         self._fd = fd
         return self
 
@@ -65,8 +70,11 @@ class PidFile:
     ) -> None:
         if self._fd is None:
             return
-        if _is_open_as(self._fd, self.path):  # if not, ours was deleted, and this one is another's
-            self.path.unlink(missing_ok=True)
+        try:
+            if _is_open_as(self._fd, self.path):  # if not, ours was deleted, and this one is another's
+                self.path.unlink(missing_ok=True)
+        except OSError as error:  # without the lock it claims nothing
+            logger.warning("%s is left behind: %s", self.path, error.strerror)
         os.close(self._fd)
         self._fd = None
 
@@ -89,11 +97,21 @@ def _predecessor(path: Path) -> int | None:
     Test: test_the_predecessors_daemon_keeps_ours_out_while_it_runs.
     """
     try:
-        pid = int(path.read_text())
+        pid = _read_pid(path)
         name = Path(f"/proc/{pid}/comm").read_text().strip()
     except (ValueError, OSError):  # no pid, no such process, or a system without /proc
         return None
     return pid if name == "syncdata" else None
+
+
+def _read_pid(path: Path) -> int:
+    """Return the pid in the file. Raises OSError, and ValueError for what is no process: signals to 0 and
+    below go to whole groups of them."""
+    with path.open("rb") as file:
+        pid = int(file.read(_LONGEST_PID).decode())
+    if not 0 < pid < 2**31:
+        raise ValueError("no process")
+    return pid
 
 
 def running_pid(path: Path) -> int | None:
@@ -105,7 +123,7 @@ def running_pid(path: Path) -> int | None:
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while _is_locked(path):
         with contextlib.suppress(ValueError, OSError):
-            return int(path.read_text())
+            return _read_pid(path)
         if time.monotonic() > deadline:  # longer than a starting daemon needs to write its pid
             raise PidFileError(
                 f"{path} is locked, but holds no process id",
@@ -248,23 +266,28 @@ def _flock(fd: int, kind: int) -> bool:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # a file system without locks
+        raise PidFileError(
+            f"the pid file cannot be locked: {error.strerror}",
+            hint="its directory must be on a file system with locks, such as a local disk",
+        ) from error
     return True
 
 
 def _is_open_as(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
 def _already_running(path: Path, role: str) -> PidFileError:
     try:
-        holder = path.read_text().strip()
-    except OSError:
-        holder = ""
+        holder = str(_read_pid(path))
+    except (ValueError, OSError):
+        holder = "unknown"
     return PidFileError(
-        f"another {role} is already running (pid {holder or 'unknown'}, {path})",
+        f"another {role} is already running (pid {holder}, {path})",
         hint="stop it first with syncdata_stop",
     )
 

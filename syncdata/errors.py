@@ -45,6 +45,22 @@ def _long(text: str) -> str:
     return _shown(text, _LONGEST_TEXT, kept="\n")
 
 
+def shortened(text: str, limit: int = 200) -> str:
+    """Return text cut in the middle to at most limit characters, control characters shown as escapes."""
+    text = _cut(text, limit)
+    if text.isprintable():
+        return text
+    # A newline would forge a line of the log.
+    return _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - end - 1]}…{text[len(text) - end :]}"
+
+
 class SyncError(Exception):
     """An operator-visible error: what happened, where, and what to do about it.
 
@@ -256,6 +272,15 @@ class CycleError(SyncError, code="SHD_SYN_092"):
 
 class CloseError(SyncError, code="SHD_SYN_093"):
     """The service could not be closed cleanly."""
+
+
+class UnexpectedError(SyncError, code="SHD_SYN_094"):
+    """Something went wrong that syncdata does not know: a fault of its own, to be reported.
+
+    ``traceback`` is for the log: where it happened, without the texts of exceptions, which can hold values.
+    """
+
+    traceback: str = ""
 
 
 # The production side.

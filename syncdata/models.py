@@ -258,6 +258,8 @@ class SyncRun(models.Model):
     last_sync_at = models.DateTimeField(_("last sync"), null=True)
     records_synced = models.BigIntegerField(db_default=0)
     errors = models.BigIntegerField(db_default=0)
+    # Those among them that nobody foresaw, and that should be reported.
+    unexpected_errors = models.BigIntegerField(db_default=0)
     last_error = models.TextField(null=True)
     error_code = models.TextField(null=True)
     error_file = models.TextField(null=True)

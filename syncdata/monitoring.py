@@ -27,6 +27,7 @@ from syncdata.changes.filenames import file_time
 from syncdata.changes.position import parse_lsn
 from syncdata.conf import SyncConfig, load_config
 from syncdata.errors import MonitoringError, SyncError
+from syncdata.runtime.unexpected import unexpected_error
 from syncdata.service import DaemonStatus, SyncDataService, TableInfo
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ def status_metrics(status: DaemonStatus, *, now: dt.datetime) -> list[Metric]:
         gauge("last_cycle_timestamp_seconds", "When the last cycle ended.", _timestamp(last_cycle)),
         gauge("last_cycle_age_seconds", "Since the last cycle ended.", _age_s(last_cycle, now)),
         CounterMetricFamily("syncdata_errors", "Errors since the daemon's start.", value=status.errors),
+        CounterMetricFamily(
+            "syncdata_unexpected_errors",
+            "Errors since the daemon's start that are faults of syncdata.",
+            value=status.unexpected_errors,
+        ),
         gauge("tables", "Whitelisted tables.", len(status.tables)),
         records,
         table_gauge("table_blocked", "1 while an error holds the table.", lambda t: t.state == "blocked"),
@@ -278,9 +284,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             answer()
-        except SyncError as error:
-            logger.error("%s", error, extra=error.fields)
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, _refusal(error).encode(), "text/plain")
+        except OSError as error:
+            logger.debug("a scrape was cut off: %s", error.strerror)
+        except Exception as failure:  # the next scrape may fare better
+            refused = failure if isinstance(failure, SyncError) else unexpected_error(failure)
+            logger.error("%s", refused, extra=refused.fields)
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, _refusal(refused).encode(), "text/plain")
 
     def _metrics(self) -> None:
         body, content_type = render_metrics(self.sync_config)

@@ -27,6 +27,7 @@ from syncdata.capture.slot import Slot
 from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
 from syncdata.capture.spool import list_finished, make_spool
 from syncdata.capture.status import ArchiverStatus, archiver_status, unpublished_warning
+from syncdata.capture.trouble import trouble_problems
 from syncdata.changes.filenames import Compression
 from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
@@ -195,6 +196,7 @@ class ProductionService:
             problems = self._source_problems(view)
         except SyncError as error:
             problems.append(Problem(kind="source", reason=Reason.of(error)))
+        problems += trouble_problems(self._config.spool_dir)
         is_active = running_pid(self.pid_file) is not None
         chain = load_chain(self._config.spool_dir)
         if chain is not None and view is not None:

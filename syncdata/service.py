@@ -48,8 +48,7 @@ class SyncDataService(TablesService):
         super().__init__(session, frequency_s=config.data_sync_freq, stale_after_s=config.stale_after)
         self._resources = Resources(
             session,
-            # Files are fetched to the state directory, not to /tmp, which may be in memory.
-            lambda: open_archive(config.archive, spool_dir=config.state_dir),
+            lambda: open_archive(config.archive),
             ApplySettings(
                 limits=config.limits,
                 interval_s=config.data_sync_freq,
@@ -156,4 +155,4 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise init_error(error) from error
+        raise init_error(error) from None

@@ -27,10 +27,9 @@ def load_or_create_secret_key(directory: Path) -> str:
             return _read(path)
         _create(path)
         return _read(path)
-    except OSError as error:
-        logger.warning(
-            "%s cannot be used (%s): logins end with this process; set SECRET_KEY", path, error.strerror
-        )
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        logger.warning("%s cannot be used (%s): logins end with this process; set SECRET_KEY", path, why)
         return get_random_secret_key()
 
 

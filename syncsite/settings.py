@@ -26,12 +26,17 @@ from django.core.management.utils import get_random_secret_key
 
 from syncdata.conf import CONFIG_VARIABLE, SyncConfig, is_production_host, load_config_file
 from syncdata.errors import SyncError
+from syncsite.environment import read_env_file, read_seconds
 from syncsite.secretkey import load_or_create_secret_key
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = environ.Env()
-env.read_env(BASE_DIR / ".env")
+try:
+    read_env_file(env, BASE_DIR / ".env")
+    _hsts_seconds = read_seconds(env, "HSTS_SECONDS", 30 * 24 * 3600)
+except SyncError as error:
+    raise ImproperlyConfigured(str(error)) from None
 
 
 def _load_configuration() -> SyncConfig | None:
@@ -44,7 +49,7 @@ def _load_configuration() -> SyncConfig | None:
         return None if is_production_host() else load_config_file()
     except SyncError as error:
         if os.environ.get(CONFIG_VARIABLE) and not {"help", "--help", "-h"} & {*sys.argv}:
-            raise ImproperlyConfigured(str(error)) from error
+            raise ImproperlyConfigured(str(error)) from None
         return None
 
 
@@ -56,7 +61,7 @@ def _database(config: SyncConfig) -> dict[str, Any]:
         "USER": config.pg_user,
         "PASSWORD": config.pg_password or "",
         "NAME": config.pg_database,
-        "OPTIONS": {"connect_timeout": 10, "application_name": "syncdata"},
+        "OPTIONS": {"connect_timeout": 10, "application_name": "syncdata"} | config.tls_params,
     }
 
 
@@ -76,7 +81,7 @@ SECURE_SSL_REDIRECT = _https
 SESSION_COOKIE_SECURE = _https
 CSRF_COOKIE_SECURE = _https
 # Browsers heed these over https only. "preload" has no effect before the owner of the domain submits it.
-SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", default=30 * 24 * 3600) if _https else 0
+SECURE_HSTS_SECONDS = _hsts_seconds if _https else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = True
 SECURE_HSTS_PRELOAD = True
 if env.bool("BEHIND_PROXY", default=False):

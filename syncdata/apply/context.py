@@ -6,6 +6,7 @@ Knows no Django. The protocols here are ports: modules above `apply` implement t
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from syncdata.archive.archive import Archive
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
 from syncdata.runtime.told import Told
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +142,15 @@ class Resources:
         if self._archive is not None:
             archive, self._archive = self._archive, None
             archive.close()
+
+    def give_up(self) -> None:
+        """Let go of session and archive, whatever state they are in; both are opened again when they are next
+        asked for."""
+        for close in (self.session.close, self.close_archive):
+            try:
+                close()
+            except Exception as error:  # it is being thrown away
+                logger.debug("not closed cleanly: %s", type(error).__name__)
 
     def context(self, stop: threading.Event) -> Context:
         """Return the context of a piece of work, which ends early once *stop* is set."""

@@ -21,7 +21,7 @@ from syncdata.apply.bootstrap import Pass, RequestedError
 from syncdata.apply.context import Resources
 from syncdata.apply.feed.files import ask
 from syncdata.apply.position import Position
-from syncdata.apply.postgres.connection import translated_errors
+from syncdata.apply.postgres.connection import is_servers_fault, translate, translated_errors
 from syncdata.apply.progress import WaitingProgress
 from syncdata.apply.result import CycleResult, SyncResult
 from syncdata.apply.sink import DaemonSink
@@ -30,8 +30,9 @@ from syncdata.apply.state.metrics import forget_minutes
 from syncdata.apply.state.pruning import BATCH_ENTRIES, prune_batch
 from syncdata.apply.state.runs import end_cycle, end_run, note_head, note_waiting, start_run
 from syncdata.changes.names import TableName
-from syncdata.errors import CycleError, ParseError, SyncError
+from syncdata.errors import CycleError, ParseError, SyncError, UnexpectedError
 from syncdata.runtime.bounded_stream import ReadingStopped
+from syncdata.runtime.unexpected import unexpected_error
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,15 @@ class Run:
         self._sink: DaemonSink[Any] | None = None
         self._tried: dict[TableName, tuple[str, float]] = {}
         self._pruned_at: dt.datetime | None = None
-        self.id = start_run(
-            resources.connect(), host=socket.gethostname(), pid=os.getpid(), sync_frequency_s=interval_s
+        self._interval_s = interval_s
+        self.id = self._start()
+
+    def _start(self) -> int:
+        return start_run(
+            self._resources.connect(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            sync_frequency_s=self._interval_s,
         )
 
     def end(self) -> None:
@@ -84,12 +92,16 @@ class Run:
             self._advance_tables(result, stop, deadline)
             summary = SyncResult.of(result, duration_s=time.monotonic() - started)
             self._end_cycle(result, summary)
-        except SyncError as error:
-            failure, summary = error, SyncResult.of(result, duration_s=time.monotonic() - started)
-            self._note_failure(error)
+        except Exception as error:
+            failure = foreseen(error)
+            summary = SyncResult.of(result, duration_s=time.monotonic() - started)
+            if isinstance(failure, UnexpectedError):
+                # Nobody knows what state it left them in.
+                self._resources.give_up()
+            self._note_failure(failure)
         self._resources.observer.cycle_finished(result, summary, failure)
         if failure is not None:
-            raise failure
+            raise failure from None  # what led to it can hold the server's DETAIL, and so a row's values
         return summary
 
     def _look_at_head(self, stop: threading.Event) -> None:
@@ -173,14 +185,30 @@ class Run:
         """Note that a cycle failed. If that fails, too, the cause is the same: drop the connection."""
         try:
             self._note_cycle([error], now=_utcnow())
-        except SyncError:
-            self._resources.session.close()
+        except Exception as failure:
+            logger.debug("the cycle's failure is not noted: %s", type(failure).__name__)
+            self._resources.give_up()
 
     def _note_cycle(self, errors: Sequence[SyncError], *, now: dt.datetime) -> None:
         last_error = errors[-1] if errors else None
         connection = self._resources.connect()
+
+        def note() -> bool:
+            return end_cycle(
+                connection,
+                self.id,
+                now=now,
+                errors=len(errors),
+                unexpected=sum(isinstance(error, UnexpectedError) for error in errors),
+                last_error=last_error,
+            )
+
         with translated_errors():
-            end_cycle(connection, self.id, now=now, errors=len(errors), last_error=last_error)
+            if not note():
+                # syncdata's tables were made anew under us. Test:
+                # test_tables_of_syncdata_that_go_and_come_under_the_daemon_are_waited_for.
+                self.id, self._sink = self._start(), None
+                note()
             forget_minutes(connection, before=now - _MINUTES_KEPT)
 
     def _prune_logs(self, now: dt.datetime) -> None:
@@ -209,6 +237,15 @@ class Run:
         if self._sink is None or not self._sink.is_on(connection):
             self._sink = self._resources.open_sink(run_id=self.id)
         return self._sink
+
+
+def foreseen(error: Exception) -> SyncError:
+    """Return *error* as one of ours: the last resort for an exception that nobody translated."""
+    if isinstance(error, SyncError):
+        return error
+    if isinstance(error, psycopg.Error) and is_servers_fault(error):
+        return translate(error)
+    return unexpected_error(error)
 
 
 def _utcnow() -> dt.datetime:

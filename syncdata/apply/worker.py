@@ -26,12 +26,13 @@ from syncdata.apply.postgres.connection import translate, translated_errors
 from syncdata.apply.progress import Progress, RequestProgress
 from syncdata.apply.result import Activity, SyncResult
 from syncdata.apply.resync import audit_failure, require_whitelisted, resync
-from syncdata.apply.run import Run
+from syncdata.apply.run import Run, foreseen
 from syncdata.apply.state import queue
 from syncdata.apply.state.queue import Listener, Request
 from syncdata.changes.names import TableName
 from syncdata.errors import RequestError, ResyncError, SchemaError, SyncError
 from syncdata.runtime.retry import Backoff
+from syncdata.runtime.unexpected import unexpected_error
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class Worker:
     def run_loop(self, *, interval_s: int | None, stop: threading.Event) -> None:
         """Run cycles until *stop* is set; between them and their batches, carry out operators' requests.
 
-        A cycle that fails is logged, counted and tried again: soon when the archive or the database went
-        away, else after the interval. Raises RunError when another daemon runs on this database.
+        A cycle that fails, for whatever reason, is logged, counted and tried again, soon at first. Raises
+        RunError when another daemon runs on this database.
         """
         interval_s = interval_s or self._resources.settings.interval_s
         backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), self._resources.told
@@ -67,8 +68,9 @@ class Worker:
                     run.cycle(stop, deadline=time.monotonic() + interval_s)
                     backoff.reset()
                     told.over(logger, "cycle", "the cycles go on: what made them fail is over")
-                except SyncError as error:
-                    told.trouble(logger, error, "cycle", extra=error.fields)
+                except Exception as error:
+                    trouble = foreseen(error)
+                    told.trouble(logger, trouble, "cycle", extra=trouble.fields)
                     pause_s = min(interval_s, backoff.next_s())
                 self._rest(stop, pause_s)
 
@@ -150,6 +152,11 @@ class Worker:
                 # The cycle that comes next reports a database that stays away.
                 logger.debug("not listening for requests: %s", type(error).__name__)
                 stop.wait(min(left_s, _FIRST_RETRY_S))
+            except Exception as error:
+                trouble = unexpected_error(error)
+                self._resources.told.trouble(logger, trouble, "requests", extra=trouble.fields)
+                self._resources.give_up()
+                stop.wait(min(left_s, _FIRST_RETRY_S))
 
     def _make_room(self, stop: threading.Event) -> Callable[[], bool]:
         """Carry out the requests that wait; return a function that tells whether another has come in."""
@@ -170,7 +177,7 @@ class Worker:
                     done.add(request.action)
             except psycopg.Error as error:
                 listener.look_again()  # the requests that still wait were announced once, not again
-                raise translate(error) from error
+                raise translate(error) from None
         return done
 
     def _attempt(self, connection: Connection[Any], request: Request, stop: threading.Event) -> None:
@@ -196,6 +203,12 @@ class Worker:
                 return
             logger.error("%s", error, extra=error.fields)
             queue.fail(connection, request, error)
+        except psycopg.Error:
+            raise
+        except Exception as error:  # one request that fails so must not keep the others, or the daemon
+            trouble = unexpected_error(error)
+            self._resources.told.trouble(logger, trouble, f"request {request.id}", extra=trouble.fields)
+            queue.fail(connection, request, trouble)
         else:
             tell()
 

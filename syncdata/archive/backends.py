@@ -10,6 +10,7 @@ from typing import cast
 from syncdata.archive.local import LocalSettings
 from syncdata.archive.sftp import SftpSettings
 from syncdata.archive.storage import ArchiveSettings
+from syncdata.errors import shortened
 from syncdata.runtime.settings import Key, declared_keys
 
 DEFAULT_BACKEND = "sftp"
@@ -25,7 +26,7 @@ def find_backend(name: object) -> type[ArchiveSettings]:
         return BACKENDS[name]
     if isinstance(name, str) and "." in name.strip("."):
         return _import(name)
-    raise ValueError(f"must be {' or '.join(BACKENDS)}, not {name!r}")
+    raise ValueError(f"must be {' or '.join(BACKENDS)}, or the dotted path of a class")
 
 
 def backend_keys() -> dict[str, Key]:
@@ -41,7 +42,9 @@ def _import(path: str) -> type[ArchiveSettings]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path!r} cannot be imported: {error}") from error
+        raise ValueError(f"{shortened(path)!r} cannot be imported: {shortened(str(error))}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(f"{shortened(path)!r} cannot be imported ({type(error).__name__})") from error
     if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, "open_storage")):
         raise ValueError(f"{path!r} is no kind of archive: it must be a dataclass with open_storage()")
     return cast(type[ArchiveSettings], found)

@@ -11,7 +11,8 @@ from syncdata.errors import FetchError
 
 
 class FetchedCopy:
-    """An anonymous temporary file in *directory*, which grows while the file at *location* arrives.
+    """An anonymous temporary file in *directory*, or in the system's directory for them (TMPDIR), which grows
+    while the file at *location* arrives.
 
     Nothing is left of it when the process ends. Raises FetchError, not OSError, when the disk is full:
     it is this machine's disk, not the archive's, nor is it the network that fails.

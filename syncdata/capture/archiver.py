@@ -21,13 +21,13 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 from syncdata.archive.archive import Archive
 from syncdata.capture import opening
 from syncdata.capture.catalog_state import load_state
-from syncdata.capture.chain import Chain, load_chain
+from syncdata.capture.chain import Chain, format_moment, load_chain
 from syncdata.capture.lifesign import make_head, write_head
 from syncdata.capture.published import SourceEye
 from syncdata.capture.refusals import SlotInUseError
@@ -35,6 +35,7 @@ from syncdata.capture.replication import ReplicationConnection
 from syncdata.capture.session import Archived, ReplicationSession
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.stream_catalog import StreamCatalog
+from syncdata.capture.trouble import forget_trouble, note_trouble
 from syncdata.capture.uploader import Uploader
 from syncdata.errors import (
     ArchiveConnectionError,
@@ -47,6 +48,7 @@ from syncdata.errors import (
 )
 from syncdata.runtime.retry import Backoff
 from syncdata.runtime.told import Told
+from syncdata.runtime.unexpected import unexpected_error
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ _PASSING = (
     *(ArchiveConnectionError, DiscoveryError, FetchError, DeliveryError),
 )
 _SLOT_TRIES, _SLOT_PAUSE_S = 5, 1.0
+# A session that has gone on for so long has passed what made the one before it fail.
+_SETTLED_S = 10.0
 
 
 class Archiver:
@@ -76,7 +80,8 @@ class Archiver:
     def run_loop(self, stop: threading.Event) -> None:
         """Archive until *stop* is set; files that are finished by then are still uploaded.
 
-        Waits for a source, a spool or an archive that is away, full or forbidden for a while. Raises
+        Waits for a source, a spool or an archive that is away, full or forbidden for a while, and tries again
+        after an error that nobody foresaw. Raises
         SlotError, SourceChangedError, SourceSetupError or CaptureError when only a person can tell how to
         go on.
         """
@@ -98,6 +103,12 @@ class Archiver:
             except SyncError as error:
                 self._tell(error)
                 raise
+            except Exception as error:
+                trouble = unexpected_error(error)
+                told.trouble(logger, trouble, "session", extra=trouble.fields)
+                self._note(trouble)
+                self._tell(trouble)
+                stop.wait(backoff.next_s())
 
     def run_once(self, stop: threading.Event) -> Archived:
         """Archive what was committed before now. Raises SyncError when not all of it is in the archive."""
@@ -134,6 +145,32 @@ class Archiver:
             identity = replication.identify()
             return opening.open_chain(self._settings, replication, archive, identity, self._clock())[0]
 
+    def _note(self, error: SyncError) -> None:
+        """Leave *error*, which nobody foresaw, for `--status`; the log has it already."""
+        try:
+            note_trouble(self._settings.spool_dir, error, at=format_moment(self._clock()))
+        except SyncError as failure:
+            logger.warning("%s", failure, extra={"code": failure.code})
+
+    @contextmanager
+    def _forgetting_trouble(self) -> Iterator[None]:
+        """Take the note of an unexpected error away when the block has gone on for a while, or ended well."""
+        timer = threading.Timer(_SETTLED_S, self._forget)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+            self._forget()
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _forget(self) -> None:
+        try:
+            forget_trouble(self._settings.spool_dir)
+        except SyncError as failure:
+            logger.warning("%s", failure, extra={"code": failure.code})
+
     def _tell(self, error: SyncError) -> None:
         """Let the archive's head say that *error* holds us, for now or until a person mends it; not when it
         is the archive that is away."""
@@ -156,6 +193,8 @@ class Archiver:
                 write_head(archive, self._settings.spool_dir, head)
         except SyncError as failure:
             logger.warning("%s", failure, extra={"code": failure.code})
+        except Exception as failure:  # what it was to tell is in the log, and is what matters
+            logger.warning("the archive's head is not written: %s", unexpected_error(failure).message)
 
     def _run(self, stop: threading.Event, *, once: bool) -> Archived:
         settings = self._settings
@@ -173,5 +212,6 @@ class Archiver:
             with Uploader(archive) as uploader:
                 session = ReplicationSession(settings, replication, chain, uploader, self._clock, catalogs)
                 session.take_up(spooled)
-                session.run(stop, until_lsn=identity.wal_lsn if once else None)
+                with self._forgetting_trouble():
+                    session.run(stop, until_lsn=identity.wal_lsn if once else None)
                 return session.archived

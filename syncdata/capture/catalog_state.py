@@ -35,6 +35,7 @@ from syncdata.changes.catalog import (
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import SpoolError
+from syncdata.runtime.documents import decode_json
 
 STATE_FILE_NAME = "catalog.json"
 SNAPSHOTS_FILE_NAME = "catalogs_of_snapshots.json"
@@ -303,9 +304,9 @@ def load_state(directory: Path) -> CatalogState | None:
             return None
         raise
     try:
-        state = msgspec.json.decode(content, type=CatalogState)
+        state = decode_json(content, CatalogState)
         state.position  # noqa: B018  (it parses)
-    except (msgspec.MsgspecError, ValueError):
+    except ValueError:
         return None
     return state
 
@@ -341,10 +342,10 @@ def _named_by_snapshots(directory: Path) -> dict[str, str]:
     path = directory / SNAPSHOTS_FILE_NAME
     try:
         with translated(path):
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+            return decode_json(path.read_bytes(), dict[str, str])
     except SpoolError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
         raise
-    except msgspec.MsgspecError:
+    except ValueError:
         return {}

@@ -30,7 +30,8 @@ from syncdata.capture.spool import SpooledFile, replace_in_spool, translated
 from syncdata.changes.filenames import stem
 from syncdata.changes.header import Footer, Header
 from syncdata.changes.position import format_lsn, parse_lsn
-from syncdata.errors import SlotError, SourceChangedError, SpoolError
+from syncdata.errors import SlotError, SourceChangedError, SpoolError, shortened
+from syncdata.runtime.documents import decode_json
 
 CHAIN_FILE_NAME = "chain.json"
 
@@ -70,6 +71,14 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def confirmed(self) -> int:
         return parse_lsn(self.confirmed_lsn)
+
+    def require_readable(self) -> None:
+        """Raise ValueError unless every LSN and time in it can be read."""
+        self.confirmed, self.watermark, self.archived_lsn  # noqa: B018
+        for lsn in self.history.values():
+            parse_lsn(lsn)
+        if self.confirmed_at and dt.datetime.fromisoformat(self.confirmed_at).tzinfo is None:
+            raise ValueError("confirmed_at has no time zone")
 
     @property
     def source_id(self) -> str:
@@ -138,15 +147,15 @@ def load_chain(directory: Path) -> Chain | None:
             return None
         raise
     try:
-        chain = msgspec.json.decode(content, type=Chain)
-        chain.confirmed, chain.watermark  # noqa: B018  (they parse)
-    except (msgspec.MsgspecError, ValueError) as error:
+        chain = decode_json(content, Chain)
+        chain.require_readable()
+    except ValueError as error:
         raise SpoolError(
-            "the state of the chain is broken",
+            f"the state of the chain is broken: {shortened(str(error))}",
             hint="remove it: the archiver then goes on from the archive's newest file if it can prove"
             " that nothing is missing, or says what to do",
             file=str(path),
-        ) from error
+        ) from None
     return chain
 
 

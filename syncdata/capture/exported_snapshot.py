@@ -211,11 +211,11 @@ def open_consistent(
     try:
         connection = connect_for_replication(params)
     except psycopg.Error as error:
-        raise snapshot_login_error(error) from error
+        raise snapshot_login_error(error) from None
     try:
         yield ConsistentSource(connection, params, publication, stop)
     except psycopg.Error as error:
-        raise snapshot_error(error, is_lost=connection.broken) from error
+        raise snapshot_error(error, is_lost=connection.broken) from None
     finally:
         connection.close()
 

@@ -29,6 +29,8 @@ from syncdata.capture.source import connect, read_timeline
 from syncdata.capture.status import retention_warning, unpublished_warning
 from syncdata.changes.names import TableName
 from syncdata.errors import Problem, SyncError
+from syncdata.runtime.told import Told
+from syncdata.runtime.unexpected import unexpected_error
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +138,7 @@ class Housekeeper:
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name="syncdata-housekeeper", daemon=True)
         self._ended = threading.Event()
+        self._told = Told()
         self._warned: frozenset[tuple[str, str]] = frozenset()
         self._without_snapshot: tuple[TableName, ...] = ()
 
@@ -159,6 +162,9 @@ class Housekeeper:
                     self.prune_archive()
             except SyncError as error:
                 logger.warning("%s", error, extra={"code": error.code})
+            except Exception as error:  # the thread goes on, whatever it is
+                trouble = unexpected_error(error)
+                self._told.trouble(logger, trouble, "housekeeper", extra=trouble.fields)
 
     def watch_source(self) -> None:
         """Log each kind of warning when it comes up; while it lasts it is not logged again, even if its

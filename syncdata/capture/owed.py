@@ -19,7 +19,8 @@ from psycopg import sql
 from syncdata.capture.source import connect
 from syncdata.capture.spool import replace_in_spool, translated
 from syncdata.changes.names import TableName
-from syncdata.errors import SpoolError
+from syncdata.errors import SchemaError, SpoolError
+from syncdata.runtime.documents import decode_json
 
 OWED_FILE_NAME = "owed.json"
 
@@ -75,13 +76,23 @@ def _load(directory: Path) -> dict[str, int]:
     path = directory / OWED_FILE_NAME
     try:
         with translated(path):
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, int])
+            owed = decode_json(path.read_bytes(), dict[str, int])
     except SpoolError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
         raise
-    except msgspec.MsgspecError:
+    except ValueError:
         return {}
+    # A name that is none cannot be owed: nobody could ever take that snapshot.
+    return {name: since for name, since in owed.items() if _is_name(name)}
+
+
+def _is_name(name: str) -> bool:
+    try:
+        TableName.parse(name)
+    except SchemaError:
+        return False
+    return True
 
 
 def _save(directory: Path, owed: Mapping[str, int]) -> None:

@@ -18,6 +18,7 @@ from psycopg import Connection
 from syncdata.capture.spool import replace_in_spool, translated
 from syncdata.changes.names import TableName
 from syncdata.errors import Problem, SpoolError
+from syncdata.runtime.documents import decode_json
 
 PUBLISHED_FILE_NAME = "published.json"
 
@@ -158,7 +159,7 @@ def load_parts(directory: Path) -> dict[TableName, Part]:
     path = directory / PUBLISHED_FILE_NAME
     try:
         with translated(path):
-            rows = msgspec.json.decode(path.read_bytes(), type=list[tuple[str, str, Part]])
-    except (SpoolError, msgspec.MsgspecError):
+            rows = decode_json(path.read_bytes(), list[tuple[str, str, Part]])
+    except (SpoolError, ValueError):
         return {}
     return {TableName(schema, name): part for schema, name, part in rows}

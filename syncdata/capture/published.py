@@ -228,7 +228,7 @@ class SourceEye:
             connection.execute("COMMIT")
         except psycopg.Error as error:
             self.close()
-            raise source_error(error) from error
+            raise source_error(error) from None
         return look
 
     def type_text(self, type_oid: int, modifier: int) -> str:
@@ -236,7 +236,7 @@ class SourceEye:
         try:
             row = self._connect().execute("SELECT format_type(%s, %s)", (type_oid, modifier)).fetchone()
         except psycopg.Error as error:
-            raise source_error(error) from error
+            raise source_error(error) from None
         assert row is not None
         return str(row[0])
 

@@ -40,7 +40,7 @@ def source_errors() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise source_error(error) from error
+        raise source_error(error) from None
 
 
 def source_error(error: psycopg.Error) -> SyncError:

@@ -103,7 +103,7 @@ class ReplicationConnection:
         try:
             count, view = self._pgconn.get_copy_data(1)
         except psycopg.Error as error:
-            raise source_error(error) from error
+            raise source_error(error) from None
         if self._skipped:
             raise SourceSetupError(self._skipped, hint=NEW_SLOT_HINT)
         if count > 0:
@@ -123,7 +123,7 @@ class ReplicationConnection:
             if select.select([self._pgconn.socket], [], [], timeout_s)[0]:
                 self._pgconn.consume_input()
         except psycopg.Error as error:
-            raise source_error(error) from error
+            raise source_error(error) from None
 
     def confirm(self, lsn: int, *, wants_reply: bool = False) -> None:
         """Tell the server that all that was committed before *lsn* is safe, and that we are alive."""

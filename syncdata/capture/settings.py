@@ -4,7 +4,7 @@ and no Django: production.py fills them in."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ class CaptureSettings:
     for ``rotate_s`` seconds, or has ``rotate_bytes`` of text (before compression). Tables of up to
     ``snapshot_bytes`` are copied by the archiver itself when their rows changed without a record."""
 
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = field(repr=False)
     slot_name: str
     publication: str
     spool_dir: Path

@@ -56,7 +56,7 @@ def archiver_status(
     """Return the status. *waiting*: name and size of the files in the spool. *problems*: those that the
     caller has found already."""
     lag_seconds = None
-    if slot is not None and chain is not None:
+    if slot is not None and chain is not None and chain.confirmed_at:
         confirmed_at = dt.datetime.fromisoformat(chain.confirmed_at)
         lag_seconds = max(0, round((now - confirmed_at).total_seconds())) if slot.lag_bytes else 0
     return ArchiverStatus(

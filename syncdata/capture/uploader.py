@@ -21,6 +21,8 @@ from syncdata.archive.archive import Archive
 from syncdata.capture.spool import SpooledFile, translated, waiting_catalogs
 from syncdata.errors import SpoolError, SyncError
 from syncdata.runtime.retry import Backoff
+from syncdata.runtime.told import Told
+from syncdata.runtime.unexpected import unexpected_error
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Uploader:
         self._waiting = 0
         self._errand: Callable[[Archive], None] | None = None
         self._errand_error = ""
+        self._told = Told()
         self._has_errand = threading.Event()
         self._changed = threading.Event()
         self._closed = threading.Event()
@@ -148,6 +151,9 @@ class Uploader:
             if str(error) != self._errand_error and not self._closed.is_set():
                 logger.warning("%s", error, extra={"code": error.code})
             self._errand_error = str(error)
+        except Exception as error:  # a defect there must keep no file from the archive
+            trouble = unexpected_error(error)
+            self._told.trouble(logger, trouble, "errand", extra=trouble.fields)
         finally:
             if self._errand is None:
                 self._has_errand.clear()

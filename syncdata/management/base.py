@@ -6,9 +6,13 @@ Knows Django's commands and the terminal; does nothing of the work.
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
+import io
 import json
 import logging
+import os
+import signal
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +21,15 @@ from typing import Any, TextIO
 
 import msgspec
 import psycopg
-from django.core.management.base import BaseCommand, CommandParser, DjangoHelpFormatter
+from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
 from django.db import Error as DatabaseError
 
 from syncdata.conf import load_config
 from syncdata.errors import ServiceInitError, SyncError
 from syncdata.management.progress import SYNC_WORDS, Words, format_duration, make_progress
+from syncdata.runtime.driver_log import without_values
 from syncdata.runtime.progress import Progress
+from syncdata.runtime.unexpected import safe_traceback, unexpected_error
 from syncdata.service import SyncDataService, SyncResult
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -33,7 +39,8 @@ class SyncCommand(BaseCommand):
     """A command whose errors are SyncErrors.
 
     From the command line a SyncError becomes its message on stderr, which begins with the code, and
-    exit status 1; Ctrl-C becomes exit status 130. ``call_command`` raises the SyncError itself.
+    exit status 1; so does an error that nobody foresaw. Ctrl-C becomes exit status 130. ``--traceback`` shows
+    where the error came from, without values. ``call_command`` raises the error itself.
     """
 
     # No system checks here: a failing check of another app must not keep the data from syncing.
@@ -47,26 +54,38 @@ class SyncCommand(BaseCommand):
         return parser
 
     def run_from_argv(self, argv: list[str]) -> None:
+        _print_what_the_terminal_cannot()
         try:
             super().run_from_argv(_spell_out_verbose(argv))
-        except SyncError as error:
-            if "--traceback" in argv:
-                raise
-            self.stderr.write(str(error))
-            sys.exit(1)
+            sys.stdout.flush()
+        except BrokenPipeError:  # ``head`` has read enough: end quietly, as other tools do
+            _give_up_stdout()
+            sys.exit(128 + signal.SIGPIPE)
         except KeyboardInterrupt:
-            self.stderr.write("Interrupted.")
+            self._say("Interrupted.")
             sys.exit(130)
+        except Exception as error:
+            if "--traceback" in argv:
+                self._say(safe_traceback(error))
+            self._say(explain(error))
+            if isinstance(error, OSError):
+                _give_up_stdout()
+            sys.exit(error.returncode if isinstance(error, CommandError) else 1)
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # where stderr cannot be written, the exit status has to do
+            self.stderr.write(text)
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         verbosity = 2 if options.get("verbose") else options["verbosity"]
         levels = {0: logging.ERROR, 1: self.log_level(options)}
         is_reported = not self.is_daemon(options)
-        with _logging_to_stderr(levels.get(verbosity, logging.DEBUG), without_errors=is_reported):
+        level = levels.get(verbosity, logging.DEBUG)
+        with without_values(), _logging_to_stderr(level, without_errors=is_reported):
             try:
                 return super().execute(*args, **options)
             except (DatabaseError, psycopg.Error) as error:
-                raise _database_error(error) from error
+                raise _database_error(error) from None
 
     def is_daemon(self, options: Mapping[str, Any]) -> bool:
         """Return whether the command goes on after errors, so that the log must tell of them.
@@ -110,6 +129,33 @@ class SyncCommand(BaseCommand):
             self.stderr.write(str(error))
         if errors:
             raise errors[-1]
+
+
+def explain(error: Exception) -> str:
+    """Return the line for an error that ends a command."""
+    match error:
+        case SyncError():
+            return str(error)
+        case CommandError():
+            return f"CommandError: {error}"
+        case OSError(filename=None) if error.errno in (errno.ENOSPC, errno.EIO):
+            return str(unexpected_error(error, hint="free space where the output goes, and run it again"))
+    return str(unexpected_error(error, hint="run it again with --traceback, and report what it prints"))
+
+
+def _print_what_the_terminal_cannot() -> None:
+    """Print characters that stdout cannot encode as escapes: names of tables and files can hold any."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _give_up_stdout() -> None:
+    """Let what is left in stdout's buffer go nowhere: it would be tried again at the interpreter's end."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _spell_out_verbose(argv: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from syncdata.apply.state.queries import read_tables
 from syncdata.apply.state.status import TableInfo
 from syncdata.changes.filenames import file_time, is_change_file
 from syncdata.changes.position import parse_lsn
-from syncdata.errors import StateLoadError, WhitelistListError
+from syncdata.errors import StateLoadError, WhitelistListError, shortened
 from syncdata.predecessor.statefile import (
     NEVER,
     STATE_FILE_NAME,
@@ -67,9 +67,9 @@ class StateFileMirror:
                 # Nothing, or all, might sort after it. Test:
                 # test_a_last_file_that_no_archive_can_hold_is_not_gone_on_from.
                 logger.warning(
-                    "%s: its last_file is %r, which is no name of a change file: syncing begins anew",
+                    "%s: its last_file is '%s', which is no name of a change file: syncing begins anew",
                     self._path,
-                    state.last_file,
+                    shortened(state.last_file),
                 )
                 return
             names = [checkpoint.table for checkpoint in open_checkpoints(connection)]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from syncdata.errors import StateLoadError, StateSaveError
+from syncdata.errors import StateLoadError, StateSaveError, shortened
+from syncdata.runtime.documents import decode_json
 from syncdata.runtime.durable import replace_file
 
 STATE_FILE_NAME = ".syncdata_state.json"
@@ -51,7 +52,7 @@ class SyncState:
 
 def parse_state(content: bytes) -> SyncState:
     """Parse a state file's content. Raises ValueError that names the place, never a value."""
-    document = msgspec.json.decode(content, type=_Document)
+    document = decode_json(content, _Document)
     if document.version > _VERSION:
         raise ValueError(f"version {document.version} is newer than {_VERSION}, the newest known")
     return SyncState(
@@ -82,7 +83,7 @@ def load_state(path: Path) -> SyncState | None:
     except OSError as error:
         raise _load_error(path, error.strerror or type(error).__name__) from error
     except ValueError as error:  # msgspec's errors and UnicodeDecodeError are ValueErrors
-        raise _load_error(path, str(error)) from error
+        raise _load_error(path, shortened(str(error))) from error
 
 
 def save_state(path: Path, state: SyncState) -> None:

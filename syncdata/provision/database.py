@@ -227,12 +227,12 @@ def open_source(params: Mapping[str, Any]) -> Iterator[SourceDatabase]:
     try:
         connection = psycopg.connect(**params, autocommit=True, client_encoding="UTF8", row_factory=dict_row)
     except psycopg.Error as error:
-        raise setup_login_error(error) from error
+        raise setup_login_error(error) from None
     with connection:
         try:
             yield SourceDatabase(connection, params)
         except psycopg.Error as error:
-            raise setup_error(error, is_lost=connection.broken) from error
+            raise setup_error(error, is_lost=connection.broken) from None
 
 
 class SourceDatabase:

@@ -6,7 +6,7 @@ reported at once, and then nothing is changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from syncdata.capture.waits import told_waits
@@ -41,7 +41,7 @@ Report = Callable[[str], object]
 class ProvisionSettings:
     """The configured source: ``params`` are psycopg's; ``tables`` are those to publish."""
 
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = field(repr=False)
     slot_name: str
     publication: str
     tables: tuple[TableName, ...]

@@ -65,20 +65,58 @@ def make_settings(settings: type[T], values: Mapping[str, Any]) -> T:
 def a_text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text")
-    return value.strip()
+    text = _encodable(value.strip())
+    if any(character < " " or character == "\x7f" for character in text):
+        raise ValueError("must be a text of one line, without control characters")
+    return text
 
 
 def a_secret(value: object) -> str:
     # Not stripped: blanks may belong to a password.
     if not isinstance(value, str):
         raise ValueError("must be a text")
-    return value
+    if "\0" in value:
+        raise ValueError("must not hold the character 0")
+    return _encodable(value)
+
+
+def a_host(value: object) -> str:
+    """The name or address of a host, or a directory of sockets."""
+    text = a_text(value)
+    try:
+        # What the resolver is handed; it knows neither longer names nor empty parts of one.
+        text.removesuffix(".").encode("idna")
+    except UnicodeError:
+        raise ValueError(
+            "must be a host: a name of at most 253 characters, none of its parts empty or longer than 63"
+        ) from None
+    if len(text) > 253 and not text.startswith("/"):
+        raise ValueError("must be a host: a name of at most 253 characters")
+    return text
 
 
 def a_path(value: object) -> Path:
-    if isinstance(value, Path):
-        return value.expanduser()
-    return Path(a_text(value)).expanduser()
+    return expanded(value if isinstance(value, Path) else Path(a_text(value)))
+
+
+def expanded(path: Path) -> Path:
+    """Return *path* with its ``~`` replaced. Raises ValueError where nobody can say what that is."""
+    _encodable(str(path))
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        # A container's user without a name and without HOME, or ~name of a user that is not there.
+        raise ValueError("begins with ~, and there is no such home directory: write the whole path") from None
+
+
+def _encodable(text: str) -> str:
+    """Return *text*. Raises ValueError where it cannot be given to the system: an environment variable that
+    is not UTF-8, or half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8") from None
+    return text
 
 
 def a_remote_path(value: object) -> str:
@@ -88,21 +126,23 @@ def a_remote_path(value: object) -> str:
 
 def one_of(*choices: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
-        if value not in choices:
-            raise ValueError(f"must be {' or '.join(choices)}, not {value!r}")
-        return str(value)
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"must be {' or '.join(choices)}")
+        return value
 
     return parse
 
 
 def whole_number(low: int, high: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
+        # A text is not quoted back: it may be a password that went into the wrong line.
+        given = f", not {value}" if isinstance(value, int) and abs(value) < 10**18 else ""
         # The environment has only text, and a bool is an int to Python but a mistake to an operator.
         text = value.strip() if isinstance(value, str) else ""
         if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
             value = int(text)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}, not {value!r}")
+            raise ValueError(f"must be a whole number from {low} to {high}{given}")
         return value
 
     return parse

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from syncdata.errors import UnexpectedError
+
 
 class Told:
     """The troubles that last. In between, each repetition is a line for debugging alone."""
@@ -23,10 +25,15 @@ class Told:
         level: int = logging.ERROR,
         extra: Mapping[str, object] | None = None,
     ) -> None:
-        """Log *error*, the trouble of all *names*: at *level* unless each was said to have just that one."""
+        """Log *error*, the trouble of all *names*: at *level* unless each was said to have just that one.
+
+        An error that nobody foresaw is logged with its traceback when it is new.
+        """
         text = str(error)
         is_new = any(self._texts.get(name) != text for name in names)
         self._texts |= dict.fromkeys(names, text)
+        if is_new and isinstance(error, UnexpectedError) and error.traceback:
+            text = f"{text}\n{error.traceback}"
         logger.log(level if is_new else logging.DEBUG, "%s", text, extra=extra)
 
     def over(self, logger: logging.Logger, name: str, text: str) -> None:

@@ -60,9 +60,9 @@ def test_keys_of_a_kind_that_is_not_in_use_are_unknown_unless_it_comes_with_sync
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("s3", "must be sftp or local, not 's3'"),
-        (".", "must be sftp or local, not '.'"),
-        (3, "must be sftp or local, not 3"),
+        ("s3", "must be sftp or local, or the dotted path of a class"),
+        (".", "must be sftp or local, or the dotted path of a class"),
+        (3, "must be sftp or local, or the dotted path of a class"),
         (
             "no_such_package.Settings",
             "'no_such_package.Settings' cannot be imported: No module named 'no_such",

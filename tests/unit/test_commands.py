@@ -180,9 +180,32 @@ def test_an_error_reaches_python_callers_as_it_is(service: Service) -> None:
         call_command("resync", "users", stdout=io.StringIO())
 
 
-def test_traceback_shows_where_an_error_came_from() -> None:
-    with pytest.raises(ApplyError):
-        run_raising(ApplyError("it broke"), "--traceback")
+def test_traceback_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_raising(ApplyError("it broke"), "--traceback") == 1
+
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last)") and "in handle" in shown
+    assert shown.endswith("SHD_SYN_064: it broke\n")
+
+
+@pytest.mark.parametrize("error", [TypeError("a value"), KeyError("a value"), RecursionError("a value")])
+def test_an_error_that_nobody_foresaw_is_a_line_with_a_code(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_raising(error) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"SHD_SYN_094: unexpected: {type(error).__name__} in ")
+    assert "run it again with --traceback" in shown and shown.count("\n") == 1
+
+    assert run_raising(error, "--traceback") == 1
+    assert "a value" not in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_is_no_error(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_raising(BrokenPipeError()) == 141
+    assert capsys.readouterr().err == ""
 
 
 def test_ctrl_c_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,7 +153,7 @@ def test_all_problems_are_told_at_once_each_with_its_key() -> None:
         "archive_hots: is not a known key; did you mean archive_host?",
         "source.pg_port: must be a whole number from 1 to 65535, not 0",
         'source.tables: must be a list of tables, such as ["users", "shop.orders"]',
-        "source.compression: must be zstd or gzip or none, not 'lz4'",
+        "source.compression: must be zstd or gzip or none",
         "source.slot_nme: is not a known key; did you mean source.slot_name?",
         "source.archive_dir: is not a key of this table; write it at the top level, above [source]",
         "source.pg_user: is required (or SOURCE_PG_USER_NAME)",
@@ -166,7 +166,7 @@ def test_all_problems_are_told_at_once_each_with_its_key() -> None:
 
 def test_a_wrong_value_from_the_environment_is_named_with_its_variable() -> None:
     assert problems(lambda: from_toml({"SOURCE_PG_PORT": "x"})) == [
-        "source.pg_port (from SOURCE_PG_PORT): must be a whole number from 1 to 65535, not 'x'"
+        "source.pg_port (from SOURCE_PG_PORT): must be a whole number from 1 to 65535"
     ]
 
 

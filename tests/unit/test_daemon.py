@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from syncdata import daemon as daemon_module
 from syncdata.daemon import PID_FILE_NAME, PidFile, running_pid, stop_daemon, stop_on_signals
 from syncdata.errors import PidFileError
 
@@ -238,3 +241,29 @@ def test_the_predecessors_daemon_keeps_ours_out_while_it_runs(tmp_path: Path) ->
             running.kill()
     with PidFile(path):
         assert path.read_text() == f"{os.getpid()}\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"0", b"-1", b"99999999999999999999", b"1" * 2_000_000, b"soon"]
+)
+def test_a_pid_file_that_holds_no_process_signals_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(daemon_module, "_LOCK_PATIENCE_S", 0.1)
+    path = tmp_path / PID_FILE_NAME
+    path.write_bytes(content)
+
+    with path.open("rb+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(PidFileError, match="holds no process id"):
+            stop_daemon(path, timeout_s=1)
+        with pytest.raises(PidFileError, match=r"already running \(pid unknown"), PidFile(path):
+            pass
+
+
+def test_a_pid_file_on_a_full_disk_is_an_error_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / PID_FILE_NAME
+    path.symlink_to("/dev/full")
+
+    with pytest.raises(PidFileError, match=re.escape(PID_FILE_NAME)), PidFile(path):
+        pass

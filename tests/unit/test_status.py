@@ -87,6 +87,7 @@ def make_run(**fields: Any) -> dict[str, Any]:
         "sync_frequency": 60,
         "records_synced": 0,
         "errors": 0,
+        "unexpected_errors": 0,
         "is_busy": False,
         **fields,
     }

@@ -48,14 +48,22 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_defect_in_an_errand_is_raised_and_does_not_end_the_thread_in_silence(directory: Path) -> None:
+def test_a_defect_in_an_errand_is_told_once_and_keeps_no_file_from_the_archive(
+    spool: Path, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def errand(archive: Archive) -> None:
-        raise RuntimeError("a defect")
+        raise RuntimeError(str(directory))
 
     with Uploader(open_archive(LocalSettings(directory=directory))) as uploader:
-        uploader.run_errand(errand)
-        with pytest.raises(RuntimeError, match="a defect"):
+        for number in range(2):
+            uploader.run_errand(errand)
+            uploader.wait_for_errand(20)
+            uploader.submit(spooled(spool, number))
             until(lambda: len(uploader.take_uploaded()) > 0)
+
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told.startswith("SHD_SYN_094: unexpected: RuntimeError in ") and "Traceback" in told
+    assert str(directory) not in caplog.text
 
 
 def test_files_are_uploaded_in_their_order_and_taken_once(spool: Path, directory: Path) -> None:

@@ -101,7 +101,7 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise translate(error) from error
+        raise translate(error) from None
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def errors_as(kind: type[SyncError], outcome: str) -> Iterator[None]:
         yield
     except psycopg.Error as error:
         cause = translate(error)
-        raise kind(f"{outcome}: {cause.message}", hint=cause.hint) from error
+        raise kind(f"{outcome}: {cause.message}", hint=cause.hint) from None
 
 
 def translate(error: psycopg.Error) -> ApplyError:

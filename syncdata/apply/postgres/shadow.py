@@ -69,9 +69,9 @@ def open_shadow(
     try:
         yield ShadowTarget(connection, table, purpose, run_id=run_id)
     except psycopg.Error as error:
-        raise _reason(error, table, purpose) from error
+        raise _reason(error, table, purpose) from None
     except RefusedError as error:
-        raise refused_rows(error, table) from error
+        raise refused_rows(error, table) from None
     finally:
         _drop_shadow(connection)
 

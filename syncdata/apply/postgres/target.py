@@ -452,7 +452,7 @@ class Target:
             raise MetricsError(
                 f"the metrics cannot be written ({type(error).__name__})",
                 hint="run 'python manage.py migrate'; nothing was applied without its metrics",
-            ) from error
+            ) from None
         if effects:
             add_to_minute(self._connection, effects, now=now)
         if self._run_id is not None and effects:

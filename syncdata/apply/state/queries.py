@@ -16,7 +16,7 @@ from syncdata.apply.state.status import TableInfo, table_info
 # ``is_busy``: a batch has committed lately, so a cycle that takes long is at work, not stuck.
 _LATEST_RUN = """
 SELECT host, pid, sync_frequency, started_at, stopped_at, last_sync_at, records_synced, errors,
-    waiting_files, waiting_bytes, head::text AS head, head_read_at, head_changed_at,
+    unexpected_errors, waiting_files, waiting_bytes, head::text AS head, head_read_at, head_changed_at,
     last_error, error_code, error_file, error_line, error_hint,
     coalesce((SELECT max(last_sync_at) FROM data_sync_checkpoints) > now() - interval '5 minutes', false)
         AS is_busy

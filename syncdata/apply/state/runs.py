@@ -32,15 +32,24 @@ def add_to_run(connection: Connection[Any], run_id: int, *, records: int) -> Non
 
 
 def end_cycle(
-    connection: Connection[Any], run_id: int, *, now: dt.datetime, errors: int, last_error: SyncError | None
-) -> None:
-    """Note that a cycle of the run has ended, with so many errors; *last_error* is None when it had none."""
-    connection.execute(
+    connection: Connection[Any],
+    run_id: int,
+    *,
+    now: dt.datetime,
+    errors: int,
+    unexpected: int,
+    last_error: SyncError | None,
+) -> bool:
+    """Note that a cycle of the run has ended, with so many errors, *unexpected* ones among them. Return False
+    when the run's row is gone. *last_error* is None when it had none."""
+    done = connection.execute(
         "UPDATE data_sync_runs SET last_sync_at = %(now)s, errors = errors + %(errors)s,"
+        " unexpected_errors = unexpected_errors + %(unexpected)s,"
         " last_error = %(error)s, error_code = %(error_code)s, error_file = %(error_file)s,"
         " error_line = %(error_line)s, error_hint = %(error_hint)s WHERE id = %(id)s",
-        {"id": run_id, "now": now, "errors": errors, **error_parameters(last_error)},
+        {"id": run_id, "now": now, "errors": errors, "unexpected": unexpected} | error_parameters(last_error),
     )
+    return done.rowcount > 0
 
 
 def note_waiting(connection: Connection[Any], run_id: int, *, files: int, size_bytes: int) -> None:

@@ -63,7 +63,8 @@ class TableInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus:
-    """The daemon's status. ``records_synced`` and ``errors`` count since its start; ``problems`` says why it
+    """The daemon's status. ``records_synced`` and ``errors`` count since its start, and so do
+    ``unexpected_errors``, those among them that are faults of syncdata; ``problems`` says why it
     is not healthy, and is empty when it is. A problem's ``str()`` is its text; its ``kind`` is one of
     ``blocked`` or that of a mark (then it names the ``table``), ``stale``, ``archiver-waits``,
     ``waiting-for-lock``, ``not-started``, ``cycle-failed`` and ``overdue``."""
@@ -77,6 +78,7 @@ class DaemonStatus:
     tables: tuple[TableInfo, ...]
     last_error: str | None = None
     problems: tuple[Problem, ...] = ()
+    unexpected_errors: int = 0
 
     @property
     def is_active(self) -> bool:
@@ -165,6 +167,7 @@ def daemon_status(
         last_sync_time=last_sync,
         tables=tables,
         last_error=run["last_error"] if run else None,
+        unexpected_errors=run["unexpected_errors"] if run else 0,
         problems=(*_find_problems(is_active, run, tables, frequency_s=frequency_s, now=now), *found),
     )
 
