@@ -173,8 +173,8 @@ def _list(
             while True:
                 listed = sftp.names(waiting.popleft())
                 waiting.append(sftp.ask(CMD_READDIR, handle))
-                # An empty answer counts, too: a server could send them for ever.
-                count += len(listed) or 1
+                # Empty answers count as full ones: a server could send them for ever.
+                count += len(listed) or 1_000
                 if count > MOST_ENTRIES:
                     raise ProtocolError(f"the directory has more than {MOST_ENTRIES} entries")
                 found += [item for item in listed if item[0] not in (".", "..") and is_wanted(item[0])]
