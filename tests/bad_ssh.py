@@ -1,7 +1,7 @@
 """An SSH server that misbehaves on purpose: before the login over a bare socket, after it over SFTP packets.
 
-`BadServer` listens on a loopback port and lets everybody in. Its behaviour can be changed while it runs: a test
-can go on with a server that has been mended. Its archive is one directory with one file, in memory.
+`BadServer` listens on a loopback port and lets everybody in. Its behaviour can change while it runs, so that
+a test can go on with a server that has been mended. Its archive is one directory with one file, in memory.
 """
 
 from __future__ import annotations
