@@ -24,6 +24,7 @@ from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.whitelist import parse_syncable
+from syncdata.archive.login import system_known_hosts, usual_known_hosts
 from syncdata.archive.sftp import SftpSettings
 from syncdata.changes.names import TableName
 from syncdata.conf import (
@@ -152,10 +153,13 @@ def _check_state_dir(config: SyncConfig) -> Iterator[checks.CheckMessage]:
 
 def _check_known_hosts(config: SyncConfig) -> Iterator[checks.CheckMessage]:
     archive = config.archive
-    if isinstance(archive, SftpSettings) and not os.access(archive.known_hosts, os.R_OK):
+    if not isinstance(archive, SftpSettings):
+        return
+    files = (archive.known_hosts,) if archive.known_hosts else (*usual_known_hosts(), *system_known_hosts())
+    if not any(os.access(file, os.R_OK) for file in files):
         yield checks.Warning(
-            f"The backup host will be refused: {archive.known_hosts} cannot be read.",
-            hint=f"Run: ssh-keyscan {archive.host} >> {archive.known_hosts}"
+            f"The backup host will be refused: {files[0]} cannot be read.",
+            hint=f"Run: ssh-keyscan {archive.host} >> {files[0]}"
             " and compare the fingerprint with what its administrator says.",
             id="syncdata.W005",
         )

@@ -61,6 +61,22 @@ def _cut(text: str, limit: int) -> str:
     return f"{text[: limit - end - 1]}…{text[len(text) - end :]}"
 
 
+def shortened(text: str, limit: int = 200) -> str:
+    """Return text cut in the middle to at most limit characters, control characters shown as escapes."""
+    text = _cut(text, limit)
+    if text.isprintable():
+        return text
+    # A newline would forge a line of the log.
+    return _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - end - 1]}…{text[len(text) - end :]}"
+
+
 class SyncError(Exception):
     """An operator-visible error: what happened, where, and what to do about it.
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from syncsite.demo.postgres import free_port
 CONFIGURATION = """\
 ListenAddress {server.host}
 Port {server.port}
-HostKey {server.host_key}
+{server.own_host_key_line}
 PidFile none
 AuthorizedKeysFile {server.authorized_keys}
 PasswordAuthentication no
@@ -38,6 +38,7 @@ PermitRootLogin prohibit-password
 StrictModes no
 MaxStartups 100
 Subsystem sftp internal-sftp
+{server.more_configuration}
 """
 
 
@@ -51,6 +52,8 @@ class SshServer:
     port: int = 0
     user: str = field(default_factory=getpass.getuser)
     process: subprocess.Popen[bytes] | None = None
+    more_configuration: str = ""
+    has_own_host_key: bool = True
 
     def __post_init__(self) -> None:
         self.port = self.port or free_port()
@@ -63,7 +66,7 @@ class SshServer:
         self.host_key = make_key(self.folder / "host_key")
         self.other_host_key = make_key(self.folder / "other_host_key")
         self.authorize(self.key_file)
-        self.known_hosts.write_text(f"[{self.host}]:{self.port} {_public(self.host_key)}\n")
+        self.known_hosts.write_text(f"[{self.host}]:{self.port} {public_key(self.host_key)}\n")
 
     def settings(self, **changed: Any) -> SftpSettings:
         """What a correctly configured client uses, with some of it *changed*."""
@@ -74,12 +77,17 @@ class SshServer:
             "directory": str(self.archive_dir),
             "key_file": self.key_file,
             "known_hosts": self.known_hosts,
+            "ssh_config": Path(os.devnull),
         }
         return SftpSettings(**settings | changed)
 
+    @property
+    def own_host_key_line(self) -> str:
+        return f"HostKey {self.host_key}" if self.has_own_host_key else ""
+
     def authorize(self, key_file: Path) -> None:
         with self.authorized_keys.open("a") as keys:
-            keys.write(f"{_public(key_file)}\n")
+            keys.write(f"{public_key(key_file)}\n")
 
     def start(self) -> None:
         configuration = self.folder / "sshd_config"
@@ -149,17 +157,29 @@ class SshAgent:
 @pytest.fixture
 def sshd(tmp_path: Path) -> Iterator[SshServer]:
     """A running server."""
+    with running_server(tmp_path / "sshd") as server:
+        yield server
+
+
+@contextmanager
+def running_server(
+    folder: Path, more_configuration: str = "", *, own_host_key: bool = True
+) -> Iterator[SshServer]:
+    """A server in the new directory *folder*, as long as the block runs."""
     program = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if program is None or shutil.which("ssh-keygen") is None:
         pytest.skip("no OpenSSH server on this machine; install it: apt-get install openssh-server")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # An sshd of root wants it, also when it is not the system's.
-    folder = tmp_path / "sshd"
     folder.mkdir()
-    server = SshServer(program=program, folder=folder)
+    server = SshServer(
+        program=program, folder=folder, more_configuration=more_configuration, has_own_host_key=own_host_key
+    )
     server.start()
-    yield server
-    server.stop()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture
@@ -188,7 +208,7 @@ def fingerprint(key_file: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[1]
 
 
-def _public(key_file: Path) -> str:
+def public_key(key_file: Path) -> str:
     kind, key, *_ = Path(f"{key_file}.pub").read_text().split()
     return f"{kind} {key}"
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
-
-import paramiko
 
 from syncdata.archive.content import Content
 from syncdata.archive.fetched_copy import FetchedCopy
@@ -21,15 +18,23 @@ from syncdata.archive.login import Login
 from syncdata.archive.sftp_files import (
     ReadAhead,
     WriteBehind,
+    is_empty,
     list_directories,
     list_files,
+    make_directory,
+    opened,
+    remove_directory,
+    remove_file,
+    rename_file,
     replace_file,
     size_of,
+    size_of_opened,
     sync_file,
     write_new_file,
 )
+from syncdata.archive.sftp_session import LOSSES, SftpSession
 from syncdata.archive.ssh import SftpConnection
-from syncdata.errors import DiscoveryError, FetchError
+from syncdata.errors import FetchError
 
 
 class SftpStorage:
@@ -47,17 +52,17 @@ class SftpStorage:
 
     def describe(self) -> str:
         login, directory = self._login, self._given_directory
+        # Without a key for it, ~/.ssh/config may name the port.
+        port = f":{login.port}" if login.port else ""
         slash = "/" if directory and not directory.startswith("/") else ""
-        return f"sftp://{login.user}@{login.host}:{login.port}{slash}{directory}"
+        return f"sftp://{login.user}@{login.host}{port}{slash}{directory}"
 
     def list_files(self, directory: str, is_wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
         path = self._path(directory) if directory else self.directory
-        with self._text_alone():
-            return self._connection.persevere(lambda sftp: list_files(sftp, path, is_wanted))
+        return self._connection.persevere(lambda sftp: list_files(sftp, path, is_wanted))
 
     def list_directories(self, is_wanted: Callable[[str], bool]) -> list[str]:
-        with self._text_alone():
-            return self._connection.persevere(lambda sftp: list_directories(sftp, self.directory, is_wanted))
+        return self._connection.persevere(lambda sftp: list_directories(sftp, self.directory, is_wanted))
 
     def size_of(self, name: str) -> int | None:
         return self._connection.persevere(lambda sftp: size_of(sftp, self._path(name)))
@@ -66,10 +71,10 @@ class SftpStorage:
         location = f"{self.describe()}/{name}"
         copy = FetchedCopy(self._spool_dir, location)
 
-        def fetch_the_rest(sftp: paramiko.SFTPClient) -> None:
-            with sftp.open(self._path(name), "rb") as remote:
-                size_bytes = remote.stat().st_size or 0
-                for block in ReadAhead(sftp, remote.handle).blocks(copy.size_bytes, size_bytes):
+        def fetch_the_rest(sftp: SftpSession) -> None:
+            with opened(sftp, self._path(name)) as handle:
+                size_bytes = size_of_opened(sftp, handle)
+                for block in ReadAhead(sftp, handle).blocks(copy.size_bytes, size_bytes):
                     copy.write(block)
             if copy.size_bytes != size_bytes:
                 raise _shrunk(location)
@@ -82,27 +87,29 @@ class SftpStorage:
         return copy.finish()
 
     def holds(self, name: str, content: Content) -> bool:
-        def compare(sftp: paramiko.SFTPClient) -> bool:
-            with sftp.open(self._path(name), "rb") as remote:
-                return content.equals(ReadAhead(sftp, remote.handle).blocks(0, remote.stat().st_size or 0))
+        def compare(sftp: SftpSession) -> bool:
+            with opened(sftp, self._path(name)) as handle:
+                return content.equals(ReadAhead(sftp, handle).blocks(0, size_of_opened(sftp, handle)))
 
         return self._connection.persevere(compare)
 
     def create(self, name: str, content: Content) -> None:
         directory, path = name.rpartition("/")[0], self._path(name)
 
-        def write(sftp: paramiko.SFTPClient) -> None:
+        def write(sftp: SftpSession) -> None:
             if directory:
-                _make_directory(sftp, self._path(directory))
-            _delete(sftp, path)
+                make_directory(sftp, self._path(directory))
+            remove_file(sftp, path)
             write_new_file(sftp, path, content.blocks(WriteBehind.BLOCK_BYTES))
 
         self._connection.persevere(write)
 
     def rename(self, old: str, new: str) -> None:
-        def rename(sftp: paramiko.SFTPClient) -> None:
+        def rename(sftp: SftpSession) -> None:
             try:
-                sftp.rename(self._path(old), self._path(new))
+                rename_file(sftp, self._path(old), self._path(new))
+            except LOSSES:
+                raise
             except OSError:
                 # The server does not say why.
                 if size_of(sftp, self._path(new)) is not None:
@@ -112,7 +119,7 @@ class SftpStorage:
         self._connection.persevere(rename)
 
     def replace(self, old: str, new: str) -> None:
-        def replace(sftp: paramiko.SFTPClient) -> None:
+        def replace(sftp: SftpSession) -> None:
             old_path, new_path = self._path(old), self._path(new)
             try:
                 replace_file(sftp, old_path, new_path)
@@ -128,17 +135,18 @@ class SftpStorage:
         self._connection.persevere(lambda sftp: sync_file(sftp, self._path(name)))
 
     def delete(self, name: str) -> None:
-        self._connection.persevere(lambda sftp: _delete(sftp, self._path(name)))
+        self._connection.persevere(lambda sftp: remove_file(sftp, self._path(name)))
 
     def delete_directory(self, name: str) -> None:
-        def delete(sftp: paramiko.SFTPClient) -> None:
+        def delete(sftp: SftpSession) -> None:
             path = self._path(name)
             try:
-                sftp.rmdir(path)
-            except FileNotFoundError:
-                pass
+                remove_directory(sftp, path)
+            except (FileNotFoundError, *LOSSES) as error:
+                if not isinstance(error, FileNotFoundError):
+                    raise
             except OSError:
-                if not sftp.listdir(path):
+                if is_empty(sftp, path):
                     raise
 
         self._connection.persevere(delete)
@@ -148,30 +156,6 @@ class SftpStorage:
 
     def _path(self, name: str) -> str:
         return f"{self.directory}/{name}"
-
-    @contextmanager
-    def _text_alone(self) -> Iterator[None]:
-        try:
-            yield
-        except UnicodeDecodeError as error:
-            raise DiscoveryError(
-                "a name in the directory is not UTF-8", hint="rename that file", file=self.describe()
-            ) from error
-
-
-def _make_directory(sftp: paramiko.SFTPClient, path: str) -> None:
-    if size_of(sftp, path) is not None:
-        return
-    try:
-        sftp.mkdir(path)
-    except OSError:
-        if size_of(sftp, path) is None:
-            raise
-
-
-def _delete(sftp: paramiko.SFTPClient, path: str) -> None:
-    with suppress(FileNotFoundError):
-        sftp.remove(path)
 
 
 def _shrunk(location: str) -> FetchError:

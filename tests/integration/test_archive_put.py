@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import paramiko
 import pytest
 
+from syncdata.archive import sftp_storage
 from syncdata.archive import ssh as sftp
 from syncdata.archive.archive import Archive, open_archive
 from syncdata.archive.local import LocalSettings
-from syncdata.archive.sftp_files import WriteBehind
+from syncdata.archive.sftp_files import WriteBehind, rename_file
+from syncdata.archive.sftp_session import SftpSession
 from syncdata.changes.filenames import snapshot_name
 from syncdata.changes.names import TableName
 from syncdata.errors import (
@@ -417,16 +418,15 @@ def test_an_upload_that_is_cut_again_and_again_is_given_up_and_readers_see_nothi
 def test_a_rename_whose_answer_is_lost_is_recognised(
     sshd: SshServer, remote: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename = paramiko.SFTPClient.rename
     renames: list[str] = []
 
-    def rename_and_lose_the_answer(self: paramiko.SFTPClient, old: str, new: str) -> None:
-        rename(self, old, new)
+    def rename_and_lose_the_answer(sftp: SftpSession, old: str, new: str) -> None:
+        rename_file(sftp, old, new)
         renames.append(new)
         sshd.cut()
-        raise EOFError
+        raise ConnectionResetError
 
-    monkeypatch.setattr(paramiko.SFTPClient, "rename", rename_and_lose_the_answer)
+    monkeypatch.setattr(sftp_storage, "rename_file", rename_and_lose_the_answer)
     put(remote, NAME, b"content")
     assert len(renames) == 1 and tree(sshd.archive_dir) == {NAME: b"content"}
 

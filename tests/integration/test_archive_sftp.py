@@ -24,7 +24,8 @@ import pytest
 from syncdata.archive import ssh as sftp
 from syncdata.archive.archive import Archive, ChangeFile, open_archive
 from syncdata.archive.sftp import SftpSettings
-from syncdata.archive.sftp_files import ReadAhead, _Requests
+from syncdata.archive.sftp_files import ReadAhead
+from syncdata.archive.sftp_session import SftpSession
 from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
 from tests.many_files import put_100_000
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
@@ -110,10 +111,19 @@ def test_a_missing_directory_is_named(sshd: SshServer) -> None:
     assert "/no/such/place" in str(caught.value) and "that the archive is there" in str(caught.value)
 
 
-def test_a_name_that_is_not_utf_8_is_an_error_and_not_a_crash(sshd: SshServer) -> None:
-    Path(os.fsdecode(os.fsencode(sshd.archive_dir) + b"/changes_\xff.json")).touch()
-    with archive(sshd.settings()) as opened, pytest.raises(DiscoveryError, match="not UTF-8"):
-        opened.discover(None)
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", b"\xff", b"new\nline", b"\x1b[31mred", b"x" * 255])
+def test_a_name_that_is_no_text_hides_no_other(sshd: SshServer, name: bytes) -> None:
+    Path(os.fsdecode(os.fsencode(sshd.archive_dir) + b"/" + name)).touch()
+    file = put(sshd)
+    with archive(sshd.settings()) as opened:
+        assert opened.discover(None) == [file]
+
+
+def test_a_link_that_leads_in_a_circle_is_left_out(sshd: SshServer) -> None:
+    (sshd.archive_dir / "changes_20260205_093000.json").symlink_to("changes_20260205_093000.json")
+    file = put(sshd)
+    with archive(sshd.settings()) as opened:
+        assert opened.discover(None) == [file]
 
 
 @pytest.mark.parametrize("directory", ["~/{}", "{}", "{}/"])
@@ -163,13 +173,13 @@ def test_the_head_takes_the_place_of_the_one_before(
     sshd: SshServer, knows_posix_rename: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not knows_posix_rename:
-        real = _Requests.ask
+        real = SftpSession.ask
 
-        def ask(self: _Requests, kind: int, *arguments: object) -> int:
+        def ask(self: SftpSession, kind: int, *arguments: object) -> int:
             unknown = [argument if argument != "posix-rename@openssh.com" else "?" for argument in arguments]
             return real(self, kind, *unknown)
 
-        monkeypatch.setattr(_Requests, "ask", ask)
+        monkeypatch.setattr(SftpSession, "ask", ask)
     with archive(sshd.settings()) as opened:
         opened.write_head(b"old")
         opened.write_head(b"new")

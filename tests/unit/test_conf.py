@@ -75,11 +75,11 @@ def test_the_least_configuration_has_the_documented_defaults(monkeypatch: pytest
             host="backup.example.com",
             user="backup",
             directory="/backups/changes",
-            port=22,
+            port=None,
             key_file=None,
             key_passphrase=None,
             password=None,
-            known_hosts=Path("/home/me/.ssh/known_hosts"),
+            known_hosts=None,
         ),
         pg_host="127.0.0.1",
         pg_port=5432,
@@ -223,7 +223,7 @@ def test_the_error_names_the_file_and_counts_the_problems() -> None:
 @pytest.mark.parametrize("number", [0, -1, 65536, 1.5, True, "x", "1.5", "", " ", [1], "9" * 400, "٣"])
 def test_what_is_not_a_port_is_refused(number: object) -> None:
     if number == "":
-        assert sftp_of(from_toml(archive_port=number)).port == 22
+        assert sftp_of(from_toml(archive_port=number)).port is None
     else:
         [problem] = problems(lambda: from_toml(archive_port=number))
         assert problem.startswith("archive_port: must be a whole number from 1 to 65535")
