@@ -255,3 +255,10 @@ class ArchiverStatusError(SyncError, code="SHD_SYN_110"):
 
 class ArchiverRunError(SyncError, code="SHD_SYN_111"):
     """The archiver cannot run: another one does."""
+
+
+class UnreadableChangeError(CaptureError, code="SHD_SYN_112"):
+    """The source cannot hand over a change, or hands over one that cannot be kept. ``commit_lsn``: where the
+    change's transaction committed; None where that is not known."""
+
+    commit_lsn: int | None = None
