@@ -45,38 +45,6 @@ def _long(text: str) -> str:
     return _shown(text, _LONGEST_TEXT, kept="\n")
 
 
-def shortened(text: str, limit: int = 200) -> str:
-    """Return text cut in the middle to at most limit characters, control characters shown as escapes."""
-    text = _cut(text, limit)
-    if text.isprintable():
-        return text
-    # A newline would forge a line of the log.
-    return _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), limit)
-
-
-def _cut(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    end = limit // 2
-    return f"{text[: limit - end - 1]}…{text[len(text) - end :]}"
-
-
-def shortened(text: str, limit: int = 200) -> str:
-    """Return text cut in the middle to at most limit characters, control characters shown as escapes."""
-    text = _cut(text, limit)
-    if text.isprintable():
-        return text
-    # A newline would forge a line of the log.
-    return _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), limit)
-
-
-def _cut(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    end = limit // 2
-    return f"{text[: limit - end - 1]}…{text[len(text) - end :]}"
-
-
 class SyncError(Exception):
     """An operator-visible error: what happened, where, and what to do about it.
 
@@ -344,3 +312,10 @@ class ArchiverStatusError(SyncError, code="SHD_SYN_110"):
 
 class ArchiverRunError(SyncError, code="SHD_SYN_111"):
     """The archiver cannot run: another one does."""
+
+
+class UnreadableChangeError(CaptureError, code="SHD_SYN_112"):
+    """The source cannot hand over a change, or hands over one that cannot be kept. ``commit_lsn``: where the
+    change's transaction committed; None where that is not known."""
+
+    commit_lsn: int | None = None

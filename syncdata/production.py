@@ -24,10 +24,11 @@ from syncdata.capture.publication import find_alterations, load_parts
 from syncdata.capture.session import Archived
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot
-from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
+from syncdata.capture.snapshot import PartlyTakenError, TakenSnapshot, take_snapshots
 from syncdata.capture.spool import list_finished, make_spool
 from syncdata.capture.status import ArchiverStatus, archiver_status, unpublished_warning
 from syncdata.capture.trouble import trouble_problems
+from syncdata.capture.unreadable import load_left_out, load_unreadable
 from syncdata.changes.filenames import Compression
 from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
@@ -111,12 +112,18 @@ class ProductionService:
         """Archive what was committed before now. Raises SyncError when not all of it is in the archive."""
         with self._as_the_only_one():
             archived = self._archiver().run_once(stop)
-            try:
-                if too_large := self.copy_rewritten(stop=stop):
-                    logger.warning("%s", too_large_to_copy(too_large))
-            except SyncError as error:
-                logger.warning("%s", error, extra={"code": error.code})
+            self._copy_what_is_owed(stop)
             return archived
+
+    def leave_out(self, commit_lsn: int, *, requested_by: str) -> None:
+        """Go on behind the transaction that committed at *commit_lsn*, which the source cannot hand over.
+
+        All published tables are suspect at the readers from there on, until there are new snapshots. Raises
+        CaptureError unless it is that transaction that holds the stream.
+        """
+        with self._as_the_only_one():
+            self._archiver().leave_out(commit_lsn, requested_by=requested_by)
+            self._copy_what_is_owed(threading.Event())
 
     def stop(self, *, timeout_s: float, progress: Callable[[str], None] = lambda line: None) -> int:
         """Stop the archiver that runs here, wait until it is gone, and return its pid.
@@ -166,9 +173,22 @@ class ProductionService:
         small = [table for table in owed if sizes[table] <= settings.snapshot_bytes]
         if small:
             logger.info("copying what no record says: %s", " ".join(map(str, small)))
-            taken = take_snapshots(settings, self._open_archive, self._chain(), small, stop=stop)
+            failure: PartlyTakenError | None = None
+            try:
+                taken = take_snapshots(settings, self._open_archive, self._chain(), small, stop=stop)
+            except PartlyTakenError as error:
+                taken, failure = error.taken, error
             settle(settings.spool_dir, {snapshot.table: owed[snapshot.table] for snapshot in taken})
+            if failure is not None:
+                raise failure
         return [table for table in owed if table not in small]
+
+    def _copy_what_is_owed(self, stop: threading.Event) -> None:
+        try:
+            if too_large := self.copy_rewritten(stop=stop):
+                logger.warning("%s", too_large_to_copy(too_large))
+        except SyncError as error:
+            logger.warning("%s", error, extra={"code": error.code})
 
     def prune(self, *, stop: threading.Event, is_dry_run: bool = False) -> Removals:
         """Remove the files from the archive that no resync can need any more; return those removed.
@@ -199,6 +219,8 @@ class ProductionService:
         problems += trouble_problems(self._config.spool_dir)
         is_active = running_pid(self.pid_file) is not None
         chain = load_chain(self._config.spool_dir)
+        if (held := load_unreadable(self._config.spool_dir, chain)) is not None:
+            problems.append(Problem(kind="unreadable", reason=held.reason))
         if chain is not None and view is not None:
             problems += _timeline_problems(chain, view)
         if slot is not None and chain is not None and not is_active:
@@ -212,6 +234,7 @@ class ProductionService:
             rotate_s=self._config.rotate_seconds,
             now=_utcnow(),
             problems=tuple(problems),
+            left_out=tuple(entry.commit_lsn for entry in load_left_out(self._config.spool_dir)),
         )
 
     # Inside

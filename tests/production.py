@@ -149,13 +149,17 @@ def differences(source: Database, target: Database, tables: Iterable[str]) -> li
 def make_production(postgres: PostgresServer, tmp_path: Path) -> Iterator[Callable[..., Production]]:
     """`make_production()` on the default server, `make_production(server)` elsewhere; any number of them.
 
-    The publication is empty at first. Keyword arguments are those of CaptureSettings.
+    The publication is empty at first. Its database is of *encoding*, else of the server's default. Other
+    keyword arguments are those of CaptureSettings.
     """
     with ExitStack() as cleanup:
 
-        def make(server: PostgresServer = postgres, **options: Any) -> Production:
+        def make(
+            server: PostgresServer = postgres, *, encoding: str | None = None, **options: Any
+        ) -> Production:
             name = f"production_{next(_numbers)}"
-            _execute(server, "CREATE DATABASE {}", name)
+            of_encoding = f" ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0" if encoding else ""
+            _execute(server, "CREATE DATABASE {}" + of_encoding, name)
             cleanup.callback(_execute, server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
             archive_dir, spool_dir = tmp_path / name / "archive", tmp_path / name / "spool"
             archive_dir.mkdir(parents=True)

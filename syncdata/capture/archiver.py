@@ -26,25 +26,31 @@ from contextlib import closing, contextmanager
 
 from syncdata.archive.archive import Archive
 from syncdata.capture import opening
-from syncdata.capture.catalog_state import load_state
-from syncdata.capture.chain import Chain, format_moment, load_chain
+from syncdata.capture.catalog_state import leave_out, load_state, save_state
+from syncdata.capture.chain import Chain, format_moment, load_chain, save_chain
 from syncdata.capture.lifesign import make_head, write_head
 from syncdata.capture.published import SourceEye
 from syncdata.capture.refusals import SlotInUseError
 from syncdata.capture.replication import ReplicationConnection
 from syncdata.capture.session import Archived, ReplicationSession
 from syncdata.capture.settings import CaptureSettings
+from syncdata.capture.slot import advance_slot
+from syncdata.capture.source import connect
 from syncdata.capture.stream_catalog import StreamCatalog
 from syncdata.capture.trouble import forget_trouble, note_trouble
+from syncdata.capture.unreadable import LeftOut, load_unreadable, log_left_out, note_unreadable
 from syncdata.capture.uploader import Uploader
+from syncdata.changes.position import format_lsn
 from syncdata.errors import (
     ArchiveConnectionError,
+    CaptureError,
     DeliveryError,
     DiscoveryError,
     FetchError,
     SourceConnectionError,
     SpoolError,
     SyncError,
+    UnreadableChangeError,
 )
 from syncdata.runtime.retry import Backoff
 from syncdata.runtime.told import Told
@@ -55,7 +61,7 @@ logger = logging.getLogger(__name__)
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 # A later try may find these mended; every other error needs a person.
 _PASSING = (
-    *(SourceConnectionError, SlotInUseError, SpoolError),
+    *(SourceConnectionError, SlotInUseError, SpoolError, UnreadableChangeError),
     *(ArchiveConnectionError, DiscoveryError, FetchError, DeliveryError),
 )
 _SLOT_TRIES, _SLOT_PAUSE_S = 5, 1.0
@@ -80,10 +86,9 @@ class Archiver:
     def run_loop(self, stop: threading.Event) -> None:
         """Archive until *stop* is set; files that are finished by then are still uploaded.
 
-        Waits for a source, a spool or an archive that is away, full or forbidden for a while, and tries again
-        after an error that nobody foresaw. Raises
-        SlotError, SourceChangedError, SourceSetupError or CaptureError when only a person can tell how to
-        go on.
+        Waits for a source, a spool or an archive that is away, full or forbidden for a while, and at a change
+        that the source cannot hand over; tries again after an error that nobody foresaw. Raises SlotError,
+        SourceChangedError, SourceSetupError or another CaptureError when only a person can tell how to go on.
         """
         backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), Told()
         while not stop.is_set():
@@ -135,6 +140,48 @@ class Archiver:
         opening.require_free(slot)
         with closing(self._open_archive()) as archive:
             return opening.begin_epoch(self._settings, archive, identity, slot, self._clock())
+
+    def leave_out(self, commit_lsn: int, *, requested_by: str) -> None:
+        """Go on behind the transaction that committed at *commit_lsn*, which the source cannot hand over.
+
+        It must be the one that holds the stream, and fail once more: what was committed before is archived by
+        then. Its tables are not known, for its changes cannot be read: so the catalog says of every published
+        table that this transaction is missing, durably, before the slot moves. Raises CaptureError where
+        another transaction holds the stream, or none.
+        """
+        settings = self._settings
+        try:
+            self._run(threading.Event(), once=True)
+        except UnreadableChangeError as error:
+            if error.commit_lsn != commit_lsn:
+                raise
+            reason = str(error)
+        else:
+            raise CaptureError(
+                f"no change holds the stream: what was committed up to {_confirmed(settings)} is archived",
+                hint="nothing was left out; 'python manage.py archive_changes --status' shows how it stands",
+            )
+        chain = load_chain(settings.spool_dir)
+        state = load_state(settings.spool_dir)
+        assert chain is not None and state is not None
+        if chain.confirmed > commit_lsn:
+            raise CaptureError(f"the archive is past {format_lsn(commit_lsn)}", hint="nothing was left out")
+        now = self._clock()
+        save_state(settings.spool_dir, leave_out(state, commit_lsn))
+        log_left_out(
+            settings.spool_dir,
+            LeftOut(commit_lsn=format_lsn(commit_lsn), at=format_moment(now), by=requested_by, error=reason),
+        )
+        chain = chain.confirm(commit_lsn + 1, now)
+        save_chain(settings.spool_dir, chain)
+        with connect(settings.params) as connection:
+            advance_slot(connection, settings.slot_name, chain.confirmed)
+        logger.warning(
+            "the transaction that committed at %s is left out, as %s asked",
+            format_lsn(commit_lsn),
+            requested_by,
+        )
+        self._run(threading.Event(), once=True)
 
     def open_chain(self) -> Chain:
         """Return the chain, begun if this is the first time. Raises SyncError unless it can be continued."""
@@ -197,6 +244,25 @@ class Archiver:
             logger.warning("the archive's head is not written: %s", unexpected_error(failure).message)
 
     def _run(self, stop: threading.Event, *, once: bool) -> Archived:
+        """Work for one session; for a second one where a change turns out unreadable that was not known to
+        be: then the file before it is finished, and delivered.
+
+        Test: test_what_was_committed_before_a_change_that_cannot_be_read_is_delivered.
+        """
+        directory = self._settings.spool_dir
+        held = load_unreadable(directory, load_chain(directory))
+        try:
+            return self._run_session(stop, once=once, held_lsn=None if held is None else held.lsn)
+        except UnreadableChangeError as error:
+            if error.commit_lsn is None or stop.is_set():
+                raise
+            note_unreadable(directory, error.commit_lsn, error)
+            if held is not None and held.lsn == error.commit_lsn:
+                raise
+            held_lsn = error.commit_lsn
+        return self._run_session(stop, once=once, held_lsn=held_lsn)
+
+    def _run_session(self, stop: threading.Event, *, once: bool, held_lsn: int | None) -> Archived:
         settings = self._settings
         with (
             closing(self._open_archive()) as archive,
@@ -210,8 +276,15 @@ class Archiver:
             replication.start(settings.slot_name, settings.publication)
             opening.require_unmoved(settings, chain)
             with Uploader(archive) as uploader:
-                session = ReplicationSession(settings, replication, chain, uploader, self._clock, catalogs)
+                session = ReplicationSession(
+                    settings, replication, chain, uploader, self._clock, catalogs, held_lsn=held_lsn
+                )
                 session.take_up(spooled)
                 with self._forgetting_trouble():
                     session.run(stop, until_lsn=identity.wal_lsn if once else None)
                 return session.archived
+
+
+def _confirmed(settings: CaptureSettings) -> str:
+    chain = load_chain(settings.spool_dir)
+    return chain.confirmed_lsn if chain else "-"

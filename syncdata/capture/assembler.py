@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import msgspec
@@ -23,8 +23,11 @@ from syncdata.capture.spool import FileWriter, SpooledFile
 from syncdata.capture.stream_catalog import StreamCatalog
 from syncdata.changes.catalog import catalog_comment
 from syncdata.changes.filenames import next_name
+from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
-from syncdata.errors import CaptureError
+from syncdata.errors import CaptureError, UnreadableChangeError
+
+_MOST_NAMES = 5
 
 
 class Assembler:
@@ -41,13 +44,18 @@ class Assembler:
         submit: Callable[[SpooledFile], None],
         clock: Callable[[], dt.datetime],
         catalogs: StreamCatalog,
+        *,
+        held_lsn: int | None = None,
     ) -> None:
+        """*held_lsn*: the commit LSN of a transaction that could not be read the last time. A file ends
+        before it, so that what was committed before is delivered."""
         self.head = head
         self.received_lsn = 0
         self._settings = settings
         self._submit = submit
         self._clock = clock
         self._catalogs = catalogs
+        self._held_lsn = held_lsn
         self._catalog = ""  # the one that the open file has named last
         self._named: set[str] = set()
         self._decoder = Decoder()
@@ -58,6 +66,8 @@ class Assembler:
         # For the transaction that is being received. It gets no lines when it is in the chain already.
         self._commit_lsn: int | None = None
         self._lines: LineWriter | None = None
+        # The tables that the stream has described, in this order.
+        self._described: dict[str, None] = {}
 
     @property
     def is_in_transaction(self) -> bool:
@@ -69,9 +79,12 @@ class Assembler:
         return self._writer is not None
 
     def take(self, received: XLogData) -> None:
-        """Take in the next message. Raises CaptureError when it cannot be understood, and SpoolError."""
+        """Take in the next message. Raises CaptureError when it cannot be understood, UnreadableChangeError
+        when a value of it cannot be kept, and SpoolError."""
         try:
             message = self._decoder.decode(received.message)
+        except UnreadableChangeError:
+            raise
         except CaptureError as error:
             raise CaptureError(f"at {format_lsn(received.lsn)}: {error.message}", hint=error.hint) from error
         match message:
@@ -87,8 +100,35 @@ class Assembler:
                     for line in self._lines.truncate(message, received.lsn):
                         self._write(line)
             case Relation():
+                self._described[str(TableName(message.schema, message.name))] = None
                 if self._catalogs.describe(message, self._commit_lsn or 0):
                     self.announce_catalog()
+
+    def locate(self, error: UnreadableChangeError) -> UnreadableChangeError:
+        """Return *error* with the transaction that is being received, and with its table where that is sure.
+
+        The source describes a table before its first change of a session. So where it has described one table
+        only, the change is of that one.
+        """
+        found = UnreadableChangeError(
+            error.message, table=error.table, hint="the archiver tries again by itself, see the source's log"
+        )
+        found.commit_lsn = self._commit_lsn
+        if self._commit_lsn is None:
+            return found
+        lsn = format_lsn(self._commit_lsn)
+        found.message += f", in the transaction that committed at {lsn}"
+        if found.table is None and len(self._described) == 1:
+            (found.table,) = self._described
+        elif found.table is None and self._described:
+            found.message += f", in one of the tables {_some(self._described)}"
+        found.hint = (
+            "what was committed before is delivered, and what comes later waits; the archiver tries again by"
+            " itself, and goes on once the source can hand the change over. To leave that transaction out,"
+            f" run 'python manage.py archive_changes --skip-transaction {lsn}': every table is then suspect"
+            " at the readers until there is a new snapshot of it"
+        )
+        return found
 
     def note_sent(self, wal_end: int) -> None:
         """Take in that the server has sent all that was committed before *wal_end*."""
@@ -149,6 +189,9 @@ class Assembler:
             self._writer = None
 
     def _begin(self, begin: Begin) -> None:
+        if begin.commit_lsn == self._held_lsn and self._writer is not None:
+            # Test: test_what_was_committed_before_a_change_that_cannot_be_read_is_delivered.
+            self.finish_file()
         self._commit_lsn = begin.commit_lsn
         is_in_chain = begin.commit_lsn <= max(self.head.watermark, self._counts.last_commit_lsn or -1)
         self._lines = None if is_in_chain else LineWriter(begin)
@@ -191,6 +234,13 @@ class Assembler:
     def _note_named(self, digest: str) -> None:
         self._catalog = digest
         self._named.add(digest)
+
+
+def _some(names: Collection[str]) -> str:
+    """Return the last of *names*, which may be many, as text."""
+    last = list(names)[-_MOST_NAMES:]
+    more = len(names) - len(last)
+    return ", ".join(last) + (f" and {more} more" if more else "")
 
 
 @dataclass(slots=True)

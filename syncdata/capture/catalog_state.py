@@ -115,6 +115,18 @@ def next_state(before: CatalogState | None, look: Look, has_older_rows: HasOlder
     )
 
 
+def leave_out(state: CatalogState, commit_lsn: int) -> CatalogState:
+    """Return *state* after the transaction that committed at *commit_lsn* was left out of the stream: any
+    table may lack its changes."""
+    lsn = format_lsn(commit_lsn)
+    tables = tuple(msgspec.structs.replace(table, left_out=lsn) for table in state.catalog.tables)
+    return msgspec.structs.replace(
+        state,
+        catalog=msgspec.structs.replace(state.catalog, tables=tables),
+        rewritten=tuple(sorted({*state.rewritten, *(table.table for table in tables)})),
+    )
+
+
 class _Comparison:
     """One table as it is seen now, and as it was published at the last look (None: it was not)."""
 
@@ -147,6 +159,7 @@ class _Comparison:
             column_list=seen.column_list,
             partitions=tuple(map(self._partition, seen.leaves)),
             membership=seen.membership,
+            left_out=self._known.left_out if self._known else "",
         )
 
     def _is_filled(self, column: SeenColumn) -> bool:

@@ -55,7 +55,12 @@ def line_start(relation: Relation, op: str) -> bytes:
 
 def format_time(since_2000_us: int) -> str:
     """Return a time of the protocol, microseconds since 2000-01-01 UTC, as a record's ``ts``."""
-    moment = POSTGRES_EPOCH + dt.timedelta(microseconds=since_2000_us)
+    try:
+        moment = POSTGRES_EPOCH + dt.timedelta(microseconds=since_2000_us)
+    except OverflowError:
+        # The server's clock was beyond the year 9999, or before the year 1. The rows are good all the same.
+        # Test: test_a_time_that_no_date_holds_becomes_the_last_or_the_first_one.
+        moment = dt.datetime.max if since_2000_us > 0 else dt.datetime.min
     return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
 
 

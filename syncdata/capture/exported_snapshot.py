@@ -28,7 +28,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from syncdata.capture.published import Look, look_at
-from syncdata.capture.refusals import snapshot_error, snapshot_login_error
+from syncdata.capture.refusals import copy_error, snapshot_error, snapshot_login_error
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.capture.source import SystemIdentity, connect_for_replication, read_identity
 from syncdata.capture.waits import WaitTeller
@@ -92,10 +92,11 @@ class CopiedTable:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """The moment of a snapshot: it holds every transaction that commits at ``commit_lsn`` or earlier, and
-    none that commits later."""
+    none that commits later. ``refused``: the errors of tables that cannot be copied completely."""
 
     commit_lsn: int
     tables: tuple[CopiedTable, ...]
+    refused: tuple[SnapshotError, ...] = ()
 
 
 class ConsistentSource:
@@ -125,11 +126,18 @@ class ConsistentSource:
     def begin(self, tables: Sequence[TableName]) -> Point:
         """Find a point, and from now on show *tables* as they are at it; return it.
 
-        Waits for the transactions that run at the source, and logs that it waits. Raises SnapshotError when a
-        table cannot be copied completely, or its later changes would not be in the stream.
+        Waits for the transactions that run at the source, and logs that it waits. A table that cannot be
+        copied completely, or whose later changes would not be in the stream, is refused, and the others are
+        copied; raises SnapshotError where none is left.
         """
+        refused: list[SnapshotError] = []
+        tables = list(tables)
         for row in self._read(tables):
-            _refuse(row, self._publication)
+            if (refusal := _refusal(row, self._publication)) is not None:
+                refused.append(refusal)
+                tables.remove(TableName(row["schema"], row["name"]))
+        if not tables:
+            raise refused[0]
         for _ in range(_POINT_TRIES):
             consistent_point = self._find_point()
             self._lock(tables)
@@ -137,7 +145,11 @@ class ConsistentSource:
             if not any(row["is_rewritten"] for row in rows):
                 # The slot's point is where the next WAL record begins, and a commit LSN is where its record
                 # begins. So a commit at the point is already after it, and the last one before it is below.
-                return Point(commit_lsn=consistent_point - 1, tables=tuple(map(_table, rows)))
+                return Point(
+                    commit_lsn=consistent_point - 1,
+                    tables=tuple(map(_table, rows)),
+                    refused=tuple(refused),
+                )
             self._connection.execute("ROLLBACK")
         raise SnapshotError(
             "the table was truncated or rewritten each time the snapshot began",
@@ -150,7 +162,12 @@ class ConsistentSource:
         return look_at(self._connection, self._publication)
 
     def rows(self, table: CopiedTable) -> Iterator[tuple[str | None, ...]]:
-        """Yield the table's rows: for each column PostgreSQL's text form, or None."""
+        """Yield the table's rows: for each column PostgreSQL's text form, or None.
+
+        Raises SnapshotError, with the table, where the source cannot hand them over; the next table can be
+        copied all the same. Test: test_a_row_that_cannot_be_copied_keeps_only_its_own_table_back.
+        """
+        self._connection.execute("SAVEPOINT one_table")
         columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
         # ONLY leaves out children by inheritance: they are published under their own names. Leaf partitions
         # are published under their root's name, so a partitioned table is copied with them.
@@ -160,8 +177,15 @@ class ConsistentSource:
         copy_out = sql.SQL("COPY (SELECT {} FROM {}{}{}) TO STDOUT").format(
             columns, only, sql.Identifier(table.name.schema, table.name.name), where
         )
-        with self._connection.cursor().copy(copy_out) as copy:
-            yield from copy.rows()
+        try:
+            with self._connection.cursor().copy(copy_out) as copy:
+                yield from copy.rows()
+        except psycopg.Error as error:
+            if self._connection.broken:
+                raise
+            self._connection.execute("ROLLBACK TO SAVEPOINT one_table")
+            raise copy_error(error, str(table.name)) from error
+        self._connection.execute("RELEASE SAVEPOINT one_table")
 
     def _read(self, tables: Sequence[TableName]) -> list[dict[str, Any]]:
         wanted = sql.SQL(", ").join(
@@ -230,8 +254,8 @@ def _table(row: dict[str, Any]) -> CopiedTable:
     )
 
 
-def _refuse(row: dict[str, Any], publication: str) -> None:
-    """Raise SnapshotError when the copy would lack rows, or later changes would not be captured."""
+def _refusal(row: dict[str, Any], publication: str) -> SnapshotError | None:
+    """Return the error when the copy would lack rows, or later changes would not be captured."""
     table = TableName(row["schema"], row["name"])
     quoted = sql.Identifier(table.schema, table.name).as_string(None)
     role = sql.Identifier(row["role"]).as_string(None)
@@ -249,5 +273,5 @@ def _refuse(row: dict[str, Any], publication: str) -> None:
     elif row["hides_rows"]:
         problem, hint = f"row-level security hides rows from {role}", f"ALTER ROLE {role} BYPASSRLS;"
     else:
-        return
-    raise SnapshotError(problem, hint=hint, table=str(table))
+        return None
+    return SnapshotError(problem, hint=hint, table=str(table))

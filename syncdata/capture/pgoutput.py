@@ -13,7 +13,8 @@ from typing import Literal
 
 import msgspec
 
-from syncdata.errors import CaptureError
+from syncdata.changes.names import TableName
+from syncdata.errors import CaptureError, UnreadableChangeError
 
 Values = dict[str, str | None]
 
@@ -99,7 +100,8 @@ class Decoder:
     def decode(self, message: bytes) -> Message | None:
         """Return *message* decoded; None for a message that is left out of change files.
 
-        Raises CaptureError for a message that is not of protocol version 1, and for text that is not UTF-8.
+        Raises CaptureError for a message that is not of protocol version 1, and UnreadableChangeError for
+        text that is not UTF-8.
         """
         kind = message[:1]
         try:
@@ -111,9 +113,9 @@ class Decoder:
                 return self._update(message)
             return self._rare(kind, message)
         except UnicodeDecodeError as error:
-            raise CaptureError(
-                f"a value of {self._named(message)} is not UTF-8",
-                hint="mend the row at the source (its database's encoding does not check what it stores)",
+            raise UnreadableChangeError(
+                "a value of the change is not UTF-8 (the database's encoding does not check what it stores)",
+                table=self._name(message),
             ) from error
         except (struct.error, IndexError, ValueError, KeyError) as error:
             raise CaptureError(f"a message of the kind {kind!r} is not of protocol version 1") from error
@@ -161,9 +163,9 @@ class Decoder:
     def _relation(self, message: bytes, position: int) -> Relation:
         return self._relations[_UINT32(message, position)[0]]
 
-    def _named(self, message: bytes) -> str:
+    def _name(self, message: bytes) -> str | None:
         relation = self._relations.get(_UINT32(message, 1)[0]) if message[:1] in b"IUD" else None
-        return f"table {relation}" if relation else "the stream"
+        return None if relation is None else str(TableName(relation.schema, relation.name))
 
 
 def _read_row(message: bytes, position: int, relation: Relation) -> tuple[Values, int]:

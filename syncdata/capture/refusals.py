@@ -7,12 +7,20 @@ hold values of rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
 
-from syncdata.errors import SlotError, SnapshotError, SourceConnectionError, SourceSetupError, SyncError
+from syncdata.errors import (
+    SlotError,
+    SnapshotError,
+    SourceConnectionError,
+    SourceSetupError,
+    SyncError,
+    UnreadableChangeError,
+)
 
 NEW_EPOCH_HINT = (
     "changes may be missing from the archive: run 'python manage.py setup_logical_replication', then"
@@ -27,6 +35,18 @@ NEW_SLOT_HINT = (
 )
 RETRY_HINT = "check that PostgreSQL runs there; the archiver tries again by itself"
 _REPLICATION_HINT = "give the role the attribute REPLICATION (on Amazon RDS: membership in rds_replication)"
+# Classes of SQLSTATEs that say something of what is decoded, not of the server's life or of the connection:
+# a value without an equivalent in UTF-8, an output function that fails, a row that is too large, a damaged
+# page.
+_OF_THE_DATA = frozenset(("0A", "21", "22", "23", "38", "39", "42", "54", "P0", "XX"))
+# The server lacks memory, space or a file. It may have them at the next try.
+_OF_RESOURCES = frozenset(("53", "58"))
+_TOO_MANY_CONNECTIONS = "53300"
+# Their primary messages name an encoding, a size or an object, but no value of a row.
+_TELLING_STATES = frozenset(("22021", "22P05"))
+_TELLING_CLASSES = frozenset(("0A", "53", "54", "58", "XX"))
+_find_lsn = re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{1,8}\b").findall
+
 _CHECK_HINT = "run 'python manage.py setup_logical_replication --check' to see what is missing"
 
 
@@ -69,6 +89,32 @@ def replication_error(sqlstate: str, message: str) -> SyncError:
     return SourceConnectionError(f"the source ended the stream: {message}", hint=RETRY_HINT)
 
 
+def stream_error(sqlstate: str, message: str, context: str = "") -> SyncError:
+    """Return the error for *message*, with which the server ended a stream that had begun.
+
+    *context* is the server's: it names the plugin's callback and the WAL position of the change, in the
+    language of the server. Nothing else of it is passed on, for it may hold values.
+    """
+    known = replication_error(sqlstate, message)
+    if not isinstance(known, SourceConnectionError) or sqlstate == _TOO_MANY_CONNECTIONS:
+        return known
+    if sqlstate[:2] not in _OF_THE_DATA | _OF_RESOURCES:
+        return known
+    where = _find_lsn(context)
+    at = f" at {where[-1]}" if where else ""
+    return UnreadableChangeError(f"the source cannot hand over a change{at}: {_telling(sqlstate, message)}")
+
+
+def _telling(sqlstate: str, message: str) -> str:
+    """Return *message* where it can hold no value of a row, else the name of the condition."""
+    if sqlstate in _TELLING_STATES or sqlstate[:2] in _TELLING_CLASSES:
+        return message
+    try:
+        return f"{psycopg.errors.lookup(sqlstate).__name__} ({sqlstate})"
+    except KeyError:
+        return f"SQLSTATE {sqlstate}"
+
+
 def snapshot_login_error(error: psycopg.Error) -> SyncError:
     """Return the error for a connection that could not be made to take a snapshot."""
     # libpq gives no SQLSTATE for a login that fails, only the text.
@@ -97,6 +143,20 @@ def snapshot_error(error: psycopg.Error, *, is_lost: bool) -> SyncError:
             hint = "see the source's log; the snapshot can be taken again at any time"
     message = error.diag.message_primary or type(error).__name__
     return SnapshotError(f"the source refuses: {message}", hint=hint)
+
+
+def copy_error(error: psycopg.Error, table: str) -> SnapshotError:
+    """Return the error for rows of *table* that the source cannot hand over, while the connection lives."""
+    if (error.sqlstate or "")[:2] not in _OF_THE_DATA - {"42"}:
+        found = snapshot_error(error, is_lost=False)
+        return SnapshotError(found.message, hint=found.hint, table=table)
+    message = _telling(error.sqlstate or "", error.diag.message_primary or type(error).__name__)
+    return SnapshotError(
+        f"the source cannot hand over a row: {message}",
+        hint="find the row and mend its value at the source, then take the snapshot again; the documentation"
+        " (Production, 'A value that cannot be handed over') has a query that finds it",
+        table=table,
+    )
 
 
 def setup_login_error(error: psycopg.Error) -> SourceConnectionError:

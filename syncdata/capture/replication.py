@@ -27,6 +27,7 @@ from syncdata.capture.refusals import (
     replication_error,
     source_error,
     source_errors,
+    stream_error,
 )
 from syncdata.capture.slot import Slot, read_slot
 from syncdata.capture.source import SystemIdentity, connect_for_replication, read_identity
@@ -98,7 +99,8 @@ class ReplicationConnection:
         """Return the next message, or None when none has arrived yet.
 
         Raises SourceConnectionError when the connection is lost, SlotError when the slot cannot be read on,
-        SourceSetupError when the server leaves out changes.
+        UnreadableChangeError when the server cannot hand over a change, SourceSetupError when it leaves out
+        changes.
         """
         try:
             count, view = self._pgconn.get_copy_data(1)
@@ -115,7 +117,7 @@ class ReplicationConnection:
             return None
         if count == 0:
             return None
-        raise self._failed(self._pgconn.get_result())
+        raise self._failed(self._pgconn.get_result(), is_streaming=True)
 
     def wait(self, timeout_s: float) -> None:
         """Wait until something has arrived, at most so long."""
@@ -151,9 +153,13 @@ class ReplicationConnection:
         if notice.severity_nonlocalized == "WARNING" and notice.sqlstate == "55000":
             self._skipped = f"the source leaves out changes: {notice.message_primary}"
 
-    def _failed(self, result: pq.abc.PGresult | None) -> SyncError:
+    def _failed(self, result: pq.abc.PGresult | None, *, is_streaming: bool = False) -> SyncError:
         if result is None or not result.error_message:
             return SourceConnectionError("the source ended the replication stream", hint=RETRY_HINT)
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         primary = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
-        return replication_error(state, primary.decode(errors="replace").strip())
+        message = primary.decode(errors="replace").strip()
+        if not is_streaming:
+            return replication_error(state, message)
+        context = result.error_field(pq.DiagnosticField.CONTEXT) or b""
+        return stream_error(state, message, context.decode(errors="replace"))

@@ -23,6 +23,7 @@ from syncdata.capture.spool import SpooledFile, remove_from_spool
 from syncdata.capture.stream_catalog import StreamCatalog
 from syncdata.capture.uploader import Uploader
 from syncdata.changes.position import parse_lsn
+from syncdata.errors import UnreadableChangeError
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ class ReplicationSession:
         uploader: Uploader,
         clock: Callable[[], dt.datetime],
         catalogs: StreamCatalog,
+        *,
+        held_lsn: int | None = None,
     ) -> None:
+        """*held_lsn*: the transaction that could not be read the last time; see `Assembler`."""
         self.archived = Archived()
         self._settings = settings
         self._replication = replication
@@ -70,7 +74,7 @@ class ReplicationSession:
         self._uploader = uploader
         self._clock = clock
         self._catalogs = catalogs
-        self._files = Assembler(settings, chain, uploader.submit, clock, catalogs)
+        self._files = Assembler(settings, chain, uploader.submit, clock, catalogs, held_lsn=held_lsn)
         self._feedback_due_s = self._head_due_s = 0.0
         self._stopping_since_s: float | None = None
         self._is_asked = False  # by a server that wants to shut down
@@ -90,6 +94,9 @@ class ReplicationSession:
         While the archive refuses files, reading goes on until `MOST_WAITING` of them wait. Then this raises
         the archive's error, and the connection ends: the source could not shut down while it waits for a
         connection that confirms nothing.
+
+        Where the source cannot hand over a change, the finished files are put into the archive, and
+        UnreadableChangeError says which transaction it is.
         """
         logger.info("archiving what commits after %s", self._chain.confirmed_lsn)
         is_daemon = until_lsn is None
@@ -107,6 +114,9 @@ class ReplicationSession:
                 if not is_busy:
                     self._rest()
             self._end(is_stop=is_daemon)
+        except UnreadableChangeError as error:
+            self._deliver_finished()
+            raise self._files.locate(error) from error
         finally:
             self._files.discard()
 
@@ -160,6 +170,15 @@ class ReplicationSession:
         self._write_head("stopped" if is_stop else "running")
         if not self._uploader.error:
             self._uploader.wait_for_errand(_HEAD_PATIENCE_S)
+
+    def _deliver_finished(self) -> None:
+        """Wait until the finished files are in the archive, while uploads go well; the stream is over."""
+        deadline_s = time.monotonic() + STOP_PATIENCE_S
+        while True:
+            self._note_uploaded(is_over=True)
+            if not self._uploader.waiting or self._uploader.error or time.monotonic() > deadline_s:
+                return
+            self._uploader.wait(_IDLE_S)
 
     def _follow_catalog(self) -> None:
         """Look at what is published when it is time, and announce what has changed: in the open file, or in a
@@ -224,10 +243,11 @@ class ReplicationSession:
 
     # Positions
 
-    def _note_uploaded(self) -> None:
+    def _note_uploaded(self, *, is_over: bool = False) -> None:
         for file in self._uploader.take_uploaded():
             chain = self._chain.followed_by(file)
-            self._advance(chain.confirm(parse_lsn(file.footer.end_lsn or "0/0"), self._clock()))
+            chain = chain.confirm(parse_lsn(file.footer.end_lsn or "0/0"), self._clock())
+            self._advance(chain, is_over=is_over)
             remove_from_spool(file)
             self.archived.files += 1
             self.archived.transactions += file.footer.transactions or 0
@@ -244,11 +264,13 @@ class ReplicationSession:
         if is_idle and files.received_lsn > self._chain.confirmed:
             self._advance(self._chain.confirm(files.received_lsn, self._clock()))
 
-    def _advance(self, chain: Chain) -> None:
-        """Write *chain* to the disk, and only then tell the source: it may forget what we confirm."""
+    def _advance(self, chain: Chain, *, is_over: bool = False) -> None:
+        """Write *chain* to the disk, and only then tell the source: it may forget what we confirm. Where the
+        stream is over, the next session tells it."""
         save_chain(self._settings.spool_dir, chain)
         self._chain = chain
-        self._replication.confirm(chain.confirmed)
+        if not is_over:
+            self._replication.confirm(chain.confirmed)
 
     def _give_feedback_if_due(self, *, wants_reply: bool = False) -> None:
         now_s = time.monotonic()

@@ -13,7 +13,7 @@ from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
 from syncdata.changes.names import TableName
-from syncdata.changes.position import parse_lsn
+from syncdata.changes.position import format_lsn, parse_lsn
 
 PLUGIN = "pgoutput"
 
@@ -96,6 +96,11 @@ def read_slot(connection: Connection[Any], name: str) -> Slot | None:
         limit_bytes=None if row["keep_mb"] == -1 else row["keep_mb"] * _MB,
         is_failover=row["is_failover"],
     )
+
+
+def advance_slot(connection: Connection[Any], name: str, lsn: int) -> None:
+    """Let the slot *name*, which nobody reads, count all that was committed before *lsn* as received."""
+    connection.execute("SELECT pg_replication_slot_advance(%s, %s::pg_lsn)", (name, format_lsn(lsn)))
 
 
 def published_tables(connection: Connection[Any], publication: str) -> set[TableName]:

@@ -90,9 +90,9 @@ def take_snapshots(
     """Put a copy of each of *tables* into the archive, all of one point; return those that are there.
 
     When *stop* is set this ends soon; the snapshots that are finished by then stay, and the others leave
-    nothing behind. The archiver may run meanwhile. Raises SnapshotError when a table cannot be copied,
-    SlotError and SourceChangedError when the stream would not go on from there, and the archive's and the
-    spool's errors.
+    nothing behind. The archiver may run meanwhile. Raises PartlyTakenError when some table cannot be copied
+    and the others are in the archive, SnapshotError when none can, SlotError and SourceChangedError when the
+    stream would not go on from there, and the archive's and the spool's errors.
     """
     taken: list[TakenSnapshot] = []
     progress = progress or NoProgress()
@@ -122,8 +122,16 @@ def take_snapshots(
                 progress=progress,
             )
             progress.files_found(len(tables), sum(table.rows for table in point.tables))
+            failed = list(point.refused)
             for table in point.tables:
-                taken.append(copying.take(table))
+                try:
+                    taken.append(copying.take(table))
+                except SnapshotError as error:
+                    if error.table is None or stop.is_set():
+                        raise
+                    failed.append(error)
+            if failed:
+                raise PartlyTakenError(failed, taken)
     except (_Stopped, SyncError):
         # After a stop, errors are expected: it cancels statements and closes connections.
         if not stop.is_set():
@@ -132,6 +140,19 @@ def take_snapshots(
     finally:
         archive.close()
     return taken
+
+
+class PartlyTakenError(SnapshotError):
+    """Some tables could not be copied; the snapshots of the others, ``taken``, are in the archive."""
+
+    def __init__(self, failed: Sequence[SnapshotError], taken: Sequence[TakenSnapshot]) -> None:
+        first, *others = failed
+        told = [f"table {error.table}: {error.message} ({error.hint})" for error in others]
+        if taken:
+            told.append(f"the snapshots of the {len(taken)} other table(s) are in the archive")
+        message = "; ".join([first.message, *told])
+        super().__init__(message, hint=first.hint, table=first.table)
+        self.taken = list(taken)
 
 
 class _Stopped(Exception):

@@ -19,7 +19,8 @@ _OVERDUE_ROTATIONS, _OVERDUE_GRACE_S = 3, 60
 class ArchiverStatus:
     """The archiver's status. ``lag_bytes`` of WAL and ``lag_seconds`` of changes are not in the archive yet.
     ``retention_share``: of the WAL that may be kept for the slot (None: no limit). ``problems`` says why it
-    is not healthy, and is empty when it is; a problem's ``str()`` is its text."""
+    is not healthy, and is empty when it is; a problem's ``str()`` is its text. ``left_out``: the commit LSNs
+    of the transactions that an operator has left out."""
 
     status: str
     slot: str
@@ -36,6 +37,7 @@ class ArchiverStatus:
     limit_bytes: int | None = None
     retention_share: float | None = None
     problems: tuple[Problem, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def is_healthy(self) -> bool:
@@ -52,6 +54,7 @@ def archiver_status(
     rotate_s: int,
     now: dt.datetime,
     problems: tuple[Problem, ...] = (),
+    left_out: tuple[str, ...] = (),
 ) -> ArchiverStatus:
     """Return the status. *waiting*: name and size of the files in the spool. *problems*: those that the
     caller has found already."""
@@ -74,6 +77,7 @@ def archiver_status(
         retained_bytes=slot.retained_bytes if slot else None,
         limit_bytes=slot.limit_bytes if slot else None,
         retention_share=slot.retention_share if slot else None,
+        left_out=left_out,
         problems=(
             *problems,
             *_find_problems(slot, chain, lag_seconds, is_active=is_active, rotate_s=rotate_s),
@@ -143,6 +147,8 @@ def format_archiver_status(status: ArchiverStatus) -> str:
         f"files waiting for the archive: {status.waiting_files}, {format_bytes(status.waiting_bytes)}",
         f"WAL kept for the slot: {kept}",
     ]
+    if status.left_out:
+        lines.append(f"transactions left out: {len(status.left_out)}, the last at {status.left_out[-1]}")
     if status.problems:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status.problems)]
     return "\n".join(lines)

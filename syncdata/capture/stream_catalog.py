@@ -228,6 +228,7 @@ class StreamCatalog:
             column_list=known.column_list,
             partitions=known.partitions,
             membership=known.membership,
+            left_out=known.left_out,
         )
 
     def _type_text(self, type_oid: int, modifier: int) -> str:

@@ -76,7 +76,9 @@ class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     """A published table. ``key``: the primary key's columns. ``identity``: the kind of its replica identity,
     whose columns ``identity_columns`` are (all of them for ``full``). ``column_list`` is None where all
     columns are published. ``membership`` changes when the table is taken off the publication and added again:
-    the oid of its row in pg_publication_rel, 0 where all tables are published."""
+    the oid of its row in pg_publication_rel, 0 where all tables are published. ``left_out``: the commit LSN
+    (``X/Y``) of the last transaction that an operator left out, for production could not hand it over; the
+    table may have been changed in it."""
 
     schema: _Name
     name: _Name
@@ -90,6 +92,7 @@ class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     column_list: tuple[_Name, ...] | None = None
     partitions: tuple[Partition, ...] = ()
     membership: int = 0
+    left_out: str = ""
 
     @property
     def table(self) -> TableName:

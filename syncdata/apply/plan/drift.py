@@ -22,7 +22,7 @@ import msgspec
 from syncdata.apply.plan.schema import Column as LocalColumn
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.types import is_held, is_widened, parse_type
-from syncdata.changes.catalog import Column, PublishedTable
+from syncdata.changes.catalog import Column, PublishedTable, lsn_or_none
 from syncdata.changes.names import TableName
 
 
@@ -75,6 +75,22 @@ def changes(baseline: Baseline, now: PublishedTable) -> list[Finding]:
         return [_rows_lost(table, text)]
     leaves = _changed_leaves(before, now, were_truncated=baseline.truncated)
     return [*_changed_publication(before, now), *_changed_columns(before, now), *leaves]
+
+
+def left_out(baseline: Baseline | None, now: PublishedTable, *, rows_lsn: int | None) -> list[Finding]:
+    """Return what says that a transaction was left out which the rows would need.
+
+    *rows_lsn*: the commit of the snapshot that the rows came from. What was committed up to there is in them.
+    """
+    lsn = lsn_or_none(now.left_out)
+    known = max(rows_lsn or -1, (baseline and lsn_or_none(baseline.table.left_out)) or -1)
+    if lsn is None or lsn <= known:
+        return []
+    text = (
+        f"a transaction was left out at production (it committed at {now.left_out}, and could not be handed"
+        " over): what it changed is not here"
+    )
+    return [_rows_differ(now.table, text)]
 
 
 def republished(table: TableName) -> Finding:

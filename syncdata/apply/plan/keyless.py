@@ -30,7 +30,8 @@ class KeylessFold:
             case "INSERT":
                 self._insert(self._values_of(record.data))
             case "UPDATE":
-                old = reader.read(located_by(record))
+                # Rows without values are all alike, so an UPDATE of one changes nothing.
+                old = reader.read(located_by(record)) if reader.writable else {}
                 new = {**old, **reader.read(record.data or {})}
                 # A column that is left out would get its default in place of the old row's value.
                 # Test: test_what_cannot_be_located_or_placed_is_refused_with_its_line.

@@ -142,11 +142,10 @@ def _count_equal(cursor: Cursor, target: TargetNames, shadow: TableSchema) -> in
 def _insert_from(
     cursor: Cursor, target: TargetNames, shadow: TableSchema, *, on_conflict: sql.Composable
 ) -> None:
+    # A list of no columns is no SQL. Test: test_a_table_without_columns_of_its_own_arrives_by_every_way.
+    into = "({columns}) OVERRIDING SYSTEM VALUE" if target.columns else ""
     cursor.execute(
-        sql.SQL(
-            "INSERT INTO {live} AS t ({columns}) OVERRIDING SYSTEM VALUE"
-            " SELECT {columns} FROM {shadow} s {on_conflict}"
-        ).format(
+        sql.SQL("INSERT INTO {live} AS t " + into + " SELECT {columns} FROM {shadow} s {on_conflict}").format(
             live=target.relation,
             columns=names_of(target.columns),
             shadow=relation_of(shadow),

@@ -74,6 +74,8 @@ def look(
     # test_a_renamed_column_waits_for_the_same_here_and_goes_on_by_itself.
     renamed = [] if baseline is None or here is None else [*drift.renames(baseline.table, published, here)]
     found = [] if baseline is None else _done_there(known, baseline, published, None if renamed else here)
+    lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
+    found += drift.left_out(baseline, published, rows_lsn=lsn)
     unfit = [] if here is None else drift.differences(published, here)
     stopping = [finding for finding in found if finding.kind == "blocked"] + renamed + unfit
     suspicions = [Mark("suspect", finding.text, _remedy(finding, known), file) for finding in found]
@@ -83,7 +85,6 @@ def look(
     marks = [mark for mark in known.marks if mark.kind != "unpublished"] + suspicions
     if known.was_unpublished:
         marks.append(_partial(table))
-    lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
     suspect_lsn = baseline.suspect_lsn if baseline else None
     if any(not finding.is_of_storage for finding in found):
         suspect_lsn = catalog_lsn

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -9,16 +9,24 @@ from django.core.management.base import CommandError
 
 from syncdata.capture.status import format_archiver_status, format_bytes
 from syncdata.changes.catalog import catalog_name
+from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.conf import load_source_config
 from syncdata.daemon import stop_on_signals
 from syncdata.errors import ArchiverRunError, ArchiverStatusError
-from syncdata.management.base import format_count, format_json
+from syncdata.management.base import format_count, format_json, login_name
 from syncdata.management.interpreter import tune_interpreter
 from syncdata.management.production import ProductionCommand
 from syncdata.production import ProductionService
 
 _STOP_TIMEOUT_S = 60.0
-_ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop")
+_ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop", "skip_transaction")
+
+
+def _lsn(text: str) -> int:
+    try:
+        return parse_lsn(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not an LSN, as 0/16B3D50") from None
 
 
 class Command(ProductionCommand):
@@ -63,6 +71,13 @@ Both may run beside the daemon."""
             help="Begin anew where the slot stands now, with snapshots of all tables: when changes were lost"
             " (slot recreated, source restored). Every local machine must resync afterwards.",
         )
+        action.add_argument(
+            "--skip-transaction",
+            type=_lsn,
+            metavar="LSN",
+            help="Leave out the transaction that committed at LSN, which the source cannot hand over: every"
+            " table is then suspect on the local machines until there is a new snapshot of it.",
+        )
         parser.add_argument("--json", action="store_true", help="With --status: print one JSON object.")
         parser.add_argument("--dry-run", action="store_true", help="With --prune: only say what would go.")
         parser.add_argument(
@@ -90,6 +105,8 @@ Both may run beside the daemon."""
             self.take_snapshots(service, options["snapshot"], verbosity=options["verbosity"])
         elif options["new_epoch"]:
             self._begin_epoch(service, options["interactive"], options["verbosity"])
+        elif options["skip_transaction"] is not None:
+            self._leave_out(service, options["skip_transaction"], options["interactive"])
         else:
             self._archive(service, once=options["once"], verbosity=options["verbosity"])
 
@@ -124,6 +141,22 @@ Both may run beside the daemon."""
         self.stdout.write(f"epoch {chain.epoch} begins at {chain.confirmed_lsn}")
         self.take_snapshots(service, [], verbosity=verbosity)
         self.stdout.write("Start archive_changes again, and resync the tables on every local machine.")
+
+    def _leave_out(self, service: ProductionService, commit_lsn: int, interactive: bool) -> None:
+        lsn = format_lsn(commit_lsn)
+        if interactive:
+            self.confirm(
+                f"What the transaction that committed at {lsn} has changed will be missing in the archive,"
+                " and every table is suspect on the local machines until there is a new snapshot of it."
+                " Continue?",
+                ArchiverRunError,
+            )
+        service.leave_out(commit_lsn, requested_by=login_name() or "an operator")
+        self.stdout.write(
+            f"the transaction that committed at {lsn} is left out; what came later is archived. For tables"
+            " without a newer snapshot run 'python manage.py archive_changes --snapshot'. Then start"
+            " archive_changes again."
+        )
 
     def _prune(self, service: ProductionService, *, is_dry_run: bool) -> None:
         with stop_on_signals() as stop:
