@@ -8,6 +8,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+# Longer than any message of ours, statements that a hint spells out included. What comes from outside is cut
+# where it is named, by `shortened`; this holds what was forgotten.
+_LONGEST_TEXT = 10_000
+
+# Longer than any file name.
+_LONGEST_FILE = 300
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """Return text cut in the middle to at most limit characters, control characters shown as escapes."""
+    text = _cut(text, limit)
+    if text.isprintable():
+        return text
+    # A newline would forge a line of the log.
+    return _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - end - 1]}…{text[len(text) - end :]}"
+
 
 class SyncError(Exception):
     """An operator-visible error: what happened, where, and what to do about it.
