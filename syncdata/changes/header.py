@@ -97,7 +97,7 @@ def parse_footer(last_line: bytes) -> Footer | None:
         return None
     try:
         footer = msgspec.json.decode(last_line[2:], type=Footer)
-        for lsn in (footer.first_commit_lsn, footer.last_commit_lsn):
+        for lsn in (footer.first_commit_lsn, footer.last_commit_lsn, footer.end_lsn):
             if lsn is not None:
                 parse_lsn(lsn)
     except (msgspec.MsgspecError, ValueError):

@@ -20,8 +20,17 @@ import msgspec
 import zstandard
 
 from syncdata.changes.catalog import COMMENT_PREFIX, Announcement, is_digest, lsn_or_none, parse_announcement
-from syncdata.changes.header import HEADER_PREFIX, REFETCH_HINT, Footer, Header, parse_footer, parse_header
+from syncdata.changes.header import (
+    FOOTER_PREFIX,
+    HEADER_PREFIX,
+    REFETCH_HINT,
+    Footer,
+    Header,
+    parse_footer,
+    parse_header,
+)
 from syncdata.changes.names import TableName
+from syncdata.changes.proof import has_frame, require_frame, require_sound
 from syncdata.changes.record import ChangeRecord, parse_record
 from syncdata.errors import ParseError
 
@@ -155,6 +164,7 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
     head = tail = b""
     text_bytes = 0
     announced: list[Announcement] = []
+    has_inner_frame = False
     while chunk := stream.read(CHUNK_BYTES):
         if len(head) < CHUNK_BYTES:
             head += chunk[: CHUNK_BYTES - len(head)]
@@ -164,8 +174,10 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
         cut = tail.rfind(b"\n", 0, len(tail) - 1) + 1
         digest.update(tail[:cut])
         announced += _announcements(tail[:cut])
+        has_inner_frame |= has_frame(tail[:cut], is_beginning=text_bytes == len(tail))
         tail = tail[cut:]
     header = parse_header(head, name)
+    require_frame(header, has_inner=has_inner_frame, ends_in_footer=tail.startswith(FOOTER_PREFIX), name=name)
     if header is None and head and HEADER_PREFIX.startswith(head):
         return Inspection(header=None, footer=None, unfinished="its header is incomplete")
     if header is None:
@@ -176,6 +188,7 @@ def _inspect(stream: BinaryIO, name: str) -> Inspection:
         return Inspection(header=header, footer=None, unfinished="it has no footer yet")
     if footer.sha256 != digest.hexdigest():
         raise ParseError("the SHA-256 in the footer is not that of the file", hint=REFETCH_HINT, file=name)
+    require_sound(header, footer, name)
     if header.catalog is not None and not is_digest(header.catalog):
         raise ParseError("the catalog in the header has no digest's form", hint=REFETCH_HINT, file=name)
     return Inspection(header=header, footer=footer, text_bytes=text_bytes, announced=tuple(announced))
