@@ -81,7 +81,7 @@ class PidFile:
     def _try_lock(self) -> int | None:
         """Return a descriptor that holds the lock on the file at ``path``, or None if it is taken."""
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise _unusable(self.path, error) from error
         # The daemon before us may have deleted the file between our open and our lock.

@@ -18,11 +18,13 @@ Record = dict[str, Any]
 
 
 def file_name(number: int) -> str:
-    return f"changes_20260205_{number:06}.json"
+    return f"changes_{stamp(number)}.json"
 
 
 def stamp(number: int) -> str:
-    return f"20260205_{number:06}"
+    """Return the stamp of that many seconds."""
+    minutes, seconds = divmod(number, 60)
+    return f"20260205_{minutes // 60:02}{minutes % 60:02}{seconds:02}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Writer:
             for record in changes
         ]
         header = {"seq": number if seq is None else seq, "prev": _named(prev)} | _under(catalog, catalog_lsn)
-        lsns = [lsn for lsn, _ in transactions]
+        lsns = [lsn for lsn, changes in transactions if any(not isinstance(c, str) for c in changes)]
         path = self.archive / file_name(number)
         path.write_bytes(self._framed(header, records, lsns))
         return path

@@ -12,6 +12,7 @@ behind (new tables, tables that were blocked) catch up, and each joins the next 
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import threading
 import time
@@ -19,7 +20,14 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from syncdata.apply.feed.continuity import check_chain, files_after, lost_beginning, lost_part
+from syncdata.apply.feed.continuity import (
+    check_chain,
+    check_plain,
+    check_position,
+    files_after,
+    lost_beginning,
+    lost_part,
+)
 from syncdata.apply.feed.files import Fetched, ask, fetch, read_batches
 from syncdata.apply.feed.groups import Group, group_by_position
 from syncdata.apply.plan.batches import Batch, Limits
@@ -108,6 +116,11 @@ class Cycle:
 
         False when it cannot go on from there: it is blocked, stopped, or a file is still being written.
         """
+        try:
+            check_position(group.position)
+        except DiscoveryError as error:
+            self._block(group, list(group.tables), error)
+            return False
         todo = files_after(group.position, files)
         if (lost := lost_part(group.position, files)) is not None:
             self._block(group, list(group.tables), lost)
@@ -214,6 +227,8 @@ class Cycle:
                     self._block(group, [table], lost_beginning(table, name, self._bad_snapshots.get(table)))
                 return None
             check_chain(group.position, header, name)
+        elif header is None and stem(group.position.file) != stem(name):
+            check_plain(group.position, name, dt.datetime.now(dt.UTC))
         ignored = _ignored_lines(group, name, self._skips)
         return _batches_for(group, fetched, limits=self._limits, until=until, ignored=ignored)
 

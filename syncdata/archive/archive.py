@@ -37,10 +37,11 @@ from syncdata.changes.filenames import (
     newest_first,
     parse_snapshot_name,
     snapshot_file,
+    stem,
     temporary_name,
 )
 from syncdata.changes.head import HEAD_NAME, MAX_HEAD_BYTES, Head, parse_head
-from syncdata.errors import ArchiveConnectionError, DiscoveryError, SpoolError
+from syncdata.errors import ArchiveConnectionError, DiscoveryError, SpoolError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ __all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archiv
 
 # Those of a day with many migrations; each is as large as production's schema.
 _KEPT_CATALOGS = 16
+
+# By place, the names of files that a warning has named, beyond the life of one Archive: a daemon opens it
+# anew after each loss of the connection. The names are from outside: after so many, no more are told.
+_told: dict[str, set[str]] = {}
+_MOST_TOLD = 1_000
 
 
 class Archive:
@@ -61,34 +67,36 @@ class Archive:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._catalogs: dict[str, Catalog] = {}
-        self._told: set[str] = set()
+        self._newest_stem = ""
 
     def discover(self, since: str | None) -> list[ChangeFile]:
         """Return the change files whose stem is not before *since*'s (all without it), in order.
 
         *since* itself is included, so that a file half applied is found again. Temporary, hidden and
-        other names are left out, and one file is returned for each stem. Raises DiscoveryError when the
-        directory cannot be listed, or a name is no text.
+        other names are left out; those that look like change files are named once in a warning. One file
+        is returned for each stem. Raises DiscoveryError when the directory cannot be listed.
         """
-        names: list[str] = []
+        others: list[str] = []
 
         def is_wanted_here(name: str) -> bool:
-            if not name.startswith("changes_"):
-                names.append(name)
+            if is_left_out(name):
+                others.append(name)
             return is_wanted(name, since)
 
         try:
             listed = self._storage.list_files("", is_wanted_here)
         except OSError as error:
             raise cannot_list(self.describe(), error) from error
-        self._tell_of_others(names)
-        for name, _ in listed:
-            if not name.isprintable():
-                raise DiscoveryError(
-                    f"a file in {self.describe()} has a name that is no text: {name!a}",
-                    hint="rename it: the order of the files is the order of their names",
-                )
-        return in_order(ChangeFile(name=name, size_bytes=size_bytes) for name, size_bytes in listed)
+        self._tell_of_others(others)
+        files = in_order(ChangeFile(name=name, size_bytes=size_bytes) for name, size_bytes in listed)
+        if files:
+            self._newest_stem = max(self._newest_stem, files[-1].stem)
+        return files
+
+    def reaches(self, name: str) -> bool:
+        """Tell whether the archive holds, or has held since this was opened, the change file *name* or a
+        later one. Raises as `discover` does."""
+        return self._newest_stem >= stem(name) or bool(self.discover(name))
 
     def discover_snapshots(self) -> list[SnapshotFile]:
         """Return the snapshots' files, those of the newest snapshot first, by table within each.
@@ -221,17 +229,22 @@ class Archive:
         self._storage.close()
 
     def _tell_of_others(self, names: Iterable[str]) -> None:
-        """Warn, once for each, of files that look as if they held changes, but have no change file's name."""
-        others = {name for name in names if is_left_out(name)} - self._told
-        if others:
-            self._told |= others
-            shown = ", ".join(sorted(map(ascii, others))[:5]) + (", …" if len(others) > 5 else "")
-            logger.warning(
-                "%s: %d file(s) are not read, for their names are not changes_YYYYMMDD_HHMMSS.json: %s",
-                self.describe(),
-                len(others),
-                shown,
-            )
+        """Warn, once for each in this process, of files that look as if they held changes, but have no
+        change file's name. Theirs are from outside: they are shown as escapes, shortened."""
+        location = self.describe()
+        told = _told.setdefault(location, set())
+        others = sorted(set(names) - told)
+        if not others or len(told) >= _MOST_TOLD:
+            return
+        told.update(others[:_MOST_TOLD])
+        shown = ", ".join(shortened(ascii(name)) for name in others[:5]) + (", …" if len(others) > 5 else "")
+        logger.warning(
+            "%s: %d file(s) are not read, for their names are not changes_YYYYMMDD_HHMMSS.json with a date"
+            " that there is: %s",
+            location,
+            len(others),
+            shown,
+        )
 
     def _files_of_snapshot(self, directory: str) -> list[SnapshotFile]:
         def is_of_a_table(name: str) -> bool:

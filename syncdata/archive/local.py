@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from syncdata.archive.content import Content
-from syncdata.runtime.durable import fsync_directory, fsync_file
-from syncdata.runtime.settings import a_path, setting
+from syncdata.archive.steady import open_steady
+from syncdata.archive.storage import FILE_MODE
+from syncdata.runtime.durable import fsync_directory, fsync_file, private
+from syncdata.runtime.settings import a_file_mode, a_path, directory_mode, setting
 
 _BLOCK_BYTES = 1 << 20
 
@@ -24,14 +26,16 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSettings:
     directory: Path = field(metadata=setting("archive_dir", a_path))
+    file_mode: str = field(default=f"{FILE_MODE:04o}", metadata=setting("archive_file_mode", a_file_mode))
 
     def open_storage(self, *, spool_dir: Path | None) -> LocalStorage:
-        return LocalStorage(self.directory)
+        return LocalStorage(self.directory, file_mode=int(self.file_mode, 8))
 
 
 class LocalStorage:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, file_mode: int = FILE_MODE) -> None:
         self._directory = directory
+        self._file_mode = file_mode
 
     @property
     def directory(self) -> str:
@@ -57,7 +61,7 @@ class LocalStorage:
             return None
 
     def open(self, name: str) -> BinaryIO:
-        return (self._directory / name).open("rb")
+        return open_steady(self._directory / name)
 
     def holds(self, name: str, content: Content) -> bool:
         with self.open(name) as file:
@@ -67,15 +71,23 @@ class LocalStorage:
         path = self._directory / name
         if path.parent != self._directory:
             with suppress(FileExistsError):
-                path.parent.mkdir()
+                path.parent.mkdir(mode=0o700)
+                self._open_to_readers(path.parent)
             fsync_directory(self._directory)
         self.delete(name)
-        with path.open("xb", buffering=0) as file:
+        with open(path, "xb", buffering=0, opener=private) as file:
+            os.fchmod(file.fileno(), self._file_mode)
             for block in content.blocks(_BLOCK_BYTES):
                 rest = memoryview(block)
                 while rest:
                     rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
+
+    def _open_to_readers(self, directory: Path) -> None:
+        """Give a new *directory* its permissions, whatever the umask says, and keep its setgid bit, by which
+        the files in it belong to the readers' group."""
+        setgid = directory.stat().st_mode & stat.S_ISGID
+        directory.chmod(directory_mode(self._file_mode) | setgid)
 
     def rename(self, old: str, new: str) -> None:
         # A hard link, since rename() overwrites.

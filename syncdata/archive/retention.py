@@ -27,7 +27,15 @@ from types import MappingProxyType
 
 from syncdata.archive.archive import Archive
 from syncdata.changes.catalog import catalog_name
-from syncdata.changes.filenames import ChangeFile, SnapshotFile, file_time, parse_stamp, stamp_of, stem
+from syncdata.changes.filenames import (
+    ChangeFile,
+    SnapshotFile,
+    file_time,
+    is_change_file,
+    parse_stamp,
+    stamp_of,
+    stem,
+)
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import inspect
 
@@ -143,7 +151,8 @@ def find_removals(
     for table, files in by_table.items():
         has_old_ones = any(_is_before(file.stamp, limit) for file in files[1:])
         if has_old_ones or (has_old_files and table in tables):
-            found = (_prove(archive, file, source_id) for file in files)
+            newest_stem = change_files[-1].stem if change_files else ""
+            found = (_prove(archive, file, source_id, newest_stem) for file in files)
             if newest := next(filter(None, found), None):
                 proved[table] = newest
     if not has_old_files:
@@ -194,12 +203,16 @@ def prune(archive: Archive, removals: Removals, *, stop: threading.Event) -> Rem
     )
 
 
-def _prove(archive: Archive, file: SnapshotFile, source_id: str) -> ProvedSnapshot | None:
+def _prove(archive: Archive, file: SnapshotFile, source_id: str, newest_stem: str) -> ProvedSnapshot | None:
     with archive.fetch(file) as stream:
         inspection = inspect(stream, file.name)
     header = inspection.header
     if header is None or inspection.footer is None:
         logger.warning("%s is not a whole snapshot; it is not relied on", file.name)
+        return None
+    if header.prev is not None and not (is_change_file(header.prev) and stem(header.prev) <= newest_stem):
+        # Test: test_a_snapshot_that_goes_on_from_no_change_file_lets_none_be_removed.
+        logger.warning("%s goes on from no change file of the archive; it is not relied on", file.name)
         return None
     is_of_table = header.snapshot == f"{file.table.schema}.{file.table.name}" and header.commit_lsn
     return (

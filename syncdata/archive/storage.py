@@ -19,6 +19,10 @@ from typing import BinaryIO, Protocol
 
 from syncdata.archive.content import Content
 
+# The permissions of an archive's files, whatever the umask says: they hold production's rows. The group is
+# the readers', where the two are different accounts.
+FILE_MODE = 0o640
+
 
 class Storage(Protocol):
     @property
@@ -34,8 +38,8 @@ class Storage(Protocol):
         """Return name and size in bytes of the wanted files of *directory* (its root: ``""``), in no order.
 
         For a name that is not wanted, no request is made. Links are followed. Entries that are not regular
-        files, or that have gone since, are left out. Raises FileNotFoundError or NotADirectoryError when
-        there is no such directory, DiscoveryError for a name that is no text.
+        files, or that have gone since, are left out. A name that is not UTF-8 is text with lone surrogates,
+        and hides no other. Raises FileNotFoundError or NotADirectoryError when there is no such directory.
         """
         ...
 
@@ -50,7 +54,8 @@ class Storage(Protocol):
     def open(self, name: str) -> BinaryIO:
         """Return the whole file as it is now, as a seekable stream at its beginning.
 
-        Raises FileNotFoundError when there is none, FetchError when there is no room for a copy.
+        Read again, it gives the same bytes, or raises FetchError: they are proved once, then applied. Raises
+        FileNotFoundError when there is none, FetchError when there is no room for a copy.
         """
         ...
 
@@ -60,6 +65,8 @@ class Storage(Protocol):
 
     def create(self, name: str, content: Content) -> None:
         """Make a file of *content*, durable on return; it replaces a file of that name.
+
+        Others than its owner and, where the settings say so, its group cannot read it, at no moment.
 
         The old file is removed, never written over: it may have a second name, or the server may still be
         writing to it for a connection that was lost. The file's directory is made where it is missing. The

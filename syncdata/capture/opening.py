@@ -31,6 +31,7 @@ from syncdata.capture.slot import PLUGIN, Slot, read_slot
 from syncdata.capture.source import SystemIdentity, connect
 from syncdata.capture.spool import SpooledFile, make_spool, remove_from_spool, take_over
 from syncdata.capture.uploader import upload
+from syncdata.changes.filenames import is_ahead
 from syncdata.changes.position import parse_lsn
 from syncdata.changes.reader import inspect
 from syncdata.errors import SlotError, SourceChangedError, SourceConnectionError
@@ -156,7 +157,7 @@ def begin_epoch(
     for file in spooled:
         remove_from_spool(file)
     # The new epoch is saved only now: files of the epoch before would not follow it.
-    chain = new_epoch(identity, slot, _newest_file(archive, None), now)
+    chain = new_epoch(identity, slot, _of_the_past(_newest_file(archive, None), now), now)
     save_chain(directory, chain)
     return chain
 
@@ -211,9 +212,21 @@ def _begin_chain(
                 hint="put a good copy in its place, or wait until it is written; else " + NEW_EPOCH_HINT,
                 file=file.name,
             )
-    return new_epoch(identity, slot, newest_file, now)
+    return new_epoch(identity, slot, _of_the_past(newest_file, now), now)
 
 
 def _newest_file(archive: Archive, since: str | None) -> str | None:
     files = archive.discover(since)
     return files[-1].name if files else None
+
+
+def _of_the_past(newest_file: str | None, now: dt.datetime) -> str | None:
+    """Return *newest_file*. Raises SourceChangedError when no name of now can come behind it."""
+    if newest_file is not None and is_ahead(newest_file, now):
+        raise SourceChangedError(
+            "the time in the name of the archive's newest change file lies days ahead",
+            hint="move it out of the archive, or rename it to the time when it was written; where the name is"
+            " right, set this machine's clock",
+            file=newest_file,
+        )
+    return newest_file

@@ -52,11 +52,13 @@ from syncdata.capture.slot import Slot
 from syncdata.capture.source import SystemIdentity
 from syncdata.capture.spool import FileWriter, SpooledFile, make_spool, remove_from_spool, translated
 from syncdata.changes.catalog import catalog_name, digest_of, encode_catalog
-from syncdata.changes.filenames import next_stamp, snapshot_name
+from syncdata.changes.filenames import next_stamp, snapshot_name, stem
 from syncdata.changes.header import Header
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
+from syncdata.changes.reader import inspect
 from syncdata.errors import SlotError, SnapshotError, SourceChangedError, SyncError
+from syncdata.runtime.durable import private
 from syncdata.runtime.interruptible import interruptible
 from syncdata.runtime.progress import NoProgress, Progress
 
@@ -251,14 +253,31 @@ class _Copying:
 
 
 def _newest_file(archive: Archive, chain: Chain) -> str | None:
-    """Return the archive's newest change file, which must not be older than the chain's last."""
+    """Return the archive's newest change file, which must be the chain's last one, or a later one of it.
+
+    The archiver may run meanwhile, so its file may be newer than *chain*. A copy, or a file of another
+    program, would keep every table that begins with the snapshot from going on.
+    """
     files = archive.discover(chain.last_file)
     if chain.last_file is not None and not files:
         raise SourceChangedError(
             f"the archive does not hold {chain.last_file}, the last change file that was delivered",
             hint="check the archive_* keys; if the archive was replaced on purpose: " + NEW_EPOCH_HINT,
         )
-    return files[-1].name if files else None
+    if not files:
+        return None
+    newest = files[-1]
+    if chain.last_file is None or newest.stem != stem(chain.last_file):
+        with archive.fetch(newest) as stream:
+            header = inspect(stream, newest.name).header
+        if header is None or header.source_id != chain.source_id or (header.seq or 0) <= chain.seq:
+            raise SourceChangedError(
+                "the archive's newest change file is not of the chain, so a snapshot cannot go on from it",
+                hint="move it out of the archive, and see that no other program writes there; then take the"
+                " snapshot again",
+                file=newest.name,
+            )
+    return newest.name
 
 
 def _stamp(archive: Archive, now: dt.datetime) -> str:
@@ -321,7 +340,7 @@ def _alone(spool_dir: Path) -> Iterator[None]:
     """Keep a second snapshot from writing to the same spool; the lock dies with the process."""
     make_spool(spool_dir)
     with translated(spool_dir):
-        lock = (spool_dir / ".snapshot.lock").open("wb")
+        lock = open(spool_dir / ".snapshot.lock", "wb", opener=private)  # noqa: SIM115
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from syncdata.changes.catalog import CATALOG_DIRECTORY, catalog_name, is_catalog_name
-from syncdata.changes.filenames import SUFFIXES, Compression, is_stamped
+from syncdata.changes.filenames import SUFFIXES, Compression, is_change_file
 from syncdata.changes.header import Footer, Header
 from syncdata.changes.reader import inspect
 from syncdata.changes.writer import ChangeFileWriter
 from syncdata.errors import SpoolError
-from syncdata.runtime.durable import fsync_directory, replace_file
+from syncdata.runtime.durable import fsync_directory, private, replace_file
 
 # The open change file, and new states of the chain that a crash left behind. Parts of snapshots are not among
 # them: they belong to the process that takes the snapshot.
@@ -58,7 +58,10 @@ class FileWriter:
         self._part = directory / part_name
         self._suffix = SUFFIXES[compression]
         with translated(self._part):
-            self._raw = self._part.open("wb")
+            # Its rows are for its owner's eyes only, also in a spool that somebody else made.
+            if self._part.is_file():
+                self._part.unlink()
+            self._raw = open(self._part, "wb", opener=private)  # noqa: SIM115
             self._content = ChangeFileWriter(self._raw, header, compression)
 
     @property
@@ -204,4 +207,4 @@ def _spool_error(path: Path, error: OSError) -> SpoolError:
 
 
 def _is_finished(path: Path) -> bool:
-    return is_stamped(path.name) and path.name.endswith(tuple(SUFFIXES.values()))
+    return is_change_file(path.name)

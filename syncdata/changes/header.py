@@ -98,7 +98,7 @@ def parse_footer(last_line: bytes) -> Footer | None:
         return None
     try:
         footer = read_document(last_line[2:], Footer)
-        for lsn in (footer.first_commit_lsn, footer.last_commit_lsn):
+        for lsn in (footer.first_commit_lsn, footer.last_commit_lsn, footer.end_lsn):
             if lsn is not None:
                 parse_lsn(lsn)
     except ValueError:

@@ -21,8 +21,17 @@ import zstandard
 
 from syncdata.changes.catalog import COMMENT_PREFIX, Announcement, is_digest, lsn_or_none, parse_announcement
 from syncdata.changes.compression import decompress
-from syncdata.changes.header import HEADER_PREFIX, REFETCH_HINT, Footer, Header, parse_footer, parse_header
+from syncdata.changes.header import (
+    FOOTER_PREFIX,
+    HEADER_PREFIX,
+    REFETCH_HINT,
+    Footer,
+    Header,
+    parse_footer,
+    parse_header,
+)
 from syncdata.changes.names import TableName
+from syncdata.changes.proof import has_frame, require_frame, require_sound
 from syncdata.changes.record import ChangeRecord, parse_record
 from syncdata.errors import ParseError
 
@@ -302,6 +311,7 @@ def _inspect(stream: BinaryIO, name: str, max_record_bytes: int) -> Inspection:
     digest = hashlib.sha256()
     announced: list[Announcement] = []
     announcements = text_bytes = 0
+    is_beginning, has_inner_frame = True, False
     last = _LastLine(max_record_bytes if header is None else MAX_COMMENT_BYTES)
     block = head
     while block:
@@ -310,11 +320,15 @@ def _inspect(stream: BinaryIO, name: str, max_record_bytes: int) -> Inspection:
             announcements += lines.count(_CATALOG_LINE) + lines.startswith(COMMENT_PREFIX)
             if announcements > MAX_ANNOUNCED:
                 raise ParseError("it announces too many catalogs", hint=REFETCH_HINT, file=name)
+            has_inner_frame |= has_frame(lines, is_beginning=is_beginning)
+            is_beginning = False
             if header is not None:
                 digest.update(lines)
                 announced += _announcements(lines)
             del lines  # It may be large, and the next one is in the making.
         block = stream.read(CHUNK_BYTES)
+    ends_in_footer = last.line.startswith(FOOTER_PREFIX)
+    require_frame(header, has_inner=has_inner_frame, ends_in_footer=ends_in_footer, name=name)
     if header is None and head and HEADER_PREFIX.startswith(head):
         return Inspection(header=None, footer=None, unfinished="its header is incomplete")
     if header is None:
@@ -326,6 +340,7 @@ def _inspect(stream: BinaryIO, name: str, max_record_bytes: int) -> Inspection:
         return Inspection(header=header, footer=None, unfinished="it has no footer yet")
     if footer.sha256 != digest.hexdigest():
         raise ParseError("the SHA-256 in the footer is not that of the file", hint=REFETCH_HINT, file=name)
+    require_sound(header, footer, name)
     if header.catalog is not None and not is_digest(header.catalog):
         raise ParseError("the catalog in the header has no digest's form", hint=REFETCH_HINT, file=name)
     return Inspection(header=header, footer=footer, text_bytes=text_bytes, announced=tuple(announced))

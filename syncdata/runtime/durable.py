@@ -28,6 +28,11 @@ def replace_file(path: Path, content: bytes) -> None:
     fsync_directory(path.parent)
 
 
+def private(path: str, flags: int) -> int:
+    """Open *path* for `open`, as its opener: a file that is made is readable by its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
 def fsync_file(path: Path) -> None:
     """Make what *path* holds survive a power cut, whoever wrote it. Raises OSError."""
     _fsync(path, os.O_RDONLY)

@@ -124,6 +124,20 @@ def a_remote_path(value: object) -> str:
     return str(value) if isinstance(value, Path) else a_text(value)
 
 
+def a_file_mode(value: object) -> str:
+    """The permissions of files: octal, ``"0640"`` or ``0o640``. Their owner may read and write them."""
+    if isinstance(value, str) and re.fullmatch("(0o)?[0-7]{3,4}", value.strip()):
+        value = int(value.strip().removeprefix("0o"), 8)
+    if not isinstance(value, int) or isinstance(value, bool) or value & ~0o66 != 0o600:
+        raise ValueError('must be the permissions of a file, such as "0640" or "0600"')
+    return f"{value:04o}"
+
+
+def directory_mode(file_mode: int) -> int:
+    """Return the permissions of a directory whose files have *file_mode*: who may read may also enter."""
+    return file_mode | (file_mode & 0o444) >> 2
+
+
 def one_of(*choices: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if not isinstance(value, str) or value not in choices:

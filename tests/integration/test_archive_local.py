@@ -12,7 +12,7 @@ from syncdata.archive.archive import ChangeFile, open_archive
 from syncdata.archive.local import LocalSettings
 from syncdata.changes.filenames import stem
 from syncdata.errors import DiscoveryError, FetchError
-from tests.many_files import put_100_000
+from tests.many_files import name_of, put_100_000
 
 
 @pytest.fixture
@@ -48,57 +48,90 @@ def test_the_stem_is_the_name_without_its_ending(name: str, expected: str) -> No
 
 
 def test_files_come_in_the_order_of_their_names_whatever_their_times(directory: Path) -> None:
-    put(directory, "changes_2.json", "changes_1.json.gz", "changes_3.json.zst")
-    os.utime(directory / "changes_2.json", (1, 1))
-    os.utime(directory / "changes_1.json.gz", (9, 9))
-    assert discover(directory) == ["changes_1.json.gz", "changes_2.json", "changes_3.json.zst"]
+    put(
+        directory,
+        "changes_20260101_000002.json",
+        "changes_20260101_000001.json.gz",
+        "changes_20260101_000003.json.zst",
+    )
+    os.utime(directory / "changes_20260101_000002.json", (1, 1))
+    os.utime(directory / "changes_20260101_000001.json.gz", (9, 9))
+    assert discover(directory) == [
+        "changes_20260101_000001.json.gz",
+        "changes_20260101_000002.json",
+        "changes_20260101_000003.json.zst",
+    ]
 
 
 def test_endings_do_not_disturb_the_order(directory: Path) -> None:
-    # As whole names, "changes_1-b.json" would sort before "changes_1.json".
-    put(directory, "changes_1.json", "changes_1-b.json", "changes_1_a.json.gz")
-    assert discover(directory) == ["changes_1.json", "changes_1-b.json", "changes_1_a.json.gz"]
+    names = [
+        "changes_20260101_000001.json.zst",
+        "changes_20260101_000002.json",
+        "changes_20260101_000003.json.gz",
+    ]
+    put(directory, *names)
+    assert discover(directory) == names
 
 
 def test_unfinished_hidden_and_other_names_are_left_out(directory: Path) -> None:
     put(
         directory,
-        ".changes_1.json",
-        "changes_2.json.tmp",
-        "changes_3.json.part",
-        "changes_4.json.gz.tmp",
-        "changes_5.json.bz2",
-        "changes_6.jsonl",
-        "changes_7",
-        "old_changes_8.json",
-        "changes_9.json~",
-        "changes_9.json\n",
+        ".changes_20260101_000001.json",
+        "changes_20260101_000002.json.tmp",
+        "changes_20260101_000003.json.part",
+        "changes_20260101_000004.json.gz.tmp",
+        "changes_20260101_000005.json.bz2",
+        "changes_20260101_000006.jsonl",
+        "changes_20260101_000007",
+        "old_changes_20260101_000008.json",
+        "changes_20260101_000009.json~",
+        "changes_20260101_000009.json\n",
     )
-    (directory / "changes_10.json").mkdir()
+    (directory / "changes_20260101_000010.json").mkdir()
     (directory / "snapshot_20260205_103000").mkdir()
-    os.mkfifo(directory / "changes_11.json")
-    (directory / "changes_12.json").symlink_to("nowhere")
-    put(directory, "changes_0.json")
-    assert discover(directory) == ["changes_0.json"]
+    os.mkfifo(directory / "changes_20260101_000011.json")
+    (directory / "changes_20260101_000012.json").symlink_to("nowhere")
+    put(directory, "changes_20260101_000000.json")
+    assert discover(directory) == ["changes_20260101_000000.json"]
 
 
 def test_discovery_begins_with_the_file_it_is_given_and_ignores_its_ending(directory: Path) -> None:
-    put(directory, "changes_1.json", "changes_2.json.gz", "changes_3.json")
-    for since in ("changes_2.json", "changes_2.json.gz", "changes_2.json.zst"):
-        assert discover(directory, since) == ["changes_2.json.gz", "changes_3.json"]
-    assert discover(directory, "changes_4.json") == []
+    put(
+        directory,
+        "changes_20260101_000001.json",
+        "changes_20260101_000002.json.gz",
+        "changes_20260101_000003.json",
+    )
+    for since in (
+        "changes_20260101_000002.json",
+        "changes_20260101_000002.json.gz",
+        "changes_20260101_000002.json.zst",
+    ):
+        assert discover(directory, since) == [
+            "changes_20260101_000002.json.gz",
+            "changes_20260101_000003.json",
+        ]
+    assert discover(directory, "changes_20260101_000004.json") == []
 
 
 def test_a_late_file_that_sorts_after_the_last_one_is_found_though_it_is_older(directory: Path) -> None:
-    put(directory, "changes_2.json", "changes_3.json")
-    os.utime(directory / "changes_3.json", (1, 1))
-    assert discover(directory, "changes_2.json") == ["changes_2.json", "changes_3.json"]
+    put(directory, "changes_20260101_000002.json", "changes_20260101_000003.json")
+    os.utime(directory / "changes_20260101_000003.json", (1, 1))
+    assert discover(directory, "changes_20260101_000002.json") == [
+        "changes_20260101_000002.json",
+        "changes_20260101_000003.json",
+    ]
 
 
 def test_of_two_files_with_one_stem_the_plainest_is_taken(directory: Path) -> None:
-    put(directory, "changes_1.json", "changes_1.json.gz", "changes_1.json.zst")
-    put(directory, "changes_2.json.zst", "changes_2.json.gz")
-    assert discover(directory) == ["changes_1.json", "changes_2.json.gz"]
+    put(
+        directory,
+        "changes_20260101_000001.json",
+        "changes_20260101_000001.json.gz",
+        "changes_20260101_000001.json.zst",
+    )
+    put(directory, "changes_20260101_000002.json.zst", "changes_20260101_000002.json.gz")
+    assert discover(directory) == ["changes_20260101_000001.json", "changes_20260101_000002.json.gz"]
 
 
 def test_only_the_new_files_of_100_000_are_looked_at(
@@ -128,14 +161,14 @@ def test_only_the_new_files_of_100_000_are_looked_at(
             self._entries.close()
 
     monkeypatch.setattr("syncdata.archive.local.os.scandir", Watched)
-    expected = [f"changes_2026_{number:06}.json" for number in (99_997, 99_998, 99_999)]
+    expected = [name_of(number) for number in (99_997, 99_998, 99_999)]
     assert discover(directory, expected[0]) == expected
     assert sorted(looked_at) == expected
 
 
 def test_a_fetched_file_is_as_it_lies_there(directory: Path) -> None:
     content = gzip.compress(b"{}\n")
-    (directory / "changes_1.json.gz").write_bytes(content)
+    (directory / "changes_20260101_000001.json.gz").write_bytes(content)
     archive = open_archive(LocalSettings(directory=directory))
     [file] = archive.discover(None)
     assert file.size_bytes == len(content)
@@ -178,8 +211,8 @@ def test_a_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_gone_is_a_fetch_error(directory: Path) -> None:
     archive = open_archive(LocalSettings(directory=directory))
     with pytest.raises(FetchError) as caught:
-        archive.fetch(ChangeFile(name="changes_1.json", size_bytes=0))
-    assert str(caught.value).startswith(f"SHD_SYN_062: {directory}/changes_1.json: ")
+        archive.fetch(ChangeFile(name="changes_20260101_000001.json", size_bytes=0))
+    assert str(caught.value).startswith(f"SHD_SYN_062: {directory}/changes_20260101_000001.json: ")
 
 
 def test_closing_and_describing_need_no_directory(tmp_path: Path) -> None:

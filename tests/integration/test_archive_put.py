@@ -183,7 +183,14 @@ def test_a_stale_second_name_of_another_file_does_not_change_that_file(place: Pl
 
 
 @pytest.mark.parametrize(
-    "name", ["../changes_1.json", "notes.txt", TEMPORARY, "changes_1.json/x", "/etc/passwd"]
+    "name",
+    [
+        "../changes_20260101_000001.json",
+        "notes.txt",
+        TEMPORARY,
+        "changes_20260101_000001.json/x",
+        "/etc/passwd",
+    ],
 )
 def test_a_name_that_is_not_an_archives_is_a_mistake_of_the_program(place: Place, name: str) -> None:
     archive, directory = place
@@ -211,7 +218,7 @@ def test_content_that_cannot_be_read_is_the_spools_error_and_leaves_nothing(plac
 def test_readers_never_see_a_half_file(place: Place, request: pytest.FixtureRequest) -> None:
     archive, directory = place
     kind = "local" if archive.describe().startswith("/") else "sftp"
-    contents = {f"changes_{number:02}.json": os.urandom(3_000_000) for number in range(8)}
+    contents = {f"changes_20260101_0000{number:02}.json": os.urandom(3_000_000) for number in range(8)}
     seen: set[str] = set()
     wrong: list[str] = []
     done = threading.Event()
@@ -335,14 +342,16 @@ def test_a_directory_that_may_not_be_written_to_is_named() -> None:
         with as_somebody_else():
             assert [file.name for file in archive.discover(None)] == [NAME]
             with pytest.raises(DeliveryError) as delivery:
-                put(archive, "changes_2.json", b"content")
+                put(archive, "changes_20260101_000002.json", b"content")
             with pytest.raises(RetentionError) as retention:
                 archive.remove(NAME)
     finally:
         directory.chmod(0o755)
         shutil.rmtree(directory)
     for error, code in ((delivery.value, "SHD_SYN_107"), (retention.value, "SHD_SYN_109")):
-        assert str(error).startswith(f"{code}: {directory}/changes_2") and "Permission denied" in str(error)
+        assert str(error).startswith(
+            f"{code}: {directory}/changes_20260101_000002"
+        ) and "Permission denied" in str(error)
         assert error.hint == f"give the login write and search permission on '{directory}'"
 
 
@@ -355,7 +364,7 @@ def test_a_login_that_may_only_read_is_told_so(sshd: SshServer) -> None:
     with pytest.raises(
         DeliveryError, match="SHD_SYN_107: sftp://.*give the login write and search permission"
     ):
-        put(archive, "changes_2.json", b"content")
+        put(archive, "changes_20260101_000002.json", b"content")
     with pytest.raises(
         RetentionError, match="SHD_SYN_109: sftp://.*give the login write and search permission"
     ):
@@ -547,11 +556,11 @@ def test_a_snapshot_file_that_is_gone_is_a_fetch_error(place: Place) -> None:
 def test_a_removed_file_is_gone_with_what_a_crash_left_of_it_and_once_more_is_fine(place: Place) -> None:
     archive, directory = place
     put(archive, NAME, b"1")
-    put(archive, "changes_2.json", b"2")
+    put(archive, "changes_20260101_000002.json", b"2")
     (directory / TEMPORARY).touch()
     archive.remove(NAME)
     archive.remove(NAME)
-    assert tree(directory) == {"changes_2.json": b"2"}
+    assert tree(directory) == {"changes_20260101_000002.json": b"2"}
 
 
 def test_the_last_file_of_a_snapshot_takes_the_directory_with_it(place: Place) -> None:

@@ -27,7 +27,7 @@ from syncdata.archive.sftp import SftpSettings
 from syncdata.archive.sftp_files import ReadAhead
 from syncdata.archive.sftp_session import SftpSession
 from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
-from tests.many_files import put_100_000
+from tests.many_files import name_of, put_100_000
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
 
 NAME = "changes_20260205_103000.json"
@@ -69,10 +69,15 @@ def refusal(settings: SftpSettings) -> str:
 def test_change_files_are_listed_by_name_and_other_names_left_out(sshd: SshServer) -> None:
     late = put(sshd, "changes_20260205_120000.json.gz", b"xx")
     early = put(sshd, "changes_20260205_103000.json", b"{}\n")
-    for other in ("notes.txt", ".changes_1.json", "changes_2.json.tmp", "changes_3.json.gz.part"):
+    for other in (
+        "notes.txt",
+        ".changes_20260101_000001.json",
+        "changes_20260101_000002.json.tmp",
+        "changes_20260101_000003.json.gz.part",
+    ):
         put(sshd, other)
-    (sshd.archive_dir / "changes_4.json").mkdir()
-    (sshd.archive_dir / "changes_5.json").symlink_to("nowhere")
+    (sshd.archive_dir / "changes_20260101_000004.json").mkdir()
+    (sshd.archive_dir / "changes_20260101_000005.json").symlink_to("nowhere")
     with archive(sshd.settings()) as opened:
         assert opened.discover(None) == [early, late]
         assert opened.discover(late.name) == [late]
@@ -93,11 +98,11 @@ def test_an_empty_directory_holds_no_change_files(sshd: SshServer) -> None:
 def test_three_new_files_among_100_000_are_found_quickly(sshd: SshServer) -> None:
     put_100_000(sshd.archive_dir)
     with archive(sshd.settings()) as opened:
-        opened.discover("changes_2027.json")
+        opened.discover("changes_20270101_000000.json")
         started = time.monotonic()
-        found = opened.discover("changes_2026_099997.json")
+        found = opened.discover(name_of(99_997))
         took_s = time.monotonic() - started
-    assert [file.stem for file in found] == [f"changes_2026_{number:06}" for number in (99997, 99998, 99999)]
+    assert [file.name for file in found] == [name_of(number) for number in (99_997, 99_998, 99_999)]
     assert took_s < 8
 
 
@@ -562,7 +567,7 @@ def test_another_kind_of_server_without_fsync_takes_files_and_overwrites_none(
 ) -> None:
     content = b"{}\n" * 100_000
     with archive(with_password(password_server, "correct horse")) as opened:
-        for name in ("changes_2.json", "snapshot_20260205_103000/public.users.json.gz"):
+        for name in ("changes_20260101_000002.json", "snapshot_20260205_103000/public.users.json.gz"):
             opened.put(name, io.BytesIO(content))
             opened.put(name, io.BytesIO(content))
             with pytest.raises(DeliveryError, match="two archivers"):
@@ -573,7 +578,7 @@ def test_another_kind_of_server_without_fsync_takes_files_and_overwrites_none(
         opened.remove(file.name)
         opened.remove(file.name)
         assert opened.discover_snapshots() == []
-    assert sorted(os.listdir(password_server.directory)) == ["changes_2.json", NAME]
+    assert sorted(os.listdir(password_server.directory)) == ["changes_20260101_000002.json", NAME]
 
 
 def test_a_wrong_password_is_refused_without_showing_it(password_server: SftpSettings) -> None:

@@ -11,7 +11,7 @@ from syncdata.changes.catalog import catalog_name
 from syncdata.changes.filenames import ArchivedFile, SnapshotFile, snapshot_name, temporary_name
 from syncdata.changes.head import HEAD_NAME
 from syncdata.changes.names import TableName
-from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
+from syncdata.errors import ArchiveConnectionError, DeliveryError, FetchError
 from tests.memory_archive import BUCKETS, MemoryStorage, Outage
 
 NAME = "changes_20260205_103000.json"
@@ -127,11 +127,60 @@ def test_a_storage_that_swallows_bytes_is_found_out() -> None:
     assert storage.files == {}
 
 
-def test_a_name_that_is_no_text_is_an_error() -> None:
-    storage = MemoryStorage("b")
-    storage.files["changes_\udcff.json"] = b""
-    with pytest.raises(DiscoveryError, match=r"no text: 'changes_\\udcff\.json'"):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "changes_\udcff.json",
+        "changes_20260205_103000.json\nforged",
+        "changes_20260205_103000\x1b[2J.json",
+        "changes_20260205_103000\u202e.json",
+        "changes_backup.json",
+        "changes_20260230_103000.json",
+        "changes_20260205_103060.json",
+        "changes_20260205_103000 (copy).json",
+        "changes_20260205_103000-2.json",
+        "Changes_20260205_103000.json",
+        "changes_20260205_103000.JSON",
+        "changes_20260205_103000.json.bak",
+        "changes_20260205_103000.json.bz2",
+        "changes_20260205_103000",
+        "changes_\u0662\u0660\u0662\u06660205_103000.json",  # digits, to Python
+        " changes_20260205_103000.json",
+        "snapshot_20260230_103000",
+        "snapshot_latest",
+        "elsewhere.json",
+    ],
+)
+def test_a_name_that_only_looks_like_a_change_files_is_named_once_and_hides_no_other(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = MemoryStorage(f"look-alike {name!a}")
+    storage.files |= {name: b"", NAME: b""}
+    for _ in range(2):  # The archive is opened anew after a loss of the connection.
+        archive = Archive(storage)
+        assert [file.name for file in archive.discover(None)] == [NAME]
+        assert [file.name for file in archive.discover(NAME)] == [NAME]
+    (message,) = caplog.messages
+    assert ascii(name) in message and "changes_YYYYMMDD_HHMMSS" in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("name", [f".{NAME}.part", f"{NAME}.tmp", f"{NAME}.part", "head.json", "notes.txt"])
+def test_what_is_being_written_or_is_no_matter_of_ours_is_not_worth_a_warning(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = MemoryStorage("unfinished")
+    storage.files |= {name: b""}
+    assert Archive(storage).discover(None) == []
+    assert not caplog.messages
+
+
+def test_very_many_names_from_outside_fill_neither_log_nor_memory(caplog: pytest.LogCaptureFixture) -> None:
+    storage = MemoryStorage("very many")
+    storage.files |= {f"changes_{number}{'x' * 240}.json": b"" for number in range(20_000)}
+    for _ in range(3):
         Archive(storage).discover(None)
+    assert len(caplog.messages) == 1 and len(caplog.messages[0]) < 2_000
 
 
 def test_a_snapshot_that_vanishes_while_it_is_listed_is_no_error() -> None:

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from syncdata.changes.filenames import (
     check_name,
     file_time,
+    is_ahead,
     is_change_file,
+    is_left_out,
+    is_snapshot_directory,
     newest_first,
     next_name,
     parse_snapshot_name,
@@ -87,7 +90,9 @@ def test_a_snapshot_needs_a_time() -> None:
         snapshot_name("yesterday", TableName("public", "users"))
 
 
-@pytest.mark.parametrize("name", ["changes_1.json.zst", f"snapshot_{STAMP}/public.users.json.gz"])
+@pytest.mark.parametrize(
+    "name", ["changes_20260205_103000.json.zst", f"snapshot_{STAMP}/public.users.json.gz"]
+)
 def test_a_temporary_name_is_hidden_beside_its_file_and_nobody_reads_it(name: str) -> None:
     check_name(name)
     temporary = temporary_name(name)
@@ -108,6 +113,36 @@ def test_the_newest_snapshot_comes_first_and_its_tables_in_order() -> None:
         for stamp in ("20270101_000000", "20260601_000000", "20260101_000000")
         for table in ("other.z", "a", "b")
     ]
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz", ".json.zst"])
+@pytest.mark.parametrize(
+    "stamp", ["20260205_103000", "20240229_235959", "00010101_000000", "99991231_235959"]
+)
+def test_a_change_file_is_named_by_a_time_that_there_is(stamp: str, ending: str) -> None:
+    assert is_change_file(f"changes_{stamp}{ending}")
+    assert not is_left_out(f"changes_{stamp}{ending}")
+
+
+@given(st.text(max_size=30), st.sampled_from([".json", ".json.gz", ""]))
+def test_what_is_a_change_file_is_nothing_else_and_sorts_by_its_time(middle: str, ending: str) -> None:
+    name = f"changes_{middle}{ending}"
+    if is_change_file(name):
+        assert (moment := parse_stamp(middle)) and f"changes_{moment:%Y%m%d_%H%M%S}{ending}" == name
+    else:
+        assert is_left_out(name) or name.endswith((".tmp", ".part"))
+
+
+@pytest.mark.parametrize(
+    "name", ["snapshot_20260230_103000/public.users.json.gz", "snapshot_99999999_999999"]
+)
+def test_a_snapshot_of_a_time_that_there_is_not_is_none(name: str) -> None:
+    assert parse_snapshot_name(name) is None and not is_snapshot_directory(name)
+
+
+@pytest.mark.parametrize(("ahead", "expected"), [("20260207_102959", False), ("20260207_103001", True)])
+def test_a_name_may_run_ahead_by_hours_but_not_by_days(ahead: str, expected: bool) -> None:
+    assert is_ahead(f"changes_{ahead}.json", NOW) is expected
 
 
 # The time in a name

@@ -195,7 +195,6 @@ def test_a_wrong_sha256_is_an_error() -> None:
         finished(end=False),
         finished(records="three"),
         finished(last_commit_lsn="17"),
-        finished() + PLAIN,
         finished()[:-1],
     ],
 )

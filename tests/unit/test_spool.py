@@ -28,7 +28,12 @@ def write(directory: Path, name: str, records: int, compression: Compression = "
     for number in range(1, records + 1):
         writer.write(line(number))
     return writer.finish(
-        name, records=records, transactions=records, first_commit_lsn=1, last_commit_lsn=records, end_lsn=99
+        name,
+        records=records,
+        transactions=records,
+        first_commit_lsn=1,
+        last_commit_lsn=records,
+        end_lsn=records + 1,
     )
 
 

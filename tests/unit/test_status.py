@@ -23,10 +23,9 @@ NOON = dt.datetime(2026, 2, 5, 12, tzinfo=dt.UTC)
 @pytest.mark.parametrize(
     ("file", "line", "place"),
     [
-        ("changes_1.json", 13, "changes_1.json:13"),
-        ("changes_1.json.zst", 1, "changes_1.json.zst:1"),
-        ("changes_20260205 103000 copy.json", 13, "changes_20260205 103000 copy.json:13"),
-        ("changes_1.json", None, ""),
+        ("changes_20260205_103000.json", 13, "changes_20260205_103000.json:13"),
+        ("changes_20260205_103000.json.zst", 1, "changes_20260205_103000.json.zst:1"),
+        ("changes_20260205_103000.json", None, ""),
         ("snapshot_20260205_000000/public.users.json.gz", 7, ""),
         (None, None, ""),
     ],

@@ -25,7 +25,7 @@ def line(number: int) -> bytes:
 
 def finish(writer: ChangeFileWriter, records: int) -> Footer:
     return writer.finish(
-        records=records, transactions=1, first_commit_lsn=1, last_commit_lsn=records, end_lsn=None
+        records=records, transactions=min(records, 1), first_commit_lsn=1, last_commit_lsn=1, end_lsn=None
     )
 
 

@@ -15,8 +15,9 @@ from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches
 from syncdata.archive.archive import Archive, ArchivedFile
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
+from syncdata.changes.proof import Count
 from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, Inspection, LocatedRecord, inspect
-from syncdata.errors import DiscoveryError, ParseError
+from syncdata.errors import DiscoveryError, FetchError, ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.interruptible import interruptible
 
@@ -62,6 +63,12 @@ def fetch(
     size_bytes = stream.seek(0, os.SEEK_END)
     stream = up_to(stream, size_bytes, stop=stop)
     try:
+        if size_bytes < file.size_bytes:
+            raise FetchError(
+                f"it holds {size_bytes} bytes, but {file.size_bytes} when the archive was listed",
+                hint="files of an archive must not be rewritten; it is fetched again in the next cycle",
+                file=file.name,
+            )
         inspection = inspect(stream, file.name, max_record_bytes=max_record_bytes)
         catalogs, error = _read_catalogs(archive, inspection)
     except BaseException:  # a stop, too
@@ -126,11 +133,13 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Cut *records*, which are those of *fetched* after *start_record*, into batches (see `cut_batches`).
 
-    Raises ParseError, too, when the file's footer counts its records otherwise.
+    Raises ParseError, too, when the file's footer counts its records or transactions otherwise, or its
+    commits run backwards.
     """
     footer = fetched.inspection.footer
+    count = Count()
     batches = cut_batches(
-        records,
+        records if footer is None else _counted(records, count, fetched.name),
         file=fetched.batch_file,
         watermarks=watermarks,
         limits=limits,
@@ -146,6 +155,8 @@ def read_batches(
                 hint="replace the file in the archive by a good copy; syncing goes on by itself",
                 file=fetched.name,
             )
+        if footer and batch.ends_file and not start_record:
+            count.require(footer, fetched.name)
         last = fetched.inspection.last_catalog
         if batch.ends_file and last is not None and last != batch.catalog and batch.catalog is not None:
             # Test: test_a_catalog_announced_behind_the_last_record_holds_from_there_on.
@@ -153,3 +164,9 @@ def read_batches(
                 yield replace(batch, ends_file=False)
             batch = replace(batch, records=[], skipped=0, repeated=0, size_bytes=0, catalog=last)
         yield batch
+
+
+def _counted(records: Iterable[LocatedRecord], count: Count, name: str) -> Iterator[LocatedRecord]:
+    for located in records:
+        count.add(located.record, name)
+        yield located

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from syncdata.apply.feed.files import Fetched, ask, fetch
 from syncdata.apply.position import Position
 from syncdata.archive.archive import Archive, SnapshotFile
+from syncdata.changes.filenames import is_change_file
 from syncdata.changes.header import Header
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.changes.reader import LocatedRecord, read_records
-from syncdata.errors import ParseError, SchemaError
+from syncdata.errors import ParseError, SchemaError, shortened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +77,11 @@ def open_snapshot(
     )
     try:
         snapshot = Snapshot(table=file.table, fetched=fetched, position=_position(fetched, file.table))
+        _require_prev(archive, snapshot, stop=stop)
         if (missing := fetched.catalog_error) is not None:
             raise ParseError(missing.message, hint=_hint(file.table), file=missing.file)
         return snapshot
-    except ParseError:
+    except BaseException:  # a stop, too
         fetched.stream.close()
         raise
 
@@ -97,11 +99,28 @@ def _position(fetched: Fetched, table: TableName) -> Position:
         problem = "its header names another table than its file name"
     elif (commit_lsn := _commit_lsn(header)) is None:
         problem = "its header does not say at which commit it was taken"
+    elif header.prev is not None and not is_change_file(header.prev):
+        problem = f"it goes on from {shortened(header.prev)}, which is no change file"
     else:
         return Position(
             file=header.prev or "", is_finished=True, commit_lsn=commit_lsn, source_id=header.source_id
         )
     raise ParseError(problem, hint=_hint(table), file=fetched.name)
+
+
+def _require_prev(archive: Archive, snapshot: Snapshot, *, stop: threading.Event) -> None:
+    """Raise ParseError unless the change file that *snapshot* goes on from is in the archive, or a later one.
+
+    It may have been pruned, and then later ones are there: the first of them proves that it follows. Behind a
+    file that never was, nothing would ever follow, and the table would stand there, healthy, for good.
+    """
+    prev = snapshot.position.file
+    if prev and not ask(archive, lambda: archive.reaches(prev), stop=stop):
+        raise ParseError(
+            f"it goes on from {prev}, but the archive holds neither that file nor a later one",
+            hint=f"bring that file back from a copy of the archive, or {_hint(snapshot.table)}",
+            file=snapshot.fetched.name,
+        )
 
 
 def _is_of(table: TableName, header: Header) -> bool:
