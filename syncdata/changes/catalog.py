@@ -38,7 +38,9 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     ``format_type``'s text, with the modifier: ``numeric(10,2)``. ``generated``: ``stored`` or ``virtual``;
     ``identity``: ``always`` or ``by default``. ``filled``: when the column was added, the rows that were
     there got values that no record carries (a volatile default, an identity). ``older`` stands for the value
-    that they got otherwise, from a default that is a constant: a digest of it; empty for NULL.
+    that they got otherwise, from a default that is a constant: a digest of it; empty for NULL. ``base``: the
+    type that a domain is made of. ``collation``: that of a column in which different texts may be equal
+    (nondeterministic); empty for all others.
     """
 
     name: str
@@ -49,24 +51,36 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     identity: Literal["", "always", "by default"] = ""
     filled: bool = False
     older: str = ""
+    base: str = ""
+    collation: str = ""
+
+    @property
+    def value_type(self) -> str:
+        """The type that decides what values may be: a domain's own name says nothing of it."""
+        return self.base or self.type
 
 
 class Partition(msgspec.Struct, frozen=True, omit_defaults=True):
     """A leaf partition. ``storage`` is its relfilenode, which a TRUNCATE of the leaf changes; such a TRUNCATE
-    says nothing in the stream. ``filled``: it had rows when it was attached, which no record carries."""
+    says nothing in the stream. ``stored_by``: the transaction (its xid) that gave it this storage, where that
+    was seen to change: a TRUNCATE of the whole table is one record with the same xid. ``filled``: it had rows
+    when it was attached, which no record carries."""
 
     schema: str
     name: str
     oid: int
     storage: int
     filled: bool = False
+    stored_by: int = 0
 
 
 class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     """A published table. ``key``: the primary key's columns. ``identity``: the kind of its replica identity,
     whose columns ``identity_columns`` are (all of them for ``full``). ``column_list`` is None where all
     columns are published. ``membership`` changes when the table is taken off the publication and added again:
-    the oid of its row in pg_publication_rel, 0 where all tables are published."""
+    the oid of its row in pg_publication_rel, 0 where all tables are published. ``storage`` of an ordinary
+    table changes when all its rows may have been written anew, as ALTER TABLE … TYPE … USING does it, which
+    says nothing in the stream; ``stored_by`` is as a partition's. 0 is not known."""
 
     schema: str
     name: str
@@ -80,6 +94,8 @@ class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     column_list: tuple[str, ...] | None = None
     partitions: tuple[Partition, ...] = ()
     membership: int = 0
+    storage: int = 0
+    stored_by: int = 0
 
     @property
     def table(self) -> TableName:
