@@ -6,6 +6,7 @@ A look alone does not say everything. Some changes of rows are in no record, and
 - A new column whose older rows got values of their own: the whole table was written anew (a volatile default,
   an identity), or the default was worked out once for all of them (now()).
 - A partition that was attached with rows in it.
+- A table that was written anew by ALTER TABLE … TYPE … USING, which may give every row another value.
 - A TRUNCATE of a leaf, of which nothing is published through the root. It changes the leaf's relfilenode. So
   does VACUUM FULL, which keeps the rows: where a row of the time before the last look is still there, nothing
   was truncated, and the leaf keeps its ``storage``.
@@ -15,7 +16,8 @@ So the state is kept across restarts. Were it lost, the next look begins anew an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +48,11 @@ HasOlderRows = Callable[[SeenTable, str, SeenLeaf | None, str], bool | None]
 # are the moment or the identifier of that one migration.
 _TYPES_OF_THE_MOMENT = ("timestamp", "date", "time", "uuid")
 
+# So many tables that have left the publication are remembered.
+_MOST_LEFT_TABLES = 1_000
+
+_MODIFIER = re.compile(r"\([^)]*\)")
+
 # More steps than a transaction can have.
 _ANY_STEP = str(1 << 32)
 
@@ -71,7 +78,8 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     ``attached`` the transaction that attached each leaf.
     ``announced`` is the digest that holds behind the last finished change file. ``named`` says which change
     file or snapshot, by its stamp, was the last one to name a catalog. ``rewritten``: the tables whose rows
-    have changed without a record since the last catalog that was announced.
+    have changed without a record since the last catalog that was announced. ``left``: tables that were
+    published and no longer are, the last ones: when one comes back, what changed in between is in no record.
     """
 
     lsn: str
@@ -82,6 +90,7 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     announced: str | None = None
     named: dict[str, str] = {}
     rewritten: tuple[TableName, ...] = ()
+    left: tuple[TableName, ...] = ()
 
     @property
     def position(self) -> int:
@@ -112,6 +121,7 @@ def next_state(before: CatalogState | None, look: Look, has_older_rows: HasOlder
         announced=before.announced if before else None,
         named=before.named if before else {},
         rewritten=before.rewritten if before else (),
+        left=_left_tables(before, {seen.table for seen in look.tables}),
     )
 
 
@@ -125,6 +135,13 @@ def leave_out(state: CatalogState, commit_lsn: int) -> CatalogState:
         catalog=msgspec.structs.replace(state.catalog, tables=tables),
         rewritten=tuple(sorted({*state.rewritten, *(table.table for table in tables)})),
     )
+
+
+def _left_tables(before: CatalogState | None, published: Collection[TableName]) -> tuple[TableName, ...]:
+    if before is None:
+        return ()
+    gone = dict.fromkeys((*before.left, *(table.table for table in before.catalog.tables)))
+    return tuple(table for table in gone if table not in published)[-_MOST_LEFT_TABLES:]
 
 
 class _Comparison:
@@ -146,6 +163,7 @@ class _Comparison:
 
     def published(self) -> PublishedTable:
         seen = self._seen
+        storage, stored_by = self._storage()
         return PublishedTable(
             schema=seen.schema,
             name=seen.name,
@@ -160,6 +178,26 @@ class _Comparison:
             partitions=tuple(map(self._partition, seen.leaves)),
             membership=seen.membership,
             left_out=self._known.left_out if self._known else "",
+            storage=storage,
+            stored_by=stored_by,
+        )
+
+    def _storage(self) -> tuple[int, int]:
+        """Return what stands for the table's storage, and the transaction that it comes from."""
+        seen, known = self._seen, self._known
+        if known is None or not known.storage or seen.kind == "p":
+            return seen.storage, 0
+        if self._storages.get(seen.oid) in (None, seen.storage) or not self._may_have_other_values():
+            return known.storage, known.stored_by
+        return seen.storage, int(seen.stored_by)
+
+    def _may_have_other_values(self) -> bool:
+        """Tell whether rows were written anew by other than VACUUM FULL, which keeps their xmin, and by
+        other than a TRUNCATE, which leaves none that is as old as the new storage."""
+        seen = self._seen
+        return (
+            self._has_older_rows(seen, self._xmin, None, "0") is not True
+            and self._has_older_rows(seen, seen.stored_by, None, _ANY_STEP) is not False
         )
 
     def _is_filled(self, column: SeenColumn) -> bool:
@@ -192,16 +230,16 @@ class _Comparison:
             old = next((old for old in self._known.partitions if old.oid == leaf.oid), None)
         if old is None:
             return self._make_partition(leaf, leaf.storage, is_filled=self._had_rows(leaf))
-        storage = old.storage
+        storage, stored_by = old.storage, old.stored_by
         if self._attached.get(leaf.oid, leaf.attached) != leaf.attached:
             # Detached and attached again: what was changed between is in no record. The storage may be the
             # same, so the transaction stands for it; no relfilenode is below zero.
-            storage = -int(leaf.attached)
+            storage, stored_by = -int(leaf.attached), 0
         elif self._storages.get(leaf.oid, storage) != leaf.storage and (
             self._has_older_rows(self._seen, self._xmin, leaf, "0") is not True
         ):
-            storage = leaf.storage
-        return self._make_partition(leaf, storage, is_filled=old.filled)
+            storage, stored_by = leaf.storage, int(leaf.stored_by)
+        return self._make_partition(leaf, storage, is_filled=old.filled, stored_by=stored_by)
 
     def _had_rows(self, leaf: SeenLeaf) -> bool:
         """Tell whether a new partition had rows when it was attached; where nobody knows, it counts so.
@@ -212,8 +250,17 @@ class _Comparison:
             return False
         return self._has_older_rows(self._seen, leaf.attached, leaf, leaf.command) is not False
 
-    def _make_partition(self, leaf: SeenLeaf, storage: int, *, is_filled: bool) -> Partition:
-        return Partition(schema=leaf.schema, name=leaf.name, oid=leaf.oid, storage=storage, filled=is_filled)
+    def _make_partition(
+        self, leaf: SeenLeaf, storage: int, *, is_filled: bool, stored_by: int = 0
+    ) -> Partition:
+        return Partition(
+            schema=leaf.schema,
+            name=leaf.name,
+            oid=leaf.oid,
+            storage=storage,
+            filled=is_filled,
+            stored_by=stored_by,
+        )
 
 
 def column_of(column: SeenColumn, *, is_filled: bool) -> Column:
@@ -226,6 +273,8 @@ def column_of(column: SeenColumn, *, is_filled: bool) -> Column:
         identity=_IDENTITY_COLUMNS[column.identity],
         filled=is_filled,
         older=column.older,
+        base=column.base,
+        collation=column.collation,
     )
 
 
@@ -239,14 +288,16 @@ def name_identity(code: str) -> Literal["default", "full", "index", "nothing"]:
 _UNTIL_RESYNC = "readers hold it for suspect, or block it, until there is a new snapshot"
 
 
-def rewritten_tables(before: Catalog, after: Catalog) -> list[TableName]:
-    """Return the tables that are published before and after, and whose rows changed without a record."""
+def rewritten_tables(before: Catalog, after: Catalog, left: Collection[TableName] = ()) -> list[TableName]:
+    """Return the tables that are published before and after, and whose rows changed without a record; and
+    those of *left*, published earlier, that are so again."""
     now = {table.table: table for table in after.tables}
+    known = {table.table for table in before.tables}
     return [
         old.table
         for old in before.tables
         if (new := now.get(old.table)) is not None and (new.oid != old.oid or _tell_table(old, new))
-    ]
+    ] + [table for table in left if table in now and table not in known]
 
 
 def tell_changes(before: Catalog, after: Catalog) -> list[str]:
@@ -284,6 +335,10 @@ def _tell_table(old: PublishedTable, new: PublishedTable) -> list[str]:
             told.append(f"the new column {column.name} got values in older rows, which no record carries")
         elif numbers.get(column.name, column.number) != column.number:
             told.append(f"the column {column.name} was dropped and added anew, so its older values are gone")
+        elif column.number in known and _is_another_type(known[column.number], column):
+            told.append(f"the type of the column {column.name} was changed to {column.type}")
+    if old.storage and new.storage != old.storage:
+        told.append("it was written anew, as by ALTER TABLE … TYPE … USING, or truncated")
     if old.row_filter != new.row_filter:
         told.append("the publication's row filter has changed")
     if old.column_list != new.column_list:
@@ -301,6 +356,12 @@ def _tell_table(old: PublishedTable, new: PublishedTable) -> list[str]:
         if leaf.filled
     ]
     return told
+
+
+def _is_another_type(old: Column, new: Column) -> bool:
+    """Tell whether more than the modifier has changed. Where that gives the rows other values, it writes them
+    anew."""
+    return _MODIFIER.sub("", old.type) != _MODIFIER.sub("", new.type)
 
 
 # The state's file.

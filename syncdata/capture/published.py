@@ -7,7 +7,7 @@ pg_publication_tables and pg_partition_tree: they would wait for an ALTER TABLE 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import msgspec
 import psycopg
@@ -19,6 +19,7 @@ from syncdata.capture.source import NETWORK
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import SyncError
+from syncdata.runtime.catalog_queries import BLIND_COLLATION
 from syncdata.runtime.session_settings import SESSION_SETTINGS, pin_statement
 
 _SETTINGS = (
@@ -65,7 +66,7 @@ WITH RECURSIVE listed AS (
     SELECT b.oid FROM below b JOIN pg_class c ON c.oid = b.oid WHERE NOT {is_via_root} AND c.relkind = 'r'
 )
 SELECT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid, c.relkind::text AS kind,
-       c.relfilenode::bigint AS storage, c.relreplident::text AS identity,
+       c.relfilenode::bigint AS storage, c.xmin::text AS stored_by, c.relreplident::text AS identity,
        coalesce(r.oid, 0)::bigint AS membership,
        to_jsonb(r) -> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered
 FROM published
@@ -82,11 +83,29 @@ SELECT prrelid::bigint AS oid, pg_get_expr(prqual, prrelid) AS filter
 FROM pg_publication_rel WHERE prpubid = {publication} AND prrelid = ANY({oids}::oid[])
 """
 
+# What the domain `t` is made of; a domain may be made of another one.
+_BASE: LiteralString = """(
+    WITH RECURSIVE beneath AS (
+        SELECT t.typbasetype AS oid, t.typtypmod AS modifier
+        UNION ALL
+        SELECT d.typbasetype, CASE b.modifier WHEN -1 THEN d.typtypmod ELSE b.modifier END
+        FROM beneath b JOIN pg_type d ON d.oid = b.oid AND d.typtype = 'd'
+    ) SELECT format_type(b.oid, b.modifier)
+      FROM beneath b JOIN pg_type d ON d.oid = b.oid AND d.typtype <> 'd')"""
+
+_TYPE: LiteralString = (
+    "SELECT format_type(%(oid)s, %(modifier)s), coalesce((SELECT "
+    + _BASE
+    + " FROM pg_type t WHERE t.oid = %(oid)s AND t.typtype = 'd'), '')"
+)
+
 # `default_varies`: where rows got the default as a value that the catalog keeps (atthasmissing), whether its
 # expression can give another value elsewhere or at another time. now() can; it is worked out once.
 _COLUMNS = """
 SELECT a.attrelid::bigint AS oid, a.attname::text AS name, a.attnum::int AS number,
        format_type(a.atttypid, a.atttypmod) AS type, a.atttypid::bigint AS type_oid, a.atttypmod AS modifier,
+       coalesce((SELECT {base} FROM pg_type t WHERE t.oid = a.atttypid AND t.typtype = 'd'), '') AS base,
+       coalesce(({collation}), '') AS collation,
        a.attnotnull AS not_null, a.attgenerated::text AS generated, a.attidentity::text AS identity,
        a.xmin::text AS changed, a.atthasmissing AS has_missing,
        coalesce(encode(sha256(convert_to(a.attmissingval::text, 'UTF8')), 'hex'), '') AS older,
@@ -124,7 +143,8 @@ WITH RECURSIVE below AS (
     FROM below b JOIN pg_inherits i ON i.inhparent = b.oid AND NOT i.inhdetachpending
 )
 SELECT below.root::bigint AS root, n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid,
-       c.relfilenode::bigint AS storage, below.attached::text AS attached, below.command::text AS command
+       c.relfilenode::bigint AS storage, c.xmin::text AS stored_by,
+       below.attached::text AS attached, below.command::text AS command
 FROM below JOIN pg_class c ON c.oid = below.oid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind <> 'p' AND below.oid <> below.root
 ORDER BY 1, 2, 3
@@ -158,10 +178,13 @@ class SeenColumn(msgspec.Struct, frozen=True):
     has_default: bool
     default_varies: bool
     is_sent: bool
+    base: str = ""
+    collation: str = ""
 
 
 class SeenLeaf(msgspec.Struct, frozen=True):
-    """A leaf partition. ``attached`` and ``command``: the transaction and its step that attached it."""
+    """A leaf partition. ``attached`` and ``command``: the transaction and its step that attached it.
+    ``stored_by``: the transaction that gave it its storage, or has altered the relation since."""
 
     schema: str
     name: str
@@ -169,10 +192,12 @@ class SeenLeaf(msgspec.Struct, frozen=True):
     storage: int
     attached: str
     command: str
+    stored_by: str = "0"
 
 
 class SeenTable(msgspec.Struct, frozen=True):
-    """A published table as the source has it now. ``storage``: its relfilenode, 0 for a partitioned one."""
+    """A published table as the source has it now. ``storage``: its relfilenode, 0 for a partitioned one;
+    ``stored_by``: as a leaf's."""
 
     schema: str
     name: str
@@ -187,6 +212,7 @@ class SeenTable(msgspec.Struct, frozen=True):
     columns: tuple[SeenColumn, ...]
     leaves: tuple[SeenLeaf, ...]
     membership: int = 0
+    stored_by: str = "0"
 
     @property
     def table(self) -> TableName:
@@ -231,14 +257,16 @@ class SourceEye:
             raise source_error(error) from None
         return look
 
-    def type_text(self, type_oid: int, modifier: int) -> str:
-        """Return the type as text, as `Look` has it; ``???`` where it was dropped. Raises as `look`."""
+    def type_texts(self, type_oid: int, modifier: int) -> tuple[str, str]:
+        """Return the type as text, as `Look` has it, ``???`` where it was dropped, and what a domain is made
+        of. Raises as `look`."""
         try:
-            row = self._connect().execute("SELECT format_type(%s, %s)", (type_oid, modifier)).fetchone()
+            values = {"oid": type_oid, "modifier": modifier}
+            row = self._connect().execute(_TYPE, values).fetchone()
         except psycopg.Error as error:
             raise source_error(error) from None
         assert row is not None
-        return str(row[0])
+        return str(row[0]), str(row[1])
 
     def has_older_rows(
         self, table: SeenTable, xid: str, leaf: SeenLeaf | None = None, command: str = "0"
@@ -323,7 +351,7 @@ class _Looking:
         oids = _array(row["oid"] for row in rows)
         filtered = _array(row["oid"] for row in rows if row["is_filtered"])
         filters = self._by_oid(_FILTERS, filtered, publication=oid)
-        columns = self._by_oid(_COLUMNS, oids)
+        columns = self._by_oid(_COLUMNS, oids, base=sql.SQL(_BASE), collation=sql.SQL(BLIND_COLLATION))
         keys = self._by_oid(_KEYS, oids)
         leaves = self._by_oid(_LEAVES, _array(row["oid"] for row in rows if row["kind"] == "p"), by="root")
         return tuple(
@@ -356,7 +384,10 @@ class _Looking:
 
     def _rows(self, query: str, **values: object) -> list[dict[str, Any]]:
         # Literals, since a replication connection takes no parameters.
-        literals = {name: sql.Literal(value) for name, value in values.items()}
+        literals = {
+            name: value if isinstance(value, sql.SQL) else sql.Literal(value)
+            for name, value in values.items()
+        }
         return (
             self._connection.cursor(row_factory=dict_row)
             .execute(sql.SQL(query).format(**literals))
@@ -395,6 +426,7 @@ def _table(
         columns=seen,
         leaves=tuple(SeenLeaf(**leaf) for leaf in leaves),
         membership=row["membership"],
+        stored_by=row["stored_by"],
     )
 
 

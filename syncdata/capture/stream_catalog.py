@@ -67,7 +67,7 @@ class StreamCatalog:
         self._error = ""
         self._by_stream: dict[int, PublishedTable] = {}
         self._leaves: set[int] = set()
-        self._types: dict[tuple[int, int], str] = {}
+        self._types: dict[tuple[int, int], tuple[str, str]] = {}
         self._saved: CatalogState | None = load_state(directory)
         self._state, self._seen = self._compare(self._saved, self._take_look())
         self.current = NamedCatalog(digest="", lsn="")
@@ -156,7 +156,7 @@ class StreamCatalog:
         if before is not None:
             for line in tell_changes(before.catalog, state.catalog):
                 logger.warning("%s", line)
-            rewritten = {*before.rewritten, *rewritten_tables(before.catalog, state.catalog)}
+            rewritten = {*before.rewritten, *rewritten_tables(before.catalog, state.catalog, before.left)}
             state = msgspec.structs.replace(state, rewritten=tuple(sorted(rewritten)))
         if look.leaves_out_actions and (before is None or before.catalog.tables):
             logger.warning(
@@ -203,9 +203,9 @@ class StreamCatalog:
         old = {} if known is None else {column.name: column for column in known.columns}
         columns = []
         for name, (type_oid, modifier) in zip(relation.columns, relation.types, strict=True):
-            type_text = self._type_text(type_oid, modifier)
+            type_text, base = self._type_texts(type_oid, modifier)
             column = old.pop(name, None) or Column(name=name, number=0, type=type_text)
-            columns.append(msgspec.structs.replace(column, type=type_text, generated=""))
+            columns.append(msgspec.structs.replace(column, type=type_text, base=base, generated=""))
         # Generated columns are not in the description; what else is missing there is newer than the stream.
         columns += [column for column in old.values() if column.generated]
         columns.sort(key=lambda column: column.number)
@@ -229,13 +229,15 @@ class StreamCatalog:
             partitions=known.partitions,
             membership=known.membership,
             left_out=known.left_out,
+            storage=known.storage,
+            stored_by=known.stored_by,
         )
 
-    def _type_text(self, type_oid: int, modifier: int) -> str:
-        text = self._types.get((type_oid, modifier))
-        if text is None:
-            text = self._types[type_oid, modifier] = self._eye.type_text(type_oid, modifier)
-        return text
+    def _type_texts(self, type_oid: int, modifier: int) -> tuple[str, str]:
+        texts = self._types.get((type_oid, modifier))
+        if texts is None:
+            texts = self._types[type_oid, modifier] = self._eye.type_texts(type_oid, modifier)
+        return texts
 
     def _keep(self, **changes: object) -> None:
         self._state = msgspec.structs.replace(self._state, **changes)

@@ -48,7 +48,9 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     ``format_type``'s text, with the modifier: ``numeric(10,2)``. ``generated``: ``stored`` or ``virtual``;
     ``identity``: ``always`` or ``by default``. ``filled``: when the column was added, the rows that were
     there got values that no record carries (a volatile default, an identity). ``older`` stands for the value
-    that they got otherwise, from a default that is a constant: a digest of it; empty for NULL.
+    that they got otherwise, from a default that is a constant: a digest of it; empty for NULL. ``base``: the
+    type that a domain is made of. ``collation``: that of a column in which different texts may be equal
+    (nondeterministic); empty for all others.
     """
 
     name: _Name
@@ -59,17 +61,27 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     identity: Literal["", "always", "by default"] = ""
     filled: bool = False
     older: _Name = ""
+    base: _Type = ""
+    collation: _Name = ""
+
+    @property
+    def value_type(self) -> str:
+        """The type that decides what values may be: a domain's own name says nothing of it."""
+        return self.base or self.type
 
 
 class Partition(msgspec.Struct, frozen=True, omit_defaults=True):
     """A leaf partition. ``storage`` is its relfilenode, which a TRUNCATE of the leaf changes; such a TRUNCATE
-    says nothing in the stream. ``filled``: it had rows when it was attached, which no record carries."""
+    says nothing in the stream. ``stored_by``: the transaction (its xid) that gave it this storage, where that
+    was seen to change: a TRUNCATE of the whole table is one record with the same xid. ``filled``: it had rows
+    when it was attached, which no record carries."""
 
     schema: _Name
     name: _Name
     oid: int
     storage: int
     filled: bool = False
+    stored_by: int = 0
 
 
 class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,7 +90,9 @@ class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     columns are published. ``membership`` changes when the table is taken off the publication and added again:
     the oid of its row in pg_publication_rel, 0 where all tables are published. ``left_out``: the commit LSN
     (``X/Y``) of the last transaction that an operator left out, for production could not hand it over; the
-    table may have been changed in it."""
+    table may have been changed in it. ``storage`` of an ordinary table changes when all its rows may have
+    been written anew, as ALTER TABLE … TYPE … USING does it, which says nothing in the stream; ``stored_by``
+    is as a partition's. 0 is not known."""
 
     schema: _Name
     name: _Name
@@ -93,6 +107,8 @@ class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     partitions: tuple[Partition, ...] = ()
     membership: int = 0
     left_out: str = ""
+    storage: int = 0
+    stored_by: int = 0
 
     @property
     def table(self) -> TableName:

@@ -21,7 +21,7 @@ import msgspec
 
 from syncdata.apply.plan.schema import Column as LocalColumn
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.plan.types import is_held, is_widened, parse_type
+from syncdata.apply.plan.types import is_held, is_widened, merges_texts, parse_type
 from syncdata.changes.catalog import Column, PublishedTable, lsn_or_none
 from syncdata.changes.names import TableName
 
@@ -29,19 +29,29 @@ from syncdata.changes.names import TableName
 class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
     """The published table that the rows agree with. ``lsn``: the commit of the snapshot that it came with;
     catalogs that are older say nothing of these rows. ``truncated``: a TRUNCATE of the whole table has come
-    since, which gives each partition another storage, too. ``suspect_lsn``: where the catalog was read that
-    made the table suspect last; what that catalog shows may have happened after any earlier record."""
+    since, which gives each partition another storage, too; ``truncated_by`` is its transaction.
+    ``suspect_lsn``: where the catalog was read that made the table suspect last; what that catalog shows may
+    have happened after any earlier record. ``suspect_by``: the one transaction whose TRUNCATE would explain
+    all that it shows."""
 
     table: PublishedTable
     lsn: int | None = None
     truncated: bool = False
     suspect_lsn: int | None = None
+    truncated_by: int = 0
+    suspect_by: int = 0
+
+    def is_of_truncate(self, stored_by: int) -> bool:
+        """Tell whether a storage that transaction *stored_by* has made comes from the TRUNCATE that was seen;
+        where one of the two is not known, it counts so."""
+        return self.truncated and (stored_by == 0 or self.truncated_by in (0, stored_by))
 
 
 class Finding(msgspec.Struct, frozen=True):
     """Something that is not as it must be. ``in_rebuild``: what to do where a table that is rebuilt from an
     older snapshot meets it. ``spoils``: the remedy lets the table go on, though a rebuild must follow.
-    ``is_of_storage``: a TRUNCATE of the whole table shows in the same way."""
+    ``is_of_storage``: a TRUNCATE of the whole table shows in the same way; ``stored_by`` is its transaction
+    then, 0 where that is not known. ``subject``: of several findings of one kind, what differs."""
 
     kind: Literal["blocked", "suspect"]
     text: str
@@ -49,6 +59,8 @@ class Finding(msgspec.Struct, frozen=True):
     in_rebuild: str = ""
     spoils: bool = False
     is_of_storage: bool = False
+    stored_by: int = 0
+    subject: str = ""
 
 
 def is_older(read_at: int | None, baseline: Baseline | None, *, commit_lsn: int | None) -> bool:
@@ -73,8 +85,25 @@ def changes(baseline: Baseline, now: PublishedTable) -> list[Finding]:
     if before.oid != now.oid:
         text = "the table is another one in production than before: it was dropped and made anew, or swapped"
         return [_rows_lost(table, text)]
-    leaves = _changed_leaves(before, now, were_truncated=baseline.truncated)
-    return [*_changed_publication(before, now), *_changed_columns(before, now), *leaves]
+    columns = [*_changed_columns(before, now)]
+    # What changed the columns has written the table anew.
+    rewritten = [] if columns else [*_rewritten(baseline, now)]
+    return [*_changed_publication(before, now), *columns, *rewritten, *_changed_leaves(baseline, now)]
+
+
+def _rewritten(baseline: Baseline, now: PublishedTable) -> Iterator[Finding]:
+    """Test: test_a_table_written_anew_by_an_alter_using_is_suspect."""
+    before = baseline.table
+    if not before.storage or not now.storage or before.storage == now.storage:
+        return
+    if not baseline.is_of_truncate(now.stored_by):
+        yield _rows_differ(
+            now.table,
+            "production has written all rows of the table anew (ALTER TABLE … TYPE … USING, or a TRUNCATE):"
+            " they may have other values, which no record carries",
+            is_of_storage=True,
+            stored_by=now.stored_by,
+        )
 
 
 def left_out(baseline: Baseline | None, now: PublishedTable, *, rows_lsn: int | None) -> list[Finding]:
@@ -122,15 +151,18 @@ def _changed_columns(before: PublishedTable, now: PublishedTable) -> Iterator[Fi
     for old, column in _pairs(before, now):
         if old is None and column.name in names:
             yield _rows_lost(
-                table, f"column {column.name} was dropped and added anew: no record carries its older values"
+                table,
+                f"column {column.name} was dropped and added anew: no record carries its older values",
+                subject=column.name,
             )
         elif column.filled and (old is None or not old.filled):
             yield _rows_lost(
                 table,
                 f"column {column.name} was added with a default that gave the older rows values of their own:"
                 " no record carries them",
+                subject=column.name,
             )
-        elif old is not None and not is_widened(old.type, column.type):
+        elif old is not None and not is_widened(old.value_type, column.value_type):
             yield _rows_differ(
                 table,
                 f"the type of column {column.name} was changed from {old.type} to {column.type}: that may"
@@ -155,10 +187,11 @@ def _pairs(before: PublishedTable, now: PublishedTable) -> Iterator[tuple[Column
             yield None, column
 
 
-def _changed_leaves(
-    before: PublishedTable, now: PublishedTable, *, were_truncated: bool
-) -> Iterator[Finding]:
-    table = now.table
+def _changed_leaves(baseline: Baseline, now: PublishedTable) -> Iterator[Finding]:
+    """A TRUNCATE of the whole table gives all leaves another storage, and says so. One leaf may have been
+    emptied again since: then another transaction did that. Test:
+    test_a_leaf_emptied_after_a_truncate_of_the_whole_table_is_not_missed."""
+    before, table = baseline.table, now.table
     leaves = {leaf.oid: leaf for leaf in now.partitions}
     for old in before.partitions:
         leaf = leaves.pop(old.oid, None)
@@ -167,18 +200,22 @@ def _changed_leaves(
             yield _rows_differ(
                 table,
                 f"partition {name} was dropped or detached: its rows are still here, for no record says so",
+                subject=str(name),
             )
-        elif leaf.storage != old.storage and not were_truncated:
+        elif leaf.storage != old.storage and not baseline.is_of_truncate(leaf.stored_by):
             yield _rows_differ(
                 table,
                 f"partition {name} was truncated or rewritten: rows that are gone may still be here, for no"
                 " record says so",
                 is_of_storage=True,
+                stored_by=leaf.stored_by,
+                subject=str(name),
             )
     for leaf in leaves.values():
         if leaf.filled:
             name = TableName(leaf.schema, leaf.name)
-            yield _rows_lost(table, f"partition {name} was attached with rows, which no record carries")
+            text = f"partition {name} was attached with rows, which no record carries"
+            yield _rows_lost(table, text, subject=str(name))
 
 
 def renames(before: PublishedTable, now: PublishedTable, here: TableSchema) -> Iterator[Finding]:
@@ -218,6 +255,7 @@ def additions(before: PublishedTable, now: PublishedTable, here: TableSchema) ->
                 now.table,
                 f"column {column.name} was added with a default that gave the older rows in production"
                 " another value than it did here",
+                subject=column.name,
             )
 
 
@@ -231,17 +269,27 @@ def seen_here(before: PublishedTable | None, now: PublishedTable, here: TableSch
     return msgspec.structs.replace(now, columns=columns)
 
 
-def _rows_lost(table: TableName, text: str) -> Finding:
-    return Finding(kind="blocked", text=text, remedy=_snapshot_remedy(table), in_rebuild=_in_rebuild(table))
+def _rows_lost(table: TableName, text: str, *, subject: str = "") -> Finding:
+    return Finding(
+        kind="blocked",
+        text=text,
+        remedy=_snapshot_remedy(table),
+        in_rebuild=_in_rebuild(table),
+        subject=subject,
+    )
 
 
-def _rows_differ(table: TableName, text: str, *, is_of_storage: bool = False) -> Finding:
+def _rows_differ(
+    table: TableName, text: str, *, is_of_storage: bool = False, stored_by: int = 0, subject: str = ""
+) -> Finding:
     return Finding(
         kind="suspect",
         text=text,
         remedy=_snapshot_remedy(table),
         in_rebuild=_in_rebuild(table),
         is_of_storage=is_of_storage,
+        stored_by=stored_by,
+        subject=subject,
     )
 
 
@@ -275,7 +323,7 @@ def differences(published: PublishedTable, here: TableSchema) -> list[Finding]:
     ]
     if (key := _different_key(published, here)) is not None:
         found.append(key)
-    return found
+    return found + _merging_columns(published, here)
 
 
 def _travelling(published: PublishedTable) -> list[str]:
@@ -312,21 +360,24 @@ def _different(table: TableName, there: Column, here: LocalColumn, *, travels: b
 
 
 def _different_type(table: TableName, there: Column, here: LocalColumn) -> Finding | None:
-    if parse_type(there.type) == parse_type(here.declared_type) or is_held(there.type, here.sql_type):
+    # Two domains of one name may be made of different types.
+    is_same = not there.base and parse_type(there.type) == parse_type(here.declared_type)
+    if is_same or is_held(there.value_type, here.sql_type, is_enum=here.is_enum):
         return None
+    made_of = f" (a domain of {there.base})" if there.base else ""
     return Finding(
         kind="blocked",
-        text=f"column {there.name} is {there.type} in production and {here.declared_type or here.sql_type}"
-        " here, which would change values without an error",
-        remedy=f"ALTER TABLE {sql_name(table)} ALTER COLUMN {quoted(there.name)} TYPE {there.type}"
+        text=f"column {there.name} is {there.type}{made_of} in production and"
+        f" {here.declared_type or here.sql_type} here, which would change values without an error",
+        remedy=f"ALTER TABLE {sql_name(table)} ALTER COLUMN {quoted(there.name)} TYPE {there.value_type}"
         f"{_using(there, here)}",
     )
 
 
 def _using(there: Column, here: LocalColumn) -> str:
     """Return the USING clause of an ALTER … TYPE that PostgreSQL refuses without one."""
-    is_cast = _family(there.type) == _family(here.sql_type)
-    return "" if is_cast else f" USING {quoted(there.name)}::text::{there.type}"
+    is_cast = _family(there.value_type) == _family(here.sql_type)
+    return "" if is_cast else f" USING {quoted(there.name)}::text::{there.value_type}"
 
 
 def _family(sql_type: str) -> str:
@@ -357,6 +408,38 @@ def _different_key(published: PublishedTable, here: TableSchema) -> Finding | No
     if not there:
         remedy = f"give production's table {published.table} the primary key ({', '.join(here.key)})"
     return Finding(kind="blocked", text=text, remedy=remedy)
+
+
+def _merging_columns(published: PublishedTable, here: TableSchema) -> list[Finding]:
+    """Find the columns of the key here in which 'Ann' and 'ann', two rows of production, would be one.
+
+    A collation that takes texts for equal may stand on both sides; then production has no such two rows.
+    Tests: "the key takes texts for equal here" in tests/acceptance/test_green_means_equal.py.
+    """
+    locating = {*here.key, *(published.identity_columns if published.identity == "index" else ())}
+    columns = {column.name: column for column in here.columns if here.key and column.name in locating}
+    found = []
+    for there in published.columns:
+        local = columns.get(there.name)
+        if local is None:
+            continue
+        if local.collation and local.collation != there.collation:
+            kind, collate = "has a nondeterministic collation", ' COLLATE "default"'
+        elif merges_texts(there.value_type, local.sql_type):
+            kind, collate = "is citext", ""
+        else:
+            continue
+        name = quoted(there.name)
+        found.append(
+            Finding(
+                kind="blocked",
+                text=f"column {there.name} locates rows and {kind} here, and is {there.type} in production:"
+                " rows that differ there may share a key here, and one would take the other's place",
+                remedy=f"ALTER TABLE {sql_name(published.table)} ALTER COLUMN {name} TYPE"
+                f" {there.value_type}{collate}",
+            )
+        )
+    return found
 
 
 def _unlocated(published: PublishedTable, here: TableSchema) -> Finding | None:

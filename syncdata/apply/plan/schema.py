@@ -25,7 +25,8 @@ class ColumnType:
 class Column:
     """A column. ``sql_type``: its type as SQL spells it; for a domain, the one that it is made of.
     ``declared_type``: the domain itself then. ``older``: a digest of the value that rows had got when the
-    column was added with a constant as default; empty for NULL."""
+    column was added with a constant as default; empty for NULL. ``collation``: its collation where texts that
+    differ may be equal in it (nondeterministic); else empty."""
 
     name: str
     sql_type: str
@@ -34,6 +35,8 @@ class Column:
     is_always_identity: bool = False
     declared_type: str = ""
     older: str = ""
+    collation: str = ""
+    is_enum: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 PostgreSQL refuses most values that do not fit: a number out of range, a text that is too long. Those stop at
 their record. But it also rounds (``1.2345`` into ``numeric(10,2)``), cuts off (a time zone, the time of a
-date) and normalizes (the keys of ``jsonb``) without a word. Only that is looked for here. Types are their
-texts by ``format_type``; one that is not known here, such as an enum, holds what it is sent.
+date), drops (spaces at the end of a text that is too long) and respells (the keys of ``jsonb``, the letters
+of a ``uuid``) without a word. Only that is looked for here. Types are their texts by ``format_type``; of a
+domain, that of the type that it is made of. An enum has its labels' texts, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,24 @@ _WITH_ZONE = frozenset({"timestamp with time zone", "time with time zone"})
 _CLOCKS = frozenset({*_WITH_ZONE, "timestamp without time zone", "time without time zone", "interval"})
 _TIMES = frozenset({*_CLOCKS, "date"})
 _TEXTS = frozenset({"text", "character varying", "character", "name", '"char"', "citext"})
+# Types that give a value back in their own spelling, whatever it was sent in; and those of them that have the
+# spelling of another one.
+_RESPELLING = frozenset({
+    "uuid", "inet", "cidr", "macaddr", "macaddr8", "bit", "bit varying", "xml", "tsvector", "tsquery",
+    "jsonpath", "point", "line", "lseg", "box", "path", "polygon", "circle", "pg_lsn", "xid", "xid8", "tid",
+    "pg_snapshot", "txid_snapshot", "regclass", "regtype", "regproc", "regprocedure", "regoper",
+    "regoperator", "regrole", "regnamespace", "regcollation", "regconfig", "regdictionary",
+    *(f"{name}range" for name in ("int4", "int8", "num", "ts", "tstz", "date")),
+    *(f"{name}multirange" for name in ("int4", "int8", "num", "ts", "tstz", "date")),
+})  # fmt: skip
+_ALIKE = {
+    "bit varying": {"bit"},
+    "int8range": {"int4range"},
+    "numrange": {"int4range", "int8range"},
+    "int8multirange": {"int4multirange"},
+    "nummultirange": {"int4multirange", "int8multirange"},
+    "xid8": {"xid"},
+}
 _INTERVAL_FIELDS = ("year", "month", "day", "hour", "minute", "second")
 
 
@@ -60,33 +79,43 @@ def parse_type(text: str) -> SqlType:
     )
 
 
-def is_held(there: str, here: str) -> bool:
-    """Tell whether a column of type *here* holds every value of type *there* that the database lets in."""
+def is_held(there: str, here: str, *, is_enum: bool = False) -> bool:
+    """Tell whether a column of type *here* holds every value of type *there* that the database lets in, as it
+    was spelled. *is_enum*: the type here is an enum."""
     source, target = parse_type(there), parse_type(here)
     if source == target:
         return True
     if source.is_array != target.is_array:
         # Of the plain values only a text may be spelled like an array, or the other way round.
         return not target.is_array or source.name not in _TEXTS
-    return _holds(source, target)
+    return is_enum or _holds(source, target)
+
+
+def merges_texts(there: str, here: str) -> bool:
+    """Tell whether values that differ in type *there* may be equal in type *here*, by the type alone."""
+    source, target = parse_type(there), parse_type(here)
+    return target.name == "citext" and source.name != "citext"
 
 
 def _holds(source: SqlType, target: SqlType) -> bool:
     there, here = source.name, target.name
     if here in _NUMBERS:
-        return there not in _TIMES | _TEXTS and (there not in _NUMBERS or _holds_number(source, target))
+        return there in _NUMBERS and _holds_number(source, target)
     if here in _TIMES:
-        return there not in _NUMBERS | _TEXTS and (there not in _TIMES or _holds_time(source, target))
+        return there in _TIMES and _holds_time(source, target)
     if here in _TEXTS:
         return _holds_text(source, target)
-    if here == "boolean":
-        return there not in _NUMBERS | _TEXTS
+    if here in _RESPELLING:
+        return there == here or there in _ALIKE.get(here, ())
     if here == "jsonb":
         # Of {"a":1, "a":2} jsonb keeps the last; it keeps no order of keys either.
-        return there not in {"json"} | _TEXTS
-    if here == "bytea":
-        return there not in _TEXTS
-    return True
+        return False
+    if here in ("boolean", "bytea"):
+        return there == here
+    if here == "json":
+        return True  # the text as it is
+    # Another kind of type. A text may be another spelling of one of its values.
+    return there == here or there not in _TEXTS
 
 
 def _holds_number(source: SqlType, target: SqlType) -> bool:
@@ -149,7 +178,15 @@ def _holds_text(source: SqlType, target: SqlType) -> bool:
         return source.name == '"char"'  # cut to a byte
     if target.name == "name":
         return source.name in ("name", '"char"')  # cut to 63 bytes
-    return True
+    # Of a text that is too long, spaces at its end are dropped, and the rest is taken.
+    return source.name not in _TEXTS or not target.modifier or _length(source) <= target.modifier[0]
+
+
+def _length(text: SqlType) -> float:
+    """Return how many characters a text may have; infinity where there is no limit."""
+    if text.modifier:
+        return text.modifier[0]
+    return {"name": 63, '"char"': 4}.get(text.name, float("inf"))
 
 
 def is_widened(before: str, after: str) -> bool:

@@ -15,11 +15,13 @@ from psycopg.rows import dict_row
 
 from syncdata.apply.plan.schema import Column, ColumnType, Guard, TableSchema
 from syncdata.changes.names import TableName
+from syncdata.runtime.catalog_queries import BLIND_COLLATION
 
 # The keys: that of the records first, then those that records of another identity may locate rows by. A
 # WITHOUT OVERLAPS key is an exclusion constraint underneath, which ON CONFLICT cannot use; nor can it be used
-# where there are rules, even such that are silent. JSON comes as text, since hosts differ in how they decode
-# it. Guards: see `Guard`; ev_type and tgtype are PostgreSQL's.
+# where there are rules, even such that are silent. Blind: the index takes texts for equal that its columns
+# tell apart; ON CONFLICT would take it for the key's, too, and merge rows. JSON comes as text, since hosts
+# differ in how they decode it. Guards: see `Guard`; ev_type and tgtype are PostgreSQL's.
 _TABLES = """
 SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid, c.relkind = 'p' AS is_partitioned,
        coalesce(key.indexes, '[]')::text AS keys, c.relhasrules AS has_rules,
@@ -59,6 +61,9 @@ LEFT JOIN LATERAL (
         SELECT i.indexrelid AS oid, i.indisreplident AS is_identity, i.indisprimary AS is_primary,
                i.indimmediate AS is_immediate, i.indisexclusion AS is_exclusion,
                bool_and(a.attnotnull) AS is_not_null,
+               bool_or(EXISTS (
+                   SELECT FROM pg_collation l WHERE l.oid = i.indcollation[p.position - 1]
+                   AND l.oid <> a.attcollation AND NOT l.collisdeterministic)) AS is_blind,
                array_agg(a.attname::text ORDER BY p.position) AS columns
         FROM pg_index i
         CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS p (attnum, position)
@@ -87,12 +92,13 @@ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> '
 ORDER BY n.nspname <> 'public', n.nspname, c.relname
 """
 
-_COLUMNS = """
+_COLUMNS = f"""
 SELECT attrelid::bigint AS oid, attname AS name, atttypid::bigint AS type_oid, atttypmod AS typmod,
        attgenerated <> '' AS is_generated, attidentity = 'a' AS is_always_identity,
        format_type(atttypid, atttypmod) AS declared_type,
-       coalesce(encode(sha256(convert_to(attmissingval::text, 'UTF8')), 'hex'), '') AS older
-FROM pg_attribute
+       coalesce(encode(sha256(convert_to(attmissingval::text, 'UTF8')), 'hex'), '') AS older,
+       coalesce(({BLIND_COLLATION}), '') AS collation
+FROM pg_attribute a
 WHERE attrelid = ANY(%(oids)s::oid[]) AND attnum > 0 AND NOT attisdropped
 ORDER BY attrelid, attnum
 """
@@ -222,6 +228,8 @@ class _Reader:
             is_always_identity=row["is_always_identity"],
             declared_type=row["declared_type"],
             older=row["older"],
+            collation=row["collation"],
+            is_enum=type_row["typtype"] == "e",
         )
 
     def _type(self, oid: int) -> ColumnType:
@@ -256,11 +264,15 @@ def _keys(table: dict[str, Any]) -> dict[str, Any]:
         return {"key": ()}
     key, *others = indexes
     columns = tuple(key["columns"])
+    has_blind_index = any(index["is_blind"] and set(index["columns"]) == set(columns) for index in indexes)
     return {
         "key": columns,
         "other_keys": tuple(
-            dict.fromkeys(tuple(o["columns"]) for o in others if tuple(o["columns"]) != columns)
+            dict.fromkeys(
+                tuple(o["columns"]) for o in others if tuple(o["columns"]) != columns and not o["is_blind"]
+            )
         ),
         "is_key_deferrable": not key["is_immediate"],
-        "has_arbiter": key["is_immediate"] and not key["is_exclusion"] and not table["has_rules"],
+        "has_arbiter": key["is_immediate"]
+        and not (key["is_exclusion"] or table["has_rules"] or has_blind_index),
     }

@@ -8,6 +8,7 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.plan.prepare import TableShare
 from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.result import Effect
+from syncdata.apply.state.published import Emptied
 from syncdata.changes.position import format_lsn, parse_lsn
 
 _YEARS = range(1970, 3000)
@@ -23,10 +24,11 @@ def effect_of(share: TableShare, counts: Counts, *, duration_ms: int = 0) -> Eff
     )
 
 
-def truncated_at(share: TableShare) -> int | None:
-    """Return the commit LSN of the last TRUNCATE of *share*; None where it does not say."""
+def last_truncate(share: TableShare) -> Emptied:
+    """Return when and by whom *share* empties its table last."""
     last = next((r.record for r in reversed(share.records) if r.record.op == "TRUNCATE"), None)
-    return parse_lsn(last.commit_lsn) if last and last.commit_lsn else None
+    commit_lsn = parse_lsn(last.commit_lsn) if last and last.commit_lsn else None
+    return Emptied(commit_lsn, last.xid if last and isinstance(last.xid, int) else 0)
 
 
 def parse_time(text: str | None) -> dt.datetime | None:

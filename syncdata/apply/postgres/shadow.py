@@ -34,7 +34,7 @@ from syncdata.apply.postgres.connection import (
     limit_lock_waits,
     translate,
 )
-from syncdata.apply.postgres.effects import effect_of, truncated_at
+from syncdata.apply.postgres.effects import effect_of, last_truncate
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.held import RefusedError, refused_rows, require_visible
 from syncdata.apply.postgres.locks import lock_waits, locked_error
@@ -159,7 +159,7 @@ class ShadowTarget:
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
                 self._newest = effect_of(share, outcome.counts[table])
                 if outcome.counts[table].truncated:
-                    self._known = after_truncate(self._known, truncated_at(share))
+                    self._known = after_truncate(self._known, last_truncate(share))
         return outcome
 
     def _look(self, batch: Batch) -> None:

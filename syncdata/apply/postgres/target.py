@@ -51,7 +51,7 @@ from syncdata.apply.postgres.connection import (
     translated_errors,
 )
 from syncdata.apply.postgres.constraints import check_constraints
-from syncdata.apply.postgres.effects import effect_of, truncated_at
+from syncdata.apply.postgres.effects import effect_of, last_truncate
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.held import RefusedError
 from syncdata.apply.postgres.keyed import ReplayNeededError
@@ -241,7 +241,7 @@ class Target:
         self._watch.keep(healthy.watermarks)
         self._watch.note_truncated(
             {
-                table: truncated_at(prepared.shares[table])
+                table: last_truncate(prepared.shares[table])
                 for table, effect in effects.items()
                 if effect.counts.truncated
             }

@@ -16,7 +16,7 @@ from syncdata.apply.plan.batches import Batch
 from syncdata.apply.plan.drift import is_older
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.state.checkpoints import TableCheckpoint
-from syncdata.apply.state.published import Known, Look, after_truncate, keep_known, look, read_known
+from syncdata.apply.state.published import Emptied, Known, Look, after_truncate, keep_known, look, read_known
 from syncdata.changes.catalog import Announcement, Catalog
 from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError
@@ -107,9 +107,8 @@ class Watch:
         }
         keep_known(self._connection, changed)
 
-    def note_truncated(self, tables: Mapping[TableName, int | None]) -> None:
-        """Take in that a TRUNCATE has emptied *tables* in this transaction, each with the commit LSN of the
-        TRUNCATE; after `keep`."""
+    def note_truncated(self, tables: Mapping[TableName, Emptied]) -> None:
+        """Take in that a TRUNCATE has emptied each of *tables* in this transaction; after `keep`."""
         if tables:
             known = read_known(self._connection, tables.keys())
             keep_known(

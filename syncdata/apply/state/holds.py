@@ -11,7 +11,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from syncdata.apply.state.marks import Mark, encode_marks
+from syncdata.apply.state.marks import Mark, decode_marks, encode_marks, folded
 from syncdata.apply.state.reasons import NO_ERROR, error_parameters
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
@@ -61,11 +61,15 @@ def mark_unblocked(connection: Connection[Any], tables: Collection[TableName]) -
 
 def add_mark(connection: Connection[Any], table: TableName, mark: Mark) -> None:
     """Give *table* the mark, once."""
-    connection.execute(
-        "UPDATE data_sync_checkpoints SET marks = marks || %(mark)s::jsonb"
-        " WHERE table_name = %(name)s AND NOT marks @> %(mark)s::jsonb",
-        {"name": str(table), "mark": encode_marks((mark,))},
-    )
+    row = connection.execute(
+        "SELECT marks::text FROM data_sync_checkpoints WHERE table_name = %s FOR UPDATE", (str(table),)
+    ).fetchone()
+    if row is not None:
+        marks = folded([*decode_marks(row[0]), mark])
+        connection.execute(
+            "UPDATE data_sync_checkpoints SET marks = %s::jsonb WHERE table_name = %s",
+            (encode_marks(marks), str(table)),
+        )
 
 
 def mark_whole(connection: Connection[Any], tables: Collection[TableName]) -> list[TableName]:

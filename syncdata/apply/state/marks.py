@@ -7,6 +7,7 @@ checkpoint's row, so a rebuild, which replaces the row, takes it away; a mark wh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -25,12 +26,16 @@ class Mark(msgspec.Struct, frozen=True, order=True):
     have left rows different. ``partial``: it began without a snapshot, and nothing proves that the archive
     reaches back to its first row. ``unpublished``: production does not publish it, so nothing arrives.
     ``since``: the change file that showed it, where a rebuild from a newer snapshot settles it.
+    ``subjects``: what it is about, such as a partition, where many marks may differ in nothing else; of a
+    mark that stands for ``count`` of them, the first ones (see `folded`).
     """
 
     kind: Kind
     text: str
     hint: str = ""
     since: str = ""
+    subjects: tuple[str, ...] = ()
+    count: int = 1
 
     def __str__(self) -> str:
         return f"{self.text} ({self.hint})" if self.hint else self.text
@@ -66,6 +71,7 @@ def skipped(table: TableName, place: str, requested_by: str) -> Mark:
         kind="suspect",
         text=f"the record at {place} was skipped" + (f" by {requested_by}" if requested_by else ""),
         hint=f"run 'archive_changes --snapshot {table}' at production, then 'resync {table}' here",
+        subjects=(place,),
     )
 
 
@@ -75,6 +81,50 @@ def unlogged(table: TableName, part: str) -> Mark:
         kind="suspect",
         text=f"{part} is or was UNLOGGED: a crash of the server empties it without a word",
         hint=f"run 'ALTER TABLE {part} SET LOGGED' in the local database, then 'resync {table}'",
+    )
+
+
+# So many subjects of a folded mark are remembered, and so many named.
+_MOST_SUBJECTS, _NAMED_SUBJECTS = 50, 5
+_ALSO = "; the same goes for "
+
+
+def folded(marks: Iterable[Mark]) -> tuple[Mark, ...]:
+    """Return *marks* with one in the place of all that differ in their subject alone: a table that loses a
+    partition every night has one mark, not thousands. Each is said once, however often it is found again.
+
+    A mark that stands for more than it remembers takes one that the same file shows for one of those.
+    Tests: test_a_partition_a_night_is_one_mark_that_counts, test_a_finding_that_blocks_is_a_mark_once.
+    """
+    every: dict[tuple[str, str], Mark] = {}
+    for mark in marks:
+        key = (mark.kind, _without_subject(mark))
+        known = every.get(key)
+        every[key] = mark if known is None else _fold(known, mark)
+    return tuple(every.values())
+
+
+def _without_subject(mark: Mark) -> str:
+    text = mark.text.partition(_ALSO)[0] if mark.subjects else mark.text
+    return text.replace(f" {mark.subjects[0]} ", " … ", 1) if mark.subjects else text
+
+
+def _fold(known: Mark, mark: Mark) -> Mark:
+    new = tuple(subject for subject in mark.subjects if subject not in known.subjects)
+    is_known = len(known.subjects) < known.count and mark.count == 1 and mark.since == known.since
+    if not new or is_known:
+        return known
+    subjects = (known.subjects + new)[:_MOST_SUBJECTS]
+    count = known.count + len(new) + max(0, mark.count - len(mark.subjects))
+    named = ", ".join(subjects[1 : 1 + _NAMED_SUBJECTS])
+    left = count - 1 - len(subjects[1 : 1 + _NAMED_SUBJECTS])
+    also = f"{_ALSO}{named}" + (f" and {left} more" if left else "") + f" ({count} in all)"
+    return msgspec.structs.replace(
+        known,
+        text=known.text.partition(_ALSO)[0] + also,
+        since=max(known.since, mark.since),
+        subjects=subjects,
+        count=count,
     )
 
 

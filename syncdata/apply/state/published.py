@@ -17,7 +17,7 @@ from psycopg import Connection
 from syncdata.apply.plan import drift
 from syncdata.apply.plan.drift import Baseline, Finding
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.state.marks import Mark, decode_marks, encode_marks
+from syncdata.apply.state.marks import Mark, decode_marks, encode_marks, folded
 from syncdata.changes.catalog import PublishedTable
 from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError
@@ -78,22 +78,27 @@ def look(
     found += drift.left_out(baseline, published, rows_lsn=lsn)
     unfit = [] if here is None else drift.differences(published, here)
     stopping = [finding for finding in found if finding.kind == "blocked"] + renamed + unfit
-    suspicions = [Mark("suspect", finding.text, _remedy(finding, known), file) for finding in found]
+    suspicions = folded(_suspicion(finding, known, file) for finding in found)
     if stopping:
         known = known if known.is_rebuild else _with_marks(known, *suspicions)
         return Look(known=_spoilt(table, known, published, unfit), error=_error(table, stopping, known))
-    marks = [mark for mark in known.marks if mark.kind != "unpublished"] + suspicions
+    marks = [mark for mark in known.marks if mark.kind != "unpublished"]
+    marks += suspicions
     if known.was_unpublished:
         marks.append(_partial(table))
-    suspect_lsn = baseline.suspect_lsn if baseline else None
-    if any(not finding.is_of_storage for finding in found):
-        suspect_lsn = catalog_lsn
+    suspect_lsn, suspect_by = (baseline.suspect_lsn, baseline.suspect_by) if baseline else (None, 0)
+    if any(not finding.is_of_storage or finding.stored_by for finding in found):
+        makers = {finding.stored_by if finding.is_of_storage else 0 for finding in found}
+        is_first = suspect_lsn is None and len(makers) == 1
+        suspect_lsn, suspect_by = catalog_lsn, makers.pop() if is_first else 0
     after = Known(
         baseline=Baseline(
             drift.seen_here(baseline.table if baseline else None, published, here),
             lsn,
             truncated=is_older and baseline is not None and baseline.truncated,
             suspect_lsn=suspect_lsn,
+            truncated_by=baseline.truncated_by if is_older and baseline is not None else 0,
+            suspect_by=suspect_by,
         ),
         marks=known.marks,
         has_rows=known.has_rows,
@@ -158,47 +163,66 @@ def _spoilt(table: TableName, known: Known, published: PublishedTable, unfit: li
 
 
 def _with_marks(known: Known, *marks: Mark, keeps: bool = True) -> Known:
-    # Said once, however often it is found again. Test: test_a_finding_that_blocks_is_a_mark_once.
-    every: dict[tuple[str, str], Mark] = {}
-    for mark in [*(known.marks if keeps else ()), *marks]:
-        every.setdefault((mark.kind, mark.text), mark)
     return Known(
         baseline=known.baseline,
-        marks=tuple(every.values()),
+        marks=folded([*(known.marks if keeps else ()), *marks]),
         has_rows=known.has_rows,
         is_rebuild=known.is_rebuild,
     )
 
 
 def _error(table: TableName, findings: list[Finding], known: Known) -> SchemaError:
+    texts = (mark.text for mark in folded(_suspicion(finding, known, "") for finding in findings))
     return SchemaError(
-        "; ".join(dict.fromkeys(finding.text for finding in findings)),
+        "; ".join(dict.fromkeys(texts)),
         hint="; ".join(dict.fromkeys(_remedy(finding, known) for finding in findings)),
         table=str(table),
     )
+
+
+def _suspicion(finding: Finding, known: Known, file: str) -> Mark:
+    subjects = (finding.subject,) if finding.subject else ()
+    return Mark("suspect", finding.text, _remedy(finding, known), file, subjects)
 
 
 def _remedy(finding: Finding, known: Known) -> str:
     return (known.is_rebuild and finding.in_rebuild) or finding.remedy
 
 
-def after_truncate(known: Known, commit_lsn: int | None) -> Known:
-    """Return *known* after a TRUNCATE of the table, committed at *commit_lsn*: nothing is left of rows that
-    may have differed.
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """A TRUNCATE of a whole table: where its transaction committed, and its xid; 0 where it does not say."""
+
+    commit_lsn: int | None = None
+    xid: int = 0
+
+
+def after_truncate(known: Known, emptied: Emptied) -> Known:
+    """Return *known* after a TRUNCATE of the table: nothing is left of rows that may have differed.
 
     But a catalog may be ahead of the records: an archiver that was away for a night names in its first file
     what production publishes in the morning. Say the table was emptied at one o'clock and filled again, and a
     partition of it dropped at two. Then the drop is known before the TRUNCATE comes, which settles nothing.
+    Where all that is known was made by the TRUNCATE's own transaction, it settles that, too.
     Tests: test_a_truncate_of_the_whole_table_settles_what_was_suspect,
     test_a_truncate_that_may_be_older_than_what_made_a_table_suspect_settles_nothing.
     """
     baseline = known.baseline
     suspect_lsn = None if baseline is None else baseline.suspect_lsn
-    if suspect_lsn is not None and commit_lsn is not None and commit_lsn > suspect_lsn:
-        suspect_lsn = None
+    suspect_by = 0 if baseline is None else baseline.suspect_by
+    is_later = suspect_lsn is not None and (emptied.commit_lsn or 0) > suspect_lsn
+    if is_later or (suspect_by and suspect_by == emptied.xid):
+        suspect_lsn, suspect_by = None, 0
     settled = ("partial",) if suspect_lsn is not None else ("suspect", "partial")
     return Known(
-        baseline=baseline and msgspec.structs.replace(baseline, truncated=True, suspect_lsn=suspect_lsn),
+        baseline=baseline
+        and msgspec.structs.replace(
+            baseline,
+            truncated=True,
+            truncated_by=emptied.xid,
+            suspect_lsn=suspect_lsn,
+            suspect_by=suspect_by,
+        ),
         marks=tuple(mark for mark in known.marks if mark.kind not in settled),
         has_rows=known.has_rows,
         is_rebuild=known.is_rebuild,
