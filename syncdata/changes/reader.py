@@ -179,6 +179,8 @@ def _corrupt(error: Exception, name: str) -> ParseError:
 _Line = tuple[int, bytes | bytearray | None, int, Announcement | None]
 
 _SKIPPED_LINES = re.compile(rb"(?:#[^\n]*+\n|[ \t\r\f\v]*+\n)*+")
+_find_other_line = re.compile(rb"\n[^#\s]").search
+_find_indented_line = re.compile(rb"\n[ \t\r\f\v]").search
 _SKIPPED_STARTS = frozenset(b"# \t\r\n\f\v")
 _COMMENT = ord("#")
 
@@ -201,10 +203,11 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
         if at == len(block):
             block, at = stream.read(BLOCK_BYTES), 0
             continue
-        if block[at] in _SKIPPED_STARTS and (skipped := _SKIPPED_LINES.match(block, at)) and skipped[0]:
-            number += skipped[0].count(b"\n")
-            announced = _last_announced(skipped[0]) or announced
-            at = skipped.end()
+        if block[at] in _SKIPPED_STARTS and (end := _skip(block, at)) > at:
+            skipped = block[at:end]
+            number += skipped.count(b"\n")
+            announced = _last_announced(skipped) or announced
+            at = end
             continue
         end = block.find(b"\n", at) + 1
         if end:
@@ -222,6 +225,17 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
                 yield number, held.pop(), size_bytes, announced
                 announced = None
         number += 1
+
+
+def _skip(block: bytes, at: int) -> int:
+    """Return where the comments and blank lines end that begin at *at*, as far as they are whole."""
+    found = _find_other_line(block, at)
+    end = found.start() + 1 if found else block.rfind(b"\n", at) + 1
+    # Lines that begin with a space may hold records: this looks at each, which takes three times as long.
+    if block[at] not in b"#\n" or _find_indented_line(block, at, end):
+        skipped = _SKIPPED_LINES.match(block, at)
+        return skipped.end() if skipped else at
+    return end
 
 
 def _read_long_line(stream: BinaryIO, start: bytes, limit: int) -> tuple[bytearray | None, int, bytes, int]:

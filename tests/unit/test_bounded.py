@@ -167,6 +167,11 @@ def test_comments_and_blank_lines_are_skipped_however_many_and_long_they_are(com
     assert lines_of(content, max_record_bytes=1_000) == [(first, 1), (2 * first, 2)]
 
 
+def test_a_record_among_comments_is_found_however_it_is_indented() -> None:
+    content = b"#\n\n#\n " + RECORD % 1 + b"# a\n\t" + RECORD % 2 + b" \n#\n \t\n\r\n  " + RECORD % 3
+    assert lines_of(content) == [(4, 1), (6, 2), (11, 3)]
+
+
 def test_a_catalog_that_a_run_of_comments_announces_holds_from_the_next_record_on() -> None:
     content = RECORD % 1 + b"# a\n\n" + catalog_comment("1" * 32) + catalog_comment("2" * 32) + b"#\n"
     content += RECORD % 2
