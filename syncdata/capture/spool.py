@@ -7,6 +7,7 @@ final name is whole, whatever happens to the process.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,10 +17,12 @@ from pathlib import Path
 from syncdata.changes.catalog import CATALOG_DIRECTORY, catalog_name, is_catalog_name
 from syncdata.changes.filenames import SUFFIXES, Compression, is_change_file
 from syncdata.changes.header import Footer, Header
-from syncdata.changes.reader import inspect
+from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, inspect
 from syncdata.changes.writer import ChangeFileWriter
 from syncdata.errors import SpoolError
 from syncdata.runtime.durable import fsync_directory, private, replace_file
+
+logger = logging.getLogger(__name__)
 
 # The open change file, and new states of the chain that a crash left behind. Parts of snapshots are not among
 # them: they belong to the process that takes the snapshot.
@@ -75,6 +78,13 @@ class FileWriter:
             self._content.write(line)
         except OSError as error:
             raise _spool_error(self._part, error) from error
+        if len(line) > DEFAULT_MAX_RECORD_BYTES:
+            # It is archived all the same: the row is production's, and nothing of it may be lost.
+            logger.warning(
+                "a record has %s bytes: readers need a max_record_bytes above that in their configuration, or"
+                " they stop at it",
+                f"{len(line):,}",
+            )
 
     def finish(
         self,

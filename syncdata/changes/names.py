@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from syncdata.errors import SchemaError
+from syncdata.errors import SchemaError, shortened
 
 DEFAULT_SCHEMA = "public"
 
@@ -25,7 +25,7 @@ class TableName(msgspec.Struct, frozen=True, order=True):
         is_name = parts is not None and len(parts) <= 2 and all(map(_is_identifier, parts))
         if parts is None or not is_name:
             raise SchemaError(
-                f"{text!r} is not a table name",
+                f"'{shortened(text)}' is not a table name",
                 hint='write table, schema.table, or "quoted.name" for a name with a dot',
             )
         return cls(*parts) if len(parts) == 2 else cls(DEFAULT_SCHEMA, parts[0])

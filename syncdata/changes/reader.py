@@ -189,7 +189,13 @@ _Line = tuple[int, bytes | bytearray | None, int, Announcement | None]
 
 _SKIPPED_LINES = re.compile(rb"(?:#[^\n]*+\n|[ \t\r\f\v]*+\n)*+")
 _SKIPPED_STARTS = frozenset(b"# \t\r\n\f\v")
+# Each byte's kind: a newline, the sign of a comment, a space, or any other. To look for the kinds of two
+# neighbours in a block takes a tenth of the time of a regular expression.
+_KINDS = bytes(
+    byte if byte in b"\n#" else ord(" ") if byte in b" \t\r\f\v" else ord("x") for byte in range(256)
+)
 _COMMENT = ord("#")
+_SPACE = ord(" ")
 
 
 def _number_lines(stream: BinaryIO, name: str, limit: int) -> Iterator[_Line]:
@@ -206,14 +212,21 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
     announced: Announcement | None = None
     at = 0
     block = stream.read(BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK)
+    kinds = b""  # those of the block's bytes, once a comment is met in it
     while block:
         if at == len(block):
-            block, at = stream.read(BLOCK_BYTES), 0
+            block, kinds, at = stream.read(BLOCK_BYTES), b"", 0
             continue
-        if block[at] in _SKIPPED_STARTS and (skipped := _SKIPPED_LINES.match(block, at)) and skipped[0]:
-            number += skipped[0].count(b"\n")
-            announced = _last_announced(skipped[0]) or announced
-            at = skipped.end()
+        if block[at] in _SKIPPED_STARTS:
+            kinds = kinds or block.translate(_KINDS)
+            end = _skip(block, kinds, at)
+        else:
+            end = at
+        if end > at:
+            skipped = block[at:end]
+            number += skipped.count(b"\n")
+            announced = _last_announced(skipped) or announced
+            at = end
             continue
         end = block.find(b"\n", at) + 1
         if end:
@@ -221,6 +234,7 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
             announced = None
             at = end
         else:
+            kinds = b""
             line, size_bytes, block, at = _read_long_line(stream, block[at:], limit)
             if line is not None and line[0] == _COMMENT:
                 announced = parse_announcement(line) or announced
@@ -231,6 +245,16 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
                 yield number, held.pop(), size_bytes, announced
                 announced = None
         number += 1
+
+
+def _skip(block: bytes, kinds: bytes, at: int) -> int:
+    """Return where the comments and blank lines end that begin at *at*, as far as they are whole."""
+    end = kinds.find(b"\nx", at) + 1 or block.rfind(b"\n", at) + 1
+    # Lines that begin with a space may hold records: each is looked at, which takes longer.
+    if kinds[at] == _SPACE or kinds.find(b"\n ", at, end) >= 0:
+        skipped = _SKIPPED_LINES.match(block, at)
+        return skipped.end() if skipped else at
+    return end
 
 
 def _read_long_line(stream: BinaryIO, start: bytes, limit: int) -> tuple[bytearray | None, int, bytes, int]:

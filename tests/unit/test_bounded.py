@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import zstandard
 
+from syncdata.apply.plan.schema import ColumnType
+from syncdata.apply.plan.values import to_text
 from syncdata.apply.postgres.effects import parse_time
 from syncdata.changes.catalog import catalog_comment, digest_of, parse_announcement, parse_catalog
 from syncdata.changes.compression import decompress
 from syncdata.changes.head import parse_head
 from syncdata.changes.header import parse_footer, parse_header
 from syncdata.changes.reader import CHUNK_BYTES, MAX_ANNOUNCED, MAX_COMMENT_BYTES, inspect, read_records
-from syncdata.changes.record import parse_record
-from syncdata.errors import ParseError, Reason, SchemaError, shortened
+from syncdata.changes.record import Json, parse_record
+from syncdata.errors import ApplyError, ParseError, Reason, SchemaError, shortened
 
 RECORD = b'{"table":"t","op":"INSERT","data":{"id":%d}}\n'
 LIMIT = 1 << 20
@@ -167,6 +169,11 @@ def test_comments_and_blank_lines_are_skipped_however_many_and_long_they_are(com
     assert lines_of(content, max_record_bytes=1_000) == [(first, 1), (2 * first, 2)]
 
 
+def test_a_record_among_comments_is_found_however_it_is_indented() -> None:
+    content = b"#\n\n#\n " + RECORD % 1 + b"# a\n\t" + RECORD % 2 + b" \n#\n \t\n\r\n  " + RECORD % 3
+    assert lines_of(content) == [(4, 1), (6, 2), (11, 3)]
+
+
 def test_a_catalog_that_a_run_of_comments_announces_holds_from_the_next_record_on() -> None:
     content = RECORD % 1 + b"# a\n\n" + catalog_comment("1" * 32) + catalog_comment("2" * 32) + b"#\n"
     content += RECORD % 2
@@ -267,6 +274,17 @@ def test_an_operation_of_two_megabytes_makes_a_short_error() -> None:
 )
 def test_a_time_that_no_commit_can_have_is_none(text: str) -> None:
     assert parse_time(text) is None
+
+
+@pytest.mark.parametrize("depth", [7, 300])
+def test_an_array_of_more_dimensions_than_postgresql_has_is_refused_at_once(depth: int) -> None:
+    line = b'{"table":"t","op":"INSERT","data":{"a":%b%b}}' % (b"[" * depth, b"]" * depth)
+    data = parse_record(line).data
+    assert data is not None
+    array = ColumnType(kind="array", element=ColumnType())
+    with pytest.raises(ApplyError, match="nested too deeply"):
+        to_text(data["a"], array)
+    assert to_text(Json("[[[[[[1]]]]]]"), array) == '{{{{{{"1"}}}}}}'
 
 
 # Texts

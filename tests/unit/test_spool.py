@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 
+from syncdata.capture import spool
 from syncdata.capture.spool import FileWriter, SpooledFile, list_finished, replace_in_spool, take_over
 from syncdata.changes.filenames import SUFFIXES, Compression
 from syncdata.changes.header import Header
@@ -54,6 +55,18 @@ def test_a_finished_file_is_read_back_equal(tmp_path: Path, compression: Compres
 def test_the_first_file_says_that_nothing_came_before(tmp_path: Path) -> None:
     file = write(tmp_path, "changes_20260205_103000", 1, "none")
     assert b'"prev":null' in file.path.read_bytes().splitlines()[0]
+
+
+def test_a_record_that_readers_may_refuse_is_written_and_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spool, "DEFAULT_MAX_RECORD_BYTES", len(line(1)))
+    file = write(tmp_path, "changes_20260205_103000", 1)
+    assert caplog.messages == []
+    monkeypatch.setattr(spool, "DEFAULT_MAX_RECORD_BYTES", len(line(1)) - 1)
+    file = write(tmp_path, "changes_20260205_103001", 1)
+    assert "max_record_bytes" in caplog.text
+    assert file.footer.records == 1
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)

@@ -14,9 +14,11 @@ import msgspec
 
 from syncdata.apply.plan.schema import ColumnType
 from syncdata.changes.record import Json, exact_value
-from syncdata.errors import SchemaError
+from syncdata.errors import ApplyError, SchemaError
 
 _HEX_DIGITS = frozenset(string.hexdigits)
+_MOST_DIMENSIONS = 6  # PostgreSQL's MAXDIM
+
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 _raw_dict = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -70,13 +72,16 @@ def _is_bare_hex(text: str) -> bool:
     return len(text) % 2 == 0 and _HEX_DIGITS.issuperset(text)
 
 
-def _nested_to_text(value: Json, column_type: ColumnType, *, is_plain_file: bool) -> str:
+def _nested_to_text(value: Json, column_type: ColumnType, *, is_plain_file: bool, dimension: int = 1) -> str:
     if column_type.kind == "array" and value.startswith("["):
+        # Each dimension reads all that is in it, so a text in a thousand brackets would be read as often.
+        if dimension > _MOST_DIMENSIONS:
+            raise ApplyError("a value is nested too deeply", hint="compare the record with the column's type")
         element = column_type.element or ColumnType()
         items = (_decode(raw) for raw in _raw_list.decode(value.encode()))
         # A nested list is the next dimension; its braces must stay unquoted.
         texts = (
-            _nested_to_text(item, column_type, is_plain_file=is_plain_file)
+            _nested_to_text(item, column_type, is_plain_file=is_plain_file, dimension=dimension + 1)
             if isinstance(item, Json) and item.startswith("[") and element.kind not in ("json", "composite")
             else _quote_element(to_text(item, element, is_plain_file=is_plain_file))
             for item in items
