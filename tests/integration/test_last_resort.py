@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import threading
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import zstandard
 from django.core.management import call_command
 from django.db import connections
 
@@ -17,6 +19,7 @@ from syncdata.apply import actions, worker
 from syncdata.apply.bootstrap import Pass
 from syncdata.archive.retention import Removals
 from syncdata.capture import archiver as archiver_module
+from syncdata.capture import housekeeper, session
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.assembler import Assembler
 from syncdata.capture.chain import load_chain
@@ -106,7 +109,7 @@ def test_a_daemon_outlives_an_error_that_nobody_foresaw(
         assert "SHD_SYN_094" in str(problem) and f"unexpected: {type(error).__name__}" in str(problem)
         metrics = {
             sample.name: sample.value
-            for family in status_metrics(status(world), now=problem_time())
+            for family in status_metrics(status(world), now=dt.datetime.now(dt.UTC))
             for sample in family.samples
         }
         assert metrics["syncdata_unexpected_errors_total"] >= 2
@@ -119,12 +122,6 @@ def test_a_daemon_outlives_an_error_that_nobody_foresaw(
     assert "the cycles go on" in caplog.text
     assert VALUE not in caplog.text
     assert world.value("SELECT count(*) FROM data_sync_runs WHERE unexpected_errors > 1") == 1
-
-
-def problem_time() -> Any:
-    import datetime as dt
-
-    return dt.datetime.now(dt.UTC)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__)
@@ -257,8 +254,6 @@ def test_an_archiver_outlives_an_error_that_nobody_foresaw(
 
 
 def archived_lines(production: Production) -> bytes:
-    import zstandard
-
     reader = zstandard.ZstdDecompressor()
     files = sorted(production.archive_dir.glob("changes_*.zst"))
     return b"".join(reader.decompressobj().decompress(file.read_bytes()) for file in files)
@@ -267,8 +262,6 @@ def archived_lines(production: Production) -> bytes:
 def test_an_errand_that_fails_so_keeps_no_file_from_the_archive(
     production: Production, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from syncdata.capture import session
-
     Fault(monkeypatch, session, "write_head", TypeError(VALUE))
     production.execute("CREATE TABLE t (id int PRIMARY KEY)")
     production.publish("t")
@@ -283,10 +276,8 @@ def test_an_errand_that_fails_so_keeps_no_file_from_the_archive(
 def test_the_housekeepers_thread_goes_on_after_such_an_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from syncdata.capture import housekeeper as module
-
-    monkeypatch.setattr(module, "_FIRST_WATCH_S", 0.01)
-    monkeypatch.setattr(module, "_WATCH_EVERY_S", 0.01)
+    monkeypatch.setattr(housekeeper, "_FIRST_WATCH_S", 0.01)
+    monkeypatch.setattr(housekeeper, "_WATCH_EVERY_S", 0.01)
     seen = list[int]()
 
     def view() -> SourceView:
