@@ -37,8 +37,8 @@ class Behaviour:
     """All good unless something is given. An `on_request` returns the answer to send; None for silence."""
 
     on_connection: OnConnection = lambda connection: False
-    on_login: Callable[[], None] = lambda: None
-    on_open: Callable[[], None] = lambda: None
+    on_login: Callable[[], object] = lambda: None
+    on_open: Callable[[], object] = lambda: None
     on_subsystem: Callable[[], bool] = lambda: True
     on_channel: OnChannel = lambda channel: False
     on_request: OnRequest = lambda kind, request, rest, good: good
@@ -96,9 +96,9 @@ class BadServer:
             ssh_config=Path("/dev/null"),
         )
 
-    def wait(self) -> None:
+    def wait(self) -> bool:
         """Be silent for as long as the test runs."""
-        self.ends.wait(60)
+        return self.ends.wait(60)
 
     def stop(self) -> None:
         self.ends.set()

@@ -155,8 +155,9 @@ class SshAgent:
 
 
 @pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[SshServer]:
-    """A running server."""
+def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SshServer]:
+    """A running server. The SSH configuration of whoever runs the tests says nothing about it."""
+    monkeypatch.setenv("ARCHIVE_SSH_CONFIG", "none")
     with running_server(tmp_path / "sshd") as server:
         yield server
 

@@ -233,6 +233,8 @@ archive_user = "{sftp.user}"
 archive_dir = "{sftp.archive_dir}"
 archive_key_file = "{sftp.key_file}"
 archive_known_hosts = "{sftp.known_hosts}"
+# Whoever looks at the demo may have an SSH configuration of their own; it is not asked
+archive_ssh_config = "none"
 """
 
 

@@ -69,7 +69,8 @@ def fetch(archive: Archive) -> object:
 
 
 def put(archive: Archive) -> object:
-    return archive.put("changes_20260205_113000.json", io.BytesIO(CONTENT))
+    archive.put("changes_20260205_113000.json", io.BytesIO(CONTENT))
+    return None
 
 
 def nothing_is_lost(archive: Archive) -> None:
@@ -132,11 +133,11 @@ SILENT: dict[str, Case] = {
     "nothing to the login": (lambda server: Behaviour(on_login=server.wait), discover),
     "nothing to a channel": (lambda server: Behaviour(on_open=server.wait), discover),
     "nothing to the subsystem": (
-        lambda server: Behaviour(on_subsystem=lambda: server.wait() is None),
+        lambda server: Behaviour(on_subsystem=lambda: server.wait()),
         discover,
     ),
     "a subsystem that is silent": (
-        lambda server: Behaviour(on_channel=lambda channel: server.wait() is None),
+        lambda server: Behaviour(on_channel=lambda channel: server.wait()),
         discover,
     ),
     "half a version": (_drip, discover),
