@@ -22,7 +22,7 @@ import zstandard
 from syncdata.changes.catalog import COMMENT_PREFIX, Announcement, is_digest, lsn_or_none, parse_announcement
 from syncdata.changes.header import HEADER_PREFIX, REFETCH_HINT, Footer, Header, parse_footer, parse_header
 from syncdata.changes.names import TableName
-from syncdata.changes.record import ChangeRecord, parse_record
+from syncdata.changes.record import ChangeRecord, odd_record, parse_record
 from syncdata.errors import ParseError
 
 if TYPE_CHECKING:
@@ -108,9 +108,10 @@ def read_records(
 
     The marks of a plain file's transactions (`MARKS`) are yielded and count, too: a position is a number of
     lines, whatever they say. Test: test_a_position_counts_the_marks_of_transactions.
-    Memory is bounded by the longest line. The first line that is no record raises ParseError with its
-    number, unless the number is in *ignored*: then `UNREADABLE` stands for it, with the ``ts`` and
-    ``commit_lsn`` of the record before, so that it ends no transaction.
+    Memory is bounded by the longest line. For a line that is no record, but names its table, stands an
+    OddRecord. The first other one raises ParseError with its number. For a line whose number is in *ignored*
+    stands `UNREADABLE`, with the ``ts`` and ``commit_lsn`` of the record before, so that it ends no
+    transaction.
     """
     number = 0
     record = UNREADABLE
@@ -128,9 +129,12 @@ def read_records(
         try:
             record = parse_record(line)
         except ParseError as error:
-            if line_number not in ignored:
+            if line_number in ignored:
+                record = msgspec.structs.replace(UNREADABLE, ts=record.ts, commit_lsn=record.commit_lsn)
+            elif (odd := odd_record(line, error.message)) is not None:
+                record = odd
+            else:
                 raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
-            record = msgspec.structs.replace(UNREADABLE, ts=record.ts, commit_lsn=record.commit_lsn)
         yield LocatedRecord(record, line_number, len(line), catalog)
         catalog = None
     if number < skip:
