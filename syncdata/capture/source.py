@@ -76,6 +76,9 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
     if mine := given.pop("options", ""):
         options = f"{mine} {options}"
     connection = psycopg.connect(**given, replication="database", options=options, autocommit=True)
+    # A statement that comes again and again would be prepared, which the simple protocol does not know. Test:
+    # test_odd_names_of_schemas_tables_and_columns_arrive, which copies more tables than that takes.
+    connection.prepare_threshold = None
     try:
         connection.execute(pin_statement(SESSION_SETTINGS))
     except psycopg.Error:

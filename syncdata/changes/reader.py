@@ -32,7 +32,7 @@ from syncdata.changes.header import (
 )
 from syncdata.changes.names import TableName
 from syncdata.changes.proof import has_frame, require_frame, require_sound
-from syncdata.changes.record import ChangeRecord, parse_record
+from syncdata.changes.record import ChangeRecord, odd_record, parse_record
 from syncdata.errors import ParseError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -132,9 +132,10 @@ def read_records(
 
     The marks of a plain file's transactions (`MARKS`) are yielded and count, too: a position is a number of
     lines, whatever they say. Test: test_a_position_counts_the_marks_of_transactions.
-    Memory is bounded by *max_record_bytes*. The first line that is no record, or longer than that, raises
-    ParseError with its number, unless the number is in *ignored*: then `UNREADABLE` stands for it, with the
-    ``ts`` and ``commit_lsn`` of the record before, so that it ends no transaction.
+    Memory is bounded by *max_record_bytes*. For a line that is no record, but names its table, stands an
+    OddRecord. The first other one, or one that is longer than the bound, raises ParseError with its number.
+    For a line whose number is in *ignored* stands `UNREADABLE`, with the ``ts`` and ``commit_lsn`` of the
+    record before, so that it ends no transaction.
     """
     number = 0
     record = UNREADABLE
@@ -148,9 +149,12 @@ def read_records(
         try:
             record = _too_long(max_record_bytes) if line is None else parse_record(line)
         except ParseError as error:
-            if line_number not in ignored:
+            if line_number in ignored:
+                record = msgspec.structs.replace(UNREADABLE, ts=record.ts, commit_lsn=record.commit_lsn)
+            elif line is not None and (odd := odd_record(line, error.message)) is not None:
+                record = odd
+            else:
                 raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
-            record = msgspec.structs.replace(UNREADABLE, ts=record.ts, commit_lsn=record.commit_lsn)
         del line  # A large value is in memory once while its record is applied.
         yield LocatedRecord(record, line_number, size_bytes, catalog)
         catalog = None

@@ -37,6 +37,12 @@ class ChangeRecord(msgspec.Struct, frozen=True, gc=False):
     commit_lsn: str | None = None
 
 
+class OddRecord(ChangeRecord, frozen=True, gc=False):
+    """A line that says whose it is, but is no record: ``problem`` says why. It blocks its own table alone."""
+
+    problem: str = ""
+
+
 class Json(str):
     """The text of a JSON array or object, exactly as it stood in the file."""
 
@@ -57,10 +63,21 @@ class _RawRecord(msgspec.Struct):
     commit_lsn: str | None = None
 
 
+class _Blamed(msgspec.Struct):
+    """What a line must hold so that its table alone can be blamed: that, and the end of its transaction."""
+
+    table: str
+    ts: str | None = None
+    schema: Annotated[str, msgspec.Meta(min_length=1)] = DEFAULT_SCHEMA
+    commit_lsn: str | None = None
+
+
 # float_hook: a numeric must never pass through a float. Its cost is nil.
 _decoder = msgspec.json.Decoder(ChangeRecord, float_hook=str)
 
 _raw_decoder = msgspec.json.Decoder(_RawRecord)
+
+_blamed_decoder = msgspec.json.Decoder(_Blamed)
 
 _string_decoder = msgspec.json.Decoder(str)
 
@@ -88,6 +105,31 @@ def parse_record(line: bytes | bytearray) -> ChangeRecord:
 def _words(error: Exception) -> str:
     """Return the words of *error*; those for text that is not UTF-8 would show a byte of it."""
     return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else shortened(str(error))
+
+
+def odd_record(line: bytes | bytearray, problem: str) -> OddRecord | None:
+    """Return what stands for *line*, which `parse_record` refuses with *problem*, where it names its table
+    and its transaction. None where nobody can know whose it is.
+
+    Example: ``{"table":"t","op":"MERGE","ts":…}``. Readers that do not sync ``t`` pass over it.
+    """
+    try:
+        msgspec.json.decode(line)  # all of it: a damaged line may name any table
+        blamed = _blamed_decoder.decode(line)
+        if blamed.commit_lsn is not None:
+            parse_lsn(blamed.commit_lsn)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    if not blamed.table:
+        return None
+    return OddRecord(
+        table=blamed.table,
+        op="UPDATE",
+        ts=blamed.ts,
+        schema=blamed.schema,
+        commit_lsn=blamed.commit_lsn,
+        problem=problem,
+    )
 
 
 def _decode(line: bytes | bytearray) -> ChangeRecord:

@@ -69,10 +69,37 @@ def test_a_broken_line_blocks_the_file_after_the_whole_transactions_before_it(sh
     assert shop.checkpoint("a") == (FIRST, 4, "active", None)
 
 
-@pytest.mark.parametrize("line", ['{"table":"a"}', '{"table":"a","op":"UPSERT","data":{"id":1}}', "[]", "x"])
+ODD = {
+    "no operation": '{"table":"a"}',
+    "another operation": '{"table":"a","op":"UPSERT","data":{"id":1}}',
+    "values without names": '{"table":"a","op":"INSERT","data":[1,2]}',
+    "a transaction's mark": '{"table":"a","op":"B"}',
+    "a position that is none": '{"table":"a","op":"DELETE","old_keys":{"id":1},"lsn":17}',
+}
+
+
+@pytest.mark.parametrize("line", [*ODD.values(), "[]", "x"])
 def test_a_line_that_is_no_record_is_never_skipped(shop: World, line: str) -> None:
     shop.write(FIRST, [insert("a", id=1), line])
     assert f"{FIRST}:2" in only_error(shop, ParseError)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_line_that_names_its_table_blocks_that_table_alone(shop: World, kind: str) -> None:
+    shop.write(FIRST, [insert("a", id=1), ODD[kind], insert("b", id=1), insert("c", id=1)])
+    assert "table a: " in only_error(shop, ParseError)
+    assert counts(shop, "a", "b", "c") == [0, 1, 1]
+    assert {table for table, *_ in failures(shop)} == {"a"}
+    with shop.service() as service:
+        service.skip_record("a", f"{FIRST}:2")
+    assert shop.sync().errors == ()
+    assert counts(shop, "a") == [1]
+    # Nobody who does not sync the table is held up by the line.
+    with shop.service() as service:
+        service.remove_tables(["a"])
+    shop.write(SECOND, [ODD[kind], insert("b", id=2)])
+    assert shop.sync().errors == ()
+    assert counts(shop, "b") == [2]
 
 
 def test_a_plain_file_that_is_still_being_written_is_waited_for(shop: World) -> None:

@@ -79,3 +79,80 @@ def test_a_table_without_columns_of_its_own_arrives_by_every_way(site: Site, col
             assert site.count() == (2, 2)
     site.go("TRUNCATE odd", "INSERT INTO odd DEFAULT VALUES")
     assert site.count() == (1, 1)
+
+
+NAMES = ['"a.b"', '"Qu""oted"', '"new\nline"', '"# {"', '" "', '"Ä\u2028"', f'"{"n" * 63}"']
+
+
+def test_odd_names_of_schemas_tables_and_columns_arrive(site: Site) -> None:
+    tables = []
+    ddl = []
+    for name in NAMES:
+        ddl.append(f"CREATE SCHEMA {name}")
+        ddl.append(f'CREATE TABLE {name}.{name} ({name} text PRIMARY KEY, {name[:-1][:60]}2" text)')
+        tables.append(f"{name}.{name}")
+    site.begin(*ddl, tables=tuple(tables))
+    for table, name in zip(tables, NAMES, strict=True):
+        site.production.execute(
+            f"INSERT INTO {table} VALUES ('k', 'v'), ('gone', 'v')",
+            f"UPDATE {table} SET {name} = 'K' WHERE {name} = 'k'",
+            f"DELETE FROM {table} WHERE {name} = 'gone'",
+        )
+    site.go()
+    for table in tables:
+        assert site.is_equal(table), table
+
+
+@dataclass(frozen=True)
+class Way:
+    """Something odd but legal that happens to `odd` at production in mid-stream, and what may become of it:
+    ``state`` in the end. Beside it goes on in any case."""
+
+    there: tuple[str, ...]
+    state: str
+    ddl: str = "CREATE TABLE odd (id int PRIMARY KEY, v text)"
+
+
+WAYS = {
+    "the primary key goes": Way(
+        ("ALTER TABLE odd DROP CONSTRAINT odd_pkey", "INSERT INTO odd VALUES (7, 'x')"), "blocked"
+    ),
+    "its replica identity becomes nothing": Way(
+        ("ALTER TABLE odd REPLICA IDENTITY NOTHING", "INSERT INTO odd VALUES (7, 'x')"), "active"
+    ),
+    "the index that identifies rows goes": Way(
+        ("DROP INDEX by_code", "INSERT INTO odd VALUES (7, 'x')"),
+        "blocked",
+        "CREATE TABLE odd (id int NOT NULL, v text); CREATE UNIQUE INDEX by_code ON odd (id);"
+        " ALTER TABLE odd REPLICA IDENTITY USING INDEX by_code",
+    ),
+    "a name with a dot": Way(
+        ('ALTER TABLE odd RENAME TO "odd.b"', """INSERT INTO "odd.b" VALUES (7, 'x')"""), "unpublished"
+    ),
+    "all its columns go": Way(
+        ("ALTER TABLE odd DROP COLUMN id, DROP COLUMN v", "INSERT INTO odd DEFAULT VALUES"), "blocked"
+    ),
+    "it is emptied together with the one beside, identities anew": Way(
+        ("TRUNCATE odd, beside RESTART IDENTITY CASCADE", "INSERT INTO odd VALUES (7, 'x')"), "active"
+    ),
+    "its key column gets an odd name": Way(
+        ('ALTER TABLE odd RENAME id TO "i""d\n"', "INSERT INTO odd VALUES (7, 'x')"), "blocked"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_what_happens_to_a_table_in_mid_stream_holds_up_no_other(
+    make_production: Callable[..., Production], make_world: Callable[..., World], kind: str
+) -> None:
+    way, site = WAYS[kind], Site(make_production(), make_world())
+    site.begin(way.ddl)
+    site.go("INSERT INTO odd VALUES (1, 'a'), (2, 'b')", "UPDATE odd SET v = 'c' WHERE id = 1")
+    assert site.is_equal("odd")
+    site.go(*way.there)
+    state = site.world.checkpoint("odd")[2]
+    assert state == ("blocked" if way.state == "blocked" else "active")
+    if way.state == "active":
+        assert site.is_equal("odd")
+    marks = site.world.value("SELECT marks::text FROM data_sync_checkpoints WHERE table_name = 'odd'")
+    assert ("unpublished" in marks) == (way.state == "unpublished")

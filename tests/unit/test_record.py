@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncdata.changes.record import Json, parse_record
+from syncdata.changes.record import Json, odd_record, parse_record
 from syncdata.errors import ParseError
 
 
@@ -199,3 +199,35 @@ def test_no_cut_or_damaged_line_raises_anything_but_a_parse_error(data: st.DataO
         parse_record(bytes(line[:place]))
     except ParseError:
         pass
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"table":"t","op":"MERGE","ts":"1","commit_lsn":"0/17"}',
+        b'{"table":"t","op":"INSERT","data":[1],"ts":"1","commit_lsn":"0/17"}',
+        b'{"table":"t","op":"B","ts":"1","commit_lsn":"0/17"}',
+    ],
+)
+def test_a_line_that_is_no_record_is_blamed_on_the_table_that_it_names(line: bytes) -> None:
+    odd = odd_record(line, "why")
+    assert odd is not None
+    assert (odd.schema, odd.table, odd.ts, odd.commit_lsn, odd.problem) == ("public", "t", "1", "0/17", "why")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"table":"t","op":"MERGE"',
+        b'{"table":"t","op":"MERGE","data":{"a":"\xff"}}',
+        b'{"table":"t","op":"MERGE","data":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"table":"t","schema":"","op":"TRUNCATE"}',
+        b'{"table":"","op":"MERGE"}',
+        b'{"table":["t"],"op":"MERGE"}',
+        b'{"table":"t","op":"MERGE","ts":5}',
+        b'{"table":"t","op":"MERGE","commit_lsn":"17"}',
+        b"[]",
+    ],
+)
+def test_a_line_of_which_nobody_knows_table_and_transaction_is_blamed_on_none(line: bytes) -> None:
+    assert odd_record(line, "why") is None

@@ -52,8 +52,8 @@ from syncdata.apply.plan.columns import Key, OtherKeyError, RecordReader, Values
 from syncdata.apply.plan.keyless import KeylessFold
 from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan
 from syncdata.changes.reader import LocatedRecord
-from syncdata.changes.record import ChangeRecord
-from syncdata.errors import ApplyError, SchemaError, SyncError
+from syncdata.changes.record import ChangeRecord, OddRecord
+from syncdata.errors import ApplyError, ParseError, SchemaError, SyncError
 
 
 def make_plan(batch: TableBatch) -> TablePlan:
@@ -92,7 +92,7 @@ def _fold(batch: TableBatch) -> TablePlan:
         record = located.record
         try:
             # Test: test_rows_without_any_column_of_their_own_are_counted.
-            if not record.data and schema.writable:
+            if not record.data and (schema.writable or type(record) is OddRecord):
                 _require_values(record)
             fold.add(record)
         except SyncError as error:
@@ -126,6 +126,11 @@ def _require_values(record: ChangeRecord) -> None:
     The line is a record, and says whose: it blocks this table alone, and nobody who does not sync it. Test:
     test_a_record_without_values_blocks_its_own_table_alone.
     """
+    if isinstance(record, OddRecord):
+        # Test: test_a_line_that_names_its_table_blocks_that_table_alone.
+        raise ParseError(
+            record.problem, hint="mend the line in the archive; or leave it out with skip_record"
+        )
     if record.op == "DELETE" and not record.old_keys:
         raise SchemaError(
             "a DELETE without old_keys: production sends no column of its key",
