@@ -153,7 +153,7 @@ class Archiver:
                 error_code=error.code,
             )
             with closing(self._open_archive()) as archive:
-                write_head(archive, self._settings.spool_dir, head)
+                write_head(archive, self._settings, head)
         except SyncError as failure:
             logger.warning("%s", failure, extra={"code": failure.code})
 

@@ -19,7 +19,8 @@ _OVERDUE_ROTATIONS, _OVERDUE_GRACE_S = 3, 60
 class ArchiverStatus:
     """The archiver's status. ``lag_bytes`` of WAL and ``lag_seconds`` of changes are not in the archive yet.
     ``retention_share``: of the WAL that may be kept for the slot (None: no limit). ``problems`` says why it
-    is not healthy, and is empty when it is; a problem's ``str()`` is its text."""
+    is not healthy, and is empty when it is; a problem's ``str()`` is its text. ``signs_with``: the
+    fingerprint of the key, None where nothing is signed."""
 
     status: str
     slot: str
@@ -36,6 +37,7 @@ class ArchiverStatus:
     limit_bytes: int | None = None
     retention_share: float | None = None
     problems: tuple[Problem, ...] = ()
+    signs_with: str | None = None
 
     @property
     def is_healthy(self) -> bool:
@@ -52,6 +54,7 @@ def archiver_status(
     rotate_s: int,
     now: dt.datetime,
     problems: tuple[Problem, ...] = (),
+    signs_with: str | None = None,
 ) -> ArchiverStatus:
     """Return the status. *waiting*: name and size of the files in the spool. *problems*: those that the
     caller has found already."""
@@ -78,6 +81,7 @@ def archiver_status(
             *problems,
             *_find_problems(slot, chain, lag_seconds, is_active=is_active, rotate_s=rotate_s),
         ),
+        signs_with=signs_with,
     )
 
 
@@ -142,6 +146,7 @@ def format_archiver_status(status: ArchiverStatus) -> str:
         f"last file: {status.last_file or '-'}",
         f"files waiting for the archive: {status.waiting_files}, {format_bytes(status.waiting_bytes)}",
         f"WAL kept for the slot: {kept}",
+        f"signs with: {status.signs_with or 'nothing is signed'}",
     ]
     if status.problems:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status.problems)]

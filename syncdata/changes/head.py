@@ -17,7 +17,7 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     """``time``: ISO 8601, UTC, by the archiver's clock. All that was committed before ``confirmed_lsn`` is in
     the archive; ``newest_file`` is its newest change file, and ``catalog`` the digest that holds behind it.
     ``state``: ``running``, ``stopped``, or ``waiting`` while an error holds it, which ``error_code`` names.
-    ``every_s``: seconds between two heads."""
+    ``every_s``: seconds between two heads. ``key`` and ``signature``: as in a footer."""
 
     version: int
     time: str
@@ -30,6 +30,8 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     system_id: str = ""
     timeline: int = 0
     epoch: str = ""
+    key: str = ""
+    signature: str = ""
 
 
 def encode_head(head: Head) -> bytes:

@@ -62,6 +62,8 @@ def fetch(archive: Archive, file: ArchivedFile, *, stop: threading.Event) -> Fet
                 file=file.name,
             )
         inspection = inspect(stream, file.name)
+        if archive.keys is not None:
+            inspection = archive.keys.checked(file.name, inspection)
         catalogs, error = _read_catalogs(archive, inspection)
     except BaseException:  # a stop, too
         stream.close()
