@@ -72,6 +72,7 @@ class SyncConfig:
     batch_bytes: int = 32 * 1024 * 1024
     max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
     log_keep_days: int = 0
+    archive_public_keys: tuple[str, ...] = ()
     state_dir: Path
     config_file: Path | None = None
 
@@ -117,6 +118,7 @@ class SourceConfig:
     snapshot_bytes: int = 1 << 30
     keep_days: int = 14
     prune_hours: int = 0
+    signing_key_file: Path | None = None
     state_dir: Path
 
     @property
@@ -250,6 +252,8 @@ def _read_source(found: ConfigValues, table: object) -> None:
 def _source_config(taken: dict[str, Any], state_dir: Path) -> SourceConfig:
     # A relative path begins beside the configuration, wherever the daemon was started.
     spool_dir = state_dir / taken.pop("spool_dir", "spool")
+    if signing_key_file := taken.get("signing_key_file"):
+        taken["signing_key_file"] = state_dir / signing_key_file
     archive = taken["archive"]
     if isinstance(archive, LocalSettings) and _is_same(archive.directory, spool_dir):
         # A file that is in the archive is removed from the spool; in one directory, that is the same file.

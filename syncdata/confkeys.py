@@ -15,6 +15,7 @@ from typing import Any
 
 from syncdata.apply.whitelist import parse_syncable
 from syncdata.archive.backends import DEFAULT_BACKEND, backend_keys, find_backend
+from syncdata.archive.signatures import read_public_keys
 from syncdata.archive.storage import ArchiveSettings
 from syncdata.changes.names import TableName
 from syncdata.errors import ConfigError, WhitelistAddError, shortened
@@ -63,6 +64,17 @@ def _tables(value: object) -> tuple[TableName, ...]:
     return tuple(dict.fromkeys(tables))
 
 
+def _public_keys(value: object) -> tuple[str, ...]:
+    values = value.split(",") if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(item, str) for item in values):
+        raise ValueError("must be a list of public keys, or of paths of files that have them")
+    found = read_public_keys(item.strip() for item in values if item.strip())
+    if not found:
+        # Never silently without: who leaves the key empty would think that files are checked.
+        raise ValueError("names no key; leave it out where files need not be signed")
+    return found
+
+
 def _failover(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else one_of("auto", "true", "false")(value)
 
@@ -96,6 +108,7 @@ PACE_KEYS = {
     "max_record_bytes": Key(whole_number(1_024, 2**31 - 1)),
     "log_keep_days": Key(whole_number(0, 36_500)),
 }
+PROOF_KEYS = {"archive_public_keys": Key(_public_keys, "ARCHIVE_PUBLIC_KEYS")}
 DATABASE_KEYS = {
     "pg_host": Key(a_host, "PG_HOST"),
     "pg_port": Key(PORT, "PG_PORT"),
@@ -119,12 +132,13 @@ SOURCE_KEYS = {
     "compression": Key(one_of("zstd", "gzip", "none")),
     "snapshot_bytes": Key(whole_number(0, 2**50)),
     "keep_days": Key(whole_number(0, 36_500)),
+    "signing_key_file": Key(a_path),
     "prune_hours": Key(whole_number(0, _YEAR_HOURS)),
 }
 _TLS_PAIR = {"pg_sslcert", "pg_sslkey"}
 # The keys of a file, and of ``settings.SYNCDATA``; the archive's backend may add more.
-FILE_KEYS = ARCHIVE_KEYS | PACE_KEYS | DATABASE_KEYS
-SETTINGS_KEYS = ARCHIVE_KEYS | PACE_KEYS | {"database": Key(a_text), "state_dir": Key(a_path)}
+FILE_KEYS = ARCHIVE_KEYS | PROOF_KEYS | PACE_KEYS | DATABASE_KEYS
+SETTINGS_KEYS = ARCHIVE_KEYS | PROOF_KEYS | PACE_KEYS | {"database": Key(a_text), "state_dir": Key(a_path)}
 
 
 def keys_of_archive(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Key]:

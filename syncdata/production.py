@@ -15,6 +15,7 @@ from typing import cast
 
 from syncdata.archive.archive import Archive, open_archive
 from syncdata.archive.retention import Removals, find_removals, prune
+from syncdata.archive.signatures import Signer, load_signer
 from syncdata.capture.archiver import Archiver
 from syncdata.capture.catalog_state import last_naming
 from syncdata.capture.chain import Chain, load_chain, require_same_slot, timeline_problem
@@ -33,7 +34,15 @@ from syncdata.changes.filenames import Compression
 from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
 from syncdata.daemon import PidFile, running_pid, stop_daemon
-from syncdata.errors import ArchiverRunError, PidFileError, Problem, Reason, SnapshotError, SyncError
+from syncdata.errors import (
+    ArchiverRunError,
+    ConfigError,
+    PidFileError,
+    Problem,
+    Reason,
+    SnapshotError,
+    SyncError,
+)
 from syncdata.provision import provision
 from syncdata.provision.facts import Failover
 from syncdata.provision.findings import Finding
@@ -217,6 +226,11 @@ class ProductionService:
         except SyncError as error:
             problems.append(Problem(kind="source", reason=Reason.of(error)))
         problems += trouble_problems(self._config.spool_dir)
+        signer = None
+        try:
+            signer = self._signer
+        except ConfigError as error:
+            problems.append(Problem(kind="signing-key", reason=Reason.of(error)))
         is_active = running_pid(self.pid_file) is not None
         chain = load_chain(self._config.spool_dir)
         if (held := load_unreadable(self._config.spool_dir, chain)) is not None:
@@ -235,6 +249,7 @@ class ProductionService:
             now=_utcnow(),
             problems=tuple(problems),
             left_out=tuple(entry.commit_lsn for entry in load_left_out(self._config.spool_dir)),
+            signs_with=signer.fingerprint if signer else None,
         )
 
     # Inside
@@ -285,7 +300,14 @@ class ProductionService:
             rotate_bytes=config.rotate_bytes,
             compression=cast(Compression, config.compression),
             snapshot_bytes=config.snapshot_bytes,
+            signer=self._signer,
         )
+
+    @property
+    def _signer(self) -> Signer | None:
+        """The key to sign with, read anew with each piece of work. Raises ConfigError."""
+        path = self._config.signing_key_file
+        return None if path is None else load_signer(path)
 
     def _archiver(self) -> Archiver:
         return Archiver(self._settings, self._open_archive)

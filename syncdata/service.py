@@ -9,6 +9,7 @@ import datetime as dt
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +24,7 @@ from syncdata.apply.state.pruning import count_before, prune
 from syncdata.apply.state.status import DaemonStatus, TableInfo, format_status
 from syncdata.apply.worker import Worker
 from syncdata.archive.archive import open_archive
+from syncdata.archive.signatures import PublicKeys
 from syncdata.changes.names import TableName
 from syncdata.conf import SyncConfig
 from syncdata.connections import AliasSession, init_error
@@ -44,11 +46,13 @@ class SyncDataService(TablesService):
     def __init__(
         self, config: SyncConfig, *, progress: Progress | None = None, timeout_s: int | None = None
     ) -> None:
+        keys = PublicKeys(config.archive_public_keys) if config.archive_public_keys else None
         session = AliasSession(config.database, timeout_s=timeout_s)
         super().__init__(session, frequency_s=config.data_sync_freq, stale_after_s=config.stale_after)
+        self._verifies_with = tuple(keys.fingerprints) if keys else ()
         self._resources = Resources(
             session,
-            lambda: open_archive(config.archive),
+            lambda: open_archive(config.archive, keys=keys),
             ApplySettings(
                 limits=config.limits,
                 interval_s=config.data_sync_freq,
@@ -84,6 +88,10 @@ class SyncDataService(TablesService):
                 f"the service was not closed cleanly ({type(error).__name__})",
                 hint="nothing is lost: what was applied is committed",
             ) from error
+
+    def get_status(self) -> DaemonStatus:
+        """Return the daemon's status, and whose signatures this configuration asks for."""
+        return replace(super().get_status(), verifies_with=self._verifies_with)
 
     def run_loop(self, *, interval_s: int | None = None, stop: threading.Event | None = None) -> None:
         """Run cycles until *stop* is set; the batch that is running then still commits. Between cycles and

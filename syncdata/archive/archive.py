@@ -16,6 +16,7 @@ from typing import BinaryIO
 from syncdata.archive.content import Content
 from syncdata.archive.put import put_once
 from syncdata.archive.refusals import cannot_list, cannot_put, cannot_read, cannot_remove
+from syncdata.archive.signatures import PublicKeys
 from syncdata.archive.storage import ArchiveSettings, Storage
 from syncdata.changes.catalog import (
     CATALOG_DIRECTORY,
@@ -64,7 +65,9 @@ class Archive:
     cannot be reached.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, *, keys: PublicKeys | None = None) -> None:
+        """*keys*: those of them that signed it make a file to be believed; without it, none needs to be."""
+        self.keys = keys
         self._storage = storage
         self._catalogs: dict[str, Catalog] = {}
         self._newest_stem = ""
@@ -214,15 +217,18 @@ class Archive:
     def read_head(self) -> Head | None:
         """Return the archiver's sign of life; None where the archive has none.
 
-        Raises ParseError when it is broken, FetchError when it cannot be read.
+        Raises ParseError when it is broken, or not signed as it must be, FetchError when it cannot be read.
         """
         try:
             with self._storage.open(HEAD_NAME) as stream:
-                return parse_head(stream.read(MAX_HEAD_BYTES + 1))
+                head = parse_head(stream.read(MAX_HEAD_BYTES + 1))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise cannot_read(self._location(HEAD_NAME), error) from error
+        if self.keys is not None:
+            self.keys.check_head(head, HEAD_NAME)
+        return head
 
     def close(self) -> None:
         """Let go of the archive; a fetch or put that is running fails soon."""
@@ -261,9 +267,11 @@ class Archive:
         return f"{self.describe().rstrip('/')}/{name}"
 
 
-def open_archive(settings: ArchiveSettings, *, spool_dir: Path | None = None) -> Archive:
+def open_archive(
+    settings: ArchiveSettings, *, spool_dir: Path | None = None, keys: PublicKeys | None = None
+) -> Archive:
     """Return the archive that *settings* describe, without connecting: the first use does.
 
-    In *spool_dir* a storage keeps the anonymous temporary copies of fetched files.
+    In *spool_dir* a storage keeps the anonymous temporary copies of fetched files. *keys*: as in `Archive`.
     """
-    return Archive(settings.open_storage(spool_dir=spool_dir))
+    return Archive(settings.open_storage(spool_dir=spool_dir), keys=keys)

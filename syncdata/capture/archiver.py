@@ -237,7 +237,7 @@ class Archiver:
                 error_code=error.code,
             )
             with closing(self._open_archive()) as archive:
-                write_head(archive, self._settings.spool_dir, head)
+                write_head(archive, self._settings, head)
         except SyncError as failure:
             logger.warning("%s", failure, extra={"code": failure.code})
         except Exception as failure:  # what it was to tell is in the log, and is what matters

@@ -224,7 +224,11 @@ class Assembler:
             catalog_lsn=catalog.lsn,
         )
         self._writer = FileWriter(
-            self._settings.spool_dir, ".changes.part", header, self._settings.compression
+            self._settings.spool_dir,
+            ".changes.part",
+            header,
+            self._settings.compression,
+            signer=self._settings.signer,
         )
         self._opened_s = time.monotonic()
         self._named.clear()

@@ -4,10 +4,10 @@ reach the archive; when it is due, the session knows."""
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
 
 from syncdata.archive.archive import Archive
 from syncdata.capture.chain import Chain, format_moment
+from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.uploader import put_catalogs
 from syncdata.changes.head import Head, encode_head
 
@@ -44,7 +44,7 @@ def make_head(
     )
 
 
-def write_head(archive: Archive, spool_dir: Path, head: Head) -> None:
+def write_head(archive: Archive, settings: CaptureSettings, head: Head) -> None:
     """Replace the archive's head; the catalog that it names goes first. Raises as the archive does."""
-    put_catalogs(archive, spool_dir)
-    archive.write_head(encode_head(head))
+    put_catalogs(archive, settings.spool_dir)
+    archive.write_head(encode_head(settings.signer.sign_head(head) if settings.signer else head))

@@ -209,8 +209,8 @@ class ReplicationSession:
             state="waiting" if error and state == "running" else state,
             error_code=error.code if error else None,
         )
-        spool_dir = self._settings.spool_dir
-        self._uploader.run_errand(lambda archive: write_head(archive, spool_dir, head))
+        settings = self._settings
+        self._uploader.run_errand(lambda archive: write_head(archive, settings, head))
 
     # Messages
 

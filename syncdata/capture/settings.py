@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from syncdata.archive.signatures import Signer
 from syncdata.changes.filenames import Compression
 
 
@@ -15,7 +16,8 @@ from syncdata.changes.filenames import Compression
 class CaptureSettings:
     """``params`` are psycopg's, for the source. A change file ends at the first commit after it has been open
     for ``rotate_s`` seconds, or has ``rotate_bytes`` of text (before compression). Tables of up to
-    ``snapshot_bytes`` are copied by the archiver itself when their rows changed without a record."""
+    ``snapshot_bytes`` are copied by the archiver itself when their rows changed without a record. ``signer``,
+    where there is one, signs what goes to the archive."""
 
     params: Mapping[str, Any] = field(repr=False)
     slot_name: str
@@ -25,3 +27,4 @@ class CaptureSettings:
     rotate_bytes: int = 64 * 1024 * 1024
     compression: Compression = "zstd"
     snapshot_bytes: int = 1 << 30
+    signer: Signer | None = None

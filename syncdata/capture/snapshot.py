@@ -28,6 +28,7 @@ from pathlib import Path
 import msgspec
 
 from syncdata.archive.archive import Archive
+from syncdata.archive.signatures import Signer
 from syncdata.capture.catalog_state import load_state, next_state, note_snapshot
 from syncdata.capture.chain import (
     Chain,
@@ -122,6 +123,7 @@ def take_snapshots(
                 point=point,
                 stop=stop,
                 progress=progress,
+                signer=settings.signer,
             )
             progress.files_found(len(tables), sum(table.rows for table in point.tables))
             failed = list(point.refused)
@@ -173,6 +175,7 @@ class _Copying:
     point: Point
     stop: threading.Event
     progress: Progress
+    signer: Signer | None
 
     def take(self, table: CopiedTable) -> TakenSnapshot:
         self.progress.file_started(str(table.name), table.rows)
@@ -196,7 +199,7 @@ class _Copying:
         """Write the table's rows to the spool, one at a time, so that memory does not grow with the table."""
         name = f"{table.name.schema}.{table.name.name}"
         header = msgspec.structs.replace(self.header, snapshot=name)
-        writer = FileWriter(self.spool_dir, ".snapshot.part", header, "gzip")
+        writer = FileWriter(self.spool_dir, ".snapshot.part", header, "gzip", signer=self.signer)
         try:
             records = self._write_rows(table, writer)
             return writer.finish(
@@ -206,6 +209,7 @@ class _Copying:
                 first_commit_lsn=self.point.commit_lsn,
                 last_commit_lsn=self.point.commit_lsn,
                 end_lsn=self.point.commit_lsn + 1,
+                archived_as=snapshot_name(self.stamp, table.name),
             )
         except BaseException:
             writer.discard()

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from syncdata.archive.signatures import Signer
 from syncdata.changes.catalog import CATALOG_DIRECTORY, catalog_name, is_catalog_name
 from syncdata.changes.filenames import SUFFIXES, Compression, is_change_file
 from syncdata.changes.header import Footer, Header
@@ -51,12 +52,22 @@ class SpooledFile:
 
 class FileWriter:
     """Writes one file of the spool: it has a hidden name while it grows, and its own once it is durable.
+    *signer*, where there is one, signs it.
 
     Every method raises SpoolError when the disk refuses.
     """
 
-    def __init__(self, directory: Path, part_name: str, header: Header, compression: Compression) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        part_name: str,
+        header: Header,
+        compression: Compression,
+        *,
+        signer: Signer | None = None,
+    ) -> None:
         self.header = header
+        self._signer = signer
         self._directory = directory
         self._part = directory / part_name
         self._suffix = SUFFIXES[compression]
@@ -95,8 +106,13 @@ class FileWriter:
         first_commit_lsn: int | None,
         last_commit_lsn: int | None,
         end_lsn: int | None,
+        archived_as: str | None = None,
     ) -> SpooledFile:
-        """Write the footer and rename the file to *name* with its suffix; it is durable on return."""
+        """Write the footer and rename the file to *name* with its suffix; it is durable on return.
+
+        *archived_as*: its name in the archive, which is signed, where that is another.
+        """
+        signer, signed_name = self._signer, archived_as or name
         path = self._directory / f"{name}{self._suffix}"
         with translated(self._part):
             footer = self._content.finish(
@@ -105,6 +121,7 @@ class FileWriter:
                 first_commit_lsn=first_commit_lsn,
                 last_commit_lsn=last_commit_lsn,
                 end_lsn=end_lsn,
+                sign=lambda footer: signer.sign_footer(signed_name, footer) if signer else footer,
             )
             self._raw.flush()
             os.fsync(self._raw.fileno())

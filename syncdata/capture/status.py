@@ -20,7 +20,8 @@ class ArchiverStatus:
     """The archiver's status. ``lag_bytes`` of WAL and ``lag_seconds`` of changes are not in the archive yet.
     ``retention_share``: of the WAL that may be kept for the slot (None: no limit). ``problems`` says why it
     is not healthy, and is empty when it is; a problem's ``str()`` is its text. ``left_out``: the commit LSNs
-    of the transactions that an operator has left out."""
+    of the transactions that an operator has left out. ``signs_with``: the fingerprint of the key, None where
+    nothing is signed."""
 
     status: str
     slot: str
@@ -38,6 +39,7 @@ class ArchiverStatus:
     retention_share: float | None = None
     problems: tuple[Problem, ...] = ()
     left_out: tuple[str, ...] = ()
+    signs_with: str | None = None
 
     @property
     def is_healthy(self) -> bool:
@@ -55,6 +57,7 @@ def archiver_status(
     now: dt.datetime,
     problems: tuple[Problem, ...] = (),
     left_out: tuple[str, ...] = (),
+    signs_with: str | None = None,
 ) -> ArchiverStatus:
     """Return the status. *waiting*: name and size of the files in the spool. *problems*: those that the
     caller has found already."""
@@ -82,6 +85,7 @@ def archiver_status(
             *problems,
             *_find_problems(slot, chain, lag_seconds, is_active=is_active, rotate_s=rotate_s),
         ),
+        signs_with=signs_with,
     )
 
 
@@ -146,6 +150,7 @@ def format_archiver_status(status: ArchiverStatus) -> str:
         f"last file: {status.last_file or '-'}",
         f"files waiting for the archive: {status.waiting_files}, {format_bytes(status.waiting_bytes)}",
         f"WAL kept for the slot: {kept}",
+        f"signs with: {status.signs_with or 'nothing is signed'}",
     ]
     if status.left_out:
         lines.append(f"transactions left out: {len(status.left_out)}, the last at {status.left_out[-1]}")

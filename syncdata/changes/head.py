@@ -23,7 +23,7 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     """``time``: ISO 8601, UTC, by the archiver's clock. All that was committed before ``confirmed_lsn`` is in
     the archive; ``newest_file`` is its newest change file, and ``catalog`` the digest that holds behind it.
     ``state``: ``running``, ``stopped``, or ``waiting`` while an error holds it, which ``error_code`` names.
-    ``every_s``: seconds between two heads."""
+    ``every_s``: seconds between two heads. ``key`` and ``signature``: as in a footer."""
 
     version: int
     time: _Text
@@ -36,6 +36,8 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     system_id: _Text = ""
     timeline: int = 0
     epoch: _Text = ""
+    key: _Text = ""
+    signature: _Text = ""
 
 
 def encode_head(head: Head) -> bytes:

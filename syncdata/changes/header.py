@@ -56,7 +56,8 @@ class Header(msgspec.Struct, frozen=True):
 class Footer(msgspec.Struct, frozen=True, kw_only=True):
     """The last line of a file that syncdata wrote: the counts and the SHA-256 of all the lines before it.
 
-    Everything that was committed before ``end_lsn`` is in this file or in earlier ones.
+    Everything that was committed before ``end_lsn`` is in this file or in earlier ones. ``signature``, where
+    the archiver signs, is base64, and ``key`` the fingerprint of the key (`archive.signatures`).
     """
 
     end: bool
@@ -66,6 +67,8 @@ class Footer(msgspec.Struct, frozen=True, kw_only=True):
     last_commit_lsn: str | None = None
     end_lsn: str | None = None
     sha256: str
+    key: str | None = None
+    signature: str | None = None
 
 
 def parse_header(head: bytes, name: str) -> Header | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -53,8 +54,10 @@ class ChangeFileWriter:
         first_commit_lsn: int | None,
         last_commit_lsn: int | None,
         end_lsn: int | None,
+        sign: Callable[[Footer], Footer] = lambda footer: footer,
     ) -> Footer:
-        """Write the footer, with the SHA-256 of all before it, and end the compression. Return the footer."""
+        """Write the footer, with the SHA-256 of all before it, and end the compression. Return the footer,
+        which *sign* returns with a signature, where there is one."""
         self._flush()
         footer = Footer(
             end=True,
@@ -65,6 +68,7 @@ class ChangeFileWriter:
             end_lsn=_text(end_lsn),
             sha256=self._digest.hexdigest(),
         )
+        footer = sign(footer)
         self._out.write(format_comment(footer))
         if self._out is not self._raw:
             self._out.close()

@@ -70,6 +70,8 @@ def fetch(
                 file=file.name,
             )
         inspection = inspect(stream, file.name, max_record_bytes=max_record_bytes)
+        if archive.keys is not None:
+            inspection = archive.keys.checked(file.name, inspection)
         catalogs, error = _read_catalogs(archive, inspection)
     except BaseException:  # a stop, too
         stream.close()

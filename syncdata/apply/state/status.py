@@ -67,7 +67,8 @@ class DaemonStatus:
     ``unexpected_errors``, those among them that are faults of syncdata; ``problems`` says why it
     is not healthy, and is empty when it is. A problem's ``str()`` is its text; its ``kind`` is one of
     ``blocked`` or that of a mark (then it names the ``table``), ``stale``, ``archiver-waits``,
-    ``waiting-for-lock``, ``not-started``, ``cycle-failed`` and ``overdue``."""
+    ``waiting-for-lock``, ``not-started``, ``cycle-failed`` and ``overdue``. ``verifies_with``: the
+    fingerprints of the keys that files must be signed with; none where they need not be signed."""
 
     status: str
     sync_frequency: int
@@ -79,6 +80,7 @@ class DaemonStatus:
     last_error: str | None = None
     problems: tuple[Problem, ...] = ()
     unexpected_errors: int = 0
+    verifies_with: tuple[str, ...] = ()
 
     @property
     def is_active(self) -> bool:
@@ -140,6 +142,8 @@ def format_status(status: DaemonStatus) -> str:
     changes = [info.last_change_at for info in status.tables if info.last_change_at]
     if changes:
         lines += ["", f"newest change applied: {_format_time(max(changes))}"]
+    if status.verifies_with:
+        lines += ["", f"applies only what is signed with: {', '.join(status.verifies_with)}"]
     if status.problems:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status.problems)]
     return "\n".join(lines)
