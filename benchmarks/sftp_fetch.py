@@ -8,6 +8,7 @@ list 100,000 names.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import resource
 import shutil
@@ -38,8 +39,13 @@ def main(megabytes: int) -> None:
             server.stop()
 
 
+def _name(number: int) -> str:
+    moment = dt.datetime(2026, 1, 1) + dt.timedelta(seconds=number)
+    return f"changes_{moment:%Y%m%d_%H%M%S}.json"
+
+
 def measure(server: SshServer, megabytes: int) -> None:
-    with (server.archive_dir / "changes_0.json").open("wb") as file:
+    with (server.archive_dir / _name(0)).open("wb") as file:
         for _ in range(megabytes):
             file.write(os.urandom(1_000_000))
     archive = open_archive(server.settings(), spool_dir=server.folder)
@@ -52,9 +58,9 @@ def measure(server: SshServer, megabytes: int) -> None:
     print(f"peak memory: {before_mib:.0f} MiB before, {peak_mib():.0f} MiB after")
 
     for number in range(1, NAMES):
-        (server.archive_dir / f"changes_{number:06}.json").touch()
+        (server.archive_dir / _name(number)).touch()
     started = time.monotonic()
-    found = archive.discover(f"changes_{NAMES - 3:06}.json")
+    found = archive.discover(_name(NAMES - 3))
     print(f"list: {len(found)} of {NAMES} names in {time.monotonic() - started:.2f} s")
     archive.close()
 
