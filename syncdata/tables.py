@@ -367,8 +367,8 @@ def _find_tables(
     tables = list(dict.fromkeys(require_syncable(table) for table in [*named, *of_apps]))
     with errors_as(WhitelistAddError, "the tables cannot be looked up"):
         relations = read_relations(connection, tables)
-        books = find_kin(connection, sorted(RESERVED), tables).related
-    for table, own in books.items():
+        bookkeeping = find_kin(connection, sorted(RESERVED), tables).related
+    for table, own in bookkeeping.items():
         raise WhitelistAddError(
             f"{table} shares its rows with {own}, this database's own bookkeeping, and is never synced",
             hint="choose tables of your application",
