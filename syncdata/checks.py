@@ -14,10 +14,8 @@ from typing import Any
 import psycopg
 from django.apps import apps
 from django.conf import settings
-from django.contrib.auth import get_user_model
 from django.core import checks
 from django.db import connections, router
-from django.db.models import Model
 
 from syncdata.apply.plan.relation import Relation, find_fault
 from syncdata.apply.plan.schema import TableSchema
@@ -37,7 +35,7 @@ from syncdata.conf import (
 )
 from syncdata.connections import init_error
 from syncdata.errors import SyncError
-from syncdata.modelnames import table_of
+from syncdata.logins import find_logins
 from syncdata.models import SyncLog, TableToSync
 from syncdata.tables import find_numbered_by_migrations
 
@@ -199,7 +197,7 @@ def _check_whitelist_and_role(connection: psycopg.Connection[Any], alias: str) -
             )
     schemas = read_schemas(connection, tables)
     found += _check_tables(tables, schemas, read_relations(connection, tables))
-    found += _check_logins(tables, alias)
+    found += _check_logins(find_logins(connection, alias, tables))
     found += _check_table_rights(connection, schemas.values())
     return found
 
@@ -245,29 +243,14 @@ def _check_tables(
             )
 
 
-def _check_logins(tables: Iterable[TableName], alias: str) -> Iterator[checks.CheckMessage]:
-    logins = {table_of(model): model._meta.label for model in _login_models(alias)}
-    for table in tables:
-        if table in logins:
-            yield checks.Warning(
-                f"The whitelisted table {table} ({logins[table]}) holds the logins or rights of this project:"
-                " who may log in there, may log in here.",
-                hint="Take it off with remove_tables.",
-                id="syncdata.W009",
-            )
-
-
-def _login_models(alias: str) -> Iterator[type[Model]]:
-    """Yield the models of the synced database that hold logins, sessions and permissions."""
-    labels = ("auth.Group", "auth.Permission", "sessions.Session", "contenttypes.ContentType")
-    models = [get_user_model()] if apps.is_installed("django.contrib.auth") else []
-    for label in labels:
-        app_label, name = label.split(".")
-        if app_label in apps.app_configs:
-            models.append(apps.get_model(app_label, name))
-    for model in models:
-        between = (field.remote_field.through for field in model._meta.many_to_many)
-        yield from (each for each in (model, *between) if each and router.db_for_read(each) == alias)
+def _check_logins(logins: Mapping[TableName, str]) -> Iterator[checks.CheckMessage]:
+    for table, kind in logins.items():
+        yield checks.Warning(
+            f"The whitelisted table {table} ({kind}) holds the logins or rights of this project: who may"
+            " log in there may log in here, and who writes the archive may make superusers.",
+            hint=f"Run: manage.py remove_tables {table}",
+            id="syncdata.W009",
+        )
 
 
 def _check_role(connection: psycopg.Connection[Any]) -> Iterator[checks.CheckMessage]:

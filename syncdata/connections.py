@@ -32,6 +32,11 @@ class Connector(Protocol):
     """Hands out the connection to work on. A block of ``connection.transaction()`` commits by itself, or with
     the transaction that the connection is in already."""
 
+    @property
+    def alias(self) -> str:
+        """The alias of the connection's database, as Django knows it."""
+        ...
+
     def connect(self) -> psycopg.Connection[Any]:
         """Return the connection. Raises ServiceInitError when the database cannot be used."""
         ...
@@ -50,6 +55,10 @@ class RequestConnection:
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
+
+    @property
+    def alias(self) -> str:
+        return self._alias
 
     def connect(self) -> psycopg.Connection[Any]:
         """Return the connection, inside its transaction where it is to be in one.
@@ -84,6 +93,10 @@ class AliasSession:
         self._timeout_s = timeout_s
         self._wrapper: BaseDatabaseWrapper | None = None
         self._holds_lock = False
+
+    @property
+    def alias(self) -> str:
+        return self._alias
 
     @property
     def is_open(self) -> bool:

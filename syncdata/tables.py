@@ -20,12 +20,19 @@ from syncdata.apply.plan.relation import Relation, no_table
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import LocalTable, local_tables, read_schemas
 from syncdata.apply.postgres.connection import errors_as
+from syncdata.apply.postgres.kin import find_kin
 from syncdata.apply.postgres.locks import describe_waits
 from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.state import queries, queue
 from syncdata.apply.state.silence import DEFAULT_STALE_AFTER_S
 from syncdata.apply.state.status import DaemonStatus, TableInfo, as_of_archiver, daemon_status
-from syncdata.apply.whitelist import add_to_whitelist, parse_all, remove_from_whitelist, require_syncable
+from syncdata.apply.whitelist import (
+    RESERVED,
+    add_to_whitelist,
+    parse_all,
+    remove_from_whitelist,
+    require_syncable,
+)
 from syncdata.changes.names import TableName
 from syncdata.conf import load_config
 from syncdata.connections import Connector, RequestConnection, daemon_session, is_locked
@@ -40,6 +47,7 @@ from syncdata.errors import (
     WhitelistListError,
     WhitelistRemoveError,
 )
+from syncdata.logins import find_logins
 from syncdata.modelnames import resolve, tables_of_app
 
 logger = logging.getLogger(__name__)
@@ -69,26 +77,38 @@ class TablesService:
 
     # The whitelist
 
-    def find_tables(self, names: Sequence[str], *, apps: Sequence[str] = ()) -> list[str]:
+    def find_tables(
+        self, names: Sequence[str], *, apps: Sequence[str] = (), force: bool = False
+    ) -> list[str]:
         """Return the tables, as the whitelist calls them, that *names* and app labels stand for.
 
         A name is a table's, or ``app_label.Model``; of both, a table that exists. What is no table (a view)
-        is left out of an app. Raises WhitelistAddError for what must not be synced.
+        is left out of an app. Raises WhitelistAddError for what must not be synced, and, without *force*, for
+        what decides who may log in here (`find_logins`), unless it is in the whitelist already.
         """
         tables, _ = _find_tables(self._connector.connect(), names, apps)
+        if not force:
+            self._refuse_logins(tables)
         return _texts(tables)
 
     def add_tables(
-        self, names: Sequence[str], *, apps: Sequence[str] = (), creator: str | None = None
+        self,
+        names: Sequence[str],
+        *,
+        apps: Sequence[str] = (),
+        creator: str | None = None,
+        force: bool = False,
     ) -> list[str]:
         """Whitelist tables; return those that were not before. All are added or, on an error, none.
 
-        *names* and *apps* are as for `find_tables`. A table that does not exist locally is accepted with
-        a warning; what is no table but belongs to an app is left out with one. A daemon that runs begins with
-        them at once. Raises WhitelistAddError.
+        *names*, *apps* and *force* are as for `find_tables`. A table that does not exist locally is accepted
+        with a warning; what is no table but belongs to an app is left out with one. A daemon that runs begins
+        with them at once. Raises WhitelistAddError.
         """
         connection = self._connector.connect()
         tables, left_out = _find_tables(connection, names, apps)
+        if not force:
+            self._refuse_logins(tables)
         with errors_as(WhitelistAddError, "nothing is added"), connection.transaction():
             added = add_to_whitelist(connection, tables, creator=creator)
             if added:
@@ -103,19 +123,32 @@ class TablesService:
         """Return what an operator should know of the whitelisted tables *names*.
 
         Kinds are ``absent`` (no such table here yet), ``keyless``, ``unlogged`` (a crash empties it),
-        ``partition`` (its changes come as those of the whole table) and ``content-types`` (it refers to rows
-        whose numbers differ between databases). Raises WhitelistAddError.
+        ``partition`` (its changes come as those of the whole table), ``content-types`` (it refers to rows
+        whose numbers differ between databases) and ``logins`` (it decides who may log in here). Raises
+        WhitelistAddError.
         """
         connection = self._connector.connect()
         tables = [TableName.parse(name) for name in names]
         with errors_as(WhitelistAddError, "the tables cannot be looked up"):
             existing = read_schemas(connection, tables)
             relations = read_relations(connection, tables)
+        logins = self.find_logins(tables)
         return [
             unusual
             for table in tables
-            for unusual in _find_unusual(table, existing.get(table), relations.get(table))
+            for unusual in (
+                *_find_unusual(table, existing.get(table), relations.get(table)),
+                *([_holds_logins(table, logins[table])] if table in logins else []),
+            )
         ]
+
+    def find_logins(self, tables: Collection[TableName]) -> dict[TableName, str]:
+        """Return those of *tables* that decide who may log in here, each with the model that it belongs to.
+
+        Raises WhitelistAddError when the database fails.
+        """
+        with errors_as(WhitelistAddError, "the tables cannot be looked up"):
+            return find_logins(self._connector.connect(), self._connector.alias, tables)
 
     def remove_tables(self, names: Sequence[str]) -> list[str]:
         """Take tables off the whitelist; return their names. Their rows and checkpoints stay.
@@ -271,6 +304,20 @@ class TablesService:
 
     # Inside
 
+    def _refuse_logins(self, tables: Collection[TableName]) -> None:
+        """Raise WhitelistAddError when one of *tables* decides who may log in here and is not whitelisted."""
+        if not (logins := self.find_logins(tables)):
+            return
+        known = self._whitelist()
+        for table, kind in logins.items():
+            if table not in known:
+                raise WhitelistAddError(
+                    f"{table} ({kind}) decides who may log in here, or what they may do: who writes the"
+                    " archive could make superusers",
+                    hint="leave it out; if you trust the archive with that, let a superuser add it in the"
+                    " admin, or run 'add_tables --force'",
+                )
+
     def _whitelist(self) -> set[TableName]:
         return parse_all(info.table_name for info in self.list_tables())
 
@@ -320,6 +367,12 @@ def _find_tables(
     tables = list(dict.fromkeys(require_syncable(table) for table in [*named, *of_apps]))
     with errors_as(WhitelistAddError, "the tables cannot be looked up"):
         relations = read_relations(connection, tables)
+        bookkeeping = find_kin(connection, sorted(RESERVED), tables).related
+    for table, own in bookkeeping.items():
+        raise WhitelistAddError(
+            f"{table} shares its rows with {own}, this database's own bookkeeping, and is never synced",
+            hint="choose tables of your application",
+        )
     others = {table: relation for table, relation in relations.items() if relation.other_kind}
     for table in named:
         if table in others:
@@ -329,6 +382,11 @@ def _find_tables(
             )
     left_out = [no_table(table, others[table]) for table in tables if table in others]
     return [table for table in tables if table not in others], left_out
+
+
+def _holds_logins(table: TableName, kind: str) -> Problem:
+    text = f"table {table} ({kind}) decides who may log in here, or what they may do: who writes the archive"
+    return Problem(kind="logins", text=f"{text} could make superusers", table=str(table))
 
 
 # Tables of Django whose rows get their numbers by the order in which a database was migrated.

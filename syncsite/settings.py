@@ -10,17 +10,20 @@ ALLOWED_HOSTS   localhost,127.0.0.1,[::1]
 HTTPS           on: plain http is redirected and cookies travel over https only. `manage.py runserver`
                 speaks nothing but http, so there it is off. Set HTTPS=off to serve plain http otherwise
 HSTS_SECONDS    how long browsers insist on https once they have seen it: 30 days
-BEHIND_PROXY    off; turn it on only behind a proxy that ends TLS and always sets X-Forwarded-Proto itself
+BEHIND_PROXY    off; turn it on only behind a proxy that ends TLS, always sets X-Forwarded-Proto itself, and
+                appends the client's address to X-Forwarded-For
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import environ
+from csp.constants import NONCE, NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
@@ -84,13 +87,44 @@ CSRF_COOKIE_SECURE = _https
 SECURE_HSTS_SECONDS = _hsts_seconds if _https else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = True
 SECURE_HSTS_PRELOAD = True
-if env.bool("BEHIND_PROXY", default=False):
+BEHIND_PROXY = env.bool("BEHIND_PROXY", default=False)
+if BEHIND_PROXY:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+CSRF_COOKIE_HTTPONLY = True  # no page's script needs it: the forms hold the token
+
+# Nothing is loaded from elsewhere, and what is inline (the date filters) takes the answer's own nonce.
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF, NONCE],
+        "style-src": [SELF, NONCE],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "base-uri": [NONE],
+        "frame-ancestors": [NONE],
+    }
+}
+
+# Five wrong passwords for one name from one address lock out that name from that address, and nobody else.
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = dt.timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # else a script that goes on would lock out for ever
+AXES_CLIENT_IP_CALLABLE = "syncsite.logins.client_address"
+AXES_LOCKOUT_CALLABLE = "syncsite.logins.locked_out"
+AXES_DISABLE_ACCESS_LOG = True  # who logs in when is nobody's business here; failures are counted only
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
 
 INSTALLED_APPS = [
     "syncsite",
     "syncdata",
     "rangefilter",
+    "axes",
+    "csp",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -101,13 +135,21 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "syncsite.middleware.PlainRequests",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
+]
+
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",  # refuses those who are locked out before a password is looked at
+    "django.contrib.auth.backends.ModelBackend",
 ]
 
 ROOT_URLCONF = "syncsite.urls"

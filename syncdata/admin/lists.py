@@ -109,6 +109,18 @@ class PlainlyTitledAdmin(admin.ModelAdmin):
     ) -> HttpResponse:
         return super().changeform_view(request, object_id, form_url, extra_context)
 
+    @in_users_time_zone
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().delete_view(request, object_id, extra_context)
+
+    @in_users_time_zone
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().history_view(request, object_id, extra_context)
+
 
 class ReadOnlyAdmin(PlainlyTitledAdmin):
     """Lists of rows that only the local side writes: no user, not even a superuser, may change them."""
@@ -159,9 +171,10 @@ class ReadOnlyAdmin(PlainlyTitledAdmin):
                 **(extra_context or {}),
             },
         )
-        if isinstance(response, SimpleTemplateResponse) and response.context_data and self.totals:
-            queryset = response.context_data["cl"].queryset
-            response.context_data["totals"] = self._totals(queryset, adds_all_up=adds_all_up)
+        shown = (response.context_data or {}) if isinstance(response, SimpleTemplateResponse) else {}
+        if "cl" in shown and self.totals:  # the page for parameters that make no sense has no list
+            queryset = shown["cl"].queryset
+            shown["totals"] = self._totals(queryset, adds_all_up=adds_all_up)
         return response
 
     def _totals(self, rows: models.QuerySet[Any], *, adds_all_up: bool) -> dict[str, Any] | None:

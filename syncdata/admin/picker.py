@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from django.apps import apps
 from django.contrib import admin, messages
-from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -24,8 +22,6 @@ from syncdata.models import TableToSync
 from syncdata.tables import TablesService
 
 MOST_SHOWN = 500
-# If these are synced, production's users can log in here, and users who are logged in here are logged out.
-_APPS_OF_LOGINS = frozenset({"auth", "sessions", "admin", "contenttypes"})
 _WARNINGS = {
     "absent": gettext_lazy("Table %(table)s does not exist locally yet: create it before it is synced."),
     "keyless": gettext_lazy("Table %(table)s has no key: its rows are matched on all their old values."),
@@ -37,7 +33,16 @@ _WARNINGS = {
         "Table %(table)s holds numbers of content types or permissions, which mean others here than at"
         " production."
     ),
+    "logins": gettext_lazy(
+        "Table %(table)s decides who may log in here, or what they may do: who writes the archive could make"
+        " superusers."
+    ),
 }
+
+
+def _may_add_logins(request: HttpRequest) -> bool:
+    """Tell whether the user has all rights anyway, so that no more could come of it."""
+    return bool(request.user.is_active and getattr(request.user, "is_superuser", False))
 
 
 def picker_view(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest) -> HttpResponse:
@@ -68,6 +73,7 @@ def picker_view(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest
             "typed": typed,
             "search": search,
             "tables": offered[:MOST_SHOWN],
+            "may_add_logins": _may_add_logins(request),
             "left_out": max(len(offered) - MOST_SHOWN, 0),
         },
     )
@@ -78,44 +84,40 @@ def _offered(search: str) -> list[dict[str, Any]]:
 
     Tables of logins come last: few people want them.
     """
-    service, logins = tables_service(), _tables_of_logins()
+    service = tables_service()
     whitelist = {table.table_name for table in service.list_tables()}
+    tables = [
+        table
+        for table in service.local_tables()
+        if is_syncable(table.name)
+        and str(table.name) not in whitelist
+        and search.casefold() in f"{table.name.schema}.{table.name.name}".casefold()
+    ]
+    logins = service.find_logins([table.name for table in tables])
     offered = [
         {
-            "full_name": full_name,
+            "full_name": str(table.name),
             "schema": table.name.schema,
             "name": table.name.name,
             "rows": texts.estimate(table.row_estimate),
             "has_key": table.has_key,
-            "holds_logins": table.name.name in logins,
+            "holds_logins": table.name in logins,
         }
-        for table in service.local_tables()
-        if is_syncable(table.name)
-        and (full_name := str(table.name)) not in whitelist
-        and search.casefold() in f"{table.name.schema}.{table.name.name}".casefold()
+        for table in tables
     ]
     return sorted(offered, key=lambda table: bool(table["holds_logins"]))
 
 
-def _tables_of_logins() -> set[str]:
-    models = apps.get_models(include_auto_created=True)
-    return {
-        model._meta.db_table
-        for model in models
-        if model is get_user_model() or model._meta.app_label in _APPS_OF_LOGINS
-    }
-
-
 def _add(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest, names: Sequence[str]) -> list[str]:
     """Whitelist the tables, all of them or none; return the problems with the choice."""
-    service = tables_service()
+    service, force = tables_service(), _may_add_logins(request)
     errors = [] if names else [_("Choose at least one table, or type its name.")]
-    errors += [f"{name}: {refusal}" for name in names if (refusal := _refusal(service, name))]
+    errors += [f"{name}: {refusal}" for name in names if (refusal := _refusal(service, name, force=force))]
     if errors:
         return errors
     with transaction.atomic(using=tables_alias()):
-        added = service.add_tables(names, creator=request.user.get_username())
-        if known := [name for name in service.find_tables(names) if name not in added]:
+        added = service.add_tables(names, creator=request.user.get_username(), force=force)
+        if known := [name for name in service.find_tables(names, force=force) if name not in added]:
             transaction.set_rollback(True, using=tables_alias())
             return [f"{name}: {_('This table is in the whitelist already.')}" for name in known]
     for row in TableToSync.objects.filter(table_name__in=added):
@@ -131,10 +133,10 @@ def _add(model_admin: admin.ModelAdmin[TableToSync], request: HttpRequest, names
     return []
 
 
-def _refusal(service: TablesService, name: str) -> str:
+def _refusal(service: TablesService, name: str, *, force: bool) -> str:
     """Return why the table cannot be whitelisted; empty when it can be."""
     try:
-        service.find_tables([name])
+        service.find_tables([name], force=force)
     except WhitelistAddError as error:
         return str(error)
     return ""

@@ -90,7 +90,8 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
         request.current_app = self.admin_site.name
         if object_id is None:
             return picker_view(self, request)
-        name = TableToSync.objects.filter(pk=object_id).first() if object_id.isdecimal() else None
+        row = super().get_object(request, object_id)
+        name = row and row.table_name
         tables = [table for table in tables_service().list_tables() if table.table_name == str(name)]
         asks = [(ask, ask_url(request, ask, [str(name)])) for t in tables for ask in fitting_asks(request, t)]
         return super().changeform_view(request, object_id, form_url, {"asks": asks, **(extra_context or {})})

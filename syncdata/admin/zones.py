@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zoneinfo
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
@@ -13,14 +12,15 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import SimpleTemplateResponse
 from django.utils import timezone
 
-COOKIE = "syncdata_tz"
+from syncdata.admin.parameters import View, with_plain_parameters
 
-View = Callable[..., HttpResponse]
+COOKIE = "syncdata_tz"
 
 
 def in_users_time_zone(view: View) -> View:
     """Decorate a method that is a view. Its response is rendered here, while the zone holds."""
 
+    @with_plain_parameters
     @wraps(view)
     def wrapped(self: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         with zone_of(request):

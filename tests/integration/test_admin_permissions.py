@@ -231,6 +231,26 @@ def test_several_tables_are_cleared_together_and_resynced_one_by_one(client: Cli
     assert asked == [("clear", ["broken", "fine"]), ("resync", ["broken"]), ("resync", ["fine"])]
 
 
+def add(client: Client, name: str) -> Any:
+    return client.post(reverse("admin:syncdata_tabletosync_add"), {"tables": name}, follow=True)
+
+
+@pytest.mark.parametrize("name", ["auth_user", "django_session", "auth.Group", "public.auth_user_groups"])
+def test_only_a_superuser_adds_a_table_of_logins(client: Client, name: str) -> None:
+    log_in(client, "add_tabletosync", "view_tabletosync")
+    page = client.get(reverse("admin:syncdata_tabletosync_add"), {"q": "auth_user"}).content.decode()
+    assert page.count("Only a superuser may add it.") == page.count(" disabled>") > 0
+    for field in ("tables", "table_name"):
+        answer = client.post(reverse("admin:syncdata_tabletosync_add"), {field: name}, follow=True)
+        assert "decides who may log in here" in answer.content.decode()
+    assert TableToSync.objects.count() == 3 and not LogEntry.objects.exists()
+    client.force_login(User.objects.create_superuser("ada"))
+    page = client.get(reverse("admin:syncdata_tabletosync_add"), {"q": "auth_user"}).content.decode()
+    assert " disabled>" not in page
+    assert "could make superusers" in add(client, name).content.decode(), "it is warned of"
+    assert TableToSync.objects.count() == 4 and LogEntry.objects.get().user.get_username() == "ada"
+
+
 def test_every_action_has_a_row_here() -> None:
     assert set(asking.ASKS) == set(ACTIONS)
     assert {ask.permission for ask in asking.ASKS.values()} == {

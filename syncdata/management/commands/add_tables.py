@@ -48,15 +48,28 @@ in double quotes is always a table."""
             " they do not count as partial; the audit log keeps who said so. Tables that are in the whitelist"
             " already may be named, too.",
         )
+        parser.add_argument(
+            "--force",
+            action="store_true",
+            help="Also add tables that decide who may log in here, and what they may do (users, groups,"
+            " permissions, sessions): who writes the archive can then make superusers of this project.",
+        )
 
     def handle(
-        self, *, tables: list[str], apps: list[str], creator: str | None, whole: bool, **options: Any
+        self,
+        *,
+        tables: list[str],
+        apps: list[str],
+        creator: str | None,
+        whole: bool,
+        force: bool,
+        **options: Any,
     ) -> None:
         if not tables and not apps:
             raise CommandError("the following arguments are required: table (or --app LABEL)", returncode=2)
         with self.open_service() as service:
-            names = service.find_tables(tables, apps=apps)
-            added = service.add_tables(tables, apps=apps, creator=creator or login_name())
+            names = service.find_tables(tables, apps=apps, force=force)
+            added = service.add_tables(tables, apps=apps, creator=creator or login_name(), force=force)
             believed = service.declare_whole(names, requested_by=login_name()) if whole else []
         for name in names:
             self.stdout.write(f"added: {name}" if name in added else f"already in the whitelist: {name}")
