@@ -60,7 +60,7 @@ def format_time(since_2000_us: int) -> str:
     except OverflowError:
         # The server's clock was beyond the year 9999, or before the year 1. The rows are good all the same.
         # Test: test_a_time_that_no_date_holds_becomes_the_last_or_the_first_one.
-        moment = dt.datetime.max if since_2000_us > 0 else dt.datetime.min
+        return "9999-12-31T23:59:59.999999Z" if since_2000_us > 0 else "0001-01-01T00:00:00.000000Z"
     return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
 
 

@@ -74,3 +74,8 @@ def test_two_descriptions_of_one_table_are_not_confused() -> None:
 )
 def test_times_count_from_2000(since_2000_us: int, expected: str) -> None:
     assert format_time(since_2000_us) == expected
+
+
+def test_a_time_that_no_date_holds_becomes_the_last_or_the_first_one() -> None:
+    assert format_time(2**63 - 1) == "9999-12-31T23:59:59.999999Z"
+    assert format_time(-(2**63)) == "0001-01-01T00:00:00.000000Z"
