@@ -23,7 +23,7 @@ from syncdata.runtime.durable import fsync_directory, replace_file
 
 # The open change file, and new states of the chain that a crash left behind. Parts of snapshots are not among
 # them: they belong to the process that takes the snapshot.
-_OURS = (".changes", ".chain.json.", ".catalog.json.", ".owed.json.")
+_OURS = (".changes", ".chain.json.", ".catalog.json.", ".owed.json.", ".published.json.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
