@@ -376,12 +376,6 @@ WAYS = {
         ),
         there=("DELETE FROM t WHERE id = 1",),
     ),
-    "a rule swallows inserts": Way(
-        is_ordinary=True,
-        begins=("active", "blocked"),
-        local_ddl=(*PLAIN, "CREATE RULE guard AS ON INSERT TO t WHERE NEW.id > 5 DO INSTEAD NOTHING"),
-        there=("INSERT INTO t VALUES (20, 'new')",),
-    ),
     "a policy refuses rows": Way(
         is_ordinary=True,
         begins=("blocked",),

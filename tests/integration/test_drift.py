@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from syncdata.apply.bootstrap import settles
+from syncdata.apply.plan.drift import quoted
 from syncdata.apply.plan.types import is_held, is_widened
 from syncdata.apply.position import START
 from syncdata.apply.state.checkpoints import TableCheckpoint
@@ -863,3 +864,9 @@ def test_tables_beside_a_blocked_one_go_on_under_the_new_catalog(shop: World, so
     assert "made anew" in blocked(shop)
     assert shop.value("SELECT count(*) FROM beside") == 2
     assert shop.checkpoint("beside")[2] == "active"
+
+
+def test_names_that_sql_keeps_for_itself_are_quoted_in_remedies(world: World) -> None:
+    kept = world.rows("SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')")
+    assert {word for (word,) in kept if not quoted(word).startswith('"')} == set()
+    assert (quoted("price"), quoted("Price"), quoted('a"b')) == ("price", '"Price"', '"a""b"')
