@@ -48,6 +48,9 @@ HasOlderRows = Callable[[SeenTable, str, SeenLeaf | None, str], bool | None]
 # are the moment or the identifier of that one migration.
 _TYPES_OF_THE_MOMENT = ("timestamp", "date", "time", "uuid")
 
+# So many catalogs that files or snapshots name are remembered; those that are forgotten are never pruned.
+_MOST_NAMED = 10_000
+
 # So many tables that have left the publication are remembered.
 _MOST_LEFT_TABLES = 1_000
 
@@ -393,7 +396,14 @@ def save_state(directory: Path, state: CatalogState) -> None:
 def note_snapshot(directory: Path, digest: str, stamp: str) -> None:
     """Remember durably that the snapshot of *stamp* names the catalog *digest*. For one process at a time."""
     path = directory / SNAPSHOTS_FILE_NAME
-    replace_in_spool(path, msgspec.json.encode(_named_by_snapshots(directory) | {digest: stamp}) + b"\n")
+    named = newest_named(_named_by_snapshots(directory) | {digest: stamp})
+    replace_in_spool(path, msgspec.json.encode(named) + b"\n")
+
+
+def newest_named(named: Mapping[str, str]) -> dict[str, str]:
+    """Return of *named*, stamps by digest, the newest ones: as many as are remembered."""
+    newest = sorted(named.items(), key=lambda entry: entry[1])[-_MOST_NAMED:]
+    return dict(newest)
 
 
 def last_naming(directory: Path) -> dict[str, str]:

@@ -32,6 +32,7 @@ _OURS = (
     ".chain.json.",
     ".catalog.json.",
     ".owed.json.",
+    ".published.json.",
     ".trouble.json.",
     ".unreadable.json.",
 )

@@ -23,6 +23,7 @@ from syncdata.capture.catalog_state import (
     CatalogState,
     load_state,
     name_identity,
+    newest_named,
     next_state,
     rewritten_tables,
     save_state,
@@ -107,6 +108,8 @@ class StreamCatalog:
         if relation.oid in self._leaves or self._agrees(relation, self._by_stream.get(relation.oid)):
             return False
         changed = commit_lsn >= self.position and self._look_again()
+        if relation.oid in self._leaves:
+            return changed  # a partition that is new
         if _describes(relation, self._seen.get(relation.oid)):
             is_new = self._by_stream.pop(relation.oid, None) is not None
         else:
@@ -118,7 +121,7 @@ class StreamCatalog:
         """Remember durably that the file *file_name*, which is about to be finished, names *digests*."""
         stamp = stamp_of(file_name)
         if stamp is not None:
-            self._keep(named=self._state.named | dict.fromkeys(digests, stamp))
+            self._keep(named=newest_named(self._state.named | dict.fromkeys(digests, stamp)))
 
     def note_announced(self, digest: str) -> None:
         """Remember durably that the last finished file ends under *digest*, and what snapshots are owed.

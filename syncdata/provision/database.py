@@ -329,7 +329,9 @@ class SourceDatabase:
         for part in parts:
             for verb, statement in _writes(part):
                 try:
-                    with self._connection.transaction():
+                    # Undone in any case, so that the limit ends with it. Test:
+                    # test_the_proof_of_writes_leaves_the_limits_of_its_transaction.
+                    with self._connection.transaction(force_rollback=True):
                         self._connection.execute("SET LOCAL lock_timeout = '2s'")
                         self._connection.execute(statement)
                 except (psycopg.errors.InsufficientPrivilege, psycopg.errors.LockNotAvailable):

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import psycopg
 import pytest
 
-from syncsite.demo.postgres import PostgresServer
+from syncsite.demo.postgres import PostgresServer, system_binaries
+from tests.postgres import VERSIONS
 from tests.production import PUBLICATION, Production, differences
 from tests.remedies import follow
 from tests.views import Views, look
@@ -37,7 +38,8 @@ class Way:
 
     ``begins``: the state in which it begins. ``by_hand_there`` and ``by_hand_here``: what the message says in
     words, as SQL; ``words``: what it leaves to the reader as an ellipsis. ``after``: the change that shows in
-    the end that the table goes on. ``is_ordinary``: the local role is no superuser. ``heals``: the next cycle
+    the end that the table goes on. ``on_system``: it takes the system's own server, for what the embedded one
+    lacks. ``is_ordinary``: the local role is no superuser. ``heals``: the next cycle
     makes it right by itself. ``differs`` is off where the rows only may come to differ.
     """
 
@@ -47,6 +49,7 @@ class Way:
     is_published: bool = True
     has_snapshot: bool = True
     is_ordinary: bool = False
+    on_system: bool = False
     heals: bool = False
     differs: bool = True
     begins: tuple[str, ...] = ("active",)
@@ -154,8 +157,33 @@ def listed(*ddl: str, **options: object) -> Way:
     return Way(local_ddl=ddl, begins=("blocked", "suspect"), **options)  # type: ignore[arg-type]
 
 
+def only(part: str) -> str:
+    """The statement by which *part* of `t` is published."""
+    return f"ALTER PUBLICATION {PUBLICATION} SET TABLE beside, t {part}"
+
+
+ROOMS = "room int4range, at tsrange"
+ROOM_ROWS = "INSERT INTO t SELECT int4range(n, n + 1), '[2026-01-01,2026-01-02)' FROM generate_series(1, 3) n"
+
 WAYS = {
     # What values can hold
+    "its texts were written anew there": Way(
+        there=("ALTER TABLE t ALTER v TYPE text USING upper(v)",),
+    ),
+    "its numbers were doubled while they became wider there": Way(
+        ddl=("CREATE TABLE t (id int PRIMARY KEY, v int)",),
+        local_ddl=("CREATE TABLE t (id int PRIMARY KEY, v bigint)",),
+        rows=("INSERT INTO t VALUES (1, 1)",),
+        there=("ALTER TABLE t ALTER v TYPE bigint USING v * 2",),
+        after="INSERT INTO t VALUES (99, 99)",
+    ),
+    "a domain has more digits there": Way(
+        ddl=("CREATE DOMAIN price AS numeric(12,4)", "CREATE TABLE t (id int PRIMARY KEY, v price)"),
+        local_ddl=("CREATE DOMAIN price AS numeric(10,2)", "CREATE TABLE t (id int PRIMARY KEY, v price)"),
+        rows=("INSERT INTO t VALUES (1, 1.2345)",),
+        begins=("blocked",),
+        after="INSERT INTO t VALUES (99, 9.8765)",
+    ),
     "a numeric has more digits there": typed("numeric(12,4)", "numeric(10,2)", "1.2345"),
     "a numeric has no bound there": typed("numeric", "numeric(10,2)", "1.2345"),
     "a real became a double there": typed("double precision", "real", "0.1234567890123456"),
@@ -184,6 +212,14 @@ WAYS = {
             "UPDATE t SET v = 'unseen'",
             f"ALTER PUBLICATION {PUBLICATION} ADD TABLE t",
         ),
+    ),
+    "the row filter has changed": Way(
+        there=(only("WHERE (id > 100)"), "UPDATE t SET v = 'unseen' WHERE id = 1", only("WHERE (id < 1000)")),
+    ),
+    "the list of columns has changed": Way(
+        ddl=("CREATE TABLE t (id int PRIMARY KEY, v text, w text)",),
+        there=(only("(id, v)"),),
+        differs=False,
     ),
     "it was dropped and made anew": Way(
         there=(
@@ -340,7 +376,36 @@ WAYS = {
         ),
         there=("DELETE FROM t WHERE id = 1",),
     ),
+    "a policy refuses rows": Way(
+        is_ordinary=True,
+        begins=("blocked",),
+        local_ddl=(
+            *PLAIN,
+            "ALTER TABLE t ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY old_ones ON t USING (true) WITH CHECK (id < 6)",
+        ),
+        there=("INSERT INTO t VALUES (20, 'new')",),
+    ),
+    "an exclusion constraint refuses rows here": Way(
+        ddl=(f"CREATE TABLE t ({ROOMS}, PRIMARY KEY (room))",),
+        local_ddl=(
+            f"CREATE TABLE t ({ROOMS}, PRIMARY KEY (room), CONSTRAINT one EXCLUDE USING gist (at WITH &&))",
+        ),
+        rows=("INSERT INTO t VALUES ('[1,2)', '[2026-01-01,2026-01-02)')",),
+        there=("INSERT INTO t VALUES ('[2,3)', '[2026-01-01,2026-01-02)')",),
+        by_hand_here=("ALTER TABLE t DROP CONSTRAINT one",),
+        after="UPDATE t SET at = '[2026-02-01,2026-02-02)'",
+    ),
     # Keys
+    "the key is temporal there and plain here": Way(
+        ddl=(f"CREATE TABLE t ({ROOMS}, PRIMARY KEY (room, at WITHOUT OVERLAPS))",),
+        local_ddl=(f"CREATE TABLE t ({ROOMS}, PRIMARY KEY (room))",),
+        rows=(ROOM_ROWS,),
+        begins=("blocked",),
+        there=("INSERT INTO t VALUES ('[1,2)', '[2026-02-01,2026-02-02)')",),
+        by_hand_here=("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (room, at WITHOUT OVERLAPS)",),
+        after="DELETE FROM t WHERE at @> '2026-02-01'::timestamp",
+    ),
     "the key is another one here": Way(
         ddl=("CREATE TABLE t (id int PRIMARY KEY, v text NOT NULL)",),
         local_ddl=("CREATE TABLE t (id int, v text PRIMARY KEY)",),
@@ -351,11 +416,34 @@ WAYS = {
 }
 
 
+if system_binaries():
+    WAYS["the key takes texts for equal here"] = Way(
+        on_system=True,
+        ddl=("CREATE TABLE t (id text PRIMARY KEY, v text)",),
+        local_ddl=("CREATE EXTENSION citext", "CREATE TABLE t (id citext PRIMARY KEY, v text)"),
+        rows=("INSERT INTO t VALUES ('Ann', 'one'), ('ann', 'other')",),
+        begins=("blocked",),
+        after="DELETE FROM t WHERE id = 'ann'",
+    )
+    WAYS["the key became blind for case here"] = Way(
+        on_system=True,
+        ddl=("CREATE TABLE t (id text PRIMARY KEY, v text)",),
+        rows=("INSERT INTO t VALUES ('Ann', 'one')",),
+        there=("INSERT INTO t VALUES ('ann', 'other')",),
+        here=(
+            "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
+            "ALTER TABLE t ALTER id TYPE text COLLATE blind",
+        ),
+        after="DELETE FROM t WHERE id = 'ann'",
+    )
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_rows_that_differ_are_never_green_and_the_message_heals_them(
-    make_site: Callable[..., Site], name: str
+    make_site: Callable[..., Site], postgres_server: Callable[[str], PostgresServer], name: str
 ) -> None:
-    way, site = WAYS[name], make_site()
+    way = WAYS[name]
+    site = make_site(postgres_server(VERSIONS[-1])) if way.on_system else make_site()
     site.begin(way)
     views = site.look()
     assert views.state in way.begins
@@ -393,6 +481,10 @@ RIGHT = {
         local_ddl=("CREATE TABLE t (id bigint PRIMARY KEY, v text)",),
     ),
     "production writes its table anew": Way(there=("VACUUM FULL t",)),
+    "production empties its table and fills it": Way(there=("TRUNCATE t", "INSERT INTO t VALUES (1, 'new')")),
+    "production refills its table in one transaction": Way(
+        there=("BEGIN; TRUNCATE t; INSERT INTO t VALUES (1, 'new'); COMMIT",),
+    ),
     "this side writes its table anew": Way(here=("VACUUM FULL t",)),
     "an identity column takes a new value": Way(
         ddl=("CREATE TABLE t (id int PRIMARY KEY, v text, rev int GENERATED ALWAYS AS IDENTITY)",),
@@ -405,6 +497,30 @@ RIGHT = {
             "INSERT INTO child VALUES (1, 'child'), (2, 'child')",
         ),
         there=("DELETE FROM ONLY t WHERE id = 1", "UPDATE ONLY t SET id = 20 WHERE id = 2"),
+    ),
+    "the key is temporal": Way(
+        ddl=(f"CREATE TABLE t ({ROOMS}, PRIMARY KEY (room, at WITHOUT OVERLAPS))",),
+        rows=(ROOM_ROWS,),
+        there=(
+            "UPDATE t SET at = '[2026-03-01,2026-03-02)' WHERE room = '[1,2)'",
+            "DELETE FROM t WHERE room = '[2,3)'",
+            "INSERT INTO t VALUES ('[2,3)', '[2026-03-01,2026-03-02)')",
+        ),
+        after="DELETE FROM t WHERE room = '[3,4)'",
+    ),
+    "the rows swap ranges that exclude each other": Way(
+        ddl=(
+            f"CREATE TABLE t ({ROOMS}, PRIMARY KEY (room),"
+            " EXCLUDE USING gist (at WITH &&) DEFERRABLE INITIALLY DEFERRED)",
+        ),
+        rows=(
+            "INSERT INTO t VALUES ('[1,2)', '[2026-01-01,2026-01-02)'), ('[2,3)', '[2026-02-01,2026-02-02)')",
+        ),
+        there=(
+            "UPDATE t SET at = tsrange(lower(at) + s, upper(at) + s) FROM (VALUES ('[1,2)'::int4range,"
+            " interval '31 days'), ('[2,3)', interval '-31 days')) AS by (r, s) WHERE room = r",
+        ),
+        after="DELETE FROM t WHERE room = '[2,3)'",
     ),
     "the rows swap unique values": Way(
         ddl=("CREATE TABLE t (id int PRIMARY KEY, v text UNIQUE DEFERRABLE INITIALLY DEFERRED)",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import re
 from collections.abc import Callable
@@ -11,9 +12,15 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
+from syncdata.apply.bootstrap import settles
+from syncdata.apply.plan.drift import quoted
 from syncdata.apply.plan.types import is_held, is_widened
-from syncdata.apply.state.marks import encode_marks
+from syncdata.apply.position import START
+from syncdata.apply.state.checkpoints import TableCheckpoint
+from syncdata.apply.state.marks import Mark, encode_marks
 from syncdata.changes.catalog import Partition, PublishedTable, catalog_comment
+from syncdata.changes.filenames import SnapshotFile, snapshot_name
+from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 from syncdata.errors import ResyncError
 from syncsite.demo.postgres import PostgresServer, system_binaries
@@ -113,6 +120,35 @@ def test_a_table_made_anew_blocks_until_a_snapshot_and_a_resync(shop: World, sou
     source.changes(4, [(40, [insert("orders", id=11, price="11")])], **under(shop, anew, lsn=36))
     shop.sync()
     assert state(shop) == "active"
+
+
+def test_a_table_that_heals_in_its_cycle_did_not_fail(shop: World, source: Writer) -> None:
+    begin(shop, source)
+    anew = table(*FIELDS, oid=20000)
+    source.changes(2, [(20, [insert("orders", id=9, price="9")])], **under(shop, anew, lsn=15))
+    source.snapshot(2, "orders", 25, [{"id": 9, "price": "9"}], prev=2, catalog=put(shop.archive, anew))
+    result = shop.sync()
+    assert (state(shop), shop.rows("SELECT id FROM orders")) == ("active", [(9,)])
+    assert (result.blocked, result.records_failed) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("shown", "taken", "expected"),
+    [(100, 100, True), (104, 100, True), (110, 100, False), (300, 100, True)],
+    ids=["together", "a little ahead", "older", "ahead of its time"],
+)
+def test_a_snapshot_may_settle_what_files_ahead_of_their_time_have_shown(
+    shown: int, taken: int, expected: bool
+) -> None:
+    def stamp(second: int) -> str:
+        return f"{dt.datetime(2026, 2, 5, tzinfo=dt.UTC) + dt.timedelta(seconds=second):%Y%m%d_%H%M%S}"
+
+    mark = Mark("suspect", "a partition was dropped", since=f"changes_{stamp(shown)}.json")
+    name = TableName("public", "orders")
+    snapshot = SnapshotFile(table=name, name=snapshot_name(stamp(taken), name), size_bytes=1)
+    checkpoint = TableCheckpoint(table=name, position=START, marks=(mark,))
+    now = dt.datetime(2026, 2, 5, 0, 2, tzinfo=dt.UTC)
+    assert settles(snapshot, checkpoint, now=now) is expected
 
 
 BEFORE = table(
@@ -828,3 +864,9 @@ def test_tables_beside_a_blocked_one_go_on_under_the_new_catalog(shop: World, so
     assert "made anew" in blocked(shop)
     assert shop.value("SELECT count(*) FROM beside") == 2
     assert shop.checkpoint("beside")[2] == "active"
+
+
+def test_names_that_sql_keeps_for_itself_are_quoted_in_remedies(world: World) -> None:
+    kept = world.rows("SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')")
+    assert {word for (word,) in kept if not quoted(word).startswith('"')} == set()
+    assert (quoted("price"), quoted("Price"), quoted('a"b')) == ("price", '"Price"', '"a""b"')

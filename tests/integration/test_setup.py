@@ -18,10 +18,14 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.rows import dict_row
 
+from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig, source_from_toml
 from syncdata.errors import SlotError, SourceConnectionError, SourceSetupError
 from syncdata.production import ProductionService
+from syncdata.provision.database import SourceDatabase
+from syncdata.provision.facts import TablePart
 from syncdata.provision.findings import Finding
 from syncdata.provision.provision import NewUser
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
@@ -1128,3 +1132,26 @@ def test_findings_say_what_is_mended_by_the_setup_itself(production: Production)
     mended = [found.text for found in production.service.check() if found.is_mended_by_setup]
     assert mended == ['publication "syncdata" does not exist', f"slot {production.slot} does not exist"]
     assert str(Finding(level="note", text="a", remedy="b")) == "a: b"
+
+
+def test_the_proof_of_writes_leaves_the_limits_of_its_transaction(
+    fresh_database: Callable[..., Database],
+) -> None:
+    database = fresh_database()
+    with database.connect(autocommit=True, row_factory=dict_row) as connection:
+        connection.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        source = SourceDatabase(connection, database.params)
+        with connection.transaction():
+            part = TablePart(
+                name=TableName("public", "t"),
+                kind="r",
+                persistence="p",
+                identity="d",
+                is_owned=True,
+                has_key=True,
+                has_deferrable_key=False,
+                has_identity_index=False,
+                assignment="id = id",
+            )
+            assert source.refused_writes([part]) == []
+            assert connection.execute("SHOW lock_timeout").fetchone() == {"lock_timeout": "0"}

@@ -94,7 +94,8 @@ def test_what_was_left_unfinished_is_removed_and_what_is_finished_is_found_in_or
     second = write(tmp_path, "changes_20260205_103001", 2, "gzip")
     first = write(tmp_path, "changes_20260205_103000", 1, "zstd")
     (tmp_path / ".changes.part").write_bytes(b"half")
-    (tmp_path / ".chain.json.a1b2c3d4.part").write_bytes(b"half")
+    for state in ("chain", "catalog", "owed", "published"):
+        (tmp_path / f".{state}.json.a1b2c3d4.part").write_bytes(b"half")
     (tmp_path / "changes_20260205_103002.json.zst").write_bytes(first.path.read_bytes()[:-3])
     (tmp_path / "chain.json").write_text("{}")
     assert take_over(tmp_path) == [first, second]

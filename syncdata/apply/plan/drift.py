@@ -479,6 +479,21 @@ def sql_name(table: TableName) -> str:
     return ".".join(map(quoted, (table.schema, table.name)))
 
 
+# Source: "SQL Key Words" of the PostgreSQL documentation, those that are reserved there. Test:
+# test_names_that_sql_keeps_for_itself_are_quoted_in_remedies.
+_RESERVED_WORDS = """
+all analyse analyze and any array as asc asymmetric authorization binary both case cast check
+collate collation column concurrently constraint create cross current_catalog current_date
+current_role current_schema current_time current_timestamp current_user default deferrable desc
+distinct do else end except false fetch for foreign freeze from full grant group having ilike in
+initially inner intersect into is isnull join lateral leading left like limit localtime
+localtimestamp natural not notnull null offset on only or order outer overlaps placing primary
+references returning right select session_user similar some symmetric system_user table tablesample
+then to trailing true union unique user using variadic verbose when where window with
+"""
+_RESERVED = frozenset(_RESERVED_WORDS.split())
+
+
 def quoted(name: str) -> str:
-    is_plain = name.isascii() and name.isidentifier() and name == name.lower()
+    is_plain = name.isascii() and name.isidentifier() and name == name.lower() and name not in _RESERVED
     return name if is_plain else '"' + name.replace('"', '""') + '"'
