@@ -134,10 +134,14 @@ def test_a_hostile_file_is_an_error_in_bounded_memory(kind: str, world: World, t
     assert len(kept[0]) < 2_000
 
 
-@pytest.mark.parametrize("comment", [b"# of some words, as people write them\n", b"#\n", b"\n"])
-def test_a_gigabyte_of_comment_lines_is_skipped(comment: bytes, world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("comment", "mib"), [(b"# of some words, as people write them\n", 1024), (b"#\n", 128), (b"\n", 128)]
+)
+def test_a_gigabyte_of_comment_lines_is_skipped(
+    comment: bytes, mib: int, world: World, tmp_path: Path
+) -> None:
     many = comment * (MIB // len(comment))
-    (world.archive / f"{FILE}.zst").write_bytes(zstd_of([record(), *[many] * 1024, record(data={"id": 2})]))
+    (world.archive / f"{FILE}.zst").write_bytes(zstd_of([record(), *[many] * mib, record(data={"id": 2})]))
     world.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
     world.whitelist("t")
     sync(world, tmp_path)
