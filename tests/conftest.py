@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from syncsite.demo import postgres as servers
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
+from tests.memory import roomy_memory
 
 pytest_plugins = [
     *("tests.postgres", "tests.matrix", "tests.disks", "tests.sshd"),
@@ -26,9 +26,6 @@ FOREIGN = ("ARCHIVE_", "PG", "SOURCE_PG_", "DATA_SYNC_", "METRIC_FREQ", "BATCH_"
 # after the other. All others go to whichever worker is free.
 IN_ONE_WORKER = ("environment", "unfit_server")
 
-# A run takes up to two GiB for each of its workers.
-ROOM_BYTES = 8 << 30
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail when a test was skipped")
@@ -39,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): the tests of one name run in one worker")
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
-    servers.HOMES = _roomy_memory()
+    servers.HOMES = roomy_memory()
     # Where workers run the tests, each of them comes here itself; what we set it would find set already.
     if config.getoption("dist", "no") == "no":
         _set_up_django(config)
@@ -77,32 +74,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(postgres: PostgresServer) -> None:
     """The default server must run before pytest-django makes its database there."""
-
-
-def _roomy_memory() -> Path | None:
-    """Return the file system in memory, if it and the memory have room for the servers of a run.
-
-    On a disk, the system takes most of the time of a test to make its database and to remove it.
-    """
-    memory = Path("/dev/shm")
-    try:
-        free = shutil.disk_usage(memory).free
-        available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:  # there is none on this system
-        return None
-    is_roomy = available is not None and min(free, int(available[1]) * 1024) >= ROOM_BYTES
-    if not is_roomy or not os.access(memory, os.W_OK):
-        return None
-    _remove_what_killed_runs_left(memory)
-    return memory
-
-
-def _remove_what_killed_runs_left(memory: Path) -> None:
-    """Give back the memory of servers whose test run is gone."""
-    for home in memory.glob("syncdata-postgres-*"):
-        process = home.name.split("-")[2]
-        if process.isdigit() and not Path("/proc", process).exists():
-            shutil.rmtree(home, ignore_errors=True)
 
 
 def _write_configuration(folder: Path, server: PostgresServer) -> Path:
