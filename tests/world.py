@@ -131,9 +131,12 @@ def make_world(
         cleanup.enter_context(django_db_blocker.unblock())
 
         def make(server: PostgresServer = postgres, **options: Any) -> World:
-            _ensure_template(server)
             name = f"world_{next(_numbers)}"
-            create_database(server, name, template=_TEMPLATE)
+            try:
+                create_database(server, name, template=_TEMPLATE)
+            except psycopg.errors.InvalidCatalogName:  # the first world on this server
+                _make_template(server)
+                create_database(server, name, template=_TEMPLATE)
             cleanup.callback(drop_database, server, name)
             database = Database(server, name)
             _add_alias(name, database)
@@ -156,10 +159,7 @@ def any_world(make_world: Callable[..., World], any_postgres: PostgresServer) ->
     return make_world(any_postgres)
 
 
-def _ensure_template(server: PostgresServer) -> None:
-    with server.connect(autocommit=True) as connection:
-        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_TEMPLATE,)).fetchone():
-            return
+def _make_template(server: PostgresServer) -> None:
     create_database(server, _TEMPLATE)
     _add_alias(_TEMPLATE, Database(server, _TEMPLATE))
     try:
