@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from syncsite.demo import postgres as servers
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
+from tests.memory import roomy_memory
 
 pytest_plugins = [
     *("tests.postgres", "tests.matrix", "tests.disks", "tests.sshd"),
@@ -34,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): the tests of one name run in one worker")
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
+    servers.HOMES = roomy_memory()
     # Where workers run the tests, each of them comes here itself; what we set it would find set already.
     if config.getoption("dist", "no") == "no":
         _set_up_django(config)

@@ -23,7 +23,7 @@ from syncdata.capture.snapshot import TakenSnapshot, take_snapshots
 from syncdata.capture.source import TEXT_SETTINGS
 from syncdata.changes.names import TableName
 from syncsite.demo.postgres import PostgresServer
-from tests.postgres import Database
+from tests.postgres import Database, create_database, drop_database
 
 PUBLICATION = "syncdata"
 _numbers = count(1)
@@ -158,9 +158,8 @@ def make_production(postgres: PostgresServer, tmp_path: Path) -> Iterator[Callab
             server: PostgresServer = postgres, *, encoding: str | None = None, **options: Any
         ) -> Production:
             name = f"production_{next(_numbers)}"
-            of_encoding = f" ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0" if encoding else ""
-            _execute(server, "CREATE DATABASE {}" + of_encoding, name)
-            cleanup.callback(_execute, server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+            create_database(server, name, encoding=encoding)
+            cleanup.callback(drop_database, server, name)
             archive_dir, spool_dir = tmp_path / name / "archive", tmp_path / name / "spool"
             archive_dir.mkdir(parents=True)
             made = Production(Database(server, name), archive_dir, spool_dir, f"slot_of_{name}", options)
@@ -175,8 +174,3 @@ def make_production(postgres: PostgresServer, tmp_path: Path) -> Iterator[Callab
 @pytest.fixture
 def production(make_production: Callable[..., Production]) -> Production:
     return make_production()
-
-
-def _execute(server: PostgresServer, statement: str, *names: str) -> None:
-    with server.connect(autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))

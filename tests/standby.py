@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -105,7 +104,7 @@ def _copy(primary: PostgresServer) -> PostgresServer:
         password=primary.password,
         settings=dict(primary.settings),
     )
-    home = standby._home = Path(tempfile.mkdtemp(prefix="syncdata-postgres-"))
+    home = standby._home = servers.make_home(servers.HOMES)
     account = servers._unprivileged_account()
     servers._hand_over(home, account)
     login = f"host={primary.host} port={primary.port} user=follower password={primary.password}"

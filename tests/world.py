@@ -16,12 +16,11 @@ import psycopg
 import pytest
 from django.core.management import call_command
 from django.db import connections
-from psycopg import sql
 
 from syncdata.conf import SyncConfig, config_from_settings
 from syncdata.service import SyncDataService, SyncResult
 from syncsite.demo.postgres import PostgresServer
-from tests.postgres import Database
+from tests.postgres import Database, create_database, drop_database
 
 _TEMPLATE = "syncdata_template"
 _numbers = count(1)
@@ -132,10 +131,13 @@ def make_world(
         cleanup.enter_context(django_db_blocker.unblock())
 
         def make(server: PostgresServer = postgres, **options: Any) -> World:
-            _ensure_template(server)
             name = f"world_{next(_numbers)}"
-            _execute(server, "CREATE DATABASE {} TEMPLATE {}", name, _TEMPLATE)
-            cleanup.callback(_execute, server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+            try:
+                create_database(server, name, template=_TEMPLATE)
+            except psycopg.errors.InvalidCatalogName:  # the first world on this server
+                _make_template(server)
+                create_database(server, name, template=_TEMPLATE)
+            cleanup.callback(drop_database, server, name)
             database = Database(server, name)
             _add_alias(name, database)
             cleanup.callback(connections.databases.pop, name)
@@ -157,11 +159,8 @@ def any_world(make_world: Callable[..., World], any_postgres: PostgresServer) ->
     return make_world(any_postgres)
 
 
-def _ensure_template(server: PostgresServer) -> None:
-    with server.connect(autocommit=True) as connection:
-        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_TEMPLATE,)).fetchone():
-            return
-    _execute(server, "CREATE DATABASE {}", _TEMPLATE)
+def _make_template(server: PostgresServer) -> None:
+    create_database(server, _TEMPLATE)
     _add_alias(_TEMPLATE, Database(server, _TEMPLATE))
     try:
         call_command("migrate", database=_TEMPLATE, verbosity=0)
@@ -177,11 +176,6 @@ def _add_alias(alias: str, database: Database) -> None:
     values |= {key: database.pg_keys[pg_key] for key, pg_key in keys.items()}
     values["PASSWORD"] = database.pg_keys["pg_password"]
     connections.databases[alias] = values
-
-
-def _execute(server: PostgresServer, statement: str, *names: str) -> None:
-    with server.connect(autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 def with_header(

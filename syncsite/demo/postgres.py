@@ -6,6 +6,9 @@ process and dies with it, even when this process is killed.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import os
 import pwd
 import secrets
@@ -35,6 +38,9 @@ SETTINGS = {
     "full_page_writes": "off",
     "log_line_prefix": "%m [%p] %d ",
 }
+
+# Where the servers' data lie, if not in the directory for temporary files. The tests put them into memory.
+HOMES: Path | None = None
 
 # Below the ports that the system gives to clients: no connection takes that of a server that is restarting.
 SERVER_PORTS = range(20_000, 32_000)
@@ -97,12 +103,13 @@ class PostgresServer:
     def start(self) -> None:
         """Make the data directory and start the server; return when it accepts connections."""
         account = _unprivileged_account()
-        # Not below the project: PostgreSQL refuses to run as root, and no other account may see root's files.
-        self._home = Path(tempfile.mkdtemp(prefix="syncdata-postgres-"))
-        if account is not None and not _is_public(self.binaries / "postgres"):
+        is_copied = account is not None and not _is_public(self.binaries / "postgres")
+        # Nothing may be executed where HOMES are, perhaps.
+        self._home = make_home(None if is_copied else HOMES)
+        if is_copied:
             self.binaries = _copy_installation(self.binaries, self._home)
         password_file = self._home / "password"
-        password_file.write_text(self.password)
+        password_file.write_text(_scram_secret(self.password))
         _hand_over(self._home, account)
         self._run(
             *("initdb", "--no-sync", "--encoding=UTF8", "--locale=C", "--auth=scram-sha-256"),
@@ -178,6 +185,27 @@ class PostgresServer:
         )
         if done.returncode != 0:
             raise RuntimeError(f"{program} failed:\n{done.stdout}{done.stderr}")
+
+
+def make_home(parent: Path | None = None) -> Path:
+    """Make a directory for a server, in *parent*, else among the temporary files.
+
+    Not below the project: PostgreSQL refuses to run as root, and no other account may see root's files.
+    """
+    return Path(tempfile.mkdtemp(prefix=f"syncdata-postgres-{os.getpid()}-", dir=parent))
+
+
+def _scram_secret(password: str) -> str:
+    """Return what PostgreSQL keeps of *password* (RFC 5803), after one iteration in place of its 4096.
+
+    They make a stolen secret hard to guess. Here they would only take most of the time of each connection.
+    """
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 1)
+    client_key, server_key = (hmac.digest(salted, name, "sha256") for name in (b"Client Key", b"Server Key"))
+    stored_key = hashlib.sha256(client_key).digest()
+    salt_text, *keys = (base64.b64encode(part).decode() for part in (salt, stored_key, server_key))
+    return f"SCRAM-SHA-256$1:{salt_text}${':'.join(keys)}"
 
 
 def _unprivileged_account() -> pwd.struct_passwd | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import psycopg
 import pytest
 
 from syncsite.demo.postgres import PostgresServer, embedded_binaries
+from tests.memory import remove_what_killed_runs_left
 from tests.postgres import Database
 
 FreshDatabase = Callable[..., Database]
@@ -24,9 +27,39 @@ def test_every_server_found_offers_logical_decoding_to_a_superuser(
         assert connection.execute("SHOW server_encoding").fetchone() == ("UTF8",)
 
 
-def test_a_server_asks_for_the_password(postgres: PostgresServer) -> None:
+def test_a_server_asks_for_the_password(any_postgres: PostgresServer) -> None:
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(**{**postgres.params(), "password": "not it"})
+        psycopg.connect(**{**any_postgres.params(), "password": "not it"})
+
+
+def test_a_password_is_kept_after_one_iteration(
+    any_postgres: PostgresServer,
+) -> None:
+    with any_postgres.connect() as connection:
+        row = connection.execute(
+            "SELECT split_part(rolpassword, ':', 1) FROM pg_authid WHERE rolname = 'postgres'"
+        ).fetchone()
+    assert row is not None and row[0].startswith("SCRAM-SHA-256$1")
+
+
+def test_what_a_killed_run_left_in_memory_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, recent, own, foreign = (
+        tmp_path / name
+        for name in (
+            f"syncdata-postgres-{gone.pid}-old",
+            f"syncdata-postgres-{gone.pid}-new",
+            f"syncdata-postgres-{os.getpid()}-old",
+            "syncdata-postgres-of_another",
+        )
+    )
+    for home in (left, recent, own, foreign):
+        (home / "data").mkdir(parents=True)
+        if home != recent:
+            os.utime(home, (1, 1))
+    remove_what_killed_runs_left(tmp_path)
+    assert {*tmp_path.iterdir()} == {recent, own, foreign}
 
 
 def test_fresh_databases_are_empty_and_apart(fresh_database: FreshDatabase) -> None:
