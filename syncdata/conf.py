@@ -316,10 +316,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigLoadError(
             f"the configuration file has more than {_MOST_BYTES:,} bytes", hint=_NAME_A_FILE, file=str(path)
         )
-    return _parse_toml(content, path)
+    return parse_toml(content, path)
 
 
-def _parse_toml(content: bytes, path: Path) -> dict[str, Any]:
+def parse_toml(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the values in the *content* of a configuration file. Raises ConfigLoadError when it is none."""
     # The errors' causes are left out: they quote the file, and with it perhaps a password.
     try:
         # utf-8-sig: editors on Windows put a byte order mark in front.

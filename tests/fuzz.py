@@ -18,7 +18,6 @@ import random
 import sys
 import tempfile
 import time
-import tomllib
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,8 +40,8 @@ from syncdata.changes.header import parse_footer, parse_header
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import inspect, read_records
 from syncdata.changes.record import parse_record
-from syncdata.conf import config_from_toml, source_from_toml
-from syncdata.errors import ConfigLoadError, SyncError
+from syncdata.conf import config_from_toml, parse_toml, source_from_toml
+from syncdata.errors import SyncError
 from syncdata.predecessor.statefile import load_state
 from tests.archive_once import peak_mib
 from tests.unit import test_pgoutput as messages
@@ -211,13 +210,11 @@ def read_name(content: bytes) -> None:
 
 
 def read_toml(content: bytes) -> None:
-    try:
-        values = tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        raise ConfigLoadError("as in syncdata.conf") from error
+    path = Path("/nowhere/syncdata.toml")
+    values = parse_toml(content, path)
     for read in (config_from_toml, source_from_toml):
         with suppress(SyncError):
-            read(values, {}, Path("/nowhere/syncdata.toml"))
+            read(values, {}, path)
 
 
 def read_message(content: bytes) -> None:

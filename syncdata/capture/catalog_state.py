@@ -34,10 +34,10 @@ from syncdata.changes.catalog import (
     digest_of,
     encode_catalog,
 )
+from syncdata.changes.document import read_document
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import SpoolError
-from syncdata.runtime.documents import decode_json
 
 STATE_FILE_NAME = "catalog.json"
 SNAPSHOTS_FILE_NAME = "catalogs_of_snapshots.json"
@@ -381,7 +381,7 @@ def load_state(directory: Path) -> CatalogState | None:
             return None
         raise
     try:
-        state = decode_json(content, CatalogState)
+        state = read_document(content, CatalogState)
         state.position  # noqa: B018  (it parses)
     except ValueError:
         return None
@@ -426,7 +426,7 @@ def _named_by_snapshots(directory: Path) -> dict[str, str]:
     path = directory / SNAPSHOTS_FILE_NAME
     try:
         with translated(path):
-            return decode_json(path.read_bytes(), dict[str, str])
+            return read_document(path.read_bytes(), dict[str, str])
     except SpoolError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}

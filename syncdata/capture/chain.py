@@ -27,11 +27,11 @@ from syncdata.capture.refusals import NEW_EPOCH_HINT
 from syncdata.capture.slot import Slot
 from syncdata.capture.source import SystemIdentity
 from syncdata.capture.spool import SpooledFile, replace_in_spool, translated
+from syncdata.changes.document import read_document
 from syncdata.changes.filenames import stem
 from syncdata.changes.header import Footer, Header
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import SlotError, SourceChangedError, SpoolError, shortened
-from syncdata.runtime.documents import decode_json
 
 CHAIN_FILE_NAME = "chain.json"
 
@@ -147,7 +147,7 @@ def load_chain(directory: Path) -> Chain | None:
             return None
         raise
     try:
-        chain = decode_json(content, Chain)
+        chain = read_document(content, Chain)
         chain.require_readable()
     except ValueError as error:
         raise SpoolError(

@@ -18,9 +18,9 @@ from psycopg import sql
 
 from syncdata.capture.source import connect
 from syncdata.capture.spool import replace_in_spool, translated
+from syncdata.changes.document import read_document
 from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError, SpoolError
-from syncdata.runtime.documents import decode_json
 
 OWED_FILE_NAME = "owed.json"
 
@@ -76,7 +76,7 @@ def _load(directory: Path) -> dict[str, int]:
     path = directory / OWED_FILE_NAME
     try:
         with translated(path):
-            owed = decode_json(path.read_bytes(), dict[str, int])
+            owed = read_document(path.read_bytes(), dict[str, int])
     except SpoolError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}

@@ -16,9 +16,9 @@ import msgspec
 from psycopg import Connection
 
 from syncdata.capture.spool import replace_in_spool, translated
+from syncdata.changes.document import read_document
 from syncdata.changes.names import TableName
 from syncdata.errors import Problem, SpoolError
-from syncdata.runtime.documents import decode_json
 
 PUBLISHED_FILE_NAME = "published.json"
 
@@ -159,7 +159,7 @@ def load_parts(directory: Path) -> dict[TableName, Part]:
     path = directory / PUBLISHED_FILE_NAME
     try:
         with translated(path):
-            rows = decode_json(path.read_bytes(), list[tuple[str, str, Part]])
+            rows = read_document(path.read_bytes(), list[tuple[str, str, Part]])
     except (SpoolError, ValueError):
         return {}
     return {TableName(schema, name): part for schema, name, part in rows}

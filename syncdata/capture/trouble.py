@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from syncdata.capture.spool import replace_in_spool, translated
+from syncdata.changes.document import read_document
 from syncdata.errors import Problem, Reason, SpoolError, SyncError
-from syncdata.runtime.documents import decode_json
 
 TROUBLE_FILE_NAME = "trouble.json"
 
@@ -46,7 +46,7 @@ def load_trouble(directory: Path) -> Trouble | None:
     path = directory / TROUBLE_FILE_NAME
     try:
         with translated(path):
-            return decode_json(path.read_bytes(), Trouble)
+            return read_document(path.read_bytes(), Trouble)
     except (SpoolError, ValueError):
         return None
 

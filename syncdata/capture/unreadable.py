@@ -14,6 +14,7 @@ import msgspec
 
 from syncdata.capture.chain import Chain
 from syncdata.capture.spool import replace_in_spool, translated
+from syncdata.changes.document import read_document
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import Reason, SpoolError, UnreadableChangeError
 
@@ -57,13 +58,13 @@ def load_unreadable(directory: Path, chain: Chain | None) -> Unreadable | None:
     path = directory / UNREADABLE_FILE_NAME
     try:
         with translated(path):
-            held = msgspec.json.decode(path.read_bytes(), type=Unreadable)
+            held = read_document(path.read_bytes(), Unreadable)
         is_past = chain is not None and max(chain.confirmed, chain.watermark + 1) > held.lsn
     except SpoolError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except ValueError:
         return None  # the next try finds the transaction again
     return None if is_past else held
 
@@ -90,7 +91,7 @@ def load_left_out(directory: Path) -> list[LeftOut]:
     found = []
     for line in lines:
         try:
-            found.append(msgspec.json.decode(line, type=LeftOut))
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+            found.append(read_document(line, LeftOut))
+        except ValueError:
             continue
     return found

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from syncdata.changes.document import read_document
 from syncdata.errors import StateLoadError, StateSaveError, shortened
-from syncdata.runtime.documents import decode_json
 from syncdata.runtime.durable import replace_file
 
 STATE_FILE_NAME = ".syncdata_state.json"
@@ -52,7 +52,7 @@ class SyncState:
 
 def parse_state(content: bytes) -> SyncState:
     """Parse a state file's content. Raises ValueError that names the place, never a value."""
-    document = decode_json(content, _Document)
+    document = read_document(content, _Document)
     if document.version > _VERSION:
         raise ValueError(f"version {document.version} is newer than {_VERSION}, the newest known")
     return SyncState(

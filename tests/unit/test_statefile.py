@@ -37,17 +37,16 @@ PREDECESSORS = b"""{
   "last_sync_cycle": "0001-01-01T00:00:00Z"
 }"""
 
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"))  # what PostgreSQL's text can hold
 moments = st.datetimes(timezones=st.just(UTC))
 states = st.builds(
     SyncState,
-    last_file=st.text(),
+    last_file=texts,
     last_file_time=moments,
-    global_lsn=st.text(),
+    global_lsn=texts,
     tables=st.dictionaries(
-        st.text(),
-        st.builds(
-            TableState, last_lsn=st.text(), last_synced_at=moments, record_count=st.integers(0, 2**63 - 1)
-        ),
+        texts,
+        st.builds(TableState, last_lsn=texts, last_synced_at=moments, record_count=st.integers(0, 2**63 - 1)),
     ),
     total_synced=st.integers(0, 2**63 - 1),
     last_sync_cycle=moments,
