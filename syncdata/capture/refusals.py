@@ -74,14 +74,14 @@ def source_error(error: psycopg.Error) -> SyncError:
 
 
 def replication_error(sqlstate: str, message: str) -> SyncError:
-    """Return the error for *message*, which the server sent in place of the replication stream."""
+    """Return the error for *message*, which the server sent in place of the replication stream.
+
+    Only the slot is looked up before that begins, the publication at its first change (`stream_error`)."""
     match sqlstate:
         case "55006":
             return SlotInUseError(
                 message, hint="stop the other reader; after a crash the server frees the slot by itself"
             )
-        case "42704" if message.startswith("publication"):
-            return SourceSetupError(message, hint=NEW_SLOT_HINT)
         case "42704" | "55000" | "42809":
             return SlotError(message, hint=NEW_EPOCH_HINT)
         case "42501":
@@ -95,6 +95,8 @@ def stream_error(sqlstate: str, message: str, context: str = "") -> SyncError:
     *context* is the server's: it names the plugin's callback and the WAL position of the change, in the
     language of the server. Nothing else of it is passed on, for it may hold values.
     """
+    if sqlstate == "42704":  # The slot was found. The message may be in any language.
+        return SourceSetupError(message, hint=NEW_SLOT_HINT)
     known = replication_error(sqlstate, message)
     if not isinstance(known, SourceConnectionError) or sqlstate == _TOO_MANY_CONNECTIONS:
         return known

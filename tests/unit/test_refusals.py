@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncdata.capture.refusals import stream_error
+from syncdata.capture.refusals import NEW_EPOCH_HINT, NEW_SLOT_HINT, replication_error, stream_error
 from syncdata.errors import SlotError, SourceConnectionError, SourceSetupError, UnreadableChangeError
 
 CONTEXT = 'slot "s", output plugin "pgoutput", in the change callback, associated LSN 0/1953A10'
@@ -33,6 +33,13 @@ def test_what_is_wrong_with_a_change_is_no_lost_connection(sqlstate: str) -> Non
 )
 def test_the_other_ends_of_a_stream_are_what_they_were(sqlstate: str, kind: type[Exception]) -> None:
     assert type(stream_error(sqlstate, "why", CONTEXT)) is kind
+
+
+def test_a_missing_publication_is_told_from_a_missing_slot_in_any_language() -> None:
+    missing = stream_error("42704", "Publikation »syncdata« existiert nicht", CONTEXT)
+    assert (type(missing), missing.hint) == (SourceSetupError, NEW_SLOT_HINT)
+    missing = replication_error("42704", "Replikations-Slot »syncdata_slot« existiert nicht")
+    assert (type(missing), missing.hint) == (SlotError, NEW_EPOCH_HINT)
 
 
 def test_a_message_that_may_hold_a_value_is_named_and_not_shown() -> None:
