@@ -121,7 +121,7 @@ def _replay(context: Context, rows: Rebuild[Any], loaded: Loaded, until: Positio
         raise ResyncError(
             "the archive ends before the position of the other tables",
             hint="bring the missing change files back, or see that it is the right archive; where they are"
-            f" gone for good, take a snapshot at production (archive_changes --snapshot {table})",
+            f" gone for good, take a snapshot at production (archive_changes --snapshot {table.argument})",
         )
     result.position = group.position
     return result
@@ -143,7 +143,7 @@ def _not_resynced(table: TableName, error: SyncError) -> ResyncError:
     # Without a file, it is about the table as such: it is not there, or is none that has rows of its own.
     has_rows = not isinstance(error, SchemaError) or error.file is not None
     still = ", its old rows are still there" if has_rows else ""
-    again = f"run 'python manage.py resync {table}' again"
+    again = f"run 'python manage.py resync {table.argument}' again"
     return ResyncError(
         f"not rebuilt{still}: {error.message}",
         hint=f"{error.hint}; then {again}" if error.hint else again,
@@ -158,7 +158,7 @@ def require_whitelisted(connection: Connection[Any], table: TableName) -> None:
     if table not in parse_all(info.table_name for info in read_tables(connection)):
         raise ResyncError(
             "the table is not whitelisted",
-            hint=f"run 'python manage.py add_tables {table}'",
+            hint=f"run 'python manage.py add_tables {table.argument}'",
             table=str(table),
         )
 

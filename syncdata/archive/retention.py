@@ -80,10 +80,11 @@ class Removals:
         """Say why no change file goes, and how to change that; empty when some may go."""
         if not self.without_snapshot:
             return ""
-        tables = " ".join(map(str, self.without_snapshot))
+        tables = ", ".join(map(str, self.without_snapshot))
+        arguments = " ".join(table.argument for table in self.without_snapshot)
         return (
             f"no change file can be removed, for there is no finished snapshot of {tables};"
-            f" run 'python manage.py archive_changes --snapshot {tables}'"
+            f" run 'python manage.py archive_changes --snapshot {arguments}'"
         )
 
 

@@ -84,10 +84,11 @@ def view_source(
 
 def too_large_to_copy(tables: Sequence[TableName]) -> str:
     """Return the warning that *tables* are larger than what the archiver copies by itself."""
-    names = " ".join(map(str, tables))
+    names = ", ".join(map(str, tables))
+    arguments = " ".join(table.argument for table in tables)
     return (
         f"rows changed without a record, and the tables are larger than source.snapshot_bytes: {names}"
-        f" (run 'archive_changes --snapshot {names}' when production can bear it)"
+        f" (run 'archive_changes --snapshot {arguments}' when production can bear it)"
     )
 
 

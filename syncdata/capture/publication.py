@@ -139,8 +139,8 @@ def find_alterations(before: Mapping[TableName, Part], now: Mapping[TableName, P
         Problem(
             kind="altered",
             text=f"table {table}: the publication has {now[table]} now, and had {before[table]} when"
-            f" the archiver was started: if that is meant to be, run 'archive_changes --snapshot {table}',"
-            " resync it, and start the archiver again",
+            " the archiver was started: if that is meant to be, run"
+            f" 'archive_changes --snapshot {table.argument}', resync it, and start the archiver again",
             table=str(table),
         )
         for table in sorted(before.keys() & now.keys())

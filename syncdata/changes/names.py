@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import msgspec
 
 from syncdata.errors import SchemaError, shortened
@@ -34,6 +36,12 @@ class TableName(msgspec.Struct, frozen=True, order=True):
         name = _quote_if_needed(self.name)
         return name if self.schema == DEFAULT_SCHEMA else f"{_quote_if_needed(self.schema)}.{name}"
 
+    @property
+    def argument(self) -> str:
+        """The name as a shell takes it for one argument: hints are pasted, and it may hold anything."""
+        text = str(self)
+        return shlex.quote(text) if text.isprintable() else _ansi_c_quoted(text)
+
 
 def _is_identifier(part: str) -> bool:
     """Tell whether *part* can be a table's or schema's name: PostgreSQL cuts names off after 63 bytes."""
@@ -65,6 +73,13 @@ def _split_identifiers(text: str) -> list[str] | None:
         parts.append(part)
         if not dot:
             return parts
+
+
+def _ansi_c_quoted(text: str) -> str:
+    escapes = {ord("\\"): "\\\\", ord("'"): "\\'"} | {
+        ord(c): ascii(c)[1:-1] for c in text if not c.isprintable()
+    }
+    return f"$'{text.translate(escapes)}'"
 
 
 def _quote_if_needed(part: str) -> str:

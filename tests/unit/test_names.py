@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,3 +52,19 @@ identifiers = st.text(
 def test_a_table_name_survives_its_text_form(schema: str, name: str) -> None:
     table = TableName(schema, name)
     assert TableName.parse(str(table)) == table
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["users", "a; rm -rf ~", "it's", 'a"b', "$(x)", "a\nb", "\x1b[2J", "ü\u202e", "a\\\n'"],
+)
+def test_a_shell_reads_a_name_in_a_hint_as_one_argument(name: str) -> None:
+    table = TableName("shop", name)
+    assert table.argument.isprintable()
+    done = subprocess.run(
+        ["bash", "-c", f"printf %s {table.argument}"],
+        capture_output=True,
+        check=True,
+        env={"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]},
+    )
+    assert TableName.parse(done.stdout.decode()) == table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncdata.apply.plan.types import SqlType, is_held, is_widened, parse_type
+from syncdata.apply.plan.types import SqlType, is_held, is_type_text, is_widened, parse_type
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,53 @@ def test_every_type_holds_itself(text: str) -> None:
 )
 def test_only_some_changes_of_a_type_leave_every_value(before: str, after: str, expected: bool) -> None:
     assert is_widened(before, after) is expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "integer",
+            "numeric(10,2)[]",
+            "numeric(5,-2)",
+            "character varying(20)",
+            "double precision",
+            "bit(3)",
+        ),
+        *(
+            "timestamp(3) with time zone",
+            "time without time zone",
+            "interval(0)",
+            "interval day to second(2)",
+        ),
+        *("shop.geometry(Point,4326)", '"char"', '"Shop"."a ""b"" ü"[]', "shop.mood", "bit varying(9)[]"),
+    ],
+)
+def test_a_types_text_may_stand_in_a_statement(text: str) -> None:
+    assert is_type_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "int; DROP TABLE users",
+            "int, DROP COLUMN id",
+            "integer DEFAULT evil()",
+            "integer CHECK (true)",
+        ),
+        *(
+            "integer --",
+            "integer /*",
+            '"a"; DROP TABLE users --"',
+            '"a',
+            "numeric(1);x",
+            "numeric((1))",
+            "a.b.c",
+        ),
+        *("integer\n", '"a\nb"', '"a\u202eb"', "integer USING evil(1)", "integer'", "$$a$$", "integer[1]"),
+    ],
+)
+def test_what_says_more_than_a_type_may_not_stand_in_a_statement(text: str) -> None:
+    assert not is_type_text(text)

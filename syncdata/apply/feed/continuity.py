@@ -111,8 +111,8 @@ def lost_beginning(table: TableName, name: str, bad_snapshot: ParseError | None)
     )
     return DiscoveryError(
         f"the archive no longer holds the history of this table from its beginning, and {why}",
-        hint=f"run 'archive_changes --snapshot {table}' at production; the table goes on by itself when the"
-        " snapshot is there",
+        hint=f"run 'archive_changes --snapshot {table.argument}' at production; the table goes on by itself"
+        " when the snapshot is there",
         table=str(table),
         file=name,
     )

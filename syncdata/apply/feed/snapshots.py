@@ -140,4 +140,4 @@ def _commit_lsn(header: Header) -> int | None:
 
 
 def _hint(table: TableName) -> str:
-    return f"take a new one at production: archive_changes --snapshot {table}"
+    return f"take a new one at production: archive_changes --snapshot {table.argument}"

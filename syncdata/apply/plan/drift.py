@@ -21,7 +21,7 @@ import msgspec
 
 from syncdata.apply.plan.schema import Column as LocalColumn
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.plan.types import is_held, is_widened, merges_texts, parse_type
+from syncdata.apply.plan.types import is_held, is_type_text, is_widened, merges_texts, parse_type
 from syncdata.changes.catalog import Column, PublishedTable, lsn_or_none
 from syncdata.changes.names import TableName
 
@@ -228,8 +228,11 @@ def renames(before: PublishedTable, now: PublishedTable, here: TableSchema) -> I
             yield Finding(
                 kind="blocked",
                 text=f"column {old} is called {column.name} in production now",
-                remedy=f"rename it here, too: ALTER TABLE {sql_name(now.table)} RENAME COLUMN {quoted(old)}"
-                f" TO {quoted(column.name)}; the table goes on by itself",
+                remedy="rename it here, too: "
+                + _statement(
+                    f"ALTER TABLE {sql_name(now.table)} RENAME COLUMN {quoted(old)} TO {quoted(column.name)}"
+                )
+                + "; the table goes on by itself",
             )
 
 
@@ -295,16 +298,16 @@ def _rows_differ(
 
 def _snapshot_remedy(table: TableName) -> str:
     return (
-        f"take a new snapshot at production, 'archive_changes --snapshot {table}', and then run"
-        f" 'python manage.py resync {table}' here"
+        f"take a new snapshot at production, 'archive_changes --snapshot {table.argument}', and then run"
+        f" 'python manage.py resync {table.argument}' here"
     )
 
 
 def _in_rebuild(table: TableName) -> str:
     return (
         "that happened after the newest snapshot that the archive has of the table, so a resync cannot give"
-        f" it the right rows: first run 'archive_changes --snapshot {table}' at production, then"
-        f" 'python manage.py resync {table}' again"
+        f" it the right rows: first run 'archive_changes --snapshot {table.argument}' at production, then"
+        f" 'python manage.py resync {table.argument}' again"
     )
 
 
@@ -342,18 +345,26 @@ def _different(table: TableName, there: Column, here: LocalColumn, *, travels: b
             kind="blocked",
             text=f"column {there.name} is generated in production, so its values are in no record, and it is"
             " an ordinary column here",
-            remedy="make it a generated column here, too, with production's expression: ALTER TABLE"
-            f" {sql_name(table)} DROP COLUMN {quoted(there.name)}, ADD COLUMN {quoted(there.name)}"
-            f" {there.type} GENERATED ALWAYS AS (…) STORED; the table goes on by itself",
+            remedy="make it a generated column here, too, with production's expression: "
+            + _statement(
+                f"ALTER TABLE {sql_name(table)} DROP COLUMN {quoted(there.name)},"
+                f" ADD COLUMN {quoted(there.name)} {there.type} GENERATED ALWAYS AS (…) STORED",
+                there.type,
+            )
+            + "; the table goes on by itself",
         )
     if here.is_generated and not there.generated:
         return Finding(
             kind="blocked",
             text=f"column {there.name} is generated here and an ordinary column in production, whose values"
             " it cannot take",
-            remedy=f"make it an ordinary column: ALTER TABLE {sql_name(table)} DROP COLUMN"
-            f" {quoted(there.name)}, ADD COLUMN {quoted(there.name)} {there.type}; then run"
-            f" 'python manage.py resync {table}'",
+            remedy="make it an ordinary column: "
+            + _statement(
+                f"ALTER TABLE {sql_name(table)} DROP COLUMN {quoted(there.name)},"
+                f" ADD COLUMN {quoted(there.name)} {there.type}",
+                there.type,
+            )
+            + f"; then run 'python manage.py resync {table.argument}'",
             spoils=True,
         )
     return _different_type(table, there, here) if travels and not here.is_generated else None
@@ -369,8 +380,11 @@ def _different_type(table: TableName, there: Column, here: LocalColumn) -> Findi
         kind="blocked",
         text=f"column {there.name} is {there.type}{made_of} in production and"
         f" {here.declared_type or here.sql_type} here, which would change values without an error",
-        remedy=f"ALTER TABLE {sql_name(table)} ALTER COLUMN {quoted(there.name)} TYPE {there.value_type}"
-        f"{_using(there, here)}",
+        remedy=_statement(
+            f"ALTER TABLE {sql_name(table)} ALTER COLUMN {quoted(there.name)} TYPE {there.value_type}"
+            f"{_using(there, here)}",
+            there.value_type,
+        ),
     )
 
 
@@ -435,8 +449,11 @@ def _merging_columns(published: PublishedTable, here: TableSchema) -> list[Findi
                 kind="blocked",
                 text=f"column {there.name} locates rows and {kind} here, and is {there.type} in production:"
                 " rows that differ there may share a key here, and one would take the other's place",
-                remedy=f"ALTER TABLE {sql_name(published.table)} ALTER COLUMN {name} TYPE"
-                f" {there.value_type}{collate}",
+                remedy=_statement(
+                    f"ALTER TABLE {sql_name(published.table)} ALTER COLUMN {name} TYPE"
+                    f" {there.value_type}{collate}",
+                    there.value_type,
+                ),
             )
         )
     return found
@@ -455,8 +472,8 @@ def _unlocated(published: PublishedTable, here: TableSchema) -> Finding | None:
         kind="blocked",
         text=f"production identifies rows by a unique index on ({columns}), and there is none here: a row"
         " whose key changes would not be found",
-        remedy=f"CREATE UNIQUE INDEX ON {sql_name(published.table)} ({columns}), of columns that are NOT"
-        " NULL, as in production",
+        remedy=_statement(f"CREATE UNIQUE INDEX ON {sql_name(published.table)} ({columns})")
+        + ", of columns that are NOT NULL, as in production",
     )
 
 
@@ -471,7 +488,19 @@ def missing_columns(published: PublishedTable, here: TableSchema) -> list[Column
 
 def add_column(table: TableName, column: Column) -> str:
     """Return the statement that gives the table here *column*."""
-    return f"ALTER TABLE {sql_name(table)} ADD COLUMN {quoted(column.name)} {column.type}"
+    return _statement(
+        f"ALTER TABLE {sql_name(table)} ADD COLUMN {quoted(column.name)} {column.type}", column.type
+    )
+
+
+def _statement(statement: str, *types: str) -> str:
+    """Return *statement*, which somebody will paste, if it is surely what it seems to be, else words.
+
+    Names and *types* in it come from the archive, whose writer may call a type ``int; DROP TABLE users``.
+    """
+    if statement.isprintable() and all(map(is_type_text, types)):
+        return statement
+    return "(no statement for it, for the archive has a name or a type that must not be pasted)"
 
 
 def sql_name(table: TableName) -> str:

@@ -56,7 +56,7 @@ def no_table(table: TableName, relation: Relation) -> SchemaError:
     """Return the error for a name that stands for something else than a table."""
     return SchemaError(
         f"it is {relation.other_kind}, not a table that changes could go to",
-        hint=f"take it off the whitelist ('remove_tables {table}') and {relation.instead}",
+        hint=f"take it off the whitelist ('remove_tables {table.argument}') and {relation.instead}",
         table=str(table),
     )
 
@@ -80,13 +80,14 @@ def find_fault(table: TableName, relation: Relation | None, *, is_of_archiver: b
     if relation.persistence == "t":
         return SchemaError(
             "it is a temporary table, which ends with its session",
-            hint=f"take it off the whitelist: 'remove_tables {table}'",
+            hint=f"take it off the whitelist: 'remove_tables {table.argument}'",
             table=str(table),
         )
     if relation.root is not None and is_of_archiver:
         return SchemaError(
             f"it is a partition: the archive holds its changes as those of the whole table, {relation.root}",
-            hint=f"whitelist the whole table instead: 'remove_tables {table}', 'add_tables {relation.root}'",
+            hint=f"whitelist the whole table instead: 'remove_tables {table.argument}',"
+            f" 'add_tables {relation.root.argument}'",
             table=str(table),
         )
     return None
@@ -97,7 +98,7 @@ def made_anew(table: TableName) -> SchemaError:
     return SchemaError(
         "the table was dropped and made anew, or another took its name: this one does not hold the rows that"
         " were synced",
-        hint=f"run 'archive_changes --snapshot {table}' at production: the table is then rebuilt by itself;"
-        f" or run 'resync {table}', which loads what the archive holds",
+        hint=f"run 'archive_changes --snapshot {table.argument}' at production: the table is then rebuilt by"
+        f" itself; or run 'resync {table.argument}', which loads what the archive holds",
         table=str(table),
     )

@@ -16,6 +16,18 @@ _TEXT = re.compile(
     r"(?:(?:\"[^\"]+\"|\w+)\.)?(?P<name>\"?[^()\[\]\"]+\"?)(?:\((?P<modifier>-?\d+(?:,-?\d+)?)\))?(?P<rest>[^()\[\]]*)(?P<array>(?:\[\])*)"
 )
 
+# What ``format_type`` may return, and nothing that says more: a name with its modifier.
+_IDENTIFIER = r'(?:[a-z_][a-z0-9_]*|"(?:[^"]|"")+")'
+_MODIFIER = r"(?:\(-?\w+(?:,-?\w+)*\))?"
+_FIELD = r"(?:year|month|day|hour|minute|second)"
+_is_type = re.compile(
+    rf"(?:double precision|(?:character|bit) varying{_MODIFIER}"
+    rf"|time(?:stamp)?{_MODIFIER} with(?:out)? time zone"
+    rf"|interval(?: {_FIELD}(?: to {_FIELD})?)?{_MODIFIER}"
+    rf"|(?:{_IDENTIFIER}\.)?{_IDENTIFIER}{_MODIFIER})(?:\[\])*",
+    re.ASCII,
+).fullmatch
+
 # The decimal digits that a binary float keeps of any number, and those that an integer type may have.
 _FLOAT_DIGITS = {"real": 6, "double precision": 15}
 _INTEGER_DIGITS = {"smallint": 5, "integer": 10, "bigint": 19, "oid": 10}
@@ -77,6 +89,11 @@ def parse_type(text: str) -> SqlType:
         fields,
         bool(found["array"]),
     )
+
+
+def is_type_text(text: str) -> bool:
+    """Tell whether *text* is surely a type's, as ``format_type`` spells it, and can stand in a statement."""
+    return text.isprintable() and _is_type(text) is not None
 
 
 def is_held(there: str, here: str, *, is_enum: bool = False) -> bool:

@@ -156,7 +156,8 @@ def record_error(
     op, table = record.record.op, schema.name
     if error is None:
         what = f"this {op} cannot be applied by itself"
-        hint = f"take a snapshot at production (archive_changes --snapshot {table}), then resync {table}"
+        name = table.argument
+        hint = f"take a snapshot at production (archive_changes --snapshot {name}), then resync {name}"
     else:
         refusal = explain_refusal(error, table, schema.columns)
         what = f"the database refuses this {op}: {refusal.what} ({kind_of(error)})"

@@ -60,8 +60,8 @@ def partial(table: TableName) -> Mark:
     return Mark(
         kind="partial",
         text="it began without a snapshot, so rows that are older than the archive may be missing",
-        hint=f"run 'archive_changes --snapshot {table}' at production: the table is then rebuilt by itself;"
-        f" if you have loaded the older rows yourself, say so: 'add_tables --whole {table}'",
+        hint=f"run 'archive_changes --snapshot {table.argument}' at production: the table is then rebuilt by"
+        f" itself; if you have loaded the older rows yourself, say so: 'add_tables --whole {table.argument}'",
     )
 
 
@@ -70,7 +70,8 @@ def skipped(table: TableName, place: str, requested_by: str) -> Mark:
     return Mark(
         kind="suspect",
         text=f"the record at {place} was skipped" + (f" by {requested_by}" if requested_by else ""),
-        hint=f"run 'archive_changes --snapshot {table}' at production, then 'resync {table}' here",
+        hint=f"run 'archive_changes --snapshot {table.argument}' at production, then"
+        f" 'resync {table.argument}' here",
         subjects=(place,),
     )
 
@@ -80,7 +81,7 @@ def unlogged(table: TableName, part: str) -> Mark:
     return Mark(
         kind="suspect",
         text=f"{part} is or was UNLOGGED: a crash of the server empties it without a word",
-        hint=f"run 'ALTER TABLE {part} SET LOGGED' in the local database, then 'resync {table}'",
+        hint=f"run 'ALTER TABLE {part} SET LOGGED' in the local database, then 'resync {table.argument}'",
     )
 
 

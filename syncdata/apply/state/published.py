@@ -126,14 +126,15 @@ def _unpublished(table: TableName, known: Known) -> Mark:
             "unpublished",
             "production does not publish it: nothing will arrive",
             f"at production, add {table} to source.tables and run 'setup_logical_replication'; then run"
-            f" 'python manage.py resync {table}' here",
+            f" 'python manage.py resync {table.argument}' here",
         )
     return Mark(
         "unpublished",
         "production does not publish it any more (dropped, renamed, or taken off the publication): nothing"
         " arrives",
         "at production, run 'setup_logical_replication' and then"
-        f" 'archive_changes --snapshot {table}'; then run 'python manage.py resync {table}' here",
+        f" 'archive_changes --snapshot {table.argument}'; then run"
+        f" 'python manage.py resync {table.argument}' here",
     )
 
 
@@ -141,8 +142,8 @@ def _partial(table: TableName) -> Mark:
     return Mark(
         "partial",
         "production publishes it only since the table began here: rows from before are missing",
-        f"run 'archive_changes --snapshot {table}' at production, and then 'python manage.py resync {table}'"
-        " here",
+        f"run 'archive_changes --snapshot {table.argument}' at production, and then"
+        f" 'python manage.py resync {table.argument}' here",
     )
 
 
@@ -158,7 +159,7 @@ def _spoilt(table: TableName, known: Known, published: PublishedTable, unfit: li
     if not (is_local or any(finding.spoils for finding in unfit)):
         return known
     text = f"its rows may differ since this was found: {'; '.join(finding.text for finding in unfit)}"
-    hint = f"when that is mended, run 'python manage.py resync {table}'"
+    hint = f"when that is mended, run 'python manage.py resync {table.argument}'"
     return _with_marks(known, Mark("suspect", text, hint))
 
 

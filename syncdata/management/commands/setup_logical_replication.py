@@ -188,7 +188,7 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
         else:
             self.stdout.write(
                 "What the tables hold already is in no change file. Take the first snapshots with:"
-                f" python manage.py archive_changes --snapshot {' '.join(names)}"
+                f" python manage.py archive_changes --snapshot {' '.join(table.argument for table in tables)}"
             )
 
     def _write_notes(self, notes: Sequence[Finding]) -> None:
