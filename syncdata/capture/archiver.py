@@ -38,7 +38,13 @@ from syncdata.capture.slot import advance_slot
 from syncdata.capture.source import connect
 from syncdata.capture.stream_catalog import StreamCatalog
 from syncdata.capture.trouble import forget_trouble, note_trouble
-from syncdata.capture.unreadable import LeftOut, load_unreadable, log_left_out, note_unreadable
+from syncdata.capture.unreadable import (
+    LeftOut,
+    forget_unreadable,
+    load_unreadable,
+    log_left_out,
+    note_unreadable,
+)
 from syncdata.capture.uploader import Uploader
 from syncdata.changes.position import format_lsn
 from syncdata.errors import (
@@ -99,21 +105,21 @@ class Archiver:
                 if stop.is_set():
                     logger.warning("%s", error, extra={"code": error.code})
                     return
-                self._tell(error)
-                if time.monotonic() - started_s > _LAST_RETRY_S:
-                    backoff.reset()
-                    told = Told()
-                told.trouble(logger, error, "session", extra={"code": error.code})
-                stop.wait(backoff.next_s())
+                trouble: SyncError = error
             except SyncError as error:
                 self._tell(error)
                 raise
             except Exception as error:
                 trouble = unexpected_error(error)
-                told.trouble(logger, trouble, "session", extra=trouble.fields)
                 self._note(trouble)
-                self._tell(trouble)
-                stop.wait(backoff.next_s())
+            else:
+                continue
+            if time.monotonic() - started_s > _LAST_RETRY_S:
+                backoff.reset()
+                told = Told()
+            told.trouble(logger, trouble, "session", extra=trouble.fields)
+            self._tell(trouble)
+            stop.wait(backoff.next_s())
 
     def run_once(self, stop: threading.Event) -> Archived:
         """Archive what was committed before now. Raises SyncError when not all of it is in the archive."""
@@ -139,7 +145,10 @@ class Archiver:
             slot = opening.find_slot(replication, self._settings.slot_name, chain)
         opening.require_free(slot)
         with closing(self._open_archive()) as archive:
-            return opening.begin_epoch(self._settings, archive, identity, slot, self._clock())
+            chain = opening.begin_epoch(self._settings, archive, identity, slot, self._clock())
+        # The new epoch may be of another system, whose LSNs do not compare with the one noted.
+        forget_unreadable(self._settings.spool_dir)
+        return chain
 
     def leave_out(self, commit_lsn: int, *, requested_by: str) -> None:
         """Go on behind the transaction that committed at *commit_lsn*, which the source cannot hand over.

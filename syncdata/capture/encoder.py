@@ -61,7 +61,8 @@ def format_time(since_2000_us: int) -> str:
         # The server's clock was beyond the year 9999, or before the year 1. The rows are good all the same.
         # Test: test_a_time_that_no_date_holds_becomes_the_last_or_the_first_one.
         return "9999-12-31T23:59:59.999999Z" if since_2000_us > 0 else "0001-01-01T00:00:00.000000Z"
-    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
+    # Not strftime: some C libraries write the year 999 with three digits, which no reader takes.
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def _lsn(lsn: int) -> bytes:

@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from syncdata.capture.refusals import source_error
-from syncdata.capture.source import NETWORK
+from syncdata.capture.source import within_limits
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import SyncError
@@ -298,8 +298,7 @@ class SourceEye:
 
     def _connect(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
-            given = {name: value for name, value in self._params.items() if value is not None}
-            self._connection = psycopg.connect(**NETWORK | given, autocommit=True)
+            self._connection = psycopg.connect(**within_limits(self._params), autocommit=True)
             self._connection.execute(pin_statement(SESSION_SETTINGS))
             self._connection.execute(_SETTINGS)
         return self._connection

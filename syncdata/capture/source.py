@@ -47,13 +47,18 @@ class SystemIdentity:
     is_standby: bool = False
 
 
+def within_limits(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return psycopg's *params*, with a time limit on the network where they set none."""
+    return NETWORK | {name: value for name, value in params.items() if value is not None}
+
+
 @contextmanager
 def connect(params: Mapping[str, Any]) -> Iterator[psycopg.Connection[Any]]:
     """Open an ordinary connection in autocommit mode for the block.
 
     Raises SourceConnectionError or SourceSetupError for all that the driver raises in the block.
     """
-    with source_errors(), psycopg.connect(**params, autocommit=True) as connection:
+    with source_errors(), psycopg.connect(**within_limits(params), autocommit=True) as connection:
         connection.execute(pin_statement(SESSION_SETTINGS))
         yield connection
 
@@ -72,7 +77,7 @@ def connect_for_replication(params: Mapping[str, Any]) -> psycopg.Connection[Any
     """
     settings = TEXT_SETTINGS | _SENDER_SETTINGS
     options = " ".join(f"-c {name}={value.replace(' ', '')}" for name, value in settings.items())
-    given = NETWORK | {name: value for name, value in params.items() if value is not None}
+    given = within_limits(params)
     if mine := given.pop("options", ""):
         options = f"{mine} {options}"
     connection = psycopg.connect(**given, replication="database", options=options, autocommit=True)

@@ -69,6 +69,13 @@ def load_unreadable(directory: Path, chain: Chain | None) -> Unreadable | None:
     return None if is_past else held
 
 
+def forget_unreadable(directory: Path) -> None:
+    """Remove the note of a transaction that holds the stream, where there is one. Raises SpoolError."""
+    path = directory / UNREADABLE_FILE_NAME
+    with translated(path):
+        path.unlink(missing_ok=True)
+
+
 def log_left_out(directory: Path, entry: LeftOut) -> None:
     """Add *entry* to the list of what was left out; durable on return."""
     path = directory / LEFT_OUT_FILE_NAME

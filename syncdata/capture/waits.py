@@ -17,6 +17,9 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from syncdata.capture.source import within_limits
+from syncdata.runtime.unexpected import unexpected_error
+
 logger = logging.getLogger(__name__)
 
 _SAY_AFTER_S, _SAY_EVERY_S = 1.0, 60.0
@@ -73,7 +76,8 @@ class WaitTeller:
     def _holders(self) -> str:
         """Return those that we wait for; asked on a connection of its own."""
         try:
-            with psycopg.connect(**self._params, autocommit=True, row_factory=dict_row) as connection:
+            given = within_limits(self._params)
+            with psycopg.connect(**given, autocommit=True, row_factory=dict_row) as connection:
                 holders = connection.execute(_HOLDERS, {"pid": self._pid}).fetchall()
         except psycopg.Error as error:
             return f"transactions at the source ({type(error).__name__} when asked which)"
@@ -93,8 +97,11 @@ def told_waits(params: Mapping[str, Any], subject: str) -> Iterator[None]:
     started_s = time.monotonic()
 
     def watch() -> None:
-        while not ended.wait(_TICK_S):
-            teller.tell(time.monotonic() - started_s)
+        try:
+            while not ended.wait(_TICK_S):
+                teller.tell(time.monotonic() - started_s)
+        except Exception as error:  # the wait itself goes on, only nobody says for whom
+            logger.warning("%s", unexpected_error(error))
 
     thread = threading.Thread(target=watch, name="syncdata-waits", daemon=True)
     thread.start()

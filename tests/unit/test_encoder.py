@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any, Literal
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncdata.capture.encoder import LineWriter, format_time
-from syncdata.capture.pgoutput import Begin, Relation, RowChange, Truncate
+from syncdata.capture.pgoutput import POSTGRES_EPOCH, Begin, Relation, RowChange, Truncate
 from syncdata.changes.record import parse_record
 
 USERS = Relation(schema="public", name="users", columns=("id",), key=frozenset({"id"}))
@@ -79,3 +80,11 @@ def test_times_count_from_2000(since_2000_us: int, expected: str) -> None:
 def test_a_time_that_no_date_holds_becomes_the_last_or_the_first_one() -> None:
     assert format_time(2**63 - 1) == "9999-12-31T23:59:59.999999Z"
     assert format_time(-(2**63)) == "0001-01-01T00:00:00.000000Z"
+
+
+def test_every_year_has_four_digits() -> None:
+    moment = dt.datetime(7, 2, 5, 10, 30, tzinfo=dt.UTC)
+    assert (
+        format_time((moment - POSTGRES_EPOCH) // dt.timedelta(microseconds=1))
+        == "0007-02-05T10:30:00.000000Z"
+    )
