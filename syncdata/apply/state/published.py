@@ -20,7 +20,10 @@ from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.state.marks import Mark, decode_marks, encode_marks, folded
 from syncdata.changes.catalog import PublishedTable
 from syncdata.changes.names import TableName
-from syncdata.errors import SchemaError
+from syncdata.errors import SchemaError, shortened
+
+# Longer than a finding of names that PostgreSQL can have.
+_LONGEST_TEXT = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,7 @@ def look(
     lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
     found += drift.left_out(baseline, published, rows_lsn=lsn)
     unfit = [] if here is None else drift.differences(published, here)
+    renamed, found, unfit = map(_on_one_line, (renamed, found, unfit))
     stopping = [finding for finding in found if finding.kind == "blocked"] + renamed + unfit
     suspicions = folded(_suspicion(finding, known, file) for finding in found)
     if stopping:
@@ -105,6 +109,20 @@ def look(
         is_rebuild=known.is_rebuild,
     )
     return Look(known=_with_marks(after, *marks, keeps=False))
+
+
+def _on_one_line(findings: list[Finding]) -> list[Finding]:
+    """Return *findings* with names and types, which come from the archive, that forge no line of the log."""
+    return [
+        msgspec.structs.replace(
+            finding,
+            text=shortened(finding.text, _LONGEST_TEXT),
+            remedy=shortened(finding.remedy, _LONGEST_TEXT),
+            in_rebuild=shortened(finding.in_rebuild, _LONGEST_TEXT),
+            subject=shortened(finding.subject, _LONGEST_TEXT),
+        )
+        for finding in findings
+    ]
 
 
 def _done_there(
