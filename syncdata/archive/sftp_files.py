@@ -38,7 +38,8 @@ MOST_ENTRIES = 5_000_000
 
 _READ = 1
 _CREATE_NEW = 2 | 8 | 32  # write, create, and only if it is not there
-_NO_ATTRIBUTES = 0
+_NO_ATTRIBUTES = (0,)
+_PERMISSIONS = 4  # the flag before them
 
 
 def list_files(sftp: SftpSession, directory: str, is_wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
@@ -66,7 +67,7 @@ def is_empty(sftp: SftpSession, directory: str) -> bool:
 @contextmanager
 def opened(sftp: SftpSession, path: str) -> Iterator[bytes]:
     """The handle of the file *path* for reading, as long as the block runs."""
-    with _handle(sftp, sftp.ask(CMD_OPEN, path, _READ, _NO_ATTRIBUTES)) as handle:
+    with _handle(sftp, sftp.ask(CMD_OPEN, path, _READ, *_NO_ATTRIBUTES)) as handle:
         yield handle
 
 
@@ -74,9 +75,12 @@ def size_of_opened(sftp: SftpSession, handle: bytes) -> int:
     return sftp.attributes(sftp.ask(CMD_FSTAT, handle)).size_bytes or 0
 
 
-def write_new_file(sftp: SftpSession, path: str, blocks: Iterable[bytes]) -> None:
-    """Make the file *path*, which must not be there, of *blocks*, and let the server put it on its disk."""
-    with _handle(sftp, sftp.ask(CMD_OPEN, path, _CREATE_NEW, _NO_ATTRIBUTES)) as handle:
+def write_new_file(sftp: SftpSession, path: str, blocks: Iterable[bytes], mode: int) -> None:
+    """Make the file *path*, which must not be there, of *blocks*, and let the server put it on its disk.
+
+    Its permissions are those of *mode* that the server's umask leaves, from the beginning.
+    """
+    with _handle(sftp, sftp.ask(CMD_OPEN, path, _CREATE_NEW, _PERMISSIONS, mode)) as handle:
         WriteBehind(sftp, handle).write(blocks)
         _sync(sftp, handle)
 
@@ -112,12 +116,16 @@ def remove_file(sftp: SftpSession, path: str) -> None:
         sftp.finish(sftp.ask(CMD_REMOVE, path))
 
 
-def make_directory(sftp: SftpSession, path: str) -> None:
-    """Make the directory; fine when it is there."""
+def make_directory(sftp: SftpSession, path: str, mode: int) -> None:
+    """Make the directory; fine when it is there.
+
+    Its permissions are those of *mode* that the server's umask leaves. A setgid bit, by which its files
+    belong to the readers' group, comes from the directory around it.
+    """
     if size_of(sftp, path) is not None:
         return
     try:
-        sftp.finish(sftp.ask(CMD_MKDIR, path, _NO_ATTRIBUTES))
+        sftp.finish(sftp.ask(CMD_MKDIR, path, _PERMISSIONS, mode))
     except LOSSES:
         raise
     except OSError:
