@@ -7,6 +7,7 @@ Knows the protocol's requests (draft-ietf-secsh-filexfer-02, and OpenSSH's PROTO
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ from syncdata.errors import DiscoveryError, shortened
 
 # More are no archive: one file a minute makes them in nine years.
 MOST_ENTRIES = 5_000_000
+# No file system has longer names, and a server that sends them is not to fill our memory.
+_LONGEST_NAME = 255
 
 _READ = 1
 _CREATE_NEW = 2 | 8 | 32  # write, create, and only if it is not there
@@ -106,6 +109,9 @@ def replace_file(sftp: SftpSession, old: str, new: str) -> None:
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
+        if size_of(sftp, old) is None:
+            # A try whose answer was lost has renamed it: what would be removed now is the new file.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), old) from None
         remove_file(sftp, new)
         rename_file(sftp, old, new)
 
@@ -185,11 +191,15 @@ def _list(
                 count += len(listed) or 1_000
                 if count > MOST_ENTRIES:
                     raise ProtocolError(f"the directory has more than {MOST_ENTRIES} entries")
-                found += [item for item in listed if item[0] not in (".", "..") and is_wanted(item[0])]
+                found += [item for item in listed if _is_name(item[0]) and is_wanted(item[0])]
         except EndOfFile:
             return found
         finally:
             sftp.abandon(waiting)
+
+
+def _is_name(name: str) -> bool:
+    return name not in (".", "..") and len(name) <= _LONGEST_NAME
 
 
 def _followed(sftp: SftpSession, path: str, status: Attributes) -> Attributes | None:
