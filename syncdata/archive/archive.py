@@ -42,7 +42,7 @@ from syncdata.changes.filenames import (
     temporary_name,
 )
 from syncdata.changes.head import HEAD_NAME, MAX_HEAD_BYTES, Head, parse_head
-from syncdata.errors import ArchiveConnectionError, DiscoveryError, SpoolError, shortened
+from syncdata.errors import ArchiveConnectionError, DiscoveryError, ParseError, SpoolError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +79,13 @@ class Archive:
         other names are left out; those that look like change files are named once in a warning. One file
         is returned for each stem. Raises DiscoveryError when the directory cannot be listed.
         """
-        others: list[str] = []
+        others: set[str] = set()
+        told = _told.setdefault(self.describe(), set())
 
         def is_wanted_here(name: str) -> bool:
-            if is_left_out(name):
-                others.append(name)
+            # No more than are told: a server may list as many as it likes.
+            if len(others) + len(told) < _MOST_TOLD and name not in told and is_left_out(name):
+                others.add(name)
             return is_wanted(name, since)
 
         try:
@@ -91,6 +93,7 @@ class Archive:
         except OSError as error:
             raise cannot_list(self.describe(), error) from error
         self._tell_of_others(others)
+        told |= others
         files = in_order(ChangeFile(name=name, size_bytes=size_bytes) for name, size_bytes in listed)
         if files:
             self._newest_stem = max(self._newest_stem, files[-1].stem)
@@ -132,8 +135,7 @@ class Archive:
         if digest not in self._catalogs:
             name = catalog_name(digest)
             try:
-                with self._storage.open(name) as stream:
-                    catalog = parse_catalog(stream.read(MAX_CATALOG_BYTES + 1), name)
+                catalog = parse_catalog(self._read_document(name, MAX_CATALOG_BYTES), name)
             except FileNotFoundError:
                 raise DiscoveryError(
                     "the catalog that a file names is missing from the archive",
@@ -220,8 +222,7 @@ class Archive:
         Raises ParseError when it is broken, or not signed as it must be, FetchError when it cannot be read.
         """
         try:
-            with self._storage.open(HEAD_NAME) as stream:
-                head = parse_head(stream.read(MAX_HEAD_BYTES + 1))
+            head = parse_head(self._read_document(HEAD_NAME, MAX_HEAD_BYTES))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -234,20 +235,34 @@ class Archive:
         """Let go of the archive; a fetch or put that is running fails soon."""
         self._storage.close()
 
+    def _read_document(self, name: str, most_bytes: int) -> bytes:
+        """Return the file's content; of one that has grown beyond *most_bytes*, one byte more than that.
+
+        Raises ParseError for a file that is longer, OSError.
+        """
+        # Asked first, for `open` may fetch the whole file: one of a terabyte, which costs its writer nothing
+        # where files can have holes, would fill this machine's disk.
+        size_bytes = self._storage.size_of(name)
+        if size_bytes is not None and size_bytes > most_bytes:
+            raise ParseError(
+                f"it has {size_bytes:,} bytes, and may have {most_bytes:,}",
+                hint="find out who writes to the archive, and put the right file in its place",
+                file=name,
+            )
+        with self._storage.open(name) as stream:
+            return stream.read(most_bytes + 1)
+
     def _tell_of_others(self, names: Iterable[str]) -> None:
         """Warn, once for each in this process, of files that look as if they held changes, but have no
         change file's name. Theirs are from outside: they are shown as escapes, shortened."""
-        location = self.describe()
-        told = _told.setdefault(location, set())
-        others = sorted(set(names) - told)
-        if not others or len(told) >= _MOST_TOLD:
+        others = sorted(names)
+        if not others:
             return
-        told.update(others[:_MOST_TOLD])
         shown = ", ".join(shortened(ascii(name)) for name in others[:5]) + (", …" if len(others) > 5 else "")
         logger.warning(
             "%s: %d file(s) are not read, for their names are not changes_YYYYMMDD_HHMMSS.json with a date"
             " that there is: %s",
-            location,
+            self.describe(),
             len(others),
             shown,
         )

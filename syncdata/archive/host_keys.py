@@ -78,7 +78,7 @@ class HostKeys(paramiko.MissingHostKeyPolicy):
                     hint="let this user read the file, or name another with archive_known_hosts",
                     file=str(path),
                 ) from error
-            found, broken = parse_known_hosts(text.splitlines(), str(path))
+            found, broken = parse_known_hosts(text, str(path))
             keys += found
             self._tell([f"{line.file}:{line.line}: {line.reason}" for line in broken])
         return keys

@@ -147,15 +147,17 @@ class KnownHosts:
         return [key for key in self._keys if _names_match(key.names, name)]
 
 
-def parse_known_hosts(lines: Iterable[str], file: str) -> tuple[list[KnownKey], list[BrokenLine]]:
-    """Return what the *lines* of *file* say, and those that are no lines of such a file."""
+def parse_known_hosts(text: str, file: str) -> tuple[list[KnownKey], list[BrokenLine]]:
+    """Return what the lines of *file*'s *text* say, and those that are no lines of such a file."""
     keys, broken = [], []
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+    # Not splitlines(), nor strip() or split() without characters: they know more ends of a line and more
+    # blanks than OpenSSH, so that a comment with a form feed in it would become a line that counts.
+    for number, line in enumerate(text.split("\n"), 1):
+        content = line.strip(" \t\r")
+        if not content or content.startswith("#"):
             continue
         try:
-            keys.append(_parse_line(text, file, number))
+            keys.append(_parse_line(content, file, number))
         except ValueError as error:
             broken.append(BrokenLine(file=file, line=number, reason=str(error)))
     return keys, broken
@@ -189,7 +191,7 @@ def fingerprint(key: bytes) -> str:
 
 
 def _parse_line(text: str, file: str, line: int) -> KnownKey:
-    fields = text.split(None, 4)
+    fields = re.split(r"[ \t]+", text, maxsplit=4)
     marker = Marker.NONE
     if text.startswith("@"):
         try:

@@ -71,7 +71,8 @@ class LocalStorage:
         path = self._directory / name
         if path.parent != self._directory:
             with suppress(FileExistsError):
-                path.parent.mkdir(mode=0o700)
+                # Not 0700 first: a crash before the next line would leave a directory that no reader enters.
+                path.parent.mkdir(mode=directory_mode(self._file_mode))
                 self._open_to_readers(path.parent)
             fsync_directory(self._directory)
         self.delete(name)

@@ -22,7 +22,8 @@ def cannot_list(where: str, error: OSError) -> DiscoveryError:
 def cannot_read(where: str, error: OSError) -> FetchError:
     hint = {
         errno.ENOENT: "it was there when the archive was listed; put it back",
-        errno.EACCES: "give the login read permission on the file",
+        errno.EACCES: "give the login read permission on the file: put it into the file's group, or see"
+        " archive_file_mode at production",
     }.get(error.errno or 0, "check the archive's disk; the file is fetched again in the next cycle")
     return FetchError(f"the file cannot be read: {_reason(error)}", hint=hint, file=where)
 

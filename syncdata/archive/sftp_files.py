@@ -7,6 +7,7 @@ Knows the protocol's requests (draft-ietf-secsh-filexfer-02, and OpenSSH's PROTO
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -35,10 +36,13 @@ from syncdata.errors import DiscoveryError, shortened
 
 # More are no archive: one file a minute makes them in nine years.
 MOST_ENTRIES = 5_000_000
+# No file system has longer names, and a server that sends them is not to fill our memory.
+_LONGEST_NAME = 255
 
 _READ = 1
 _CREATE_NEW = 2 | 8 | 32  # write, create, and only if it is not there
-_NO_ATTRIBUTES = 0
+_NO_ATTRIBUTES = (0,)
+_PERMISSIONS = 4  # the flag before them
 
 
 def list_files(sftp: SftpSession, directory: str, is_wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
@@ -66,7 +70,7 @@ def is_empty(sftp: SftpSession, directory: str) -> bool:
 @contextmanager
 def opened(sftp: SftpSession, path: str) -> Iterator[bytes]:
     """The handle of the file *path* for reading, as long as the block runs."""
-    with _handle(sftp, sftp.ask(CMD_OPEN, path, _READ, _NO_ATTRIBUTES)) as handle:
+    with _handle(sftp, sftp.ask(CMD_OPEN, path, _READ, *_NO_ATTRIBUTES)) as handle:
         yield handle
 
 
@@ -74,9 +78,12 @@ def size_of_opened(sftp: SftpSession, handle: bytes) -> int:
     return sftp.attributes(sftp.ask(CMD_FSTAT, handle)).size_bytes or 0
 
 
-def write_new_file(sftp: SftpSession, path: str, blocks: Iterable[bytes]) -> None:
-    """Make the file *path*, which must not be there, of *blocks*, and let the server put it on its disk."""
-    with _handle(sftp, sftp.ask(CMD_OPEN, path, _CREATE_NEW, _NO_ATTRIBUTES)) as handle:
+def write_new_file(sftp: SftpSession, path: str, blocks: Iterable[bytes], mode: int) -> None:
+    """Make the file *path*, which must not be there, of *blocks*, and let the server put it on its disk.
+
+    Its permissions are those of *mode* that the server's umask leaves, from the beginning.
+    """
+    with _handle(sftp, sftp.ask(CMD_OPEN, path, _CREATE_NEW, _PERMISSIONS, mode)) as handle:
         WriteBehind(sftp, handle).write(blocks)
         _sync(sftp, handle)
 
@@ -102,6 +109,9 @@ def replace_file(sftp: SftpSession, old: str, new: str) -> None:
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
+        if size_of(sftp, old) is None:
+            # A try whose answer was lost has renamed it: what would be removed now is the new file.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), old) from None
         remove_file(sftp, new)
         rename_file(sftp, old, new)
 
@@ -112,12 +122,16 @@ def remove_file(sftp: SftpSession, path: str) -> None:
         sftp.finish(sftp.ask(CMD_REMOVE, path))
 
 
-def make_directory(sftp: SftpSession, path: str) -> None:
-    """Make the directory; fine when it is there."""
+def make_directory(sftp: SftpSession, path: str, mode: int) -> None:
+    """Make the directory; fine when it is there.
+
+    Its permissions are those of *mode* that the server's umask leaves. A setgid bit, by which its files
+    belong to the readers' group, comes from the directory around it.
+    """
     if size_of(sftp, path) is not None:
         return
     try:
-        sftp.finish(sftp.ask(CMD_MKDIR, path, _NO_ATTRIBUTES))
+        sftp.finish(sftp.ask(CMD_MKDIR, path, _PERMISSIONS, mode))
     except LOSSES:
         raise
     except OSError:
@@ -177,11 +191,15 @@ def _list(
                 count += len(listed) or 1_000
                 if count > MOST_ENTRIES:
                     raise ProtocolError(f"the directory has more than {MOST_ENTRIES} entries")
-                found += [item for item in listed if item[0] not in (".", "..") and is_wanted(item[0])]
+                found += [item for item in listed if _is_name(item[0]) and is_wanted(item[0])]
         except EndOfFile:
             return found
         finally:
             sftp.abandon(waiting)
+
+
+def _is_name(name: str) -> bool:
+    return name not in (".", "..") and len(name) <= _LONGEST_NAME
 
 
 def _followed(sftp: SftpSession, path: str, status: Attributes) -> Attributes | None:

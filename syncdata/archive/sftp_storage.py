@@ -34,12 +34,17 @@ from syncdata.archive.sftp_files import (
 )
 from syncdata.archive.sftp_session import LOSSES, SftpSession
 from syncdata.archive.ssh import SftpConnection
+from syncdata.archive.storage import FILE_MODE
 from syncdata.errors import FetchError
+from syncdata.runtime.settings import directory_mode
 
 
 class SftpStorage:
-    def __init__(self, login: Login, directory: str, *, spool_dir: Path | None) -> None:
+    def __init__(
+        self, login: Login, directory: str, *, spool_dir: Path | None, file_mode: int = FILE_MODE
+    ) -> None:
         self._login = login
+        self._file_mode = file_mode
         self._given_directory = directory.rstrip("/")
         self._spool_dir = spool_dir
         self._connection = SftpConnection(login)
@@ -98,9 +103,9 @@ class SftpStorage:
 
         def write(sftp: SftpSession) -> None:
             if directory:
-                make_directory(sftp, self._path(directory))
+                make_directory(sftp, self._path(directory), directory_mode(self._file_mode))
             remove_file(sftp, path)
-            write_new_file(sftp, path, content.blocks(WriteBehind.BLOCK_BYTES))
+            write_new_file(sftp, path, content.blocks(WriteBehind.BLOCK_BYTES), self._file_mode)
 
         self._connection.persevere(write)
 

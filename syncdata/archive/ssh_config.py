@@ -24,6 +24,8 @@ _NONE = "none"
 # Whose value is the rest of the line, quotes and all.
 _WHOLE_LINE = {"proxycommand", "proxyjump", "match"}
 _SEVERAL = {"identityfile"}
+_SEVERAL_WORDS = {"userknownhostsfile", "globalknownhostsfile"}
+_keyword = re.compile(r'"?([A-Za-z0-9]+)"?(?:[ \t\r]*=[ \t\r]*|[ \t\r]+|$)').match
 _ONE = {
     "hostname",
     "port",
@@ -127,7 +129,7 @@ class _Reading:
         for number, keyword, rest in self._lines(path, is_included=is_included):
             try:
                 if keyword == "host":
-                    is_active = can_match and matches_list(_words(rest), self.host)
+                    is_active = matches_list(_patterns(rest), self.host) and can_match
                 elif keyword == "match":
                     is_active = self._matches(rest, can_match, f"{path}:{number}")
                 elif keyword == "include":
@@ -156,12 +158,14 @@ class _Reading:
             if is_included:
                 return  # As ssh does: a directory of snippets may have some that are not ours to read.
             raise _broken(f"the SSH configuration cannot be read: {error.strerror}", str(path)) from error
-        for number, line in enumerate(text.splitlines(), 1):
-            stripped = line.strip()
+        # Not splitlines() or strip() alone: they know more ends of a line and more blanks than ssh, so that a
+        # comment with a form feed in it would become a line that counts.
+        for number, line in enumerate(text.split("\n"), 1):
+            stripped = line.rstrip(" \t\r\f").lstrip(" \t\r")
             if stripped and not stripped.startswith("#"):
-                keyword = re.match(r"\"?(\w+)\"?(?:\s*=\s*|\s+|$)", stripped)
-                if keyword is None:
-                    raise _broken("the line has no keyword", str(path), number)
+                keyword = _keyword(stripped)
+                if keyword is None or "\0" in stripped:
+                    raise _broken("the line does not begin with a keyword, or holds a NUL", str(path), number)
                 yield number, keyword[1].lower(), stripped[keyword.end() :]
 
     def _is_of_others(self, path: Path, status: os.stat_result) -> bool:
@@ -182,12 +186,14 @@ class _Reading:
         words = [rest.strip()] if keyword in _WHOLE_LINE else _words(rest)
         if not words or not words[0]:
             raise ValueError(f"{keyword} has no value")
+        if len(words) > 1 and keyword not in _SEVERAL_WORDS:
+            raise ValueError(f"{keyword} has more than one value")
         # Whichever of the two is named first counts.
         if keyword in ("proxyjump", "proxycommand") and {"proxyjump", "proxycommand"} & self.values.keys():
             return
         if keyword in _SEVERAL:
             known = self.values.setdefault(keyword, [])
-            known += [word for word in words[:1] if word not in known]
+            known += [word for word in words if word not in known]
         elif keyword not in self.values:
             self.values[keyword] = words
             self.places[keyword] = place
@@ -318,6 +324,13 @@ def _broken(message: str, file: str, line: int | None = None) -> ArchiveConnecti
         file=file,
         line=line,
     )
+
+
+def _patterns(text: str) -> list[str]:
+    patterns = _words(text)
+    if not patterns:
+        raise ValueError("Host has no pattern")
+    return patterns
 
 
 def _words(text: str) -> list[str]:

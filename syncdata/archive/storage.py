@@ -19,8 +19,9 @@ from typing import BinaryIO, Protocol
 
 from syncdata.archive.content import Content
 
-# The permissions of an archive's files, whatever the umask says: they hold production's rows. The group is
-# the readers', where the two are different accounts.
+# The permissions of an archive's files: they hold production's rows. The group is the readers', where the two
+# are different accounts. On this machine they count whatever the umask says; a backup host's umask may take
+# more away, for it is its administrator's word.
 FILE_MODE = 0o640
 
 

@@ -249,9 +249,25 @@ class ReplicationSession:
             chain = chain.confirm(parse_lsn(file.footer.end_lsn or "0/0"), self._clock())
             self._advance(chain, is_over=is_over)
             remove_from_spool(file)
+            self._tell_if_unsigned(file)
             self.archived.files += 1
             self.archived.transactions += file.footer.transactions or 0
             self.archived.records += file.footer.records
+
+    def _tell_if_unsigned(self, file: SpooledFile) -> None:
+        """Warn of a file that lay in the spool before the archiver signed with its key.
+
+        It goes to the archive as it is: an earlier try may have put it there, and no name is given twice.
+        """
+        signer = self._settings.signer
+        if signer is not None and file.footer.key != signer.fingerprint:
+            logger.warning(
+                "%s was written before the archiver signed with %s: readers that ask for that refuse it; take"
+                " snapshots (archive_changes --snapshot), and resync the tables there",
+                file.name,
+                signer.fingerprint,
+                extra={"file": file.name},
+            )
 
     def _confirm_idle(self) -> None:
         """Confirm all that was received, when no record of it waits to be archived.

@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from syncdata.errors import (
     SpoolError,
 )
 from tests.disks import remount
-from tests.sshd import SshServer
+from tests.sshd import SshServer, running_server
 
 NAME = "changes_20260205_103000.json.zst"
 TEMPORARY = f".{NAME}.part"
@@ -581,3 +582,27 @@ def test_a_name_that_is_a_directory_cannot_be_removed(place: Place) -> None:
     with pytest.raises(RetentionError, match=f"SHD_SYN_109: .*{NAME}: the file cannot be removed"):
         archive.remove(NAME)
     assert (directory / NAME).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("umask", "mode", "expected", "of_directory"),
+    [
+        ("0000", None, 0o640, 0o2750),
+        ("0022", "0600", 0o600, 0o2700),
+        ("0022", "0644", 0o644, 0o2755),
+        ("0077", None, 0o600, 0o2700),
+    ],
+)
+def test_a_lax_umask_at_the_backup_host_shows_rows_to_nobody(
+    tmp_path: Path, umask: str, mode: str | None, expected: int, of_directory: int
+) -> None:
+    with running_server(tmp_path / "sshd", f"ForceCommand internal-sftp -u {umask}") as server:
+        server.archive_dir.chmod(0o2750)
+        archive = open_archive(server.settings(**({"file_mode": mode} if mode else {})))
+        for name in (NAME, USERS):
+            archive.put(name, io.BytesIO(b"rows"))
+        archive.write_head(b"{}")
+        archive.close()
+        made = [server.archive_dir / name for name in (NAME, USERS, "head.json")]
+        assert [stat.S_IMODE(path.stat().st_mode) for path in made] == [expected] * 3
+        assert stat.S_IMODE(made[1].parent.stat().st_mode) == of_directory

@@ -26,7 +26,8 @@ from syncdata.archive.archive import Archive, ChangeFile, open_archive
 from syncdata.archive.sftp import SftpSettings
 from syncdata.archive.sftp_files import ReadAhead
 from syncdata.archive.sftp_session import SftpSession
-from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError
+from syncdata.changes.filenames import temporary_name
+from syncdata.errors import ArchiveConnectionError, DeliveryError, DiscoveryError, FetchError, ParseError
 from tests.many_files import name_of, put_100_000
 from tests.sshd import SshAgent, SshServer, fingerprint, make_key
 
@@ -177,6 +178,7 @@ def test_a_server_that_sends_less_than_it_was_asked_for_is_asked_again(
 def test_the_head_takes_the_place_of_the_one_before(
     sshd: SshServer, knows_posix_rename: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And stays there when it is tried again, because the answer was lost."""
     if not knows_posix_rename:
         real = SftpSession.ask
 
@@ -188,7 +190,23 @@ def test_the_head_takes_the_place_of_the_one_before(
     with archive(sshd.settings()) as opened:
         opened.write_head(b"old")
         opened.write_head(b"new")
+    storage = sshd.settings().open_storage(spool_dir=None)
+    storage.replace(temporary_name("head.json"), "head.json")
+    storage.close()
     assert {path.name: path.read_bytes() for path in sshd.archive_dir.iterdir()} == {"head.json": b"new"}
+
+
+@pytest.mark.parametrize("name", ["head.json", f"catalog/{'0' * 32}.json"])
+def test_a_document_of_a_terabyte_is_not_fetched(sshd: SshServer, name: str, tmp_path: Path) -> None:
+    path = sshd.archive_dir / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, 10**12)
+    started_s = time.monotonic()
+    with archive(sshd.settings(), tmp_path) as opened, pytest.raises(ParseError) as caught:
+        opened.read_head() if name == "head.json" else opened.read_catalog("0" * 32)
+    assert time.monotonic() - started_s < 10
+    assert "it has 1,000,000,000,000 bytes, and may have" in str(caught.value) and name in str(caught.value)
 
 
 def test_a_head_that_is_refused_leaves_the_old_one(sshd: SshServer) -> None:

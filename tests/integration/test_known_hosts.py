@@ -152,6 +152,14 @@ TABLE = {
     "bytes that are no text, and the key": ("h\u00f6st x y\n{host} {ed25519}\n", True),
     "no key behind the name": ("{host}\n", False),
     "lines that end as on Windows": ("{host} {ed25519}\r\n", True),
+    "a comment with a form feed": ("# was:\f{host} {ed25519}\n", False),
+    "a comment with a line separator": ("{host} {other_ed25519} was:\u2028{host} {ed25519}\n", False),
+    "a comment with a carriage return": ("# was:\r{host} {ed25519}\n", False),
+    "a form feed before the name": ("\f{host} {ed25519}\n", False),
+    "a blank of another alphabet": ("{host}\u00a0{ed25519}\n", False),
+    "names with nothing between commas": (",,{host},, {ed25519}\n", True),
+    "a star for every port": ("[127.0.0.1]:* {ed25519}\n", True),
+    "many stars": ("*************0.0.1]:{port} {ed25519}\n", True),
 }
 
 

@@ -14,7 +14,7 @@ from syncdata.archive.archive import Archive
 from syncdata.archive.local import LocalStorage
 from syncdata.archive.signatures import load_signer, read_public_keys
 from syncdata.conf import source_from_toml
-from syncdata.errors import ConfigError, ParseError
+from syncdata.errors import ConfigError, DeliveryError, ParseError
 from syncdata.production import ProductionService
 from syncdata.service import format_status
 from tests.framed import Record, Writer, file_name
@@ -226,3 +226,28 @@ def test_the_archiver_signs_files_snapshots_and_head_and_tells_so(
     assert status.signs_with is None and "chmod 600" in str(status.problems)
     with pytest.raises(ConfigError, match="source.signing_key_file"):
         service.take_snapshots(["t"], stop=threading.Event())
+
+
+def test_a_file_that_lay_in_the_spool_before_the_archiver_signed_is_named_when_it_is_delivered(
+    production: Production,
+    key: KeyPair,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DeliveryError("the disk is full")
+
+    production.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    production.publish("t")
+    production.archive()
+    production.execute("INSERT INTO t VALUES (1)")
+    with monkeypatch.context() as patch, pytest.raises(DeliveryError):
+        patch.setattr(Archive, "put", refuse)
+        production.archive()
+    [waiting] = production.spool_dir.glob("changes_*")
+    production.options["signer"] = key.signer
+    production.execute("INSERT INTO t VALUES (2)")
+    production.archive()
+    assert len(list(production.archive_dir.glob("changes_*"))) == 2
+    said = [text for text in caplog.messages if "was written before the archiver signed" in text]
+    assert len(said) == 1 and said[0].startswith(waiting.name)

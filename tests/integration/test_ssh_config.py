@@ -82,6 +82,9 @@ TABLE = {
     "what nobody needs here": ("ForwardAgent yes\nServerAliveInterval 60\nSendEnv LANG\nPort 2222\n", ["b"]),
     "blanks behind": ("Host backup   \n  Port 2222   \n", ["backup"]),
     "lines that end as on Windows": ("Host backup\r\n  Port 2222\r\n", ["backup"]),
+    "a comment with a form feed": ("# was:\fProxyCommand nc %h %p\nPort 2222 \f\n", ["backup"]),
+    "a comment with a line separator": ("# was:\u2028ProxyCommand nc %h %p\nPort 2222\n", ["backup"]),
+    "a comment with a carriage return": ("# was:\rProxyCommand nc %h %p\nPort 2222\n", ["backup"]),
 }
 MORE = "Host backup\n  Port 4444\nHost other\n  User somebody\n"
 
@@ -146,6 +149,13 @@ def test_a_configuration_file_means_what_it_means_to_ssh(tmp_path: Path, what: s
         "Match\n",
         "Match host\n",
         "Include {folder}/config\n",
+        "Host\n",
+        "HostName ten eleven\n",
+        "IdentityFile /k/one /k/two\n",
+        "\fPort 2222\n",
+        "\u00a0Port 2222\n",
+        "Port\u00a02222\n",
+        "\ufeffPort 2222\n",
     ],
 )
 def test_what_ssh_refuses_is_an_error_that_names_the_file(tmp_path: Path, content: str) -> None:

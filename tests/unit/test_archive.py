@@ -197,3 +197,12 @@ def test_a_file_that_is_gone_is_a_fetch_error() -> None:
     gone = SnapshotFile(table=TableName("public", "users"), name=USERS, size_bytes=0)
     with pytest.raises(FetchError, match=f"SHD_SYN_062: memory://b/{USERS}: "):
         Archive(MemoryStorage("b")).fetch(gone)
+
+
+def test_of_names_without_end_no_more_are_kept_than_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    storage = MemoryStorage("many names")
+    storage.files |= {f"changes_{number}": b"" for number in range(3_000)}
+    for _ in range(2):
+        assert Archive(storage).discover(None) == []
+    [text] = caplog.messages
+    assert "1000 file(s) are not read" in text

@@ -22,6 +22,7 @@ from syncdata.conf import (
     load_config_file,
 )
 from syncdata.errors import ConfigError, ConfigLoadError
+from syncdata.runtime.settings import a_host
 
 LEAST = {
     "archive_host": "backup.example.com",
@@ -398,3 +399,8 @@ def test_reading_changes_nothing_in_the_environment(config_file: Path) -> None:
     before = dict(os.environ)
     load_config()
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("directory", [f"/tmp/{'a' * 80}", "/tmp/a..b/run"])
+def test_a_directory_of_sockets_need_be_no_name_of_a_host(directory: str) -> None:
+    assert a_host(directory) == directory
