@@ -123,7 +123,7 @@ class CheckpointAdmin(ReadOnlyAdmin):
     ) -> Checkpoint | None:
         row = super().get_object(request, object_id, from_field)
         if row is not None:
-            row.shown_state = _states().get(row.table_name)  # type: ignore[attr-defined]
+            row.shown_state = _states().get(row.table_name)
         return row
 
     def get_fields(self, request: HttpRequest, obj: Checkpoint | None = None) -> Any:
