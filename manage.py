@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from syncdata.errors import SyncError
 
 
 def main() -> None:
@@ -33,36 +37,64 @@ def explain(error: Exception) -> str:
     """Return what an operator should read in place of a traceback."""
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import CommandError
-    from django.db import DatabaseError, OperationalError
+    from django.db import DatabaseError
     from django.db.migrations.exceptions import MigrationSchemaMissing
 
-    from syncdata.conf import load_config_file
-    from syncdata.errors import ServiceInitError, SyncError
+    from syncdata.errors import SyncError
     from syncdata.runtime.unexpected import unexpected_error
 
     if isinstance(error, CommandError):
         return f"CommandError: {error}"
-    if not isinstance(error, ImproperlyConfigured | DatabaseError | MigrationSchemaMissing | SyncError):
+    if isinstance(error, SyncError):
+        return str(error)
+    if not isinstance(error, ImproperlyConfigured | DatabaseError | MigrationSchemaMissing):
         return str(unexpected_error(error, hint="run it again with --traceback, and report what it prints"))
     # Without a configuration there is no database, either: name the cause, not what it led to.
-    try:
-        config = load_config_file()
-    except SyncError as cause:
+    if cause := _why_no_database():
         return str(cause)
+    return _explain_database(error) if isinstance(error, DatabaseError) else str(error)
+
+
+def _why_no_database() -> SyncError | None:
+    """Return why the settings have no database; None where they have one, or cannot be loaded themselves."""
+    from django.core.exceptions import ImproperlyConfigured
+    from django.db import connection
+
+    from syncdata.conf import load_config_file
+    from syncdata.errors import SyncError
+
+    try:
+        if connection.vendor != "unknown":
+            return None
+        load_config_file()
+    except ImproperlyConfigured:
+        return None
+    except SyncError as cause:
+        return cause
+    return None
+
+
+def _explain_database(error: Exception) -> str:
+    from django.db import OperationalError
+
+    from syncdata.conf import load_config_file
+    from syncdata.errors import ServiceInitError
+
     first_line = str(error).partition("\n")[0]
     if isinstance(error, OperationalError):
         hint = "check that PostgreSQL runs and the pg_* keys are right"
-        return str(ServiceInitError(first_line, hint=hint))
-    if isinstance(error, DatabaseError):
+    elif _may_not_create(error):
+        role = load_config_file().pg_user
         hint = (
-            f'let the role create tables there: GRANT CREATE ON SCHEMA public TO "{config.pg_user}", as the'
+            f'let the role create tables there: GRANT CREATE ON SCHEMA public TO "{role}", as the'
             " database's owner or a superuser; then run this again"
-            if _may_not_create(error)
-            else "run 'python manage.py migrate'; if the database is that of a Django project with users of"
+        )
+    else:
+        hint = (
+            "run 'python manage.py migrate'; if the database is that of a Django project with users of"
             " its own, install syncdata into that project instead (docs/embedding.md)"
         )
-        return str(ServiceInitError(first_line, hint=hint))
-    return str(error)
+    return str(ServiceInitError(first_line, hint=hint))
 
 
 def _may_not_create(error: BaseException | None) -> bool:

@@ -27,6 +27,7 @@ from syncdata.archive.sftp import SftpSettings
 from syncdata.changes.names import TableName
 from syncdata.conf import (
     CONFIG_VARIABLE,
+    SourceConfig,
     SyncConfig,
     exposes_secrets,
     is_production_host,
@@ -114,13 +115,13 @@ def check_admin(**kwargs: Any) -> Messages:
 def check_files(**kwargs: Any) -> Messages:
     """The files that the configuration names are there, and only those who should can read them."""
     try:
-        config = load_config()
+        config = load_source_config() if _is_production_host() else load_config()
     except SyncError:
         return []  # check_configuration says so
     return [*_check_secrets(config), *_check_state_dir(config), *_check_known_hosts(config)]
 
 
-def _check_secrets(config: SyncConfig) -> Iterator[checks.CheckMessage]:
+def _check_secrets(config: SyncConfig | SourceConfig) -> Iterator[checks.CheckMessage]:
     if config.config_file is not None and exposes_secrets(config.config_file):
         yield checks.Warning(
             f"{config.config_file} holds a password and can be read by every user.",
@@ -140,7 +141,7 @@ def _check_secrets(config: SyncConfig) -> Iterator[checks.CheckMessage]:
         )
 
 
-def _check_state_dir(config: SyncConfig) -> Iterator[checks.CheckMessage]:
+def _check_state_dir(config: SyncConfig | SourceConfig) -> Iterator[checks.CheckMessage]:
     if not os.access(config.state_dir, os.W_OK | os.X_OK):
         yield checks.Warning(
             f"The state and pid files cannot be written to {config.state_dir} by this user.",
@@ -149,7 +150,7 @@ def _check_state_dir(config: SyncConfig) -> Iterator[checks.CheckMessage]:
         )
 
 
-def _check_known_hosts(config: SyncConfig) -> Iterator[checks.CheckMessage]:
+def _check_known_hosts(config: SyncConfig | SourceConfig) -> Iterator[checks.CheckMessage]:
     archive = config.archive
     if not isinstance(archive, SftpSettings):
         return

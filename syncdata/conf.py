@@ -120,6 +120,7 @@ class SourceConfig:
     prune_hours: int = 0
     signing_key_file: Path | None = None
     state_dir: Path
+    config_file: Path | None = None
 
     @property
     def connection_params(self) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def source_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path
     found = ConfigValues(environ)
     found.read(values, keys_of_archive(values, environ), unread=FILE_KEYS.keys() | {"source"})
     _read_source(found, values.get("source"))
-    return _source_config(found.finish(str(path)), path.parent)
+    return _source_config(found.finish(str(path)), path.parent, config_file=path)
 
 
 def source_from_settings(values: object, environ: Mapping[str, str]) -> SourceConfig:
@@ -249,7 +250,9 @@ def _read_source(found: ConfigValues, table: object) -> None:
     found.require_archive()
 
 
-def _source_config(taken: dict[str, Any], state_dir: Path) -> SourceConfig:
+def _source_config(
+    taken: dict[str, Any], state_dir: Path, *, config_file: Path | None = None
+) -> SourceConfig:
     # A relative path begins beside the configuration, wherever the daemon was started.
     spool_dir = state_dir / taken.pop("spool_dir", "spool")
     if signing_key_file := taken.get("signing_key_file"):
@@ -258,7 +261,7 @@ def _source_config(taken: dict[str, Any], state_dir: Path) -> SourceConfig:
     if isinstance(archive, LocalSettings) and _is_same(archive.directory, spool_dir):
         # A file that is in the archive is removed from the spool; in one directory, that is the same file.
         raise ConfigError("source.spool_dir: must not be archive_dir", hint="choose another directory")
-    return SourceConfig(**taken, spool_dir=spool_dir, state_dir=state_dir)
+    return SourceConfig(**taken, spool_dir=spool_dir, state_dir=state_dir, config_file=config_file)
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -6,7 +6,7 @@ superuser of this site. Knows Django's apps and PostgreSQL's catalog; knows noth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -52,6 +52,7 @@ _BASES = frozenset(
         "django.contrib.sessions.base_session.AbstractBaseSession",
     }
 )
+_THIS_MACHINE = frozenset({"", "localhost", "127.0.0.1", "::1"})
 _CACHE_IN_A_TABLE = "DatabaseCache"
 
 
@@ -108,13 +109,21 @@ def _is_same_database(one: str | None, other: str) -> bool:
     """Tell whether two aliases are one database, as far as their settings say so."""
     if one is None or one == other:
         return one == other
+    return _address(connections.databases[one]) == _address(connections.databases[other])
 
-    def address(alias: str) -> tuple[Any, ...]:
-        options = connections.databases[alias]
-        keys = ("ENGINE", "HOST", "PORT", "NAME")
-        return (*(options.get(key) or "" for key in keys), (options.get("OPTIONS") or {}).get("service"))
 
-    return address(one) == address(other)
+def _address(settings_of_alias: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return where a database is: all names of this machine are one, and so are all engines (a wrapped one
+    reaches the same tables)."""
+    options = settings_of_alias.get("OPTIONS") or {}
+
+    def value(setting: str, option: str, default: str = "") -> str:
+        return str(settings_of_alias.get(setting) or options.get(option) or default)
+
+    host = value("HOST", "host").lower()
+    is_here = host in _THIS_MACHINE or host.startswith("/")
+    place = ("" if is_here else host, value("PORT", "port", "5432"))
+    return (*place, value("NAME", "dbname"), str(options.get("service") or ""))
 
 
 def _sql_name(table: str) -> str:

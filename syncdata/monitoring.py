@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_ADDRESS = "127.0.0.1"
 # Prometheus gives up after 10 seconds by default, load balancers sooner.
 TIMEOUT_S = 3
+_MOST_ANSWERS = 4
 READ_PERMISSION = "syncdata.view_checkpoint"
 
 
@@ -244,15 +245,11 @@ def serve_metrics(config: SyncConfig, *, port: int, address: str = DEFAULT_ADDRE
     """
     _require_prometheus()
 
-    class Server(ThreadingHTTPServer):
-        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        daemon_threads = True
-
     class Handler(_Handler):
         sync_config = config
 
     try:
-        server = Server((address, port), Handler)
+        server = _Server(address, port, Handler)
     except (OSError, OverflowError) as error:
         raise MonitoringError(
             f"cannot listen on {address}, port {port}: {getattr(error, 'strerror', None) or error}",
@@ -267,6 +264,38 @@ def serve_metrics(config: SyncConfig, *, port: int, address: str = DEFAULT_ADDRE
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers a few at a time, since each takes a thread of the daemon and a session of its database; whoever
+    comes beyond that is hung up on."""
+
+    daemon_threads = True
+
+    def __init__(self, address: str, port: int, handler: type[_Handler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._free = threading.Semaphore(_MOST_ANSWERS)
+        super().__init__((address, port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # the process may have no more threads
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what the base class prints with a traceback: a client that hangs up, as port checks do."""
+        logger.debug("a request was cut off", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):

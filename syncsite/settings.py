@@ -114,6 +114,7 @@ AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # else a script that goes on would lock out for ever
 AXES_CLIENT_IP_CALLABLE = "syncsite.logins.client_address"
+AXES_USERNAME_CALLABLE = "syncsite.logins.client_name"
 AXES_LOCKOUT_CALLABLE = "syncsite.logins.locked_out"
 AXES_DISABLE_ACCESS_LOG = True  # who logs in when is nobody's business here; failures are counted only
 AXES_ENABLE_ADMIN = False

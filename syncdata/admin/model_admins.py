@@ -6,10 +6,12 @@ import datetime as dt
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db import models
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.defaultfilters import truncatechars
+from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
@@ -17,9 +19,11 @@ from django.utils.translation import gettext_lazy
 from rangefilter.filters import DateTimeRangeFilterBuilder
 
 from syncdata.admin import texts
+from syncdata.admin.connection import tables_service
 from syncdata.admin.dashboard import read_dashboard
 from syncdata.admin.lists import ReadOnlyAdmin, TableFilter, columns
 from syncdata.admin.zones import in_users_time_zone
+from syncdata.apply.state.status import STATES
 from syncdata.models import Checkpoint, Dashboard, SyncLog, SyncMetric, SyncRequest, SyncRun
 
 
@@ -63,24 +67,79 @@ class DashboardAdmin(ReadOnlyAdmin):
         request.current_app = self.admin_site.name
 
 
+class StateFilter(admin.SimpleListFilter):
+    """Offers the states as the service knows them: the column does not say which tables are in doubt."""
+
+    title = gettext_lazy("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]) -> list[tuple[str, str]]:
+        return [(state, state) for state in STATES]
+
+    def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+        if self.value() is None:
+            return queryset
+        tables = [name for name, state in _states().items() if state == self.value()]
+        return queryset.filter(table_name__in=tables)
+
+
+def _states() -> dict[str, str]:
+    """Return the state of each whitelisted table, as every other page shows it."""
+    return {table.table_name: table.state for table in tables_service().list_tables()}
+
+
+class _CheckpointPage(ChangeList):
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        states = _states()
+        for row in self.result_list:
+            row.shown_state = states.get(row.table_name)
+
+
 @admin.register(Checkpoint)
 class CheckpointAdmin(ReadOnlyAdmin):
     list_display = columns(
         Checkpoint,
         "table_name",
-        "state",
+        "shown_state",
         "file",
         "record_number",
         "commit_lsn",
         "last_change_at",
         "last_sync_at",
         "rows_synced",
-        sortable=("table_name", "state", "last_change_at", "last_sync_at", "rows_synced"),
+        sortable=("table_name", "last_change_at", "last_sync_at", "rows_synced"),
     )
-    list_filter = ("state",)
+    list_filter = (StateFilter,)
     search_fields = ("table_name", "error")
     ordering = ("table_name",)
     empty_hint = gettext_lazy("Tables get their checkpoints in the first cycle after they are added.")
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return _CheckpointPage
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Checkpoint | None:
+        row = super().get_object(request, object_id, from_field)
+        if row is not None:
+            row.shown_state = _states().get(row.table_name)
+        return row
+
+    def get_fields(self, request: HttpRequest, obj: Checkpoint | None = None) -> Any:
+        names = (
+            "shown_state" if field.name == "state" else field.name for field in self.opts.concrete_fields
+        )
+        return columns(Checkpoint, *names)
+
+    get_readonly_fields = get_fields
+
+    @admin.display(description=gettext_lazy("state"), ordering="state")
+    def shown_state(self, checkpoint: Any) -> str:
+        """Return the state; a table that is not whitelisted has none, for nothing keeps it in step."""
+        if checkpoint.shown_state is None:
+            return texts.NOTHING
+        return render_to_string("syncdata/state.html", {"state": checkpoint.shown_state})
 
 
 @admin.register(SyncLog)

@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -134,6 +135,26 @@ def test_pages_show_a_table_in_doubt_with_its_state_the_reason_and_the_remedy(cl
         text = client.get(reverse(f"admin:syncdata_{name}", args=args)).content.decode()
         assert "syncdata-suspect" in text and "something &lt;odd&gt; happened" in text
     assert "resync it" in text
+
+
+def test_the_checkpoints_show_a_table_in_doubt_as_every_other_page_does(client: Client) -> None:
+    TableToSync.objects.create(table_name="orders")
+    TableToSync.objects.create(table_name="users")
+    file, mark = "changes_20260205_120000.json", {"kind": "partial", "text": "it began without a snapshot"}
+    doubtful = Checkpoint.objects.create(table_name="orders", file=file, marks=[mark])
+    Checkpoint.objects.create(table_name="users", file=file)
+    Checkpoint.objects.create(table_name="removed", file=file)
+    assert states(page(client, "checkpoint_changelist")) == ["partial", "active"], "and of the removed: none"
+    assert states(page(client, "checkpoint_changelist", state="active")) == ["active"]
+    response = client.get(reverse("admin:syncdata_checkpoint_change", args=[doubtful.pk]))
+    assert states(response.content.decode()) == ["partial"]
+    assert [
+        row["table_name"] for row in json.loads(export(client, "checkpoint", "json", state="partial"))
+    ] == ["orders"]
+
+
+def states(text: str) -> list[str]:
+    return re.findall(r'class="syncdata-state syncdata-(\w+)"', text)
 
 
 def test_the_chart_adds_the_tables_up_by_period(client: Client) -> None:

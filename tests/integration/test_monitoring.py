@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import logging
 import socket
+import struct
 import sys
 import time
 import urllib.error
@@ -223,7 +224,33 @@ def test_the_daemons_port_serves_metrics_and_health(users: World) -> None:
         disconnect(users)
         assert get(url)[0] == 503
     with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.1", int(url.rsplit(":")[-1].split("/")[0])), timeout=1)
+        socket.create_connection(("127.0.0.1", port_of(url)), timeout=1)
+
+
+def port_of(url: str) -> int:
+    return int(url.rsplit(":")[-1].split("/")[0])
+
+
+def test_a_client_that_hangs_up_leaves_no_traceback(users: World, capfd: pytest.CaptureFixture[str]) -> None:
+    with serve_metrics(users.config, port=0) as url:
+        client = socket.create_connection(("127.0.0.1", port_of(url)))
+        client.send(b"GET /hea")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no goodbye
+        client.close()
+        assert get(url)[0] == 200
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_daemons_port_answers_a_few_at_a_time(users: World) -> None:
+    with serve_metrics(users.config, port=0) as url:
+        silent = [socket.create_connection(("127.0.0.1", port_of(url)), timeout=5) for _ in range(4)]
+        with socket.create_connection(("127.0.0.1", port_of(url)), timeout=5) as one_more:
+            assert one_more.recv(1) == b"", "hung up on"
+        for client in silent:
+            client.close()
+        time.sleep(0.2)
+        assert get(url)[0] == 200
 
 
 def test_a_port_that_is_taken_is_refused_with_a_code(users: World) -> None:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from axes.models import AccessAttempt
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.test import Client
@@ -65,6 +66,14 @@ def test_who_logs_in_has_a_clean_slate(client: Client) -> None:
         (True, "192.0.2.1", "192.0.2.1"),
         (True, "203.0.113.9, 192.0.2.1", "192.0.2.1"),
         (True, "", "127.0.0.1"),
+        (True, "192.0.2.1:50123", "192.0.2.1"),
+        (True, "[2001:db8:1:2:3:4:5:6]:443", "2001:db8:1:2::"),
+        (True, "2001:db8:1:2::7", "2001:db8:1:2::"),
+        (True, "::ffff:192.0.2.1", "192.0.2.1"),
+        (True, "fe80::1%eth0", "fe80::"),
+        (True, "unknown", "127.0.0.1"),
+        (True, "1:2:3", "127.0.0.1"),
+        (True, "x" * 40, "127.0.0.1"),
     ],
 )
 def test_the_address_that_counts_is_none_that_the_client_could_make_up(
@@ -72,6 +81,15 @@ def test_the_address_that_counts_is_none_that_the_client_could_make_up(
 ) -> None:
     settings.BEHIND_PROXY = behind_proxy
     assert client_address(rf.get(LOGIN, HTTP_X_FORWARDED_FOR=forwarded)) == address
+
+
+def test_logins_over_a_unix_socket_are_throttled_too(client: Client) -> None:
+    assert fail(client, "ada", REMOTE_ADDR="") == [200, 200, 200, 200, 429, 429]
+
+
+def test_a_name_of_any_length_is_throttled_and_none_is_kept(client: Client) -> None:
+    assert fail(client, "hunter2" * 100) == [200, 200, 200, 200, 429, 429]
+    assert "hunter2" not in str(AccessAttempt.objects.values())
 
 
 def test_every_answer_says_what_browsers_may_load(client: Client) -> None:

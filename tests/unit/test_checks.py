@@ -109,6 +109,22 @@ def test_an_exposed_password_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
     assert found() == []
 
 
+def test_on_a_production_host_the_files_are_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, key = tmp_path / "syncdata.toml", tmp_path / "key"
+    path.write_text(
+        f'archive_host = "h"\narchive_user = "u"\narchive_dir = "/"\narchive_key_file = "{key}"\n'
+        f'archive_known_hosts = "{tmp_path / "absent"}"\n'
+        '[source]\npg_user = "s"\npg_password = "secret"\npg_database = "shop"\ntables = ["users"]\n'
+    )
+    monkeypatch.setenv("DATA_SYNC_CONFIG", str(path))
+    for file in (path, key):
+        file.touch()
+        file.chmod(0o644)
+    assert found() == ["syncdata.W002", "syncdata.W003", "syncdata.W005"]
+
+
 def test_a_private_key_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.touch(mode=0o644)

@@ -120,6 +120,11 @@ def test_every_key_of_the_file_is_read() -> None:
     assert {key: value_of(config, key) for key in values} == values
 
 
+@pytest.mark.parametrize("directory", [f"/srv/{'long' * 20}", "/run/../postgresql", "/srv/größe/" + "p" * 64])
+def test_a_directory_of_sockets_is_held_to_no_rule_of_host_names(directory: str) -> None:
+    assert from_toml(pg_host=directory).pg_host == directory
+
+
 @pytest.mark.parametrize(
     ("variable", "key", "text", "value"),
     [

@@ -61,6 +61,7 @@ def test_the_least_configuration_has_the_documented_defaults() -> None:
         keep_days=14,
         prune_hours=0,
         state_dir=Path("/etc/syncdata"),
+        config_file=Path("/etc/syncdata/config.toml"),
     )
 
 

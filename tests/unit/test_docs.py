@@ -32,7 +32,7 @@ ARCHIVE_FIELDS = {
 }
 FIELDS = {field.name: field for field in fields(SyncConfig) if field.name not in DERIVED} | ARCHIVE_FIELDS
 KEYS = sorted({"archive_backend", *FIELDS})
-SOURCE_FIELDS = [field for field in fields(SourceConfig) if field.name not in {"archive", "state_dir"}]
+SOURCE_FIELDS = [field for field in fields(SourceConfig) if field.name not in DERIVED | {"state_dir"}]
 # House words that gave way to those of the glossary; no module and no name has them any more.
 GIVEN_UP = ("ledger", "doorbell", "shelf", "floor", "books")
 

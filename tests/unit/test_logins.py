@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from django.contrib.auth.base_user import AbstractBaseUser
@@ -103,3 +105,28 @@ def test_apps_of_logins_are_known_by_their_modules(module: str, is_one: bool) ->
             app_config = Config
 
     assert logins._is_of_login_app(Model) is is_one  # type: ignore[arg-type]
+
+
+PLAIN = {"ENGINE": "django.db.backends.postgresql", "NAME": "shop"}
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        (PLAIN | {"HOST": "localhost"}, True),
+        (PLAIN | {"HOST": "127.0.0.1", "PORT": 5432}, True),
+        (PLAIN | {"HOST": "/var/run/postgresql", "USER": "other"}, True),
+        (PLAIN | {"ENGINE": "django_prometheus.db.backends.postgresql"}, True),
+        ({"ENGINE": PLAIN["ENGINE"], "OPTIONS": {"dbname": "shop", "host": "::1"}}, True),
+        (PLAIN | {"HOST": "db.example.com"}, False),
+        (PLAIN | {"PORT": "5433"}, False),
+        (PLAIN | {"NAME": "other"}, False),
+        (PLAIN | {"OPTIONS": {"service": "replica"}}, False),
+    ],
+)
+def test_one_database_under_two_aliases_is_known_however_its_address_is_written(
+    monkeypatch: pytest.MonkeyPatch, other: dict[str, Any], is_same: bool
+) -> None:
+    aliases = SimpleNamespace(databases={"default": PLAIN, "replica": other})
+    monkeypatch.setattr(logins, "connections", aliases)
+    assert logins._is_same_database("default", "replica") is is_same

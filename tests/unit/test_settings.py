@@ -203,6 +203,16 @@ def test_on_a_production_host_commands_of_the_local_side_ask_for_its_database(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("command", [("archive_changes", "--status"), ("migrate",)])
+def test_a_broken_setting_of_the_site_is_named_also_where_there_is_no_local_database(
+    production_file: Path, command: tuple[str, ...]
+) -> None:
+    for config in (production_file, ""):
+        result = manage(*command, config=config, HSTS_SECONDS="a month")
+        assert result.returncode == 1
+        assert result.stderr.startswith("SHD_SYN_002: HSTS_SECONDS: must be a whole number of seconds")
+
+
 def test_the_check_reads_the_source_where_it_is_all_there_is(production_file: Path) -> None:
     result = manage("check", config=production_file)
     assert (result.returncode, result.stdout) == (0, "System check identified no issues (0 silenced).\n")

@@ -42,7 +42,8 @@
                 return [rows.time, upTo(2), upTo(1), upTo(0)];
             },
             series: () => [{}, filled("--syncdata-deleted"), filled("--syncdata-updated"), filled("--syncdata-added")],
-            range: (plot, min, max) => [min - 43200, max + 43200],
+            // By the data: of a single bar uPlot makes years.
+            range: ({data: [times]}) => [times[0] - 43200, times[times.length - 1] + 43200],
             tick: (value) => number.format(value),
             cells: (rows, i) => NAMES.map((name) => number.format(rows[name][i])),
         },
