@@ -11,11 +11,13 @@ import paramiko
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
+from syncsite.demo import shop as compose_shop
 from syncsite.demo import traffic
 from syncsite.demo.backup_host import BackupHost, SftpAccess, serve_sftp
 from syncsite.demo.comparison import Comparison, compare
-from syncsite.demo.traffic import EVENTS, PRIVATE, PUBLISHED, Event, open_shop, trading
+from syncsite.demo.traffic import EVENTS, PRIVATE, PUBLISHED, WHITELIST, Event, open_shop, trading
 from tests.postgres import Database
 
 
@@ -126,6 +128,46 @@ def _connect(access: SftpAccess, key_file: Path | None = None) -> paramiko.SSHCl
         client.close()
         raise
     return client
+
+
+def test_the_shop_of_compose_opens_once_trades_and_tells_whether_rows_are_equal(
+    fresh_database: Callable[[], Database],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(traffic, "CUSTOMERS", 20)
+    monkeypatch.setattr(traffic, "ORDERS", 20)
+    production, local = fresh_database(), fresh_database()
+    sides = [
+        *("--production", make_conninfo(**production.params)),
+        *("--local", make_conninfo(**local.params)),
+    ]
+    assert compose_shop.main([*sides, "open"]) == 0
+    assert compose_shop.main([*sides, "open"]) == 0
+    assert compose_shop.main([*sides, "trade", "--seconds", "0.5"]) == 0
+    assert compose_shop.main([*sides, "compare", "--within", "0"]) == 1
+    assert (
+        "products            500 rows in production <> 0 rows in local: 500 missing"
+        in capsys.readouterr().out
+    )
+
+    with production.connect() as source, local.connect() as target:
+        for table in WHITELIST:
+            _copy(source, target, table)
+    assert compose_shop.main([*sides, "compare", "--within", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "products            500 rows in production = 500 rows in local" in told
+    assert "in local: not published" in told
+
+
+def _copy(source: psycopg.Connection[Any], target: psycopg.Connection[Any], table: str) -> None:
+    name = sql.Identifier(table)
+    with (
+        source.cursor().copy(sql.SQL("COPY {} TO STDOUT").format(name)) as reading,
+        target.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(name)) as writing,
+    ):
+        for block in reading:
+            writing.write(block)
 
 
 def _read(connection: psycopg.Connection[Any]) -> dict[str, list[Any]]:
