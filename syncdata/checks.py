@@ -17,6 +17,7 @@ from django.conf import settings
 from django.core import checks
 from django.db import connections, router
 
+from syncdata.apply.plan.drift import quoted, sql_name
 from syncdata.apply.plan.relation import Relation, find_fault
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import read_schemas
@@ -219,7 +220,7 @@ def _check_tables(
         elif table in relations and (part := relations[table].unlogged(table)):
             yield checks.Warning(
                 f"The whitelisted table {table} is UNLOGGED, at least in part: a crash empties it.",
-                hint=f"Run: ALTER TABLE {part} SET LOGGED; and resync it.",
+                hint=f"Run: ALTER TABLE {sql_name(TableName.parse(part))} SET LOGGED; and resync it.",
                 id="syncdata.W016",
             )
         numbered = find_numbered_by_migrations(schemas[table]) if table in schemas else None
@@ -261,13 +262,13 @@ def _check_role(connection: psycopg.Connection[Any]) -> Iterator[checks.CheckMes
     if not may_create_temporary:
         yield checks.Warning(
             f"The role {role} may not create temporary tables, which every batch goes through.",
-            hint=f"Run: GRANT TEMPORARY ON DATABASE {connection.info.dbname} TO {role};",
+            hint=f"Run: GRANT TEMPORARY ON DATABASE {quoted(connection.info.dbname)} TO {quoted(role)};",
             id="syncdata.W010",
         )
     if not _may_silence(connection):
         yield checks.Warning(
             f"The role {role} may not set session_replication_role: triggers and foreign keys stay awake.",
-            hint=f"From PostgreSQL 15 on: GRANT SET ON PARAMETER session_replication_role TO {role};"
+            hint=f"From PostgreSQL 15 on: GRANT SET ON PARAMETER session_replication_role TO {quoted(role)};"
             " without it, tables that refer to each other belong on the whitelist together.",
             id="syncdata.W011",
         )
@@ -298,6 +299,7 @@ def _check_table_rights(
         if row and row[1]:
             yield checks.Warning(
                 f"The role {row[0]} lacks on the whitelisted table {schema.name}: {', '.join(row[1])}.",
-                hint=f"Run: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {schema.name} TO {row[0]};",
+                hint="Run: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE"
+                f" ON {sql_name(schema.name)} TO {quoted(row[0])};",
                 id="syncdata.W012",
             )
