@@ -1,7 +1,9 @@
 """Requests and answers over one SFTP channel, none of which can wait for ever, grow without end, or mislead.
 
-Knows the packets of draft-ietf-secsh-filexfer-02; knows nothing of files. paramiko's own client waits for
-ever, loops as often as a server says, and fails in its own ways over what it did not expect.
+Knows the packets of draft-ietf-secsh-filexfer-02; knows nothing of files. Not a subclass of paramiko's
+SFTPClient: besides reading and asking that wait for ever, its parsing would have to be replaced too: it fills
+up with zeros what is cut off, loops as often as a server says, and fails over text that is not UTF-8. All of
+that is private, and nothing of the class would be left.
 """
 
 from __future__ import annotations

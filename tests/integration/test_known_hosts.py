@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,7 @@ import paramiko
 import pytest
 
 from syncdata.archive.archive import open_archive
+from syncdata.archive.known_hosts import matches
 from syncdata.archive.sftp import SftpSettings
 from syncdata.errors import ArchiveConnectionError
 from tests.sshd import SshServer, fingerprint, make_key, public_key, running_server
@@ -249,3 +251,30 @@ def test_a_host_is_known_by_the_usual_files_where_none_is_named(
     assert f">> {tmp_path}/.ssh/known_hosts" in refusal(settings)
     written(tmp_path / ".ssh", "{host} {ed25519}\n", host, keys)
     assert refusal(settings) == ""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("", "", True),
+        ("a", "a", True),
+        ("a", "ab", False),
+        ("*", "", True),
+        ("a*b", "ab", True),
+        ("a*b", "axxb", True),
+        ("a*ba", "aba", True),
+        ("aba*ba", "aba", False),
+        ("*ab*", "aab", True),
+        ("*a?c*c", "abcaxcc", True),
+        ("a**c", "abc", True),
+        ("*.a", "xaa", False),
+    ],
+)
+def test_a_pattern_stands_for_what_it_says(pattern: str, text: str, expected: bool) -> None:
+    assert matches(pattern, text) == expected
+
+
+def test_a_pattern_of_many_stars_takes_no_time() -> None:
+    started_s = time.monotonic()
+    assert not matches("*a" * 30 + "*b", "a" * 250)
+    assert time.monotonic() - started_s < 1
