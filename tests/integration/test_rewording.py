@@ -17,7 +17,7 @@ from syncdata.apply.state import queue
 from syncdata.errors import DiscoveryError, Problem, SyncError
 from tests.world import World, insert
 
-FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001 sent again.json"
+FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"
 THIRD = "changes_20260205_103002.json"
 ACTIONS = ("resync", "pause", "resume", "retry", "skip", "clear")
 # They tell the time, or guard a form: no two pages have the same.

@@ -84,10 +84,12 @@ class Service:
     def list_tables(self) -> Sequence[TableInfo]:
         return self.tables
 
-    def find_tables(self, names: list[str], *, apps: list[str]) -> list[str]:
+    def find_tables(self, names: list[str], *, apps: list[str], force: bool) -> list[str]:
         return [str(table) for table in dict.fromkeys(map(TableName.parse, names))]
 
-    def add_tables(self, names: list[str], *, apps: list[str], creator: str | None) -> list[str]:
+    def add_tables(
+        self, names: list[str], *, apps: list[str], creator: str | None, force: bool = False
+    ) -> list[str]:
         self.asked.append(("add_tables", creator))
         return ["users"]
 
