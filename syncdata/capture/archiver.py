@@ -265,6 +265,14 @@ class Archiver:
         except UnreadableChangeError as error:
             if error.commit_lsn is None or stop.is_set():
                 raise
+            chain = load_chain(directory)
+            if chain is not None and chain.confirmed > error.commit_lsn:
+                # It was left out, but the slot has gone back: a kill, or a crash of the source, came before
+                # its step was durable. All that the chain has confirmed is archived or left out. Test:
+                # test_a_transaction_that_was_left_out_stays_so_when_the_slot_goes_back.
+                with connect(self._settings.params) as connection:
+                    advance_slot(connection, self._settings.slot_name, chain.confirmed)
+                return self._run_session(stop, once=once, held_lsn=None)
             note_unreadable(directory, error.commit_lsn, error)
             if held is not None and held.lsn == error.commit_lsn:
                 raise

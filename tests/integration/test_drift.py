@@ -786,7 +786,7 @@ def test_a_key_whose_texts_are_equal_here_alone_blocks_before_rows_are_merged(
     assert world.checkpoint("t")[2] == "active"
 
 
-@pytest.mark.skipif(not system_binaries(), reason="the embedded servers have no ICU")
+@pytest.mark.skipif(not system_binaries(), reason="no PostgreSQL with ICU: apt-get install postgresql-15")
 def test_a_key_of_the_same_collation_on_both_sides_goes_on(system_world: World) -> None:
     world, source = system_world, Writer(system_world.archive)
     world.execute(BLIND, "CREATE TABLE t (code text COLLATE blind PRIMARY KEY)")
@@ -797,7 +797,7 @@ def test_a_key_of_the_same_collation_on_both_sides_goes_on(system_world: World) 
     assert world.rows("SELECT code FROM t") == [("Ann",)]
 
 
-@pytest.mark.skipif(not system_binaries(), reason="the embedded servers have no ICU")
+@pytest.mark.skipif(not system_binaries(), reason="no PostgreSQL with ICU: apt-get install postgresql-15")
 def test_a_unique_index_that_is_blind_for_case_does_not_merge_rows(system_world: World) -> None:
     world, source = system_world, Writer(system_world.archive)
     world.execute(BLIND, "CREATE TABLE t (code text PRIMARY KEY, v int)")

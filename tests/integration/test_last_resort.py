@@ -19,7 +19,6 @@ from syncdata.apply.bootstrap import Pass
 from syncdata.archive.retention import Removals
 from syncdata.capture import archiver as archiver_module
 from syncdata.capture import housekeeper, session
-from syncdata.capture.archiver import Archiver
 from syncdata.capture.assembler import Assembler
 from syncdata.capture.chain import load_chain
 from syncdata.capture.housekeeper import Housekeeper, SourceView
@@ -67,14 +66,13 @@ class Fault:
 
 
 @contextmanager
-def daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(worker, "_FIRST_RETRY_S", 0.05)
+def running(loop: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run *loop* beside the test, which it must outlive."""
     stop, ended = threading.Event(), list[BaseException]()
-    service = world.service()
 
     def run() -> None:
         try:
-            service.run_loop(interval_s=1, stop=stop)
+            loop(stop)
         except BaseException as error:
             ended.append(error)
 
@@ -86,6 +84,16 @@ def daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(PATIENCE_S)
+
+
+@contextmanager
+def daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(worker, "_FIRST_RETRY_S", 0.05)
+    service = world.service()
+    try:
+        with running(lambda stop: service.run_loop(interval_s=1, stop=stop)):
+            yield
+    finally:
         service.close()
 
 
@@ -203,26 +211,6 @@ def test_a_database_that_is_dropped_and_made_anew_is_waited_for(
     assert "SHD_SYN_094" not in caplog.text
 
 
-@contextmanager
-def archiving(archiver: Archiver) -> Iterator[None]:
-    stop, ended = threading.Event(), list[BaseException]()
-
-    def run() -> None:
-        try:
-            archiver.run_loop(stop)
-        except BaseException as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-        assert not ended and thread.is_alive()
-    finally:
-        stop.set()
-        thread.join(PATIENCE_S)
-
-
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
 def test_an_archiver_outlives_an_error_that_nobody_foresaw(
     make_production: Callable[..., Production],
@@ -237,7 +225,7 @@ def test_an_archiver_outlives_an_error_that_nobody_foresaw(
     production.publish("t")
     fault = Fault(monkeypatch, Assembler, "take", error)
 
-    with caplog.at_level(logging.INFO, "syncdata"), archiving(production.archiver()):
+    with caplog.at_level(logging.INFO, "syncdata"), running(production.archiver().run_loop):
         wait_until(lambda: load_chain(production.spool_dir) is not None)
         production.execute("INSERT INTO t VALUES (1)")
         wait_until(lambda: fault.calls >= 3)

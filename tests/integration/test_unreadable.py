@@ -219,6 +219,22 @@ def test_only_the_transaction_that_holds_the_stream_can_be_left_out(
     assert len(load_left_out(production.spool_dir)) == 1
 
 
+def test_a_transaction_that_was_left_out_stays_so_when_the_slot_goes_back(
+    make_production: Callable[..., Production], postgres: PostgresServer
+) -> None:
+    """The slot's step is durable at the source's next checkpoint only, and a kill may come before it."""
+    way = WAYS["a character that has no equivalent"]
+    production = begin(make_production, postgres, way)
+    lsn = parse_lsn(poison(production, way))
+    with pytest.MonkeyPatch.context() as killed:
+        killed.setattr("syncdata.capture.archiver.advance_slot", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            production.archiver().leave_out(lsn, requested_by="ada")
+    production.archive()
+    assert records(production) == [("t", "1"), ("t", "3"), ("beside", "1")]
+    assert len(load_left_out(production.spool_dir)) == 1
+
+
 def test_what_the_archiver_can_copy_heals_by_itself_after_a_transaction_was_left_out(
     make_production: Callable[..., Production],
     make_world: Callable[..., World],
