@@ -307,3 +307,12 @@ def test_an_error_is_never_long_and_holds_nothing_that_a_database_cannot_keep() 
         assert len(text) < 25_000
         assert "\0" not in text
     assert str(SchemaError("two\n  - lines")) == "SHD_SYN_050: two\n  - lines"
+
+
+@pytest.mark.parametrize("ending", ["\n", ""], ids=["among others", "at the end"])
+def test_a_record_beyond_the_limit_is_refused_however_small_the_limit_is(ending: str) -> None:
+    content = RECORD % 1 + (RECORD % 2).replace(b"}", b" " * 500 + b"}", 1).rstrip(b"\n") + ending.encode()
+    content += RECORD % 3 if ending else b""
+    with pytest.raises(ParseError, match="longer than 400 bytes") as refused:
+        list(read_records(io.BytesIO(content), "f.json", max_record_bytes=400))
+    assert refused.value.line == 2
