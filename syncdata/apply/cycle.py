@@ -5,6 +5,11 @@ what becomes of a batch.
 `Cycle._parse` checks that a file is finished and is the next one, and cuts it into batches. The sink plans a
 batch (`prepare`) in a thread of its own while it applies the one before (`apply`).
 
+Small files go together: `feed.stretches` joins those that follow each other and about which nothing is out of
+the ordinary, and the sink applies them as one batch, each with its own audit row. Where it finds that they do
+not go through as they are (ApartError), it has done nothing, and they are applied one by one. Any other file
+ends the stretch before it. So what a file does, counts and blocks is the same in a stretch as by itself.
+
 Tables that stand at one position advance together, so that the database shows only states that the
 source showed. The group that is farthest ahead goes first, so that it does not grow stale. Then the groups
 behind (new tables, tables that were blocked) catch up, and each joins the next one that it reaches.
@@ -18,28 +23,41 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from functools import partial
+from itertools import chain
 from typing import Any
 
-from syncdata.apply.feed.continuity import (
-    check_chain,
-    check_plain,
-    check_position,
-    files_after,
-    lost_beginning,
-    lost_part,
-)
-from syncdata.apply.feed.files import Fetched, ask, fetch, read_batches
+from syncdata.apply.counts import Counts
+from syncdata.apply.feed.continuity import check_position, files_after, lost_beginning, lost_part
+from syncdata.apply.feed.files import Fetched, ask, fetch
 from syncdata.apply.feed.groups import Group, group_by_position
+from syncdata.apply.feed.stretches import (
+    Pace,
+    Part,
+    Stretch,
+    batches_for,
+    gather,
+    position_after,
+    require_next,
+    whole_part,
+)
 from syncdata.apply.plan.batches import Batch, Limits
-from syncdata.apply.position import START, Position
+from syncdata.apply.position import START, FileCounts, Position
 from syncdata.apply.progress import NoProgress, Progress
 from syncdata.apply.result import Activity, CycleResult
-from syncdata.apply.sink import LOCK_LIMIT_S, LockedError, Outcome, Sink, prepare_ahead
+from syncdata.apply.sink import (
+    LOCK_LIMIT_S,
+    PREPARING,
+    ApartError,
+    LockedError,
+    Outcome,
+    Sink,
+    prepare_ahead,
+)
 from syncdata.apply.state.checkpoints import Skip, TableCheckpoint
 from syncdata.archive.archive import Archive, ChangeFile
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import NO_TABLE, read_records
 from syncdata.errors import DiscoveryError, ParseError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
 from syncdata.runtime.prefetch import prefetch
@@ -128,19 +146,27 @@ class Cycle:
         if until is not None:
             todo = [file for file in todo if (file.stem, False, 0) < until.order]
         self._progress.files_found(len(todo), sum(file.size_bytes for file in todo))
+        newest = files[-1].name if files else ""
         with closing(self._fetch(todo)) as fetched_files, suppress(ReadingStopped):
-            for fetched in fetched_files:
-                with closing(fetched.stream):
-                    is_newest = fetched.name == files[-1].name
-                    if not self._apply_file(group, fetched, is_newest=is_newest, until=until):
+            pace = Pace()
+            with closing(self._in_turn(group, fetched_files, pace, until=until)) as items:
+                for item in items:
+                    if isinstance(item, Fetched):
+                        with closing(item.stream):
+                            is_newest = item.name == newest
+                            goes_on = self._apply_file(group, item, is_newest=is_newest, until=until)
+                    else:
+                        goes_on = self._apply_stretch(group, *item, pace, deadline=deadline)
+                    if not goes_on or self._must_end(deadline):
                         return False
-                if self._stop.is_set() or (deadline is not None and time.monotonic() > deadline):
-                    return False
         if self._stop.is_set():
             return False
         if until is None:
             self._at_end.update(group.tables)
         return True
+
+    def _must_end(self, deadline: float | None) -> bool:
+        return self._stop.is_set() or (deadline is not None and time.monotonic() > deadline)
 
     def _catch_up(self, behind: list[Group], files: list[ChangeFile]) -> None:
         """Let each group go up to those before it, one after the other, until it meets one and joins it."""
@@ -172,8 +198,7 @@ class Cycle:
             _warn_of_older_rows(group, fetched.name)
         if not group.tables or not group.position.is_finished:
             return False
-        self.result.files_processed += 1
-        self._progress.file_finished(fetched.name)
+        self._note_finished(fetched.name)
         return True
 
     # Discover
@@ -220,17 +245,14 @@ class Cycle:
         if fetched.catalog_error is not None:
             raise fetched.catalog_error
         name, header = fetched.name, fetched.inspection.header
-        if header is not None and stem(group.position.file) != stem(name):
-            if group.position == START and header.prev is not None:
-                # Test: test_a_pruned_chain_lets_new_tables_start_and_stops_those_that_need_it.
-                for table in sorted(group.tables):
-                    self._block(group, [table], lost_beginning(table, name, self._bad_snapshots.get(table)))
-                return None
-            check_chain(group.position, header, name)
-        elif header is None and stem(group.position.file) != stem(name):
-            check_plain(group.position, name, dt.datetime.now(dt.UTC))
+        if group.position == START and header is not None and header.prev is not None:
+            # Test: test_a_pruned_chain_lets_new_tables_start_and_stops_those_that_need_it.
+            for table in sorted(group.tables):
+                self._block(group, [table], lost_beginning(table, name, self._bad_snapshots.get(table)))
+            return None
+        require_next(group.position, fetched, now=dt.datetime.now(dt.UTC))
         ignored = _ignored_lines(group, name, self._skips)
-        return _batches_for(group, fetched, limits=self._limits, until=until, ignored=ignored)
+        return batches_for(group, fetched, limits=self._limits, until=until, ignored=ignored)
 
     def _is_finished(self, fetched: Fetched, *, is_newest: bool) -> bool:
         """Tell whether the file is whole; False while it is being written. Raises ParseError if broken."""
@@ -255,20 +277,114 @@ class Cycle:
 
     # Plan and apply
 
+    def _in_turn(
+        self, group: Group, files: Iterator[Fetched], pace: Pace, *, until: Position | None
+    ) -> Generator[tuple[Stretch, Any] | Fetched]:
+        """Yield *files* in their order: small ones in stretches, each prepared, others by themselves.
+
+        When the next one is asked for, *group* must have taken the last. The next stretch is read and
+        prepared while the caller applies one.
+        """
+        while True:
+            items = gather(
+                files, partial(self._read_part, group.copy(), until), limits=self._limits, pace=pace
+            )
+            first = next(items, None)
+            if first is None:
+                return
+            if isinstance(first, Fetched):
+                yield first
+                continue
+            self._sink.begin_file(group.tables)
+            last: Stretch | Fetched = first
+            with closing(
+                prefetch(self._prepared(chain([first], items)), name=PREPARING, discard=_let_go)
+            ) as ready:
+                for item in ready:
+                    if isinstance(item, Fetched):
+                        last = item
+                    elif item[0] is not first:
+                        # A table may have been altered since. Test:
+                        # test_a_table_that_is_altered_between_two_stretches_takes_its_rows_as_it_is.
+                        self._sink.begin_file(group.tables)
+                    yield item
+            if last is first:
+                return
+
+    def _prepared(self, items: Iterable[Stretch | Fetched]) -> Generator[tuple[Stretch, Any] | Fetched]:
+        for item in items:
+            yield item if isinstance(item, Fetched) else (item, self._sink.prepare(item.batch))
+
+    def _read_part(self, ahead: Group, until: Position | None, fetched: Fetched) -> Part | None:
+        """Read all of a file that may join a stretch, and move *ahead*, which stands before it, behind it."""
+        with_skips = {stem(skip.file) for table in ahead.tables for skip in self._skips.get(table, ())}
+        part = whole_part(ahead, fetched, limits=self._limits, until=until, with_skips=with_skips)
+        if part is not None:
+            ahead.move_to(part.end)
+        return part
+
+    def _apply_stretch(
+        self, group: Group, stretch: Stretch, prepared: Any, pace: Pace, *, deadline: float | None
+    ) -> bool:
+        """Apply *stretch* to *group*, one file after the other where they do not go together; False when the
+        group cannot go on to the next file."""
+        if len(stretch.parts) == 1:
+            self._apply_part(group, stretch.parts[0], prepared)
+        elif not self._apply_together(group, stretch, prepared):
+            pace.went_badly()
+            for part in stretch.parts:
+                self._sink.begin_file(group.tables)
+                self._apply_part(group, part, self._sink.prepare(part.batch))
+                if not group.tables or self._must_end(deadline):
+                    return False
+            return True
+        pace.went_well()
+        return bool(group.tables)
+
+    def _apply_together(self, group: Group, stretch: Stretch, prepared: Any) -> bool:
+        """Apply the files of *stretch* as one batch. False, with nothing done, where they must be taken one
+        by one. Test: test_files_together_leave_what_they_leave_one_by_one."""
+        files = tuple(FileCounts(name=part.fetched.name, counts=part.counts()) for part in stretch.parts)
+        try:
+            outcome = self._apply(prepared, group, stretch.end, files=files)
+        except ApartError:
+            return False
+        for part, file in zip(stretch.parts, files, strict=True):
+            self._progress.file_started(file.name, part.fetched.size_bytes)
+            counts = {table: count for table, count in file.counts.items() if table in outcome.counts}
+            self._note(part.batch, counts, part.fetched)
+            self._note_finished(file.name)
+        self._note_failed(stretch.batch, outcome)
+        group.leave(outcome.blocked)
+        group.move_to(stretch.end)
+        return True
+
+    def _apply_part(self, group: Group, part: Part, prepared: Any) -> None:
+        self._progress.file_started(part.fetched.name, part.fetched.size_bytes)
+        self._apply_batch(group, part.fetched, part.batch, prepared)
+        if group.tables:
+            self._note_finished(part.fetched.name)
+
     def _plan_and_apply(self, group: Group, fetched: Fetched, batches: Iterator[Batch]) -> None:
         """Hand *batches* to the sink, and move *group* along as they are applied."""
         self._sink.begin_file(group.tables)
         with prepare_ahead(self._sink, batches) as planned:
             for batch, prepared in planned:
-                end = _position_after(batch, fetched)
-                outcome = self._apply(prepared, group, end)
-                self._note(batch, outcome, fetched)
-                group.leave(outcome.blocked)
-                group.move_to(end)
+                self._apply_batch(group, fetched, batch, prepared)
                 if not group.tables or self._stop.is_set():
                     return
 
-    def _apply(self, prepared: Any, group: Group, end: Position) -> Outcome:
+    def _apply_batch(self, group: Group, fetched: Fetched, batch: Batch, prepared: Any) -> None:
+        end = position_after(batch, fetched)
+        outcome = self._apply(prepared, group, end)
+        self._note(batch, outcome.counts, fetched)
+        self._note_failed(batch, outcome)
+        group.leave(outcome.blocked)
+        group.move_to(end)
+
+    def _apply(
+        self, prepared: Any, group: Group, end: Position, *, files: tuple[FileCounts, ...] = ()
+    ) -> Outcome:
         """Hand a batch to the sink. While others hold a lock, wait; a table that they hold for too long is
         blocked, and the others go on. Raises ReadingStopped when a stop comes meanwhile.
 
@@ -279,7 +395,7 @@ class Cycle:
         deadline = time.monotonic() + (LOCK_LIMIT_S if is_new else 0)
         while True:
             try:
-                return self._sink.apply(prepared, group.advance_to(end))
+                return self._sink.apply(prepared, group.advance_to(end, files=files))
             except LockedError as locked:
                 if self._stop.is_set():
                     raise ReadingStopped from None
@@ -291,19 +407,13 @@ class Cycle:
                 if not group.tables:
                     return Outcome()
 
-    def _note(self, batch: Batch, outcome: Outcome, fetched: Fetched) -> None:
-        """Add what *batch* did to the result, and tell log and progress."""
+    def _note(self, batch: Batch, done: Mapping[TableName, Counts], fetched: Fetched) -> None:
+        """Add what *batch* has *done* to the result, and tell log and progress."""
         result, file = self.result, fetched.name
-        for table, counts in outcome.counts.items():
+        for table, counts in done.items():
             result.counts.add(counts)
             result.activity.setdefault(table, Activity()).add(counts, file=file)
         result.skipped += batch.skipped
-        for table, error in outcome.blocked.items():
-            records = batch.count_of(table)
-            extra = error.fields | {"table": str(table), "records": records}
-            self._told.trouble(logger, error, f"table {table}", extra=extra)
-            result.failed += records
-            self._note_blocked(table, error)
         if batch.records:
             result.last_lsn = batch.records[-1].record.commit_lsn or batch.records[-1].record.lsn or ""
         records = len(batch.records) + batch.skipped + batch.repeated
@@ -315,6 +425,18 @@ class Cycle:
             extra={"file": file, "records": records},
         )
         self._progress.batch_applied(records, fetched.share_of(batch.size_bytes))
+
+    def _note_failed(self, batch: Batch, outcome: Outcome) -> None:
+        for table, error in outcome.blocked.items():
+            records = batch.count_of(table)
+            extra = error.fields | {"table": str(table), "records": records}
+            self._told.trouble(logger, error, f"table {table}", extra=extra)
+            self.result.failed += records
+            self._note_blocked(table, error)
+
+    def _note_finished(self, name: str) -> None:
+        self.result.files_processed += 1
+        self._progress.file_finished(name)
 
     # Blocked tables
 
@@ -367,39 +489,7 @@ def _ignored_lines(group: Group, file: str, skips: Mapping[TableName, Sequence[S
     return frozenset.intersection(*lines)
 
 
-def _batches_for(
-    group: Group, fetched: Fetched, *, limits: Limits, until: Position | None, ignored: frozenset[int]
-) -> Iterator[Batch]:
-    """Return the batches of the file from where *group* stands, up to *until* where that lies inside it."""
-    position, own = group.position, stem(fetched.name)
-    start_record = position.record_number if stem(position.file) == own else 0
-    is_last = until is not None and stem(until.file) == own and not until.is_finished
-    header = fetched.inspection.header
-    return read_batches(
-        fetched,
-        read_records(
-            fetched.stream,
-            fetched.name,
-            skip=start_record,
-            ignored=ignored,
-            max_record_bytes=fetched.max_record_bytes,
-        ),
-        # A line that is skipped is a record of no table. The sink is to see it, so that the skip is audited.
-        # Test: test_a_line_that_no_table_can_read_is_skipped_for_all_that_it_blocks.
-        watermarks={**group.watermarks_in(header.source_id if header else ""), NO_TABLE: None},
-        limits=limits,
-        start_record=start_record,
-        until_record=until.record_number if until is not None and is_last else None,
-    )
-
-
-def _position_after(batch: Batch, fetched: Fetched) -> Position:
-    header = fetched.inspection.header
-    return Position(
-        file=fetched.name,
-        is_finished=batch.ends_file,
-        record_number=batch.end_record,
-        file_size=fetched.size_bytes if batch.ends_file else None,
-        commit_lsn=batch.commit_lsn,
-        source_id=header.source_id if header else "",
-    )
+def _let_go(item: tuple[Stretch, Any] | Fetched) -> None:
+    """Close a file that nobody has taken; those of a stretch are closed already."""
+    if isinstance(item, Fetched):
+        item.stream.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from syncdata.apply.counts import Counts
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
 
@@ -49,13 +50,23 @@ Watermarks = dict[TableName, int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileCounts:
+    """How many records of each table a file brings, by operation."""
+
+    name: str
+    counts: Mapping[TableName, Counts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
     """A step of tables that go on together: all stand at *start*, each with its own watermark, and a batch
-    brings them to *end*."""
+    brings them to *end*. ``files``: where the batch holds several whole files, what each of them brings, in
+    their order."""
 
     watermarks: Mapping[TableName, int | None]
     start: Position
     end: Position
+    files: tuple[FileCounts, ...] = ()
 
     def without(self, tables: Iterable[TableName]) -> Advance:
         """Return the advance of the others, while *tables* stay where they stand."""

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 T = TypeVar("T")
 
+# The thread that prepares.
+PREPARING = "syncdata-prepare"
+
 # How long others may hold a lock on a table before the tables beside it go on without it.
 LOCK_LIMIT_S = 30.0
 
@@ -43,6 +46,11 @@ class LockedError(Exception):
         super().__init__(table)
         self.table = table
         self.error: SyncError = ApplyError("others hold a lock", hint="let their transactions end")
+
+
+class ApartError(Exception):
+    """A batch of several files met something out of the ordinary, and nothing was done: apply its files one
+    by one, so that what is found is that of the file and the line where it is."""
 
 
 def patiently(step: Callable[[], T], *, stop: threading.Event) -> T:
@@ -73,7 +81,8 @@ class Sink(Protocol[P]):
     """A consumer of batches. *P* is what `prepare` returns and `apply` takes; nobody else looks inside."""
 
     def begin_file(self, tables: Collection[TableName]) -> None:
-        """Get ready for batches of one file for *tables*: look up what preparing them needs."""
+        """Get ready for batches of one file, or of several small ones, for *tables*: look up what preparing
+        them needs. Not called while `apply` is at work, but perhaps while `prepare` is."""
         ...
 
     def prepare(self, batch: Batch) -> P:
@@ -91,6 +100,8 @@ class Sink(Protocol[P]):
         prepared with their records, so records of tables that are not in *advance* are left out. Raises, with
         nothing done, LockedError after a second or more in which others hold a lock, CheckpointMovedError
         when a table does not stand at the start with its watermark, and SyncError when the sink itself fails.
+        Where the batch holds several files, it may raise ApartError; it must where their counts of missing
+        rows cannot be told apart.
         """
         ...
 
@@ -198,4 +209,4 @@ def prepare_ahead(
 
     The caller leaves the context before it begins another file.
     """
-    return closing(prefetch(((batch, sink.prepare(batch)) for batch in batches), name="syncdata-prepare"))
+    return closing(prefetch(((batch, sink.prepare(batch)) for batch in batches), name=PREPARING))

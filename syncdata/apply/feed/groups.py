@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, KeysView, Mapping
 from dataclasses import dataclass, replace
 
-from syncdata.apply.position import Advance, Position, Watermarks, watermark_after
+from syncdata.apply.position import Advance, FileCounts, Position, Watermarks, watermark_after
 from syncdata.changes.names import TableName
 
 
@@ -46,8 +46,11 @@ class Group:
         """Tell whether both groups stand between the same two records of the same source."""
         return _order_and_source(self.position) == _order_and_source(other.position)
 
-    def advance_to(self, end: Position) -> Advance:
-        return Advance(watermarks=dict(self.watermarks), start=self.position, end=end)
+    def copy(self) -> Group:
+        return Group(self.position, dict(self.watermarks))
+
+    def advance_to(self, end: Position, *, files: tuple[FileCounts, ...] = ()) -> Advance:
+        return Advance(watermarks=dict(self.watermarks), start=self.position, end=end, files=files)
 
     def move_to(self, end: Position) -> None:
         """Note that all records up to *end* are applied to all tables of the group."""

@@ -43,7 +43,7 @@ from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.postgres.whole_table import advance_sequences, exchange
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
-from syncdata.apply.sink import LockedError, Outcome, Purpose
+from syncdata.apply.sink import ApartError, LockedError, Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
 from syncdata.apply.state.holds import add_mark
@@ -147,7 +147,16 @@ class ShadowTarget:
         """Do nothing: the table's checkpoint, which `exchange` writes anew, is not blocked."""
 
     def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
-        """Apply *prepared*; the checkpoint moves in `exchange`. Raises errors that would block a table."""
+        """Apply *prepared*; the checkpoint moves in `exchange`. Raises errors that would block a table, and
+        ApartError instead where they may be of any of several files."""
+        try:
+            return self._apply(prepared, may_miss=not advance.files)
+        except SyncError:
+            if advance.files:
+                raise ApartError from None
+            raise
+
+    def _apply(self, prepared: PreparedBatch, *, may_miss: bool) -> Outcome:
         outcome = Outcome()
         self._look(prepared.batch)
         with self._connection.transaction():
@@ -157,6 +166,8 @@ class ShadowTarget:
                     raise share.plan
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
+                if outcome.counts[table].missing and not may_miss:
+                    raise ApartError
                 self._newest = effect_of(share, outcome.counts[table])
                 if outcome.counts[table].truncated:
                     self._known = after_truncate(self._known, last_truncate(share))

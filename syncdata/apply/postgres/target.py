@@ -62,7 +62,7 @@ from syncdata.apply.postgres.watch import Watch
 from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
-from syncdata.apply.sink import Fitness, LockedError, Outcome, Purpose
+from syncdata.apply.sink import ApartError, Fitness, LockedError, Outcome, Purpose
 from syncdata.apply.state.checkpoints import (
     Skip,
     TableCheckpoint,
@@ -152,7 +152,9 @@ class Target:
         Test: test_a_change_of_one_table_in_the_middle_of_a_file_does_not_stop_the_others.
         """
         with translated_errors():
-            self._schemas = read_schemas(self._connection, tables)
+            schemas = read_schemas(self._connection, tables)
+        if schemas != self._schemas:
+            self._schemas = schemas  # What was prepared with the others is prepared again in `apply`.
         self._writer.forget_failures()
         # Rows that an earlier process applied may be ahead of their sequences, too. Test:
         # test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
@@ -188,8 +190,12 @@ class Target:
 
         Tables that fail are in the outcome's ``blocked`` and stay at the start, unless an operator has said
         to skip the record at which one fails: then it is left out, and audited. Raises CheckpointMovedError
-        when a checkpoint is not at the start with its watermark, ApplyError when the server fails.
+        when a checkpoint is not at the start with its watermark, ApplyError when the server fails, and
+        ApartError where several files do not go through as they are.
         """
+        if prepared.schemas is not self._schemas:
+            # Test: test_a_table_that_is_altered_between_two_stretches_takes_its_rows_as_it_is.
+            prepared = self.prepare(prepared.batch)
         failed: dict[TableName, SyncError] = {}
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
         while True:
@@ -203,11 +209,15 @@ class Target:
                     locked.error = locked_error(self._connection, locked.table)
                 raise
             except _SkippedError as told:
+                if advance.files:
+                    raise ApartError from None
                 skipped.setdefault(told.table, {})[told.skip] = told.error
                 prepared = without(prepared, told.table, told.skip.line, self._schemas)
             except _TableFailedError as failure:
                 # Constraints are checked when all rows are in. Roll the batch back; the loop applies it again
                 # without this table.
+                if advance.files:
+                    raise ApartError from None
                 failed[failure.table] = failure.error
 
     def _apply(
@@ -234,6 +244,10 @@ class Target:
         failed = {**failed, **self._watch.look_at(prepared.batch, checkpoints, self._schemas)}
         effects, newly_failed = self._apply_shares(prepared, checkpoints, failed)
         failed = {**failed, **newly_failed}
+        if advance.files and (failed or any(effect.counts.missing for effect in effects.values())):
+            # Which file's table, row or record it is shows when they are applied one by one.
+            # Test: test_files_together_leave_what_they_leave_one_by_one.
+            raise ApartError
         self._check_constraints(prepared.file, effects)
         if advance.end.is_finished:
             self._advance_sequences()
@@ -254,6 +268,7 @@ class Target:
             end=advance.end,
             now=now,
             local_oids={table: schema.oid for table, schema in self._schemas.items()},
+            files=advance.files,
         )
         for table in healthy.watermarks:
             if (checkpoint := checkpoints[table]).skips:

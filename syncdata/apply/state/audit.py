@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psycopg import Connection
 
 from syncdata.apply.counts import Counts
+from syncdata.apply.position import FileCounts
 from syncdata.apply.result import Effect
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
@@ -45,6 +47,41 @@ def log_action(
             **parameters_of(effect),
         },
     )
+
+
+def log_files(
+    connection: Connection[Any],
+    files: Sequence[FileCounts],
+    effects: Mapping[TableName, Effect],
+    *,
+    now: dt.datetime,
+) -> None:
+    """Add the entries of several files that were applied as one batch with *effects*: one for each file and
+    table with activity, as if they had been applied one by one.
+
+    The time that a table took is shared among the files by their records. Their entries are a microsecond
+    apart, so that they sort as the files do.
+    """
+    rows = []
+    for number, file in enumerate(files):
+        for table, counts in sorted(file.counts.items()):
+            if table in effects and counts.records:
+                total = effects[table]
+                took_ms = round(total.duration_ms * counts.records / total.counts.records)
+                moment = now + dt.timedelta(microseconds=number)
+                operations = (counts.added, counts.updated, counts.deleted, counts.truncated)
+                rows.append((str(table), file.name, moment, *operations, took_ms))
+    if rows:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        connection.execute(
+            "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, sync_time, rows_synced,"
+            " records_added, records_updated, records_deleted, records_truncated, records_missing,"
+            " duration_ms) SELECT name, 'SUCCESS', 'sync', file, moment, added + updated + deleted, added,"
+            " updated, deleted, truncated, 0, duration_ms FROM unnest(%s::text[], %s::text[],"
+            " %s::timestamptz[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])"
+            " AS f(name, file, moment, added, updated, deleted, truncated, duration_ms)",
+            columns,
+        )
 
 
 def parameters_of(effect: Effect) -> dict[str, Any]:

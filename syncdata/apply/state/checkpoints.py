@@ -7,7 +7,7 @@ caller's transaction: a checkpoint is true because it commits together with the 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 
 from syncdata.apply.counts import Counts
-from syncdata.apply.position import START, Position, watermark_after
+from syncdata.apply.position import START, FileCounts, Position, watermark_after
 from syncdata.apply.result import Effect
-from syncdata.apply.state.audit import parameters_of
+from syncdata.apply.state.audit import log_files, parameters_of
 from syncdata.apply.state.marks import Mark, decode_marks, encode_marks, partial
 from syncdata.apply.state.reasons import NO_ERROR, error_parameters, read_reason
 from syncdata.apply.whitelist import parse_all, parse_syncable
@@ -185,12 +185,14 @@ def advance_checkpoints(
     end: Position,
     now: dt.datetime,
     local_oids: Mapping[TableName, int] | None = None,
+    files: Sequence[FileCounts] = (),
 ) -> None:
     """Move the checkpoints of the tables of *watermarks* from *start* to *end* and add *effects* to them.
 
     They are active afterwards, blocked before or not. The caller holds their locks (see `require_position`).
-    At the end of a file its counts become an audit row for each table with activity. *local_oids*: of the
-    tables that the rows went to. A TRUNCATE proves a partial table whole: nothing older is left.
+    At the end of a file its counts become an audit row for each table with activity; where the step takes
+    several whole *files*, each has its own. *local_oids*: of the tables that the rows went to. A TRUNCATE
+    proves a partial table whole: nothing older is left.
     """
     local_oids = local_oids or {}
     parameters = [
@@ -212,7 +214,9 @@ def advance_checkpoints(
         cursor.executemany(_ADVANCE, parameters)
         if end.is_finished:
             names = [str(table) for table in watermarks]
-            cursor.execute(_CLOSE_FILE, {"names": names, "now": now})
+            if files:
+                log_files(connection, files, effects, now=now)
+            cursor.execute(_CLEAR_FILE if files else _CLOSE_FILE, {"names": names, "now": now})
 
 
 # The ``file_*`` counts are those of the checkpoint's file; _CLOSE_FILE sets them to 0 at its end.
@@ -236,7 +240,13 @@ UPDATE data_sync_checkpoints SET
 WHERE table_name = %(name)s
 """
 
-_CLOSE_FILE = """
+_CLEAR_FILE = """
+UPDATE data_sync_checkpoints SET file_added = 0, file_updated = 0, file_deleted = 0, file_truncated = 0,
+    file_missing = 0, file_duration_ms = 0
+WHERE table_name = ANY(%(names)s)
+"""
+
+_CLOSE_FILE = f"""
 WITH closed AS (
     SELECT * FROM data_sync_checkpoints WHERE table_name = ANY(%(names)s)
 ), logged AS (
@@ -246,9 +256,7 @@ WITH closed AS (
         file_added, file_updated, file_deleted, file_truncated, file_missing, file_duration_ms
     FROM closed WHERE file_added + file_updated + file_deleted + file_truncated > 0
 )
-UPDATE data_sync_checkpoints SET file_added = 0, file_updated = 0, file_deleted = 0, file_truncated = 0,
-    file_missing = 0, file_duration_ms = 0
-WHERE table_name = ANY(%(names)s)
+{_CLEAR_FILE}
 """
 
 
