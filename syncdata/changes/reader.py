@@ -95,12 +95,13 @@ class Inspection:
 
 class LocatedRecord(msgspec.Struct, frozen=True, gc=False):
     """A record, its physical line (from 1) and that line's size in bytes. ``catalog``: the catalog that holds
-    from this record on, where it is another than before."""
+    from this record on, where it is another than before. ``file``: the name of the file it stands in."""
 
     record: ChangeRecord
     line: int
     size_bytes: int
     catalog: Announcement | None = None
+    file: str = ""
 
 
 def inspect(stream: BinaryIO, name: str, *, max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES) -> Inspection:
@@ -156,7 +157,7 @@ def read_records(
             else:
                 raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
         del line  # A large value is in memory once while its record is applied.
-        yield LocatedRecord(record, line_number, size_bytes, catalog)
+        yield LocatedRecord(record, line_number, size_bytes, catalog, name)
         catalog = None
     if number < skip:
         raise ParseError(

@@ -64,7 +64,10 @@ TRUNCATE: dict[str, Any] = {"op": "TRUNCATE"}
 
 def located(records: Iterable[dict[str, Any]]) -> list[LocatedRecord]:
     lines = [json.dumps({"table": "t", **record}).encode() for record in records]
-    return [LocatedRecord(parse_record(line), n, len(line)) for n, line in enumerate(lines, start=1)]
+    return [
+        LocatedRecord(parse_record(line), n, len(line), file="f.json")
+        for n, line in enumerate(lines, start=1)
+    ]
 
 
 def plan_of(schema: TableSchema, *records: dict[str, Any]) -> TablePlan:

@@ -49,7 +49,7 @@ class BatchFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class Segment:
     """A run of records of one file. ``end_record`` counts all records of the file up to the batch's end;
     ``records`` holds only those to apply, ``skipped`` counts those of unwanted tables, ``repeated`` those
     applied before.
@@ -66,10 +66,64 @@ class Batch:
     ends_file: bool
     catalog: Announcement | None = None
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one transaction applies: one or more segments, each of which goes on where the one before ends.
+
+    All are of files of one kind (``is_plain``), under one catalog. Where the batch ends is where its last
+    segment does. Which file a record stands in, it says itself.
+    """
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def last(self) -> Segment:
+        return self.segments[-1]
+
+    @property
+    def file(self) -> BatchFile:
+        """The file in which it ends."""
+        return self.last.file
+
+    @property
+    def records(self) -> list[LocatedRecord]:
+        if len(self.segments) == 1:
+            return self.last.records
+        return [located for segment in self.segments for located in segment.records]
+
+    @property
+    def end_record(self) -> int:
+        return self.last.end_record
+
+    @property
+    def commit_lsn(self) -> int | None:
+        return self.last.commit_lsn
+
+    @property
+    def ends_file(self) -> bool:
+        return self.last.ends_file
+
+    @property
+    def catalog(self) -> Announcement | None:
+        return self.last.catalog
+
     @property
     def published(self) -> Catalog | None:
         """What production publishes, by ``catalog``."""
         return None if self.catalog is None else self.file.catalogs.get(self.catalog.digest)
+
+    @property
+    def skipped(self) -> int:
+        return sum(segment.skipped for segment in self.segments)
+
+    @property
+    def repeated(self) -> int:
+        return sum(segment.repeated for segment in self.segments)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(segment.size_bytes for segment in self.segments)
 
     def count_of(self, table: TableName) -> int:
         """Return how many records of *table* are to be applied."""
@@ -120,17 +174,17 @@ class _Draft:
         self.read.kept += 1
         self.read.cost_bytes += cost_bytes
 
-    def take_all(self, *, ends_file: bool = False) -> Batch:
+    def take_all(self, *, ends_file: bool = False) -> Segment:
         return self._take(copy(self.read), ends_file=ends_file)
 
-    def take_whole_transactions(self) -> Batch:
+    def take_whole_transactions(self) -> Segment:
         return self._take(self.border, ends_file=False)
 
-    def _take(self, end: _Tally, *, ends_file: bool) -> Batch:
+    def _take(self, end: _Tally, *, ends_file: bool) -> Segment:
         start, self.taken = self.taken, end
         kept = end.kept - start.kept
         records, self.records = self.records[:kept], self.records[kept:]
-        return Batch(
+        return Segment(
             file=self.file,
             records=records,
             end_record=end.end_record,
@@ -152,8 +206,8 @@ def cut_batches(
     start_record: int = 0,
     until_record: int | None = None,
     catalog: Announcement | None = None,
-) -> Iterator[Batch]:
-    """Yield the batches of *records*, which begin after *start_record* records of *file*.
+) -> Iterator[Segment]:
+    """Yield *records* cut into batches, each a segment; they begin after *start_record* records of *file*.
 
     *watermarks* are the wanted tables, each with its own: transactions whose commit LSN is at or below it
     are in that table's rows already and left out, for that table. *catalog* holds until a record names

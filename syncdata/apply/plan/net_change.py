@@ -152,7 +152,7 @@ def _at(located: LocatedRecord, batch: TableBatch, error: SyncError) -> SyncErro
         error.message,
         hint=error.hint,
         table=str(batch.schema.name),
-        file=batch.file.name,
+        file=located.file,
         line=located.line,
     )
 

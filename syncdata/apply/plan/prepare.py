@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from syncdata.apply.plan import drift
@@ -59,7 +59,7 @@ def _share(
             hint="create it (migrate), and resync it if it was there before and held rows; or take it off the"
             " whitelist with remove_tables",
             table=str(table),
-            file=batch.file.name,
+            file=records[0].file,
             line=records[0].line,
         )
         return TableShare(records=records, plan=error)
@@ -77,7 +77,7 @@ def _with_statements(
     entry = batch.published and batch.published.find(schema.name)
     carried: set[str] = set()
     for located in records:
-        if located.line == error.line:
+        if (located.file, located.line) == (error.file, error.line):
             carried |= {*(located.record.data or {}), *(located.record.old_keys or {})}
     missing = [c for c in drift.missing_columns(entry, schema) if c.name in carried] if entry else []
     statements = "; ".join(drift.add_column(schema.name, column) for column in missing)
@@ -85,15 +85,23 @@ def _with_statements(
 
 
 def without(
-    prepared: PreparedBatch, table: TableName, line: int, schemas: Mapping[TableName, TableSchema]
+    prepared: PreparedBatch,
+    table: TableName,
+    is_left_out: Callable[[str, int], bool],
+    schemas: Mapping[TableName, TableSchema],
 ) -> PreparedBatch:
-    """Return *prepared* without the record of *table* in *line*."""
-    records = [
-        located
-        for located in prepared.batch.records
-        if located.line != line or (located.record.schema, located.record.table) != (table.schema, table.name)
-    ]
-    return prepare(replace(prepared.batch, records=records), schemas)
+    """Return *prepared* without the record of *table* that *is_left_out*, by its file and line."""
+    name = (table.schema, table.name)
+    segments = []
+    for segment in prepared.batch.segments:
+        records = [
+            located
+            for located in segment.records
+            if (located.record.schema, located.record.table) != name
+            or not is_left_out(located.file, located.line)
+        ]
+        segments.append(replace(segment, records=records))
+    return prepare(replace(prepared.batch, segments=tuple(segments)), schemas)
 
 
 def shares_of(
