@@ -157,19 +157,8 @@ def _read_and_close(read: Callable[[Fetched], Part | None], fetched: Fetched) ->
 
 def joined(parts: Collection[Part]) -> Stretch:
     """Return *parts*, which follow each other, as one stretch."""
-    batches = [part.batch for part in parts]
-    if len(batches) == 1:
-        return Stretch(parts=tuple(parts), batch=batches[0])
-    batch = replace(
-        batches[0],
-        records=[located for batch in batches for located in batch.records],
-        end_record=batches[-1].end_record,
-        commit_lsn=batches[-1].commit_lsn,
-        skipped=sum(batch.skipped for batch in batches),
-        repeated=sum(batch.repeated for batch in batches),
-        size_bytes=sum(batch.size_bytes for batch in batches),
-    )
-    return Stretch(parts=tuple(parts), batch=batch)
+    segments = tuple(segment for part in parts for segment in part.batch.segments)
+    return Stretch(parts=tuple(parts), batch=Batch(segments=segments))
 
 
 def whole_part(

@@ -50,7 +50,7 @@ class Watch:
             batch.published,
             checkpoints,
             schemas,
-            file=batch.file.name,
+            file=batch.segments[0].file.name,
             commit_lsn=batch.commit_lsn,
         )
 
