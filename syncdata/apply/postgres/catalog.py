@@ -1,6 +1,8 @@
 """Reads what PostgreSQL's catalog says of tables. Knows psycopg; knows nothing of files or rows.
 
-Source: "System Catalogs" of the PostgreSQL documentation (pg_attribute, pg_index, pg_type, pg_depend).
+However many tables and columns there are, it takes four queries, one for each list: tables, columns, types,
+sequences. Source: "System Catalogs" of the PostgreSQL documentation (pg_attribute, pg_index, pg_type,
+pg_depend).
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ _TABLES = """
 SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid, c.relkind = 'p' AS is_partitioned,
        coalesce(key.indexes, '[]')::text AS keys, c.relhasrules AS has_rules,
        coalesce(row_security_active(c.oid), false) AS hides_rows,
-       EXISTS (SELECT FROM pg_constraint f
-               WHERE f.contype = 'f' AND f.confrelid = c.oid AND f.conrelid <> c.oid) AS has_inbound_keys,
-       EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid
-               AND (f.confdeltype IN ('c', 'n', 'd') OR NOT f.condeferrable)) AS has_cascades,
+       coalesce(inbound.are_of_others, false) AS has_inbound_keys,
+       coalesce(inbound.are_of_consequence, false) AS has_cascades,
+       coalesce((SELECT jsonb_agg(DISTINCT jsonb_build_array(pn.nspname, pc.relname)) FROM pg_constraint f
+                 JOIN pg_class pc ON pc.oid = f.confrelid JOIN pg_namespace pn ON pn.oid = pc.relnamespace
+                 WHERE f.contype = 'f' AND f.conrelid = c.oid AND f.confrelid <> c.oid), '[]')::text
+           AS parents,
        CASE WHEN c.relhasrules OR c.relhastriggers OR c.relkind = 'p' THEN coalesce((
            SELECT jsonb_agg(to_jsonb(g)) FROM (
                SELECT 'rule' AS kind, r.rulename AS name, r.ev_enabled AS fires,
@@ -56,6 +60,12 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint AS oid, c.relkind =
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) AS wanted (schema, name)
 JOIN pg_namespace n ON n.nspname = wanted.schema
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name AND c.relkind IN ('r', 'p')
+LEFT JOIN (
+    -- No index leads from a table to the keys that refer to it: all are looked at, once.
+    SELECT f.confrelid AS oid, bool_or(f.conrelid <> f.confrelid) AS are_of_others,
+           bool_or(f.confdeltype IN ('c', 'n', 'd') OR NOT f.condeferrable) AS are_of_consequence
+    FROM pg_constraint f WHERE f.contype = 'f' GROUP BY f.confrelid
+) AS inbound ON inbound.oid = c.oid
 LEFT JOIN LATERAL (
     SELECT jsonb_agg(to_jsonb(k) ORDER BY k.is_identity DESC, k.is_primary DESC, k.oid) AS indexes FROM (
         SELECT i.indexrelid AS oid, i.indisreplident AS is_identity, i.indisprimary AS is_primary,
@@ -93,7 +103,7 @@ ORDER BY n.nspname <> 'public', n.nspname, c.relname
 """
 
 _COLUMNS = f"""
-SELECT attrelid::bigint AS oid, attname AS name, atttypid::bigint AS type_oid, atttypmod AS typmod,
+SELECT attrelid::bigint AS oid, attname AS name, atttypid::bigint AS type_oid,
        attgenerated <> '' AS is_generated, attidentity = 'a' AS is_always_identity,
        format_type(atttypid, atttypmod) AS declared_type,
        coalesce(encode(sha256(convert_to(attmissingval::text, 'UTF8')), 'hex'), '') AS older,
@@ -101,14 +111,6 @@ SELECT attrelid::bigint AS oid, attname AS name, atttypid::bigint AS type_oid, a
 FROM pg_attribute a
 WHERE attrelid = ANY(%(oids)s::oid[]) AND attnum > 0 AND NOT attisdropped
 ORDER BY attrelid, attnum
-"""
-
-_PARENTS = """
-SELECT DISTINCT f.conrelid::bigint AS oid, n.nspname AS schema, c.relname AS name
-FROM pg_constraint f
-JOIN pg_class c ON c.oid = f.confrelid
-JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE f.contype = 'f' AND f.conrelid = ANY(%(oids)s::oid[]) AND f.confrelid <> f.conrelid
 """
 
 # A sequence that a column owns (serial, identity), or that a column's default draws from.
@@ -129,15 +131,28 @@ WHERE ad.adrelid = ANY(%(oids)s::oid[])
   AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype)
 """
 
-_TYPE = """
-SELECT t.typtype, t.typbasetype::bigint AS base, t.typtypmod AS typmod, t.typcategory,
-       t.typelem::bigint AS element, t.typrelid::bigint AS relation
-FROM pg_type t WHERE t.oid = %(oid)s
-"""
-
-_FIELDS = """
-SELECT attname AS name, atttypid::bigint AS type_oid FROM pg_attribute
-WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+# The types of the columns, and those that they are made of. A domain over another has no modifier of its own,
+# so ``base_type``, of the innermost one, is the whole truth.
+_TYPES = """
+WITH RECURSIVE used (oid) AS (
+    SELECT DISTINCT atttypid FROM pg_attribute
+    WHERE attrelid = ANY(%(oids)s::oid[]) AND attnum > 0 AND NOT attisdropped
+    UNION
+    SELECT part.oid FROM used JOIN pg_type t ON t.oid = used.oid CROSS JOIN LATERAL (
+        SELECT t.typbasetype AS oid WHERE t.typtype = 'd'
+        UNION ALL SELECT t.typelem WHERE t.typcategory = 'A' AND t.typelem <> 0
+        UNION ALL SELECT a.atttypid FROM pg_attribute a
+        WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    ) AS part
+)
+SELECT t.oid::bigint AS oid, t.typtype, t.typbasetype::bigint AS base,
+       format_type(nullif(t.typbasetype, 0), t.typtypmod) AS base_type, t.typcategory,
+       t.typelem::bigint AS element,
+       CASE WHEN t.typtype = 'c' THEN (
+           SELECT jsonb_agg(jsonb_build_array(a.attname, a.atttypid::bigint) ORDER BY a.attnum)
+           FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+       ) END::text AS fields
+FROM used JOIN pg_type t ON t.oid = used.oid
 """
 
 _JSON_OIDS = frozenset({114, 3802})
@@ -175,19 +190,18 @@ def read_schemas(connection: Connection[Any], names: Collection[TableName]) -> d
 class _Reader:
     def __init__(self, connection: Connection[Any]) -> None:
         self._cursor = connection.cursor(row_factory=dict_row)
-        self._types: dict[int, ColumnType] = {}
+        self._types: dict[int, dict[str, Any]] = {}
+        self._column_types: dict[int, ColumnType] = {}
 
     def read(self, names: Collection[TableName]) -> dict[TableName, TableSchema]:
         tables = self._rows(
             _TABLES, schemas=[name.schema for name in names], names=[name.name for name in names]
         )
         oids = [table["oid"] for table in tables]
+        self._types = {row["oid"]: row for row in self._rows(_TYPES, oids=oids)}
         columns: dict[int, list[Column]] = {oid: [] for oid in oids}
         for row in self._rows(_COLUMNS, oids=oids):
             columns[row["oid"]].append(self._column(row))
-        parents: dict[int, set[TableName]] = {oid: set() for oid in oids}
-        for row in self._rows(_PARENTS, oids=oids):
-            parents[row["oid"]].add(TableName(row["schema"], row["name"]))
         sequences: dict[int, list[tuple[str, int]]] = {oid: [] for oid in oids}
         for row in self._rows(_SEQUENCES, oids=oids):
             sequences[row["oid"]].append((row["name"], row["sequence"]))
@@ -200,7 +214,7 @@ class _Reader:
                 is_partitioned=table["is_partitioned"],
                 has_inbound_keys=table["has_inbound_keys"],
                 has_cascades=table["has_cascades"],
-                parents=frozenset(parents[table["oid"]]),
+                parents=frozenset(TableName(*parent) for parent in json.loads(table["parents"])),
                 sequences=tuple(sequences[table["oid"]]),
                 guards=tuple(
                     Guard(**guard | {"events": frozenset(guard["events"])})
@@ -215,14 +229,13 @@ class _Reader:
         return self._cursor.execute(query, parameters).fetchall()
 
     def _column(self, row: dict[str, Any]) -> Column:
-        oid, typmod = row["type_oid"], row["typmod"]
-        while (type_row := self._rows(_TYPE, oid=oid)[0])["typtype"] == "d":
+        oid, sql_type = row["type_oid"], row["declared_type"]
+        while (type_row := self._types[oid])["typtype"] == "d":
             # Not the domain itself: one with NOT NULL would refuse the NULLs that stand for "absent".
-            oid, typmod = type_row["base"], type_row["typmod"] if typmod == -1 else typmod
-        (sql_type,) = self._rows("SELECT format_type(%(oid)s, %(typmod)s) AS t", oid=oid, typmod=typmod)
+            oid, sql_type = type_row["base"], type_row["base_type"]
         return Column(
             name=row["name"],
-            sql_type=sql_type["t"],
+            sql_type=sql_type,
             type=self._type(oid),
             is_generated=row["is_generated"],
             is_always_identity=row["is_always_identity"],
@@ -233,26 +246,26 @@ class _Reader:
         )
 
     def _type(self, oid: int) -> ColumnType:
-        if oid not in self._types:
-            self._types[oid] = self._read_type(oid)
-        return self._types[oid]
+        if oid not in self._column_types:
+            self._column_types[oid] = self._make_type(oid)
+        return self._column_types[oid]
 
-    def _read_type(self, oid: int) -> ColumnType:
+    def _make_type(self, oid: int) -> ColumnType:
         if oid in _JSON_OIDS:
             return ColumnType(kind="json")
         if oid == _CHAR_OID and self._cursor.connection.info.server_version < 150_000:
             return ColumnType(kind="byte")
         if oid == _BYTEA_OID:
             return ColumnType(kind="bytea")
-        row = self._rows(_TYPE, oid=oid)[0]
+        row = self._types[oid]
         if row["typtype"] == "d":
             return self._type(row["base"])
         if row["typcategory"] == "A" and row["element"]:
             return ColumnType(kind="array", element=self._type(row["element"]))
         if row["typtype"] == "c":
-            fields = self._rows(_FIELDS, oid=row["relation"])
+            fields = json.loads(row["fields"] or "[]")
             return ColumnType(
-                kind="composite", fields=tuple((f["name"], self._type(f["type_oid"])) for f in fields)
+                kind="composite", fields=tuple((name, self._type(type_oid)) for name, type_oid in fields)
             )
         return ColumnType()
 

@@ -194,69 +194,78 @@ def advance_checkpoints(
     several whole *files*, each has its own. *local_oids*: of the tables that the rows went to. A TRUNCATE
     proves a partial table whole: nothing older is left.
     """
-    local_oids = local_oids or {}
-    parameters = [
+    names = sorted(watermarks)
+    own = [table for table in names if table in effects]
+    effects_of_own = [parameters_of(effects[table]) for table in own]
+    lsns = {mark: _lsn_text(watermark_after(mark, start, end)) for mark in set(watermarks.values())}
+    connection.execute(
+        _ADVANCE,
         {
-            "name": str(table),
+            "names": [str(table) for table in names],
+            "lsns": [lsns[watermarks[table]] for table in names],
+            "oids": [(local_oids or {}).get(table) for table in names],
             "file": end.file,
             "size": end.file_size,
             "finished": end.is_finished,
+            "logs": end.is_finished and not files,
             "number": end.record_number,
-            "lsn": _lsn_text(watermark_after(watermark, start, end)),
             "source": end.source_id,
             "now": now,
-            "local_oid": local_oids.get(table),
-            **parameters_of(effects.get(table, Effect())),
-        }
-        for table, watermark in sorted(watermarks.items())
-    ]
-    with connection.cursor() as cursor:
-        cursor.executemany(_ADVANCE, parameters)
-        if end.is_finished:
-            names = [str(table) for table in watermarks]
-            if files:
-                log_files(connection, files, effects, now=now)
-            cursor.execute(_CLEAR_FILE if files else _CLOSE_FILE, {"names": names, "now": now})
+            "own": [str(table) for table in own],
+            **{name: [values[name] for values in effects_of_own] for name in parameters_of(Effect())},
+        },
+    )
+    if files:
+        log_files(connection, files, effects, now=now)
 
 
-# The ``file_*`` counts are those of the checkpoint's file; _CLOSE_FILE sets them to 0 at its end.
+# One statement, however many tables advance and however few of them have records: all of them are written, for
+# each one's position is that of the file. The ``file_*`` counts are those of the checkpoint's file; at its end
+# they become an entry of the audit log, which sees them as they were before the statement.
 _ADVANCE = f"""
-UPDATE data_sync_checkpoints SET
-    file = %(file)s, file_size = %(size)s, file_finished = %(finished)s, record_number = %(number)s,
-    commit_lsn = %(lsn)s, source_id = %(source)s, state = 'active', {NO_ERROR},
-    last_sync_at = %(now)s, last_lsn = coalesce(%(last_lsn)s, last_lsn),
-    last_change_at = greatest(last_change_at, %(last_change_at)s),
-    rows_synced = rows_synced + %(added)s + %(updated)s + %(deleted)s,
-    records_added = records_added + %(added)s, records_updated = records_updated + %(updated)s,
-    records_deleted = records_deleted + %(deleted)s, records_truncated = records_truncated + %(truncated)s,
-    records_missing = records_missing + %(missing)s,
-    file_added = file_added + %(added)s, file_updated = file_updated + %(updated)s,
-    file_deleted = file_deleted + %(deleted)s, file_truncated = file_truncated + %(truncated)s,
-    file_missing = file_missing + %(missing)s, file_duration_ms = file_duration_ms + %(duration_ms)s,
-    marks = CASE WHEN %(truncated)s > 0 THEN jsonb_path_query_array(marks, '$[*] ? (@.kind <> "partial")')
-        ELSE marks END,
-    local_oid = coalesce(%(local_oid)s::bigint, local_oid),
-    home_oid = CASE WHEN %(local_oid)s::bigint IS NULL THEN home_oid ELSE tableoid::bigint END
-WHERE table_name = %(name)s
-"""
-
-_CLEAR_FILE = """
-UPDATE data_sync_checkpoints SET file_added = 0, file_updated = 0, file_deleted = 0, file_truncated = 0,
-    file_missing = 0, file_duration_ms = 0
-WHERE table_name = ANY(%(names)s)
-"""
-
-_CLOSE_FILE = f"""
-WITH closed AS (
-    SELECT * FROM data_sync_checkpoints WHERE table_name = ANY(%(names)s)
+WITH own AS (
+    SELECT * FROM unnest(%(own)s::text[], %(added)s::bigint[], %(updated)s::bigint[], %(deleted)s::bigint[],
+        %(truncated)s::bigint[], %(missing)s::bigint[], %(duration_ms)s::bigint[],
+        %(last_change_at)s::timestamptz[], %(last_lsn)s::pg_lsn[])
+    AS own (table_name, added, updated, deleted, truncated, missing, duration_ms, last_change_at, last_lsn)
+), step AS (
+    SELECT w.table_name, w.lsn, w.oid, coalesce(added, 0) AS added, coalesce(updated, 0) AS updated,
+        coalesce(deleted, 0) AS deleted, coalesce(truncated, 0) AS truncated, coalesce(missing, 0) AS missing,
+        coalesce(duration_ms, 0) AS duration_ms, last_change_at, last_lsn
+    FROM unnest(%(names)s::text[], %(lsns)s::pg_lsn[], %(oids)s::bigint[]) AS w (table_name, lsn, oid)
+    LEFT JOIN own USING (table_name)
 ), logged AS (
     INSERT INTO data_sync_logs (table_name, status, action, archive_ref, sync_time, rows_synced,
         records_added, records_updated, records_deleted, records_truncated, records_missing, duration_ms)
-    SELECT table_name, 'SUCCESS', 'sync', file, %(now)s, file_added + file_updated + file_deleted,
-        file_added, file_updated, file_deleted, file_truncated, file_missing, file_duration_ms
-    FROM closed WHERE file_added + file_updated + file_deleted + file_truncated > 0
+    SELECT table_name, 'SUCCESS', 'sync', %(file)s, %(now)s,
+        file_added + added + file_updated + updated + file_deleted + deleted,
+        file_added + added, file_updated + updated, file_deleted + deleted, file_truncated + truncated,
+        file_missing + missing, file_duration_ms + duration_ms
+    FROM data_sync_checkpoints JOIN step USING (table_name)
+    WHERE %(logs)s AND file_added + added + file_updated + updated + file_deleted + deleted
+        + file_truncated + truncated > 0
+    ORDER BY table_name
 )
-{_CLEAR_FILE}
+UPDATE data_sync_checkpoints c SET
+    file = %(file)s, file_size = %(size)s, file_finished = %(finished)s, record_number = %(number)s,
+    commit_lsn = step.lsn, source_id = %(source)s, state = 'active', {NO_ERROR},
+    last_sync_at = %(now)s, last_lsn = coalesce(step.last_lsn, c.last_lsn),
+    last_change_at = greatest(c.last_change_at, step.last_change_at),
+    rows_synced = rows_synced + added + updated + deleted,
+    records_added = records_added + added, records_updated = records_updated + updated,
+    records_deleted = records_deleted + deleted, records_truncated = records_truncated + truncated,
+    records_missing = records_missing + missing,
+    file_added = CASE WHEN %(finished)s THEN 0 ELSE file_added + added END,
+    file_updated = CASE WHEN %(finished)s THEN 0 ELSE file_updated + updated END,
+    file_deleted = CASE WHEN %(finished)s THEN 0 ELSE file_deleted + deleted END,
+    file_truncated = CASE WHEN %(finished)s THEN 0 ELSE file_truncated + truncated END,
+    file_missing = CASE WHEN %(finished)s THEN 0 ELSE file_missing + missing END,
+    file_duration_ms = CASE WHEN %(finished)s THEN 0 ELSE file_duration_ms + duration_ms END,
+    marks = CASE WHEN truncated > 0 THEN jsonb_path_query_array(marks, '$[*] ? (@.kind <> "partial")')
+        ELSE marks END,
+    local_oid = coalesce(step.oid, local_oid),
+    home_oid = CASE WHEN step.oid IS NULL THEN home_oid ELSE c.tableoid::bigint END
+FROM step WHERE c.table_name = step.table_name
 """
 
 
