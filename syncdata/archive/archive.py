@@ -7,17 +7,17 @@ Knows names, their order, and the errors for a storage's refusals; knows nothing
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from syncdata.archive.content import Content
 from syncdata.archive.put import put_once
-from syncdata.archive.refusals import cannot_list, cannot_put, cannot_read, cannot_remove
+from syncdata.archive.refusals import cannot_list, cannot_put, cannot_read, cannot_remove, cannot_watch
 from syncdata.archive.signatures import PublicKeys
-from syncdata.archive.storage import ArchiveSettings, Storage
+from syncdata.archive.storage import ArchiveSettings, InDirectory, Storage
 from syncdata.changes.catalog import (
     CATALOG_DIRECTORY,
     MAX_CATALOG_BYTES,
@@ -32,6 +32,7 @@ from syncdata.changes.filenames import (
     SnapshotFile,
     check_name,
     in_order,
+    is_change_file,
     is_left_out,
     is_snapshot_directory,
     is_wanted,
@@ -46,7 +47,7 @@ from syncdata.errors import ArchiveConnectionError, DiscoveryError, ParseError, 
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archive"]
+__all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "Watch", "open_archive"]
 
 
 # Those of a day with many migrations; each is as large as production's schema.
@@ -56,6 +57,15 @@ _KEPT_CATALOGS = 16
 # anew after each loss of the connection. The names are from outside: after so many, no more are told.
 _told: dict[str, set[str]] = {}
 _MOST_TOLD = 1_000
+
+
+class Watch(Protocol):
+    """The watch over an archive. It ends by itself when the archive's directory becomes another one."""
+
+    @property
+    def is_watching(self) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class Archive:
@@ -98,6 +108,19 @@ class Archive:
         if files:
             self._newest_stem = max(self._newest_stem, files[-1].stem)
         return files
+
+    def watch(self, tell: Callable[[], object]) -> Watch | None:
+        """Have *tell* called, from another thread, soon after a change file has come; None where the archive
+        cannot tell. Some files may come untold. Raises DiscoveryError when it cannot be watched now."""
+        if not isinstance(self._storage, InDirectory):
+            return None
+        # Here, for it takes commands that only ask longer to load than they run.
+        from syncdata.runtime.watch import DirectoryWatch
+
+        try:
+            return DirectoryWatch(self._storage.path, is_change_file, tell)
+        except Exception as error:  # the library's own errors have no common class
+            raise cannot_watch(self.describe(), error) from error
 
     def reaches(self, name: str) -> bool:
         """Tell whether the archive holds, or has held since this was opened, the change file *name* or a

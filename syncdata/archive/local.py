@@ -41,6 +41,10 @@ class LocalStorage:
     def directory(self) -> str:
         return str(self._directory)
 
+    @property
+    def path(self) -> Path:
+        return self._directory
+
     def describe(self) -> str:
         return str(self._directory)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from syncdata.archive.content import Content
 
@@ -106,6 +106,14 @@ class Storage(Protocol):
     def close(self) -> None:
         """Let go of the storage for good; a call that is running in another thread fails soon."""
         ...
+
+
+@runtime_checkable
+class InDirectory(Protocol):
+    """A storage that is a directory of this machine, whose events tell of new files."""
+
+    @property
+    def path(self) -> Path: ...
 
 
 class ArchiveSettings(Protocol):
