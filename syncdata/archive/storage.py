@@ -116,6 +116,18 @@ class InDirectory(Protocol):
     def path(self) -> Path: ...
 
 
+@runtime_checkable
+class Dated(Protocol):
+    """A storage that can tell, for little, whether names have appeared in its root, or gone from there."""
+
+    def root_changed_at(self) -> int | None:
+        """Return a time that every such change changes, in a unit of its own; None where none can be told.
+
+        Two changes within a second may leave the same time. As fresh as a listing would be.
+        """
+        ...
+
+
 class ArchiveSettings(Protocol):
     """The settings of one kind of storage: a frozen dataclass, each field declared by `setting`."""
 
