@@ -60,10 +60,11 @@ class EndOfFile(ProtocolError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """What a server tells of a file; it may leave out either."""
+    """What a server tells of a file; it may leave out any of it. ``changed_at``: seconds since 1970."""
 
     size_bytes: int | None
     mode: int | None
+    changed_at: int | None = None
 
 
 class Fields:
@@ -103,13 +104,15 @@ class Fields:
         if flags & 2:
             self.take(8)
         mode = self.number() if flags & 4 else None
+        changed_at = None
         if flags & 8:
-            self.take(8)
+            self.take(4)  # when it was read
+            changed_at = self.number()
         if flags & 0x80000000:
             for _ in range(self.number()):
                 self.binary()
                 self.binary()
-        return Attributes(size_bytes=size_bytes, mode=mode)
+        return Attributes(size_bytes=size_bytes, mode=mode, changed_at=changed_at)
 
 
 class SftpSession:
