@@ -141,6 +141,11 @@ class Rebuild(Sink[P], Protocol[P]):
         """Throw away what was applied: the snapshot that it came from is broken."""
         ...
 
+    def accept(self) -> bool:
+        """Check the rows of the snapshot that was loaded, as a whole. False when it must be loaded once more:
+        its rows are thrown away, and from now on each is checked as it comes."""
+        ...
+
     def exchange(
         self,
         position: Position,

@@ -1,5 +1,8 @@
 """Gives a table new rows: they grow in a temporary table until they are complete, then replace the old ones.
 
+A snapshot's rows come before the temporary table's indexes. Rows that these would not have let in are found
+when they are made; then the snapshot is loaded once more, now with the indexes in place.
+
 The temporary table vanishes with the connection. In the end the old rows are deleted and the new ones
 inserted. Renaming the temporary table instead would lose the table's oid, rights, views and foreign keys;
 truncating the old one would show readers with an older database snapshot an empty table. Test:
@@ -19,12 +22,12 @@ import psycopg
 from psycopg import Connection, sql
 
 from syncdata.apply.counts import Counts
-from syncdata.apply.plan.batches import Batch
+from syncdata.apply.plan.batches import Batch, BatchFile
 from syncdata.apply.plan.drift import is_older
-from syncdata.apply.plan.prepare import PreparedBatch, prepare
+from syncdata.apply.plan.prepare import PreparedBatch, TableShare, prepare
 from syncdata.apply.plan.relation import find_fault
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.plan.table_plan import TableBatch
+from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
@@ -37,6 +40,7 @@ from syncdata.apply.postgres.connection import (
 from syncdata.apply.postgres.effects import effect_of, last_truncate
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.held import RefusedError, refused_rows, require_visible
+from syncdata.apply.postgres.late_indexes import read_late_indexes
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.refusals import explain_refusal
 from syncdata.apply.postgres.relations import read_relations
@@ -60,14 +64,15 @@ _SHADOW = TableName("pg_temp", "syncdata_rebuild")
 
 @contextmanager
 def open_shadow(
-    connection: Connection[Any], table: TableName, purpose: Purpose, *, run_id: int | None
+    writer: RowWriter, table: TableName, purpose: Purpose, *, run_id: int | None
 ) -> Iterator[ShadowTarget]:
     """Open a rebuild of *table*, translate what the driver raises meanwhile, and drop it at the end.
 
-    *run_id*: the run whose counts it adds to.
+    *writer*: of the connection that it works on. *run_id*: the run whose counts it adds to.
     """
+    connection = writer.connection
     try:
-        yield ShadowTarget(connection, table, purpose, run_id=run_id)
+        yield ShadowTarget(writer, table, purpose, run_id=run_id)
     except psycopg.Error as error:
         raise _reason(error, table, purpose) from None
     except RefusedError as error:
@@ -80,10 +85,9 @@ class ShadowTarget:
     """A sink like the real target, but into a temporary table; without metrics, and its checkpoint and audit
     row are written once, in `exchange`."""
 
-    def __init__(
-        self, connection: Connection[Any], table: TableName, purpose: Purpose, *, run_id: int | None
-    ) -> None:
-        self._connection = connection
+    def __init__(self, writer: RowWriter, table: TableName, purpose: Purpose, *, run_id: int | None) -> None:
+        self._writer = writer
+        connection = self._connection = writer.connection
         self._purpose = purpose
         self._run_id = run_id
         self._schema = self._read_schema(table)
@@ -91,7 +95,6 @@ class ShadowTarget:
         self._known = Known(is_rebuild=True)
         self._looked_under: str | None = None
         self._newest = Effect()
-        self._writer = RowWriter(connection)
         _drop_shadow(connection)
         # INCLUDING IDENTITY: an identity column that production lacks gets its values here. Test:
         # test_a_first_load_fills_columns_that_production_lacks.
@@ -100,10 +103,10 @@ class ShadowTarget:
             connection.execute(
                 sql.SQL(
                     "CREATE TEMPORARY TABLE {}"
-                    " (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY"
-                    " INCLUDING INDEXES)"
+                    " (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY)"
                 ).format(sql.Identifier(_SHADOW.name), _relation(table))
             )
+            self._missing = read_late_indexes(connection, table, _SHADOW)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -132,6 +135,36 @@ class ShadowTarget:
         self._known, self._looked_under, self._newest = Known(is_rebuild=True), None, Effect()
         self._connection.execute(sql.SQL("TRUNCATE {}").format(_relation(_SHADOW)))
 
+    def accept(self) -> bool:
+        """Make the indexes that the rows could break. Where they do, two may have one key here, and the later
+        one is to stay: then all are thrown away, to come anew past the indexes. Test:
+        test_a_snapshot_with_a_key_twice_here_leaves_the_later_row."""
+        try:
+            self._make_unique_indexes()
+        except (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation):
+            self.restart()
+            self._make_unique_indexes()
+            return False
+        return True
+
+    def _make_unique_indexes(self) -> None:
+        with self._connection.transaction():
+            for statement in self._missing.unique:
+                self._connection.execute(statement)
+        self._missing = replace(self._missing, unique=())
+
+    def _make_indexes_for(self, share: TableShare, file: BatchFile) -> None:
+        """Make the indexes that *share* needs to be applied. New rows of a snapshot need none."""
+        are_new = isinstance(share.plan, TablePlan) and share.plan.only_inserts
+        if are_new and not is_change_file(file.name) and not self._schema.is_key_deferrable:
+            return
+        if self._missing.unique:
+            self._make_unique_indexes()
+        if not self._schema.key:  # Where there is no key, any index may find the rows.
+            for statement in self._missing.others:
+                self._connection.execute(statement)
+            self._missing = replace(self._missing, others=())
+
     # As a sink
 
     def begin_file(self, tables: Collection[TableName]) -> None:
@@ -155,6 +188,7 @@ class ShadowTarget:
             for table, share in prepared.shares.items():
                 if isinstance(share.plan, SyncError):
                     raise share.plan
+                self._make_indexes_for(share, prepared.file)
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
                 self._newest = effect_of(share, outcome.counts[table])

@@ -144,7 +144,7 @@ class Target:
         )
 
     def open_rebuild(self, table: TableName, purpose: Purpose) -> AbstractContextManager[ShadowTarget]:
-        return open_shadow(self._connection, table, purpose, run_id=self._run_id)
+        return open_shadow(self._writer, table, purpose, run_id=self._run_id)
 
     def begin_file(self, tables: Collection[TableName]) -> None:
         """Read the catalog anew: a table may have been altered since the last file.
