@@ -165,6 +165,14 @@ class Rebuild(Sink[P], Protocol[P]):
         ...
 
 
+class RebuildSink(Sink[P], Protocol[P]):
+    """A sink for batches of several tables that are being rebuilt. A table that fails leaves the others, and
+    its error is among those of ``failed``."""
+
+    @property
+    def failed(self) -> Mapping[TableName, SyncError]: ...
+
+
 class DaemonSink(Sink[P], Protocol[P]):
     """A sink for the daemon, which uses it for cycle after cycle; it knows where its tables stand."""
 
@@ -189,6 +197,10 @@ class DaemonSink(Sink[P], Protocol[P]):
 
         Raises LockedError.
         """
+        ...
+
+    def together(self, rebuilds: Mapping[TableName, Rebuild[Any]]) -> RebuildSink[Any]:
+        """Return a sink for batches of all the tables of *rebuilds*, which are this sink's own."""
         ...
 
     def rest(self) -> None:

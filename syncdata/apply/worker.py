@@ -24,8 +24,8 @@ from syncdata.apply.context import Resources
 from syncdata.apply.position import START
 from syncdata.apply.postgres.connection import translate, translated_errors
 from syncdata.apply.progress import Progress, RequestProgress
-from syncdata.apply.result import Activity, SyncResult
-from syncdata.apply.resync import audit_failure, require_whitelisted, resync
+from syncdata.apply.result import Activity, CycleResult, SyncResult
+from syncdata.apply.resync import audit_failure, refuse_unknown, resync
 from syncdata.apply.run import Run, foreseen
 from syncdata.apply.state import queue
 from syncdata.apply.state.queue import Listener, Request
@@ -104,28 +104,34 @@ class Worker:
 
     def resync(
         self,
-        table: TableName,
-        *,
+        *tables: TableName,
         stop: threading.Event,
         progress: Progress | None = None,
         requested_by: str | None = None,
-    ) -> SyncResult:
-        """Rebuild *table* from its newest snapshot, else from the first change file.
+    ) -> dict[TableName, SyncResult | ResyncError]:
+        """Rebuild *tables* together, each from its newest snapshot, else from the first change file.
 
-        Raises ResyncError, after which the old rows are still there; or psycopg.Error before it begins.
+        Returns what was done to each, or the error after which its old rows are still there. Raises
+        psycopg.Error before it begins.
         """
         started = time.monotonic()
         connection = self._resources.connect()
-        require_whitelisted(connection, table)
-        try:
-            self._resources.mirror.adopt(connection)
-            context = replace(self._resources.context(stop), requested_by=requested_by)
-            context = replace(context, progress=progress or context.progress)
-            result = resync(context, self._resources.open_sink, table)
-        except ResyncError as error:
-            audit_failure(self._resources.connect, table, error, requested_by)
-            raise
-        summary = SyncResult.of(result, duration_s=time.monotonic() - started)
+        refused = refuse_unknown(connection, tables)
+        self._resources.mirror.adopt(connection)
+        context = replace(self._resources.context(stop), requested_by=requested_by)
+        context = replace(context, progress=progress or context.progress)
+        chosen = [table for table in dict.fromkeys(tables) if table not in refused]
+        outcomes: dict[TableName, SyncResult | ResyncError] = {**refused}
+        for table, outcome in resync(context, self._resources.open_sink, chosen).items():
+            if isinstance(outcome, ResyncError):
+                audit_failure(self._resources.connect, table, outcome, requested_by)
+                outcomes[table] = outcome
+            else:
+                outcomes[table] = self._tell_of_resync(table, outcome, time.monotonic() - started)
+        return outcomes
+
+    def _tell_of_resync(self, table: TableName, result: CycleResult, duration_s: float) -> SyncResult:
+        summary = SyncResult.of(result, duration_s=duration_s)
         logger.info(
             "%s is rebuilt from %d files",
             table,
@@ -234,9 +240,11 @@ class Worker:
     def _resync_requested(self, connection: Connection[Any], request: Request, stop: threading.Event) -> None:
         progress = RequestProgress(lambda text: queue.note_progress(connection, request, text))
         by = request.requested_by
-        tables = _tables_of(request)
-        results = [self.resync(table, stop=stop, progress=progress, requested_by=by) for table in tables]
-        queue.finish(connection, request, f"{sum(result.records_synced for result in results):,} records")
+        outcomes = self.resync(*_tables_of(request), stop=stop, progress=progress, requested_by=by).values()
+        if errors := [outcome for outcome in outcomes if isinstance(outcome, ResyncError)]:
+            raise errors[0]
+        records = sum(outcome.records_synced for outcome in outcomes if isinstance(outcome, SyncResult))
+        queue.finish(connection, request, f"{records:,} records")
 
     def _open_listener(self) -> Listener:
         connection = self._resources.connect()

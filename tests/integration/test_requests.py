@@ -475,7 +475,7 @@ def test_a_daemon_that_is_stopped_in_the_middle_of_a_resync_leaves_it_to_the_nex
             stop.set()
             return original(table, **options)
 
-        service._worker.resync = resync  # type: ignore[method-assign]
+        service._worker.resync = resync  # type: ignore[method-assign, assignment]
         service.run_once(stop)
     assert outcome(users, request)[0] == "waiting"
     users.sync()
