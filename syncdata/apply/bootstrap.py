@@ -311,7 +311,7 @@ def begin(
                 others = where_the_others_stand(sink.checkpoints(), [table], counts_paused=start == START)
                 until = max(until, others or until, key=lambda position: position.order)
             begun = [Rebuilding(table=table, rows=rows, loaded=loaded, started=started)]
-            ((_, outcome),) = complete(context, sink, begun, until=until)
+            ((_, outcome),) = complete(context, sink, begun, goal=lambda: until)
             if isinstance(outcome, SyncError):
                 raise outcome
             beginning.result = outcome

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -36,6 +37,8 @@ from syncdata.errors import ApplyError, ArchiveConnectionError, ResyncError, Sch
 from syncdata.runtime.bounded_stream import ReadingStopped
 
 logger = logging.getLogger(__name__)
+
+_MOST_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,6 @@ def resync(
     failure: SyncError = ResyncError("interrupted")
     try:
         sink = open_sink()
-        until = _where_to_go(sink.checkpoints(), tables)
         snapshots = find_snapshots(context.archive, tables, stop=context.stop)
         purpose = Purpose(action="resync", requested_by=context.requested_by)
         with ExitStack() as opened:
@@ -80,7 +82,8 @@ def resync(
                     done[table] = _not_resynced(table, error)
                 else:
                     begun.append(Rebuilding(table=table, rows=rows, loaded=loaded, started=started))
-            for table, outcome in complete(context, sink, begun, until=until):
+            to_others = partial(_where_to_go, sink, tables)
+            for table, outcome in complete(context, sink, begun, goal=to_others):
                 done[table] = _not_resynced(table, outcome) if isinstance(outcome, SyncError) else outcome
     except ReadingStopped:
         pass
@@ -90,12 +93,16 @@ def resync(
 
 
 def complete(
-    context: Context, sink: DaemonSink[Any], begun: Sequence[Rebuilding], *, until: Position | None
+    context: Context,
+    sink: DaemonSink[Any],
+    begun: Sequence[Rebuilding],
+    *,
+    goal: Callable[[], Position | None],
 ) -> Iterator[tuple[TableName, CycleResult | SyncError]]:
-    """Replay what follows the rows of *begun* up to *until*, or to the end, and let them take their places.
+    """Replay what follows the rows of *begun* up to *goal*, or to the end, and let them take their places.
 
     Yields each table with what all of it has done, or with the error that is its own: a ResyncError when the
-    archive ends before *until* or holds nothing. Raises CheckpointMovedError, ReadingStopped, and SyncError
+    archive ends before the goal or holds nothing. Raises CheckpointMovedError, ReadingStopped, and SyncError
     when archive or sink fail.
     """
     together = sink.together({each.table: each.rows for each in begun})
@@ -108,46 +115,60 @@ def complete(
         stop=context.stop,
         bad_snapshots=broken,
     )
-    groups = {table: group for group in _replay(context, cycle, begun, until) for table in group.tables}
+    groups = group_by_position({each.table: each.loaded.group.position_of(each.table) for each in begun})
+    until = _follow(context, cycle, groups, goal)
+    group_of = {table: group for group in groups for table in group.tables}
     for each in begun:
         try:
             if (failure := together.failed.get(each.table)) is not None:
                 raise failure
-            yield each.table, _exchange(context, cycle.result, each, groups[each.table], until)
+            yield each.table, _exchange(context, cycle.result, each, group_of[each.table], until)
         except SyncError as error:
             if not is_tables_own(error):
                 raise
             yield each.table, error
 
 
-def _replay(
-    context: Context, cycle: Cycle, begun: Sequence[Rebuilding], until: Position | None
-) -> list[Group]:
-    """Apply the change files after what is loaded; return the tables as they stand then.
+def _follow(
+    context: Context, cycle: Cycle, groups: Sequence[Group], goal: Callable[[], Position | None]
+) -> Position | None:
+    """Replay to *goal*, which may move on meanwhile, for other tables go on; return where it was in the end.
 
-    Those behind go first, up to those before them, and join them: so each file is read once.
+    Readers would see the tables go back by as much as is left, so it is followed until little can be.
     """
-    groups = group_by_position({each.table: each.loaded.group.position_of(each.table) for each in begun})
+    until = goal()
+    for rounds_left in reversed(range(_MOST_ROUNDS)):
+        _replay(cycle, groups, until)
+        if context.stop.is_set():
+            raise ReadingStopped
+        later = goal()
+        if not rounds_left or until is None or later is None or until.has_reached(later):
+            break
+        until = later
+    return until
+
+
+def _replay(cycle: Cycle, groups: Sequence[Group], until: Position | None) -> None:
+    """Apply the change files to *groups*, those farthest behind first, up to *until*.
+
+    They go up to those before them, and join them: so each file is read once.
+    """
     files: list[ChangeFile] = []
     if groups and not (until is not None and groups[0].position.has_reached(until)):
         files = cycle.discover(since=groups[0].position.file or None)
     for number, group in enumerate(groups):
         for ahead in groups[number + 1 :]:
             # Those beyond the end stay there: the other tables come to them.
-            if until is not None and ahead.position.has_reached(until):
+            if not group.tables or (until is not None and ahead.position.has_reached(until)):
                 break
             if not cycle.advance(group, files, until=ahead.position):
                 break
             if group.is_with(ahead):
                 ahead.watermarks |= group.watermarks
                 group.watermarks = {}
-                break
         if group.tables:
             is_there = until is not None and group.position.has_reached(until)
             cycle.advance(group, [] if is_there else files, until=until)
-        if context.stop.is_set():
-            raise ReadingStopped
-    return groups
 
 
 def _exchange(
@@ -206,12 +227,13 @@ def rebuilding(
         yield patiently(lambda: stack.enter_context(sink.open_rebuild(table, purpose)), stop=context.stop)
 
 
-def _where_to_go(checkpoints: Sequence[TableCheckpoint], tables: Sequence[TableName]) -> Position | None:
+def _where_to_go(sink: DaemonSink[Any], tables: Sequence[TableName]) -> Position | None:
     """Return the farthest checkpoint of the tables that stay, or else of *tables* themselves; None for the
     archive's end, to which a table that is alone goes.
 
     Paused tables do not count: one may stand far back, and readers would see the others go back to it.
     """
+    checkpoints = sink.checkpoints()
     stays = where_the_others_stand(checkpoints, tables, counts_paused=False)
     return stays or (
         where_the_others_stand(checkpoints, (), counts_paused=False) if len(tables) > 1 else None
