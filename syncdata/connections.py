@@ -136,6 +136,10 @@ class AliasSession:
         if held and self._wrapper is not None and self.is_open:
             self._wrapper.connection.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK_KEYS)
 
+    def another(self) -> AliasSession:
+        """Return a session of its own on the same alias, without the lock."""
+        return AliasSession(self._alias, timeout_s=self._timeout_s)
+
     def _open(self) -> BaseDatabaseWrapper:
         try:
             wrapper = connections.create_connection(self._alias)

@@ -19,13 +19,19 @@ from syncdata.apply.load import load_newest
 from syncdata.apply.position import START, Advance
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import CycleResult
-from syncdata.apply.resync import complete, rebuilding, where_the_others_stand
+from syncdata.apply.resync import (
+    Rebuilding,
+    complete,
+    is_tables_own,
+    rebuilding,
+    where_the_others_stand,
+)
 from syncdata.apply.sink import DaemonSink, Outcome, Purpose, Sink
 from syncdata.apply.state.checkpoints import TableCheckpoint
 from syncdata.archive.archive import SnapshotFile
 from syncdata.changes.filenames import file_time, parse_stamp
 from syncdata.changes.names import TableName
-from syncdata.errors import ApplyError, ArchiveConnectionError, ParseError, SyncError
+from syncdata.errors import ParseError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
 
 logger = logging.getLogger(__name__)
@@ -302,18 +308,15 @@ def begin(
                 return beginning
             until = max(start, loaded.group.position, key=lambda position: position.order)
             if rows.must_fit_others or start != START:
-                others = where_the_others_stand(sink.checkpoints(), table, counts_paused=start == START)
+                others = where_the_others_stand(sink.checkpoints(), [table], counts_paused=start == START)
                 until = max(until, others or until, key=lambda position: position.order)
-            beginning.result = complete(context, rows, loaded, until=until, started=started)
+            begun = [Rebuilding(table=table, rows=rows, loaded=loaded, started=started)]
+            ((_, outcome),) = complete(context, sink, begun, goal=lambda: until)
+            if isinstance(outcome, SyncError):
+                raise outcome
+            beginning.result = outcome
     except SyncError as error:
-        if not _is_the_tables_own(error):
+        if not is_tables_own(error):
             raise
         beginning.error = error
     return beginning
-
-
-def _is_the_tables_own(error: SyncError) -> bool:
-    """Tell whether *error* concerns the loaded table alone, not the archive or the sink itself."""
-    if isinstance(error, ApplyError):
-        return error.table is not None
-    return not isinstance(error, ArchiveConnectionError)

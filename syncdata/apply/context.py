@@ -62,6 +62,10 @@ class LocalSession(Protocol):
 
     def unlock(self) -> None: ...
 
+    def another(self) -> LocalSession:
+        """Return a session of its own on the same database, without the lock."""
+        ...
+
 
 class Observer(Protocol):
     """A listener that is told what was done, after its commit and outside of any transaction."""
@@ -142,6 +146,20 @@ class Resources:
         if self._archive is not None:
             archive, self._archive = self._archive, None
             archive.close()
+
+    def another(self) -> Resources:
+        """Return the same resources once more, with a session and an archive of their own: for a thread."""
+        other = Resources(
+            self.session.another(),
+            self._open_archive,
+            self.settings,
+            open_sink=self._open_sink,
+            observer=self.observer,
+            mirror=self.mirror,
+            progress=self.progress,
+        )
+        other.told = self.told
+        return other
 
     def give_up(self) -> None:
         """Let go of session and archive, whatever state they are in; both are opened again when they are next

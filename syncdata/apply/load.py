@@ -58,6 +58,9 @@ def load_newest(
             )
             with closing(opened) as snapshot:
                 counts = _load(context, rebuild, snapshot)
+                if not rebuild.accept():
+                    snapshot.fetched.stream.seek(0)
+                    counts = _load(context, rebuild, snapshot)
         except ParseError as error:
             passed_over = f"this snapshot is passed over: {error}"
             context.told.trouble(logger, passed_over, f"snapshot {file.name}", level=logging.WARNING)

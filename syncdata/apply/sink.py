@@ -152,6 +152,11 @@ class Rebuild(Sink[P], Protocol[P]):
         """Throw away what was applied: the snapshot that it came from is broken."""
         ...
 
+    def accept(self) -> bool:
+        """Check the rows of the snapshot that was loaded, as a whole. False when it must be loaded once more:
+        its rows are thrown away, and from now on each is checked as it comes."""
+        ...
+
     def exchange(
         self,
         position: Position,
@@ -169,6 +174,14 @@ class Rebuild(Sink[P], Protocol[P]):
         Raises CheckpointMovedError unless the checkpoint is where it must be, and LockedError.
         """
         ...
+
+
+class RebuildSink(Sink[P], Protocol[P]):
+    """A sink for batches of several tables that are being rebuilt. A table that fails leaves the others, and
+    its error is among those of ``failed``."""
+
+    @property
+    def failed(self) -> Mapping[TableName, SyncError]: ...
 
 
 class DaemonSink(Sink[P], Protocol[P]):
@@ -195,6 +208,10 @@ class DaemonSink(Sink[P], Protocol[P]):
 
         Raises LockedError.
         """
+        ...
+
+    def together(self, rebuilds: Mapping[TableName, Rebuild[Any]]) -> RebuildSink[Any]:
+        """Return a sink for batches of all the tables of *rebuilds*, which are this sink's own."""
         ...
 
     def rest(self) -> None:

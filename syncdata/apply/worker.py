@@ -11,9 +11,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -25,8 +26,8 @@ from syncdata.apply.feed.arrivals import Arrivals
 from syncdata.apply.position import START
 from syncdata.apply.postgres.connection import translate, translated_errors
 from syncdata.apply.progress import Progress, RequestProgress
-from syncdata.apply.result import Activity, SyncResult
-from syncdata.apply.resync import audit_failure, require_whitelisted, resync
+from syncdata.apply.result import Activity, CycleResult, SyncResult
+from syncdata.apply.resync import audit_failure, refuse_unknown, resync
 from syncdata.apply.run import Run, foreseen
 from syncdata.apply.state import queue
 from syncdata.apply.state.queue import Listener, Request
@@ -43,15 +44,36 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 _LISTEN_S = 0.2
 _OUTCOMES = {"retry": "a cycle is started", "skip": "skipped when its batch is applied"}
 # After these requests there may be something to sync, so the next cycle begins at once.
-_CALLS_FOR_CYCLE = frozenset({"resume", "retry", "skip", "clear"})
+_CALLS_FOR_CYCLE = frozenset({"resume", "retry", "skip", "clear", "resync"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilt:
+    """What became of tables that were to be rebuilt. ``is_lost``: the connection was, at the end."""
+
+    outcomes: dict[TableName, CycleResult | ResyncError]
+    duration_s: float
+    is_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Aside:
+    """A resync that is carried out beside the cycles. ``stop`` ends it."""
+
+    request: Request
+    rebuilt: Future[Rebuilt]
+    stop: threading.Event
 
 
 class Worker:
-    """One process's work; not for several threads at once."""
+    """One process's work; not for several threads at once. A daemon's resyncs are at work in a thread beside
+    it, on a connection and an archive of their own: the other tables go on meanwhile."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._listener: Listener | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._aside: _Aside | None = None
 
     # Cycles
 
@@ -65,7 +87,7 @@ class Worker:
         """
         interval_s = interval_s or self._resources.settings.interval_s
         backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), self._resources.told
-        with self.running(interval_s) as run, closing(Arrivals(told)) as arrivals:
+        with self.running(interval_s) as run, self._resyncs_aside(), closing(Arrivals(told)) as arrivals:
             while not stop.is_set():
                 try:
                     arrivals.watch(self._resources.archive())
@@ -106,40 +128,79 @@ class Worker:
             except psycopg.Error as error:
                 logger.warning("the lock goes with the lost session: %s", type(error).__name__)
 
+    @contextmanager
+    def _resyncs_aside(self) -> Iterator[None]:
+        """Carry out the resyncs of the block in a thread; at its end, have one that is at work put back."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="syncdata-resync") as self._threads:
+            try:
+                yield
+            finally:
+                self._threads = None
+                if (aside := self._aside) is not None:
+                    aside.stop.set()
+                    wait([aside.rebuilt])
+                    try:
+                        self._end_aside(self._resources.connect())
+                    except (psycopg.Error, SyncError) as error:  # the next daemon finds it running
+                        logger.warning("a resync is left to the next daemon: %s", type(error).__name__)
+
     # Work that others ask for
 
     def resync(
         self,
-        table: TableName,
-        *,
+        *tables: TableName,
         stop: threading.Event,
         progress: Progress | None = None,
         requested_by: str | None = None,
-    ) -> SyncResult:
-        """Rebuild *table* from its newest snapshot, else from the first change file.
+    ) -> dict[TableName, SyncResult | ResyncError]:
+        """Rebuild *tables* together, each from its newest snapshot, else from the first change file.
 
-        Raises ResyncError, after which the old rows are still there; or psycopg.Error before it begins.
+        Returns what was done to each, or the error after which its old rows are still there. Raises
+        psycopg.Error before it begins.
         """
+        return self._announce(self._rebuild(self._resources, tables, stop, progress, requested_by))
+
+    def _rebuild(
+        self,
+        resources: Resources,
+        tables: Sequence[TableName],
+        stop: threading.Event,
+        progress: Progress | None,
+        requested_by: str | None,
+    ) -> Rebuilt:
+        """Rebuild *tables* with *resources*, which may be those of a thread; tell nobody yet."""
         started = time.monotonic()
-        connection = self._resources.connect()
-        require_whitelisted(connection, table)
-        try:
-            self._resources.mirror.adopt(connection)
-            context = replace(self._resources.context(stop), requested_by=requested_by)
-            context = replace(context, progress=progress or context.progress)
-            result = resync(context, self._resources.open_sink, table)
-        except ResyncError as error:
-            audit_failure(self._resources.connect, table, error, requested_by)
-            raise
-        summary = SyncResult.of(result, duration_s=time.monotonic() - started)
-        logger.info(
-            "%s is rebuilt from %d files",
-            table,
-            summary.files_processed,
-            extra={"table": str(table), "records": summary.records_synced},
+        connection = resources.connect()
+        refused = refuse_unknown(connection, tables)
+        resources.mirror.adopt(connection)
+        context = replace(resources.context(stop), requested_by=requested_by)
+        context = replace(context, progress=progress or context.progress)
+        chosen = [table for table in dict.fromkeys(tables) if table not in refused]
+        outcomes = resync(context, resources.open_sink, chosen)
+        is_lost = not resources.session.is_open
+        for table, outcome in outcomes.items():
+            if isinstance(outcome, ResyncError):
+                audit_failure(resources.connect, table, outcome, requested_by)
+        return Rebuilt(
+            outcomes={**outcomes, **refused}, duration_s=time.monotonic() - started, is_lost=is_lost
         )
-        self._resources.observer.action_done("resync", {table: Activity()} | result.activity)
-        return summary
+
+    def _announce(self, rebuilt: Rebuilt) -> dict[TableName, SyncResult | ResyncError]:
+        """Tell of the tables that were rebuilt; return what was done, or the errors of the others."""
+        told: dict[TableName, SyncResult | ResyncError] = {}
+        for table, outcome in rebuilt.outcomes.items():
+            if isinstance(outcome, ResyncError):
+                told[table] = outcome
+                continue
+            told[table] = summary = SyncResult.of(outcome, duration_s=rebuilt.duration_s)
+            logger.info(
+                "%s is rebuilt from %d files",
+                table,
+                summary.files_processed,
+                extra={"table": str(table), "records": summary.records_synced},
+            )
+            self._resources.observer.action_done("resync", {table: Activity()} | outcome.activity)
+        return told
 
     def tell_of_clear(self, tables: Sequence[TableName]) -> None:
         """Mirror and announce, after the commit, that *tables* have been emptied."""
@@ -178,10 +239,13 @@ class Worker:
         """Carry out the requests in the queue, oldest first; return their actions."""
         done = set()
         listener = self._open_listener()
+        if self._aside is not None and self._aside.rebuilt.done():
+            self._end_aside(self._resources.connect())
+            done.add("resync")
         if listener.take_notice():
             connection = self._resources.connect()
             try:
-                while not stop.is_set() and (request := queue.take(connection)) is not None:
+                while not stop.is_set() and (request := self._take(connection)) is not None:
                     self._attempt(connection, request, stop)
                     done.add(request.action)
             except psycopg.Error as error:
@@ -189,23 +253,50 @@ class Worker:
                 raise translate(error) from None
         return done
 
+    def _take(self, connection: Connection[Any]) -> Request | None:
+        return queue.take(connection, beside=None if self._aside is None else self._aside.request)
+
+    def _end_aside(self, connection: Connection[Any]) -> None:
+        """Note and announce what has become of the resync in the thread, which is over."""
+        aside, self._aside = self._aside, None
+        assert aside is not None
+        self._open_listener().look_again()  # for what had to wait for it
+        with self._outcome_noted(connection, aside.request, aside.stop):
+            rebuilt = aside.rebuilt.result()
+            if not rebuilt.is_lost:  # else it is found running, and taken again
+                self._finish_resync(connection, aside.request, self._announce(rebuilt))
+
     def _attempt(self, connection: Connection[Any], request: Request, stop: threading.Event) -> None:
-        """Carry *request* out, or note its error. Raises psycopg.Error when the database went away."""
+        """Carry *request* out, or note its error; a daemon begins a resync only. Raises psycopg.Error when
+        the database went away."""
         tables = ", ".join(request.table_names)
         logger.info("%s asks for: %s %s", request.requested_by or "somebody", request.action, tables)
-        try:
+        tell = _nothing_to_tell
+        with self._outcome_noted(connection, request, stop):
             if request.attempts > queue.MOST_ATTEMPTS:
                 raise RequestError(
                     f"the daemon ended {queue.MOST_ATTEMPTS} times in the middle of it",
                     hint="see the daemon's log, then ask again",
                 )
-            if request.action == "resync":
-                self._resync_requested(connection, request, stop)
-                tell = _nothing_to_tell
-            else:
+            if request.action != "resync":
                 with connection.transaction():  # the action and the end of its request commit together
                     tell = self._carry_out(connection, request)
                     queue.finish(connection, request, _OUTCOMES.get(request.action, ""))
+            elif self._threads is not None:
+                end = threading.Event()
+                rebuilt = self._threads.submit(self._resync_aside, request, end)
+                self._aside = _Aside(request=request, rebuilt=rebuilt, stop=end)
+            else:
+                self._resync_requested(connection, request, stop)
+        tell()
+
+    @contextmanager
+    def _outcome_noted(
+        self, connection: Connection[Any], request: Request, stop: threading.Event
+    ) -> Iterator[None]:
+        """Note the error that ends the block, or put *request* back for a *stop*. Raises psycopg.Error."""
+        try:
+            yield
         except SyncError as error:
             if stop.is_set():
                 queue.put_back(connection, request)
@@ -218,8 +309,6 @@ class Worker:
             trouble = unexpected_error(error)
             self._resources.told.trouble(logger, trouble, f"request {request.id}", extra=trouble.fields)
             queue.fail(connection, request, trouble)
-        else:
-            tell()
 
     def _carry_out(self, connection: Connection[Any], request: Request) -> Callable[[], None]:
         """Do the action of *request*; return a function that announces it, to be called after the commit."""
@@ -243,9 +332,30 @@ class Worker:
     def _resync_requested(self, connection: Connection[Any], request: Request, stop: threading.Event) -> None:
         progress = RequestProgress(lambda text: queue.note_progress(connection, request, text))
         by = request.requested_by
-        tables = _tables_of(request)
-        results = [self.resync(table, stop=stop, progress=progress, requested_by=by) for table in tables]
-        queue.finish(connection, request, f"{sum(result.records_synced for result in results):,} records")
+        outcomes = self.resync(*_tables_of(request), stop=stop, progress=progress, requested_by=by)
+        self._finish_resync(connection, request, outcomes)
+
+    def _resync_aside(self, request: Request, stop: threading.Event) -> Rebuilt:
+        """Carry *request* out in the caller's thread, with resources of its own."""
+        resources = self._resources.another()
+        try:
+            connection = resources.connect()
+            progress = RequestProgress(lambda text: queue.note_progress(connection, request, text))
+            return self._rebuild(resources, _tables_of(request), stop, progress, request.requested_by)
+        finally:
+            resources.give_up()
+
+    def _finish_resync(
+        self,
+        connection: Connection[Any],
+        request: Request,
+        outcomes: Mapping[TableName, SyncResult | ResyncError],
+    ) -> None:
+        """Mark *request* as done. Raises the first of its errors, if there is one."""
+        if errors := [outcome for outcome in outcomes.values() if isinstance(outcome, ResyncError)]:
+            raise errors[0]
+        records = sum(done.records_synced for done in outcomes.values() if isinstance(done, SyncResult))
+        queue.finish(connection, request, f"{records:,} records")
 
     def _open_listener(self) -> Listener:
         connection = self._resources.connect()

@@ -17,6 +17,7 @@ import pytest
 from syncdata import signals
 from syncdata.apply.progress import NoProgress
 from syncdata.apply.state import queue as requests
+from syncdata.apply.worker import Worker
 from syncdata.changes.names import TableName
 from syncdata.errors import ClearError, RequestError
 from syncdata.predecessor.statefile import STATE_FILE_NAME
@@ -475,7 +476,7 @@ def test_a_daemon_that_is_stopped_in_the_middle_of_a_resync_leaves_it_to_the_nex
             stop.set()
             return original(table, **options)
 
-        service._worker.resync = resync  # type: ignore[method-assign]
+        service._worker.resync = resync  # type: ignore[method-assign, assignment]
         service.run_once(stop)
     assert outcome(users, request)[0] == "waiting"
     users.sync()
@@ -493,6 +494,93 @@ def test_what_a_stopped_run_left_is_carried_out_by_the_next_of_the_same_service(
         assert outcome(users, request)[0] == "waiting"
         service.run_once()
     assert outcome(users, request)[0] == "done"
+
+
+@pytest.fixture
+def held_resync(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Events that a daemon's resync has begun, and that it may go on; a stop lets it go on, too."""
+    begun, may_go_on = threading.Event(), threading.Event()
+    rebuild = Worker._rebuild
+
+    def held(worker: Worker, resources: Any, tables: Any, stop: threading.Event, *rest: Any) -> Any:
+        begun.set()
+        wait_until(lambda: may_go_on.is_set() or stop.is_set(), timeout_s=60)
+        return rebuild(worker, resources, tables, stop, *rest)
+
+    monkeypatch.setattr(Worker, "_rebuild", held)
+    yield begun, may_go_on
+    may_go_on.set()
+
+
+def test_the_other_tables_go_on_while_a_table_is_resynced(
+    users: World, held_resync: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, may_go_on = held_resync
+    users.write(FIRST, [insert("users", id=1), insert("orders", id=1)])
+    with daemon(users):
+        resync = ask(users, "resync", "users")
+        assert begun.wait(30)
+        users.write(SECOND, [insert("users", id=2), insert("orders", id=2)])
+        ask(users, "retry", "orders")
+        wait_until(lambda: users.value("SELECT count(*) FROM orders") == 2)
+        assert outcome(users, resync)[0] == "running"
+        may_go_on.set()
+        wait_until(lambda: is_over(users, resync))
+        # It has followed the others, so readers of users have not gone back.
+        assert users.checkpoint("users")[:3] == users.checkpoint("orders")[:3] == (SECOND, 2, "active")
+    assert outcome(users, resync) == ("done", "2 records", None)
+    assert users.rows("SELECT id FROM users ORDER BY id") == [(1,), (2,)]
+
+
+def test_requests_for_a_table_keep_their_order(
+    users: World, held_resync: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, may_go_on = held_resync
+    users.write(FIRST, [insert("users", id=1), insert("orders", id=1)])
+    with daemon(users):
+        first = ask(users, "resync", "users")
+        assert begun.wait(30)
+        waiting = [ask(users, "pause", "users", "orders"), ask(users, "resume", "orders")]
+        waiting.append(ask(users, "resync", "orders"))
+        wait_until(lambda: is_over(users, ask(users, "retry")))
+        assert [outcome(users, request)[0] for request in (first, *waiting)] == ["running", *["waiting"] * 3]
+        may_go_on.set()
+        wait_until(lambda: all(is_over(users, request) for request in (first, *waiting)))
+        assert {outcome(users, request)[0] for request in (first, *waiting)} == {"done"}
+    assert users.checkpoint("users")[2] == "paused"
+    assert users.checkpoint("orders")[2] == "active"
+
+
+def test_a_daemon_that_stops_during_a_resync_beside_it_puts_that_back(
+    users: World, held_resync: tuple[threading.Event, threading.Event]
+) -> None:
+    users.write(FIRST, [insert("users", id=1)])
+    with daemon(users):
+        resync = ask(users, "resync", "users")
+        assert held_resync[0].wait(30)
+    assert outcome(users, resync)[0] == "waiting"
+    held_resync[1].set()
+    users.sync()
+    assert outcome(users, resync)[0] == "done"
+
+
+def test_a_resync_whose_connection_is_lost_is_taken_again(
+    users: World, held_resync: tuple[threading.Event, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on = held_resync
+    users.write(FIRST, [insert("users", id=1)])
+    with daemon(users):
+        resync = ask(users, "resync", "users")
+        assert begun.wait(30)
+        users.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid NOT IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')"
+            " AND pid <> pg_backend_pid()"
+        )
+        may_go_on.set()
+        wait_until(lambda: is_over(users, resync))
+    assert outcome(users, resync)[0] == "done"
+    assert users.value("SELECT attempts FROM data_sync_requests") == 2
 
 
 def test_a_resync_does_not_go_back_to_where_the_others_are_paused(users: World) -> None:

@@ -1,5 +1,8 @@
 """Gives a table new rows: they grow in a temporary table until they are complete, then replace the old ones.
 
+A snapshot's rows come before the temporary table's indexes. Rows that these would not have let in are found
+when they are made; then the snapshot is loaded once more, now with the indexes in place.
+
 The temporary table vanishes with the connection. In the end the old rows are deleted and the new ones
 inserted. Renaming the temporary table instead would lose the table's oid, rights, views and foreign keys;
 truncating the old one would show readers with an older database snapshot an empty table. Test:
@@ -11,20 +14,21 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import psycopg
 from psycopg import Connection, sql
 
 from syncdata.apply.counts import Counts
-from syncdata.apply.plan.batches import Batch
+from syncdata.apply.plan.batches import Batch, BatchFile
 from syncdata.apply.plan.drift import is_older
-from syncdata.apply.plan.prepare import PreparedBatch, prepare
+from syncdata.apply.plan.prepare import PreparedBatch, TableShare, prepare
 from syncdata.apply.plan.relation import find_fault
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.plan.table_plan import TableBatch
+from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
@@ -37,6 +41,7 @@ from syncdata.apply.postgres.connection import (
 from syncdata.apply.postgres.effects import effect_of, last_truncate
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.held import RefusedError, refused_rows, require_visible
+from syncdata.apply.postgres.late_indexes import read_late_indexes
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.refusals import explain_refusal
 from syncdata.apply.postgres.relations import read_relations
@@ -55,25 +60,40 @@ from syncdata.changes.names import TableName
 from syncdata.errors import ApplyError, SyncError
 
 _WAIT_S = 5.0
-_SHADOW = TableName("pg_temp", "syncdata_rebuild")
 
 
 @contextmanager
 def open_shadow(
-    connection: Connection[Any], table: TableName, purpose: Purpose, *, run_id: int | None
+    writer: RowWriter, table: TableName, purpose: Purpose, *, run_id: int | None, taken: set[TableName]
 ) -> Iterator[ShadowTarget]:
     """Open a rebuild of *table*, translate what the driver raises meanwhile, and drop it at the end.
 
-    *run_id*: the run whose counts it adds to.
+    *writer*: of the connection that it works on. *run_id*: the run whose counts it adds to. *taken*: the
+    temporary tables of the rebuilds that are open there.
     """
+    shadow = next(name for n in count() if (name := _shadow_name(n)) not in taken)
+    taken.add(shadow)
     try:
-        yield ShadowTarget(connection, table, purpose, run_id=run_id)
+        with _translated(table, purpose):
+            yield ShadowTarget(writer, table, purpose, run_id=run_id, shadow=shadow)
+    finally:
+        _drop(writer.connection, shadow)
+        taken.discard(shadow)
+
+
+def _shadow_name(number: int) -> TableName:
+    return TableName("pg_temp", f"syncdata_rebuild_{number}" if number else "syncdata_rebuild")
+
+
+@contextmanager
+def _translated(table: TableName, purpose: Purpose) -> Iterator[None]:
+    """Turn what the driver raises about the new rows of *table* into one of our errors."""
+    try:
+        yield
     except psycopg.Error as error:
         raise _reason(error, table, purpose) from None
     except RefusedError as error:
         raise refused_rows(error, table) from None
-    finally:
-        _drop_shadow(connection)
 
 
 class ShadowTarget:
@@ -81,18 +101,24 @@ class ShadowTarget:
     row are written once, in `exchange`."""
 
     def __init__(
-        self, connection: Connection[Any], table: TableName, purpose: Purpose, *, run_id: int | None
+        self,
+        writer: RowWriter,
+        table: TableName,
+        purpose: Purpose,
+        *,
+        run_id: int | None,
+        shadow: TableName,
     ) -> None:
-        self._connection = connection
+        self._writer = writer
+        connection = self._connection = writer.connection
         self._purpose = purpose
         self._run_id = run_id
-        self._schema = self._read_schema(table)
+        self._schema = self._read_schema(table, shadow)
         require_visible(replace(self._schema, shadow=None))
         self._known = Known(is_rebuild=True)
         self._looked_under: str | None = None
         self._newest = Effect()
-        self._writer = RowWriter(connection)
-        _drop_shadow(connection)
+        _drop(connection, shadow)
         # INCLUDING IDENTITY: an identity column that production lacks gets its values here. Test:
         # test_a_first_load_fills_columns_that_production_lacks.
         with self._waiting(), connection.transaction():
@@ -100,10 +126,17 @@ class ShadowTarget:
             connection.execute(
                 sql.SQL(
                     "CREATE TEMPORARY TABLE {}"
-                    " (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY"
-                    " INCLUDING INDEXES)"
-                ).format(sql.Identifier(_SHADOW.name), _relation(table))
+                    " (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY)"
+                ).format(sql.Identifier(shadow.name), _relation(table))
             )
+            self._missing = read_late_indexes(connection, table, shadow)
+
+    @property
+    def schema(self) -> TableSchema:
+        return self._schema
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return _translated(self._schema.name, self._purpose)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -115,12 +148,12 @@ class ShadowTarget:
             locked.error = locked_error(self._connection, locked.table)
             raise
 
-    def _read_schema(self, table: TableName) -> TableSchema:
+    def _read_schema(self, table: TableName, shadow: TableName) -> TableSchema:
         relation = read_relations(self._connection, [table]).get(table)
         if fault := find_fault(table, relation, is_of_archiver=False):
             raise fault
         self._unlogged_part = relation and relation.unlogged(table)
-        return replace(read_schemas(self._connection, [table])[table], shadow=_SHADOW)
+        return replace(read_schemas(self._connection, [table])[table], shadow=shadow)
 
     @property
     def must_fit_others(self) -> bool:
@@ -130,7 +163,39 @@ class ShadowTarget:
 
     def restart(self) -> None:
         self._known, self._looked_under, self._newest = Known(is_rebuild=True), None, Effect()
-        self._connection.execute(sql.SQL("TRUNCATE {}").format(_relation(_SHADOW)))
+        with self._translated():
+            self._connection.execute(sql.SQL("TRUNCATE {}").format(_relation(self._schema.written_to)))
+
+    def accept(self) -> bool:
+        """Make the indexes that the rows could break. Where they do, two may have one key here, and the later
+        one is to stay: then all are thrown away, to come anew past the indexes. Test:
+        test_a_snapshot_with_a_key_twice_here_leaves_the_later_row."""
+        with self._translated():
+            try:
+                self._make_unique_indexes()
+            except (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation):
+                self.restart()
+                self._make_unique_indexes()
+                return False
+            return True
+
+    def _make_unique_indexes(self) -> None:
+        with self._connection.transaction():
+            for statement in self._missing.unique:
+                self._connection.execute(statement)
+        self._missing = replace(self._missing, unique=())
+
+    def _make_indexes_for(self, share: TableShare, file: BatchFile) -> None:
+        """Make the indexes that *share* needs to be applied. New rows of a snapshot need none."""
+        are_new = isinstance(share.plan, TablePlan) and share.plan.only_inserts
+        if are_new and not is_change_file(file.name) and not self._schema.is_key_deferrable:
+            return
+        if self._missing.unique:
+            self._make_unique_indexes()
+        if not self._schema.key:  # Where there is no key, any index may find the rows.
+            for statement in self._missing.others:
+                self._connection.execute(statement)
+            self._missing = replace(self._missing, others=())
 
     # As a sink
 
@@ -159,11 +224,14 @@ class ShadowTarget:
     def _apply(self, prepared: PreparedBatch, *, may_miss: bool) -> Outcome:
         outcome = Outcome()
         self._look(prepared.batch)
-        with self._connection.transaction():
+        if not prepared.shares:
+            return outcome
+        with self._translated(), self._connection.transaction():
             self._writer.begin()
             for table, share in prepared.shares.items():
                 if isinstance(share.plan, SyncError):
                     raise share.plan
+                self._make_indexes_for(share, prepared.file)
                 batch = TableBatch(schema=share.plan.schema, records=share.records, file=prepared.file)
                 outcome.counts[table] = apply_table(self._writer, batch, share.plan)
                 if outcome.counts[table].missing and not may_miss:
@@ -214,7 +282,7 @@ class ShadowTarget:
         live, only_from = replace(self._schema, shadow=None), self._purpose.only_from
         if (error := suspicion(live.name, self._known)) is not None:
             raise error
-        with self._waiting(), self._connection.transaction():
+        with self._translated(), self._waiting(), self._connection.transaction():
             if only_from is None:
                 lock_checkpoints(self._connection, [live.name])
             else:
@@ -252,6 +320,42 @@ class ShadowTarget:
                 add_to_run(self._connection, self._run_id, records=counts.records)
 
 
+class ShadowGroup:
+    """A sink for batches of several tables that are being rebuilt. A table that fails leaves the others."""
+
+    def __init__(self, shadows: Mapping[TableName, ShadowTarget]) -> None:
+        self._shadows = shadows
+        self.failed: dict[TableName, SyncError] = {}
+
+    def begin_file(self, tables: Collection[TableName]) -> None:
+        for table in tables:
+            self._shadows[table].begin_file([table])
+
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        return prepare(batch, {table: shadow.schema for table, shadow in self._shadows.items()})
+
+    def block(self, watermarks: Mapping[TableName, int | None], error: SyncError, *, start: Position) -> None:
+        self.failed |= dict.fromkeys(watermarks, error)
+
+    def unblock(self, tables: Collection[TableName]) -> None:
+        """Do nothing: see `ShadowTarget.unblock`."""
+
+    def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
+        """Apply *prepared* to the tables of *advance*. Raises ApplyError when the server itself fails."""
+        outcome = Outcome()
+        for table in advance.watermarks:
+            shares = {table: prepared.shares[table]} if table in prepared.shares else {}
+            try:
+                applied = self._shadows[table].apply(replace(prepared, shares=shares), advance)
+            except SyncError as error:
+                if isinstance(error, ApplyError) and error.table is None:
+                    raise
+                outcome.blocked[table] = self.failed[table] = error
+            else:
+                outcome.counts |= applied.counts
+        return outcome
+
+
 def _reason(error: psycopg.Error, table: TableName, purpose: Purpose) -> ApplyError:
     """What the database has against the rows as a whole, without its DETAIL, which holds values; it names no
     table where the server is at fault."""
@@ -268,9 +372,9 @@ def _reason(error: psycopg.Error, table: TableName, purpose: Purpose) -> ApplyEr
     )
 
 
-def _drop_shadow(connection: Connection[Any]) -> None:
+def _drop(connection: Connection[Any], shadow: TableName) -> None:
     if not connection.closed:
-        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_relation(_SHADOW)))
+        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_relation(shadow)))
 
 
 def _relation(table: TableName) -> sql.Identifier:

@@ -57,7 +57,7 @@ from syncdata.apply.postgres.held import RefusedError
 from syncdata.apply.postgres.keyed import ReplayNeededError
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
-from syncdata.apply.postgres.shadow import ShadowTarget, open_shadow
+from syncdata.apply.postgres.shadow import ShadowGroup, ShadowTarget, open_shadow
 from syncdata.apply.postgres.watch import Watch
 from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
@@ -100,6 +100,7 @@ class Target:
         self._clock = clock
         self._sequences_due: dict[TableName, TableSchema] = {}
         self._known: set[TableName] = set()
+        self._shadows: set[TableName] = set()
         self._schemas: dict[TableName, TableSchema] = {}
         self._watch = Watch(connection)
         with translated_errors():
@@ -144,7 +145,10 @@ class Target:
         )
 
     def open_rebuild(self, table: TableName, purpose: Purpose) -> AbstractContextManager[ShadowTarget]:
-        return open_shadow(self._connection, table, purpose, run_id=self._run_id)
+        return open_shadow(self._writer, table, purpose, run_id=self._run_id, taken=self._shadows)
+
+    def together(self, rebuilds: Mapping[TableName, Any]) -> ShadowGroup:
+        return ShadowGroup(rebuilds)
 
     def begin_file(self, tables: Collection[TableName]) -> None:
         """Read the catalog anew: a table may have been altered since the last file.

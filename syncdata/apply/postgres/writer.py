@@ -67,7 +67,7 @@ class RowWriter:
     """
 
     def __init__(self, connection: Connection[Any]) -> None:
-        self._connection = connection
+        self.connection = self._connection = connection
         self.cursor = psycopg.Cursor(connection)
         self.cursor.adapters.register_dumper(bool, _BooleanDumper)
         self.is_silent = self._may_silence()

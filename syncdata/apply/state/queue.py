@@ -62,15 +62,24 @@ def call_for_cycle(connection: Connection[Any]) -> None:
     connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, _CYCLE))
 
 
-def take(connection: Connection[Any]) -> Request | None:
-    """Mark the oldest unfinished request as running and return it; None when there is none."""
+def take(connection: Connection[Any], *, beside: Request | None = None) -> Request | None:
+    """Mark the oldest unfinished request as running and return it; None when there is none.
+
+    While *beside* is at work, it is the oldest that is no resync, and shares no table with an older one: what
+    was asked of one table is done in its order. Test: test_requests_for_a_table_keep_their_order.
+    """
     row = (
         connection.cursor(row_factory=dict_row)
         .execute(
             "UPDATE data_sync_requests SET state = 'running', attempts = attempts + 1, progress = ''"
             " WHERE id ="
-            " (SELECT id FROM data_sync_requests WHERE state IN ('waiting', 'running') ORDER BY id LIMIT 1)"
-            " RETURNING id, action, table_names, place, requested_by, attempts"
+            " (SELECT id FROM data_sync_requests r WHERE state IN ('waiting', 'running')"
+            " AND (%(beside)s::bigint IS NULL OR id <> %(beside)s AND action <> 'resync' AND NOT EXISTS"
+            " (SELECT FROM data_sync_requests older WHERE older.id < r.id"
+            " AND older.state IN ('waiting', 'running') AND older.table_names && r.table_names))"
+            " ORDER BY id LIMIT 1)"
+            " RETURNING id, action, table_names, place, requested_by, attempts",
+            {"beside": beside and beside.id},
         )
         .fetchone()
     )

@@ -17,8 +17,9 @@ Rebuild synced tables from the archive: from the newest snapshot, else from the 
 Other sessions see the old rows until the new ones are complete, never an empty or half-built table;
 a failure leaves the old rows. Rows that exist only locally are lost, and so are, without a snapshot,
 those that are older than the archive's first change file. Unblocks a blocked table. The
-tables are rebuilt one after the other; if one fails the others are still rebuilt, and the exit
-status is 1."""
+tables are rebuilt together, and the change files read once for all of them; meanwhile their new
+rows take their room on the disk beside the old ones. If one fails the others are still rebuilt,
+and the exit status is 1."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -46,11 +47,9 @@ status is 1."""
             chosen = (
                 [table.table_name for table in service.list_tables()] if is_all else service.spelled(tables)
             )
-            for table in dict.fromkeys(chosen):
-                try:
-                    result = service.resync(table, stop=stop)
-                except SyncError as error:
-                    errors.append(error)
+            for table, outcome in service.resync_tables(list(dict.fromkeys(chosen)), stop=stop).items():
+                if isinstance(outcome, SyncError):
+                    errors.append(outcome)
                 else:
-                    self.stdout.write(f"{table}: {format_result(result)}")
+                    self.stdout.write(f"{table}: {format_result(outcome)}")
         self.fail(errors)
