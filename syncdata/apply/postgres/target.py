@@ -153,7 +153,6 @@ class Target:
         """
         with translated_errors():
             self._schemas = read_schemas(self._connection, tables)
-        self._writer.forget_failures()
         # Rows that an earlier process applied may be ahead of their sequences, too. Test:
         # test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
         for table in self._schemas.keys() - self._known:
@@ -409,7 +408,7 @@ class Target:
             raise share.plan
         started = time.monotonic()
         batch = TableBatch(schema=share.plan.schema, records=share.records, file=file)
-        with lock_waits(batch.schema.name), self._connection.transaction():
+        with lock_waits(batch.schema.name):
             counts = apply_table(self._writer, batch, share.plan)
         return self._effect(share, counts, started)
 
