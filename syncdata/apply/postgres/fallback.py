@@ -26,7 +26,7 @@ _VALUE_IS_TAKEN = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViola
 
 
 def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts:
-    """Apply *batch*, whose plan is *plan*, in the caller's savepoint. Returns the counts with ``missing``.
+    """Apply *batch*, whose plan is *plan*, or nothing of it. Returns the counts with ``missing``.
 
     Raises ApplyError or SchemaError, with file and line, for the first record that cannot be applied,
     and psycopg.OperationalError when the server is at fault. Test:
@@ -46,9 +46,10 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
         if isinstance(error, _VALUE_IS_TAKEN) and (counts := _replace(writer, plan)):
             return counts
     counts = Counts()
-    # The key that locates the rows of all records locates those of some, too.
-    for half in replace(batch, schema=plan.schema).halves():
-        counts.add(apply_table(writer, half, make_plan(half)))
+    with writer.savepoint():
+        # The key that locates the rows of all records locates those of some, too.
+        for half in replace(batch, schema=plan.schema).halves():
+            counts.add(apply_table(writer, half, make_plan(half)))
     return counts
 
 

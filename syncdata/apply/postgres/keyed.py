@@ -172,6 +172,7 @@ class KeyedWriter:
             "rows": target.rows,
             "gone": sql.Identifier(target.gone),
             "same": equalities(target.key, "t", target.key, "g"),
+            "key": sql.SQL(", ").join(target.key),
             "expected": sql.SQL("g.{}").format(target.expected),
         }
         counts = " SELECT count(*), count(*) FILTER (WHERE is_expected) FROM found"
@@ -185,8 +186,8 @@ class KeyedWriter:
             removed = self._run("DELETE FROM {rows} t USING {gone} g WHERE {same}", parts).rowcount
         else:
             removed, removed_expected = self._two(
-                "WITH found AS (DELETE FROM {rows} t USING {gone} g WHERE {same}"
-                " RETURNING {expected} AS is_expected)" + counts,
+                "WITH found AS (DELETE FROM {rows} t USING (SELECT * FROM {gone} ORDER BY {key}) g"
+                " WHERE {same} RETURNING {expected} AS is_expected)" + counts,
                 parts,
             )
             stayed = 0
@@ -271,7 +272,9 @@ class KeyedWriter:
         if not settable:
             return rows - self._count("{staging} r ON {same} WHERE {mine}", target, number)
         updated = self._execute(
-            "UPDATE {rows} t SET {assignments} FROM {staging} r WHERE {mine} AND {same}",
+            # In the order of the key, so that the table's pages are visited once.
+            "UPDATE {rows} t SET {assignments} FROM (SELECT * FROM {staging} r WHERE {mine} ORDER BY {key}) r"
+            " WHERE {same}",
             target,
             number,
             assignments=assignments(settable, "r"),

@@ -200,7 +200,7 @@ class ShadowTarget:
     # As a sink
 
     def begin_file(self, tables: Collection[TableName]) -> None:
-        self._writer.forget_failures()
+        """Do nothing: the schema is that of the rebuild's begin."""
 
     def prepare(self, batch: Batch) -> PreparedBatch:
         return prepare(batch, {self._schema.name: self._schema})

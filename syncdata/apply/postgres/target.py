@@ -159,7 +159,6 @@ class Target:
             schemas = read_schemas(self._connection, tables)
         if schemas != self._schemas:
             self._schemas = schemas  # What was prepared with the others is prepared again in `apply`.
-        self._writer.forget_failures()
         # Rows that an earlier process applied may be ahead of their sequences, too. Test:
         # test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
         for table in self._schemas.keys() - self._known:
@@ -428,7 +427,7 @@ class Target:
             raise share.plan
         started = time.monotonic()
         batch = TableBatch(schema=share.plan.schema, records=share.records, file=file)
-        with lock_waits(batch.schema.name), self._connection.transaction():
+        with lock_waits(batch.schema.name):
             counts = apply_table(self._writer, batch, share.plan)
         return self._effect(share, counts, started)
 

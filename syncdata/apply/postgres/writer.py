@@ -5,10 +5,14 @@ How, and why (each measured; see benchmarks/):
 
 1. Rows travel by COPY, into a temporary table typed like the target, and from there by few statements.
    A batch of inserts alone goes straight into the target, which saves the second trip; if one of the keys
-   exists already, the COPY is rolled back to a savepoint, and the first way is taken.
+   exists already, the COPY is rolled back to a savepoint, and the first way is taken. A few rows go without
+   a temporary table: see direct.py.
 2. The temporary table has no statistics, and with a wrong guess the planner hashes the whole target to
    find a handful of rows. So it is left no choice: nested loops over the target's key.
-3. Upserts are sorted by key: the target's pages are then visited once.
+3. Upserts, updates and removals are sorted by key: the target's pages are then visited once. On all sizes of
+   batches and numbers of indexes that were tried, INSERT … ON CONFLICT is as cheap as a sorted UPDATE or
+   MERGE, and cheaper than an UPDATE followed by an INSERT of the rest; setting a column to the value that it
+   has keeps an update HOT. DELETE and INSERT is dearer as soon as there is an index beside the key.
 4. What the server refuses as a set is tried in other ways: see fallback.py.
 
 The example of net_change.py goes on here. Table orders (id, status, note) holds (7, 'new', 'ring twice'),
@@ -42,6 +46,7 @@ are awake, the moved row is not deleted, for its order lines could go with it: t
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +55,8 @@ from psycopg import Connection, sql
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.table_plan import TablePlan
-from syncdata.apply.postgres.connection import allow_only_nested_loops
+from syncdata.apply.postgres.connection import allow_only_nested_loops, is_servers_fault
+from syncdata.apply.postgres.direct import DirectWriter, DoubtfulError
 from syncdata.apply.postgres.held import require_copied, require_visible
 from syncdata.apply.postgres.keyed import KeyedWriter, ReplayNeededError
 from syncdata.apply.postgres.keyless import KeylessWriter
@@ -74,7 +80,8 @@ class RowWriter:
         self._staging = Staging(self.cursor)
         self._keyed = KeyedWriter(self.cursor, self._staging, is_silent=self.is_silent)
         self._keyless = KeylessWriter(self.cursor, self._staging, is_silent=self.is_silent)
-        self._no_direct_copy: set[int] = set()
+        self._direct = DirectWriter(connection, is_silent=self.is_silent)
+        self._straight = StraightCopies()
 
     def _may_silence(self) -> bool:
         try:
@@ -95,9 +102,9 @@ class RowWriter:
             self.cursor.execute("SET CONSTRAINTS ALL DEFERRED")
         allow_only_nested_loops(self.cursor, True)
 
-    def forget_failures(self) -> None:
-        """Let tables whose inserts met existing keys try the straight COPY again."""
-        self._no_direct_copy.clear()
+    def savepoint(self) -> AbstractContextManager[object]:
+        """Take back what the block writes, if it raises."""
+        return self._connection.transaction()
 
     def write(self, plan: TablePlan, *, removes_first: bool = False) -> Counts:
         """Write *plan*, or nothing of it; return its counts with the rows that were missing.
@@ -110,12 +117,14 @@ class RowWriter:
         require_visible(plan.schema)
         if plan.is_order_sensitive:
             raise ReplayNeededError
+        target = TargetNames(plan.schema)
+        if not removes_first and (counts := self._write_directly(target, plan)):
+            return counts
+        if plan.only_inserts and self._copy_straight(target, plan):
+            return replace(plan.counts)
         with self._connection.transaction():
-            target = TargetNames(plan.schema)
             if plan.truncate:
                 empty(self.cursor, plan.schema, is_silent=self.is_silent)
-            if plan.only_inserts and self._copy_straight(target, plan):
-                return replace(plan.counts)
             if plan.schema.key:
                 missing = self._keyed.write(target, plan, removes_first=removes_first)
             else:
@@ -126,12 +135,28 @@ class RowWriter:
                 raise ReplayNeededError
             return replace(plan.counts, missing=plan.counts.missing + missing)
 
+    def _write_directly(self, target: TargetNames, plan: TablePlan) -> Counts | None:
+        """Write a plan of few rows without a staging table; None, with nothing done, where that cannot be.
+
+        What the server refuses here is left to staging, which knows more ways, and whom to blame. Tests:
+        test_a_small_batch_needs_no_staging_table, test_what_a_small_batch_is_refused_is_tried_with_staging.
+        """
+        if not self._direct.suits(plan):
+            return None
+        try:
+            missing = self._direct.write(target, plan)
+        except (psycopg.Error, DoubtfulError) as error:
+            if is_servers_fault(error):
+                raise
+            return None
+        return replace(plan.counts, missing=plan.counts.missing + missing)
+
     def _copy_straight(self, target: TargetNames, plan: TablePlan) -> bool:
         """COPY a batch of inserts into the target; False, with nothing done, when a key exists already."""
         schema = plan.schema
         # A deferrable key reports a duplicate only later, when the savepoint is gone.
         # Test: test_an_insert_of_an_existing_deferrable_key_is_no_duplicate.
-        if schema.oid in self._no_direct_copy or schema.is_key_deferrable:
+        if schema.is_key_deferrable:
             return False
         # What triggers make of the rows is seen where they can be compared with what was sent.
         # Test: test_values_that_a_trigger_changes_block_the_table.
@@ -140,19 +165,53 @@ class RowWriter:
             for guard in schema.awake_guards(is_silent=self.is_silent)
         ):
             return False
+        if not self._straight.may_try(schema.oid):
+            return False
         ((shape, rows),) = plan.writes.items()
         try:
             with self._connection.transaction():
+                if plan.truncate:
+                    empty(self.cursor, schema, is_silent=self.is_silent)
                 copied = self._staging.copy(
                     target.relation, [sql.Identifier(name) for name in shape.columns], rows
                 )
+                require_copied(schema, "INSERT", found=len(rows), changed=copied, is_silent=self.is_silent)
         # The index of another constraint may be older than the key's, and refuse the row first. Test:
         # test_an_insert_of_an_existing_key_is_an_upsert_whatever_other_constraint_is_asked_first.
         except (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation):
-            self._no_direct_copy.add(schema.oid)
+            self._straight.note_failure(schema.oid)
             return False
-        require_copied(schema, "INSERT", found=len(rows), changed=copied, is_silent=self.is_silent)
+        self._straight.note_success(schema.oid)
         return True
+
+
+class StraightCopies:
+    """Remembers the tables whose inserts met existing keys, so that the next ones do not pay for the attempt.
+
+    A COPY that fails has been paid for, and leaves dead rows behind. After the first failure one batch of
+    inserts of that table goes the other way, after the next two, then four, and so on: a file that is applied
+    again costs a few attempts, and so does a table where inserts of existing keys are the rule. Test:
+    test_the_straight_copy_is_tried_less_often_the_more_often_it_fails.
+    """
+
+    _LONGEST = 64
+
+    def __init__(self) -> None:
+        # By the table's oid: how many batches it still goes the other way, and how many it did so last.
+        self._rests: dict[int, tuple[int, int]] = {}
+
+    def may_try(self, oid: int) -> bool:
+        left, last = self._rests.get(oid, (0, 0))
+        if left:
+            self._rests[oid] = (left - 1, last)
+        return not left
+
+    def note_failure(self, oid: int) -> None:
+        rest = min(self._LONGEST, 2 * self._rests.get(oid, (0, 0))[1] or 1)
+        self._rests[oid] = (rest, rest)
+
+    def note_success(self, oid: int) -> None:
+        self._rests.pop(oid, None)
 
 
 class _BooleanDumper(psycopg.adapt.Dumper):
