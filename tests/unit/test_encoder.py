@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any, Literal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,44 @@ def test_a_line_is_read_back_as_the_change_that_was_written(
     assert (record.xid, record.commit_lsn) == (77, "1/20")
     assert record.lsn == f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
     assert record.ts == "2000-01-01T00:00:00.000000Z"
+
+
+names = st.one_of(
+    texts.filter(bool), st.sampled_from(["id", "from", 'a "b"', "a\\b", "c0", "Ö", "\x1f", "%b"])
+)
+
+
+@given(
+    values=st.dictionaries(names, texts, max_size=10),
+    op=st.sampled_from(["INSERT", "UPDATE"]),
+    old_keys=st.one_of(st.none(), rows),
+    lsn=st.integers(0, 2**64 - 1),
+)
+def test_a_row_that_came_as_a_list_has_the_line_of_one_that_came_by_column(
+    values: dict[str, str], op: Literal["INSERT", "UPDATE"], old_keys: Any, lsn: int
+) -> None:
+    relation = Relation(schema="public", name="users", columns=tuple(values), key=frozenset())
+    writer = LineWriter(BEGIN)
+    line = writer.change(RowChange(relation, op, list(values.values()), old_keys), lsn)
+    by_column = {
+        "table": "users",
+        "op": op,
+        "data": values,
+        **({} if old_keys is None else {"old_keys": old_keys}),
+        "lsn": f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}",
+        "xid": 77,
+        "commit_lsn": "1/20",
+        "ts": "2000-01-01T00:00:00.000000Z",
+    }
+    assert line == msgspec.json.encode(by_column) + b"\n"
+    assert line == writer.change(RowChange(relation, op, dict(values), old_keys), lsn)
+
+
+def test_a_row_may_have_as_many_columns_as_a_table_can() -> None:
+    columns = tuple(f"c{number}" for number in range(1600, 0, -1))
+    relation = Relation(schema="public", name="wide", columns=columns, key=frozenset())
+    line = LineWriter(BEGIN).change(RowChange(relation, "INSERT", list(columns), None), 1)
+    assert parse_record(line).data == {column: column for column in columns}
 
 
 def test_a_truncate_is_a_line_for_each_table() -> None:

@@ -4,9 +4,10 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from syncdata.capture import pgoutput
 from syncdata.capture.pgoutput import Begin, Commit, Decoder, Relation, RowChange, Truncate
 from syncdata.errors import CaptureError
 
@@ -165,3 +166,47 @@ def test_every_text_comes_out_as_it_went_in(given_values: list[str | None]) -> N
     decoded = decoder.decode(change(b"I", b"N" + row(*encoded)))
     assert isinstance(decoded, RowChange)
     assert decoded.data == dict(zip(names, given_values, strict=True))
+
+
+ODD_TEXTS = st.one_of(
+    st.sampled_from(["", "t", "n", "u", "t\x01\x01", "nut", "tt", "ab" * 40_000, "\u06c0", '\x1f"\\']),
+    st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=300),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    kinds=st.lists(st.one_of(ODD_TEXTS.map(text), st.sampled_from([b"n", b"u"])), max_size=20),
+    oid=st.sampled_from([OID, 0x74000000, 0x00740000, 0x00007400, 0x6E75DBDC]),
+    damage=st.one_of(st.none(), st.tuples(st.integers(0), st.binary(min_size=1, max_size=3))),
+    data=st.data(),
+)
+def test_a_row_that_is_decoded_at_once_is_the_row_that_is_read_value_by_value(
+    kinds: list[bytes], oid: int, damage: tuple[int, bytes] | None, data: st.DataObject
+) -> None:
+    message = change(b"I", b"N" + row(*kinds), oid=oid)
+    if damage is not None:
+        at = 6 + damage[0] % (len(message) - 6)
+        message = message[:at] + damage[1] + message[at + data.draw(st.integers(0, 3)) :]
+    decoder = Decoder()
+    described = decoder.decode(relation(*(f"c{number}" for number in range(len(kinds))), oid=oid))
+    assert isinstance(described, Relation)
+    try:
+        expected, _ = pgoutput._read_row(message, 6, described)
+    except (struct.error, IndexError, ValueError):
+        expected = None
+
+    if expected is None:
+        with pytest.raises(CaptureError):
+            decoder.decode(message)
+        return
+    decoded = decoder.decode(message)
+    assert isinstance(decoded, RowChange)
+    assert decoded.data == expected
+
+
+def test_a_row_of_short_texts_is_decoded_at_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pgoutput, "_read_row", None)  # what reads value by value
+    for kept in (text("long"), b"n", b"u"):
+        for kind in (b"I", b"U"):
+            decoder.decode(change(kind, b"N" + row(text("1"), text("x" * 60_000), kept)))
