@@ -108,6 +108,12 @@ test: docs
 docs: $(STAMP) ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -n -b html -d docs/_build/doctrees docs docs/_build/html
 
+# In full it takes some 20 minutes of a machine that does nothing else; BENCH_ARGS=--quick some two.
+.PHONY: bench
+BENCH_ARGS ?= --write
+bench: $(STAMP) sshd postgres ## measure beside PostgreSQL's own tools into docs/performance.md; BENCH_ARGS=--quick
+	DATA_SYNC_CONFIG= $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
 clean: ## remove the virtual environment, caches and what the demo left
 	rm -rf $(VENV) .demo .postgres build dist *.egg-info .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ import sys
 
 
 def tune_interpreter() -> None:
-    """Change two settings, each worth a fifth of the speed (see benchmarks/apply.py).
+    """Change two settings, each worth a fifth of the speed (see benchmarks/).
 
     The garbage collector runs rarely: a batch is tens of thousands of records without a cycle among them.
     Threads switch quickly, so that the one that feeds the server does not wait for the one that prepares.
