@@ -205,6 +205,14 @@ def test_files_together_leave_what_they_leave_one_by_one(
     assert joined > 0
 
 
+def test_rows_that_are_missing_are_counted_for_the_file_that_missed_them(one: World) -> None:
+    write_files(one, [[*records, delete("s", ts=moment(n), id=n)] for n, records in enumerate(inserts(12))])
+    assert one.sync().blocked == ()
+    assert one.rows(
+        "SELECT archive_ref, records_missing FROM data_sync_logs WHERE table_name = 's' ORDER BY sync_time"
+    ) == [(name(n), 1) for n in range(12)]
+
+
 def test_a_file_that_is_out_of_the_ordinary_ends_the_stretch_before_it(
     one: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
