@@ -26,7 +26,7 @@ _HOLDS_FOR_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Listing:
-    """``names``: the last change files of the listing. All with a stem from ``complete_from`` on are among them."""
+    """``names``: the last change files of the listing, all that have a stem from ``complete_from`` on."""
 
     changed_at: int
     at_s: float
