@@ -89,9 +89,10 @@ class Worker:
         backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), self._resources.told
         with self.running(interval_s) as run, self._resyncs_aside(), closing(Arrivals(told)) as arrivals:
             while not stop.is_set():
+                started_s = time.monotonic()
                 try:
                     arrivals.watch(self._resources.archive())
-                    run.cycle(stop, deadline=time.monotonic() + interval_s)
+                    applied = run.cycle(stop, deadline=started_s + interval_s)
                     backoff.reset()
                     told.over(logger, "cycle", "the cycles go on: what made them fail is over")
                 except Exception as error:
@@ -100,7 +101,9 @@ class Worker:
                     # A new file does not end this rest: it is no reason to fail again at once.
                     self._rest(stop, min(interval_s, backoff.next_s()))
                 else:
-                    self._rest(stop, interval_s, arrivals.wake)
+                    # While files come, cycles keep to the interval: the work does not add to it.
+                    worked_s = time.monotonic() - started_s if applied.files_processed else 0.0
+                    self._rest(stop, interval_s - worked_s, arrivals.wake)
 
     def run_once(self, stop: threading.Event) -> SyncResult:
         """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""

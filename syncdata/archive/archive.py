@@ -122,13 +122,14 @@ class Archive:
     def _list(self, since: str | None) -> list[ChangeFile]:
         """List the root. Raises OSError."""
         others: set[str] = set()
+        first = "" if since is None else stem(since)
         told = _told.setdefault(self.describe(), set())
 
         def is_wanted_here(name: str) -> bool:
             # No more than are told: a server may list as many as it likes.
             if len(others) + len(told) < _MOST_TOLD and name not in told and is_left_out(name):
                 others.add(name)
-            return is_wanted(name, since)
+            return is_wanted(name, first)
 
         listed = self._storage.list_files("", is_wanted_here)
         self._tell_of_others(others)

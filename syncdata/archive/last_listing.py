@@ -26,12 +26,12 @@ _HOLDS_FOR_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Listing:
-    """``names``: the last change files of the listing. All with a stem from ``floor`` on are among them."""
+    """``names``: the last change files of the listing, all that have a stem from ``complete_from`` on."""
 
     changed_at: int
     at_s: float
     is_settled: bool
-    floor: str
+    complete_from: str
     names: tuple[str, ...]
     sign: str
 
@@ -62,7 +62,7 @@ class LastListing:
             or not (last.is_settled and self._is_proved)
             or self._is_refuted
             or now_s - last.at_s > _HOLDS_FOR_S
-            or since < last.floor
+            or since < last.complete_from
         ):
             return None
         return tuple(name for name in last.names if stem(name) >= since)
@@ -77,14 +77,14 @@ class LastListing:
             changed_at=changed_at,
             at_s=now_s,
             is_settled=now_s - self._seen[1] >= _SETTLED_AFTER_S,
-            floor=stem(names[0]) if len(files) > len(names) else since,
+            complete_from=stem(names[0]) if len(files) > len(names) else since,
             names=names,
             sign=sign,
         )
         last, self._last = self._last, listing
         if last is None:
             return
-        has_grown = listing.newest_stem > max(last.newest_stem, last.floor)
+        has_grown = listing.newest_stem > max(last.newest_stem, last.complete_from)
         if last.changed_at != changed_at:
             self._is_proved = self._is_proved or has_grown or sign != last.sign
         elif has_grown and last.is_settled:

@@ -67,6 +67,13 @@ class Attributes:
     changed_at: int | None = None
 
 
+# What OpenSSH sends of a file, taken at once, for a listing has many: its size, owner and group, mode, and
+# when it was read and changed.
+_USUAL = 1 | 2 | 4 | 8
+_USUAL_ATTRIBUTES = struct.Struct(">QIIIII")
+_NUMBER = struct.Struct(">I")
+
+
 class Fields:
     """The parts of one packet, in their order. Raises ProtocolError where the packet has fewer."""
 
@@ -81,7 +88,7 @@ class Fields:
         return self._content[start : self._position]
 
     def number(self) -> int:
-        value: int = struct.unpack(">I", self.take(4))[0]
+        value: int = _NUMBER.unpack(self.take(4))[0]
         return value
 
     def large_number(self) -> int:
@@ -100,6 +107,10 @@ class Fields:
 
     def attributes(self) -> Attributes:
         flags = self.number()
+        if flags == _USUAL:
+            usual = self.take(_USUAL_ATTRIBUTES.size)
+            size_bytes, _, _, mode, _, changed_at = _USUAL_ATTRIBUTES.unpack(usual)
+            return Attributes(size_bytes=size_bytes, mode=mode, changed_at=changed_at)
         size_bytes = self.large_number() if flags & 1 else None
         if flags & 2:
             self.take(8)

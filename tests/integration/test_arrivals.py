@@ -76,6 +76,27 @@ def test_a_cycle_that_failed_is_not_begun_again_for_each_new_file(
     assert [wake is not None for wake in rests] == [True, False]
 
 
+def test_the_work_of_a_cycle_does_not_add_to_the_interval(
+    users: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from syncdata.apply import worker
+
+    rests: list[float] = []
+    stop = threading.Event()
+
+    def rest(self: object, stop: threading.Event, seconds: float, wake: Wake | None = None) -> None:
+        rests.append(seconds)
+        if len(rests) == 2:
+            stop.set()
+
+    monkeypatch.setattr(worker.Worker, "_rest", rest)
+    users.write(FIRST, [insert("users", id=1)])
+    with users.service() as service:
+        service.run_loop(interval_s=600, stop=stop)
+    assert rests[0] < 600
+    assert rests[1] == 600, "after a cycle that found nothing"
+
+
 # The watch itself
 
 
