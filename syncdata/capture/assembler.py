@@ -154,11 +154,13 @@ class Assembler:
         self.finish_file()
 
     def finish_if_due(self) -> None:
-        """Finish the open file when it is old enough or wanted, unless a transaction is half in it."""
+        """Finish the open file when it is large, old or wanted enough, unless a transaction is half in it."""
         if self._writer is None:
             self._is_wanted = False
         elif self._commit_lsn is None and (
-            self._is_wanted or time.monotonic() - self._opened_s >= self._settings.rotate_s
+            self._is_wanted
+            or self._writer.text_bytes >= self._settings.rotate_bytes
+            or time.monotonic() - self._opened_s >= self._settings.rotate_s
         ):
             self.finish_file()
 
@@ -207,8 +209,8 @@ class Assembler:
                 counts.first_commit_lsn = commit.commit_lsn
         self._commit_lsn = self._lines = None
         self.received_lsn = max(self.received_lsn, commit.end_lsn)
-        if self._writer is not None and self._writer.text_bytes >= self._settings.rotate_bytes:
-            self.finish_file()
+        # At each commit: a busy stream may be in the midst of a transaction whenever the session looks.
+        self.finish_if_due()
 
     def _write(self, line: bytes) -> None:
         if self._writer is None:

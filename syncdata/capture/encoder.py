@@ -32,16 +32,18 @@ class LineWriter:
         """Return the line of *change*, which stands at *lsn* in the WAL."""
         start, row_type = _form(change.relation, change.op)
         new, old_keys = change.new, change.old_keys
+        if new is None:
+            values = _encode(old_keys)
+        elif row_type and isinstance(new, list):
+            values = _encode(row_type(*new))
+        else:
+            values = _encode(change.data)
+        if old_keys is not None and new is not None:
+            values = b'%b,"old_keys":%b' % (values, _encode(old_keys))
         if (high := lsn >> 32) != self._lsn_high:
             # Nearly always, the records of a transaction share it.
             self._lsn_high, self._lsn_start = high, b',"lsn":"%X/' % high
-        if new is None:
-            row = b'"old_keys":' + _encode(old_keys)
-        else:
-            row = b'"data":' + _encode(row_type(*new) if row_type and isinstance(new, list) else change.data)
-            if old_keys is not None:
-                row += b',"old_keys":' + _encode(old_keys)
-        return b"%b%b%b%X%b" % (start, row, self._lsn_start, lsn & 0xFFFFFFFF, self._end)
+        return b"%b%b%b%X%b" % (start, values, self._lsn_start, lsn & 0xFFFFFFFF, self._end)
 
     def truncate(self, truncate: Truncate, lsn: int) -> list[bytes]:
         """Return a line for each table of *truncate*."""
@@ -60,15 +62,16 @@ def line_start(relation: Relation, op: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _form(relation: Relation, op: str) -> tuple[bytes, Callable[..., msgspec.Struct] | None]:
-    """Return `line_start`, and the type of *relation*'s rows, which becomes JSON faster than a dict does;
-    None where a name would have to be escaped, which msgspec does not do there."""
+    """Return a change's line up to its first values, and the type of *relation*'s rows, which becomes JSON
+    faster than a dict does; None where a name would have to be escaped, which msgspec does not do there."""
     fields = [(f"c{number}", object) for number in range(len(relation.columns))]
     names = {field: column for (field, _), column in zip(fields, relation.columns, strict=True)}
     try:
         row_type = msgspec.defstruct("Row", fields, rename=names, gc=False)
     except ValueError:
         row_type = None
-    return line_start(relation, op), row_type
+    member = b'"old_keys":' if op == "DELETE" else b'"data":'
+    return line_start(relation, op) + member, row_type
 
 
 def format_time(since_2000_us: int) -> str:

@@ -116,10 +116,19 @@ def _name(holder: Mapping[str, Any]) -> str:
     age = "" if holder["age_s"] is None else f" for {holder['age_s']:.0f} s"
     where = f"of role {holder['role']} in database {holder['database']}"
     if holder["gid"] is not None:
-        gid = holder["gid"].replace("'", "''")
+        gid = _literal(holder["gid"])
         return (
-            f"the prepared transaction '{gid}' {where}{age}, which only COMMIT PREPARED '{gid}' or ROLLBACK"
-            f" PREPARED '{gid}' there ends"
+            f"the prepared transaction {gid} {where}{age}, which only COMMIT PREPARED {gid} or ROLLBACK"
+            f" PREPARED {gid} there ends"
         )
     application = f", application {holder['application']}" if holder["application"] else ""
     return f"the transaction of pid {holder['pid']} {where}{application}{age}"
+
+
+def _literal(text: str) -> str:
+    """Return *text* as a literal of SQL on one line: it is pasted, and a gid may hold anything."""
+    quoted = text.replace("'", "''")
+    if text.isprintable():
+        return f"'{quoted}'"
+    escaped = quoted.replace("\\", "\\\\")
+    return "E'" + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + "'"

@@ -131,3 +131,20 @@ def test_a_stop_ends_the_wait(shop: Production, told: Callable[..., Told]) -> No
     told(stop.set)
     assert shop.snapshot("users", stop=stop) == []
     shop.execute(END)
+
+
+def test_a_prepared_transaction_can_be_ended_by_what_is_said_of_it_whatever_its_name(
+    shop: Production, told: Callable[..., Told]
+) -> None:
+    shop.archive()
+    shop.execute(
+        r"BEGIN; INSERT INTO beside VALUES (1); PREPARE TRANSACTION E'it''s\n\\a \U0001F600 \u2028 ''night'"
+    )
+    listening = told(lambda: shop.execute(remedy()))
+
+    def remedy() -> str:
+        return listening.texts[0].partition(" or ")[2].removesuffix(" there ends")
+
+    shop.snapshot("users")
+    assert remedy().startswith("ROLLBACK PREPARED E'")
+    assert "\n" not in listening.texts[0]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import datetime as dt
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncdata.capture.encoder import LineWriter, format_time
-from syncdata.capture.pgoutput import POSTGRES_EPOCH, Begin, Relation, RowChange, Truncate
+from syncdata.capture.pgoutput import POSTGRES_EPOCH, Begin, Decoder, Relation, RowChange, Truncate
 from syncdata.changes.record import parse_record
 
 USERS = Relation(schema="public", name="users", columns=("id",), key=frozenset({"id"}))
@@ -80,6 +82,25 @@ def test_a_row_may_have_as_many_columns_as_a_table_can() -> None:
     relation = Relation(schema="public", name="wide", columns=columns, key=frozenset())
     line = LineWriter(BEGIN).change(RowChange(relation, "INSERT", list(columns), None), 1)
     assert parse_record(line).data == {column: column for column in columns}
+
+
+def test_the_lines_of_a_recorded_stream_are_the_same_to_the_byte() -> None:
+    """The stream of a PostgreSQL 15, with every kind of message and of value, and lines that were written
+    when each value was read and encoded by itself."""
+    decoder, writer = Decoder(), LineWriter(BEGIN)
+    recorded = (Path(__file__).parents[1] / "data" / "pgoutput_lines.jsonl").read_bytes().splitlines()
+    for entry in map(msgspec.json.decode, recorded):
+        message = decoder.decode(base64.b64decode(entry["message"]))
+        lines = []
+        match message:
+            case Begin():
+                writer = LineWriter(message)
+            case RowChange():
+                lines = [writer.change(message, entry["lsn"])]
+            case Truncate():
+                lines = writer.truncate(message, entry["lsn"])
+        assert [line.decode() for line in lines] == entry["lines"]
+    assert len(recorded) == 62
 
 
 def test_a_truncate_is_a_line_for_each_table() -> None:

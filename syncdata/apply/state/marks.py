@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
+from psycopg import sql
 
 from syncdata.changes.names import TableName
 
@@ -78,10 +79,12 @@ def skipped(table: TableName, place: str, requested_by: str) -> Mark:
 
 def unlogged(table: TableName, part: str) -> Mark:
     """Return the mark of a table of which *part*, itself or a partition, was seen to be UNLOGGED."""
+    # A partition's name is PostgreSQL's own text already.
+    spelled = sql.Identifier(table.schema, table.name).as_string(None) if part == str(table) else part
     return Mark(
         kind="suspect",
         text=f"{part} is or was UNLOGGED: a crash of the server empties it without a word",
-        hint=f"run 'ALTER TABLE {part} SET LOGGED' in the local database, then 'resync {table.argument}'",
+        hint=f"run 'ALTER TABLE {spelled} SET LOGGED' in the local database, then 'resync {table.argument}'",
     )
 
 

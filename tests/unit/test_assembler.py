@@ -1,0 +1,65 @@
+"""When a change file ends. The messages are those of a real stream, see `test_encoder`."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from syncdata.capture.assembler import Assembler
+from syncdata.capture.chain import Chain
+from syncdata.capture.replication import XLogData
+from syncdata.capture.settings import CaptureSettings
+from syncdata.capture.spool import SpooledFile
+from syncdata.capture.stream_catalog import NamedCatalog, StreamCatalog
+
+STREAM = Path(__file__).parents[1] / "data" / "pgoutput_lines.jsonl"
+CHAIN = Chain(system_id="7", timeline=1, slot="s", epoch="e", confirmed_lsn="0/0")
+
+
+class Catalogs:
+    """A catalog that never changes."""
+
+    current = NamedCatalog(digest="d" * 64, lsn="0/1")
+
+    def describe(self, *described: object) -> bool:
+        return False
+
+    def note_naming(self, *named: object) -> None: ...
+
+    def note_announced(self, digest: str) -> None: ...
+
+
+def stream() -> Iterator[XLogData]:
+    for line in STREAM.read_bytes().splitlines():
+        entry = msgspec.json.decode(line)
+        yield XLogData(entry["lsn"], base64.b64decode(entry["message"]))
+
+
+def assembled(directory: Path, **options: Any) -> list[SpooledFile]:
+    """Return the files of the stream that end while nobody asks for it."""
+    files: list[SpooledFile] = []
+    settings = CaptureSettings(params={}, slot_name="s", publication="p", spool_dir=directory, **options)
+    clock = lambda: dt.datetime(2026, 2, 5, tzinfo=dt.UTC)  # noqa: E731
+    assembler = Assembler(settings, CHAIN, files.append, clock, cast(StreamCatalog, Catalogs()))
+    for message in stream():
+        assembler.take(message)
+    assembler.discard()
+    return files
+
+
+def test_an_old_file_ends_at_a_commit_though_the_stream_never_pauses(tmp_path: Path) -> None:
+    files = assembled(tmp_path, rotate_s=0.0)
+    assert len(files) == 12
+    assert [file.footer.transactions for file in files] == [1] * len(files)
+    assert sum(file.footer.records for file in files) == 29
+
+
+def test_a_young_file_goes_on_until_it_is_large(tmp_path: Path) -> None:
+    assert assembled(tmp_path, rotate_s=3600.0) == []
+    (first, *_) = assembled(tmp_path, rotate_s=3600.0, rotate_bytes=4_000)
+    assert (first.footer.transactions or 0) > 1
