@@ -1,7 +1,8 @@
 """Writes a plan of few rows by a statement for each row, in one round trip. Knows SQL and the plan.
 
 A staging table is made, filled, and emptied with its files at every COMMIT of the session, used or not: some
-0.3 ms each on PostgreSQL 15. So small plans go without one, and so do records that must be applied one after the other.
+0.3 ms each on PostgreSQL 15. So small plans go without one, and so do records that must be applied one after
+the other.
 
 Only plans are written like this whose statements say by their row counts alone what they did: nothing stands
 between them and the table. When in doubt nothing is written, and staging is the way (writer.py).
@@ -20,7 +21,7 @@ from syncdata.apply.plan.table_plan import Shape, TablePlan, key_getter
 from syncdata.apply.plan.values import to_text
 from syncdata.apply.postgres.pieces import TargetNames, assignments, names_of
 
-# About where parsing and running a statement for each row costs the server as much as staging them.
+# An estimate of where a statement for each row costs the server as much as staging the rows.
 MOST_ROWS = 50
 
 _MOST_QUERIES = 1_000
