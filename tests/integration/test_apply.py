@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
+from syncdata.apply.postgres import direct
 from tests.world import World, delete, insert, truncate, update
 
 FILE = "changes_20260205_103000.json"
+
+
+@pytest.fixture(autouse=True, params=["small", "staged"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rule holds for rows that go straight to the table and for those that go through staging."""
+    if request.param == "staged":
+        monkeypatch.setattr(direct, "MOST_ROWS", 0)
 
 
 def start(world: World, *ddl: str, tables: tuple[str, ...] = ("t",)) -> None:

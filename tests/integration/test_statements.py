@@ -11,6 +11,7 @@ import pytest
 from syncdata.apply.plan.batches import BatchFile
 from syncdata.apply.plan.net_change import make_plan
 from syncdata.apply.plan.table_plan import TableBatch
+from syncdata.apply.postgres import direct
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.writer import RowWriter
@@ -24,6 +25,13 @@ from tests.world import World, delete, insert, truncate, update
 FIRST, SECOND, THIRD = (f"changes_20260205_10300{n}.json" for n in range(3))
 
 Begin = Callable[..., World]
+
+
+@pytest.fixture(autouse=True, params=["small", "staged"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rule holds for rows that go straight to the table and for those that go through staging."""
+    if request.param == "staged":
+        monkeypatch.setattr(direct, "MOST_ROWS", 0)
 
 
 @pytest.fixture

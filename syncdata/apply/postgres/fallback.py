@@ -3,8 +3,10 @@ the end the one record to blame. Knows the plan and the writer.
 
 Example: customers 1 and 2 swap their unique e-mail addresses in one batch. The upsert of both fails, for
 customer 1 gets the address that 2 still has. So both rows are removed and then written, which passes. If a
-third record of the batch breaks a CHECK, that fails, too. Then the batch is halved, and the halves are
-applied in their order, each as a set again; in the end that record is alone, refused, and known to the line.
+third record of the batch breaks a CHECK, that fails, too. Then the records are sent one after the other, a
+hundred at a time. A piece that is refused, and a batch that cannot go like this, is halved, and the halves
+are applied in their order, each as a set again; in the end that record is alone, refused, and known to the
+line.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from syncdata.apply.postgres.writer import RowWriter
 
 # Another row holds a value of the row to be written, perhaps only until its own turn comes.
 _VALUE_IS_TAKEN = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
+
+# The records that go to the server together when they are applied one after the other.
+_PIECE = 100
 
 
 def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts:
@@ -45,11 +50,29 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
             raise record_error(refusal, record, batch.schema) from None
         if isinstance(error, _VALUE_IS_TAKEN) and (counts := _replace(writer, plan)):
             return counts
-    counts = Counts()
     with writer.savepoint():
         # The key that locates the rows of all records locates those of some, too.
-        for half in replace(batch, schema=plan.schema).halves():
+        batch = replace(batch, schema=plan.schema)
+        if len(batch.records) > _PIECE and writer.may_write_in_turn(plan.schema):
+            return _apply_in_turn(writer, batch)
+        counts = Counts()
+        for half in batch.halves():
             counts.add(apply_table(writer, half, make_plan(half)))
+        return counts
+
+
+def _apply_in_turn(writer: RowWriter, batch: TableBatch) -> Counts:
+    """Apply the records of *batch* one after the other; only a piece with one that needs more is halved.
+
+    A hundred pairs of customers swap their addresses, and their orders hang on them, so that no row may be
+    removed: halving would end at single records, with some ten statements for each of them and for each piece
+    on the way. Test: test_many_swaps_of_unique_values_cost_a_few_statements_a_record.
+    """
+    counts = Counts()
+    for start in range(0, len(batch.records), _PIECE):
+        piece = replace(batch, records=batch.records[start : start + _PIECE])
+        plans = [make_plan(replace(piece, records=[located])) for located in piece.records]
+        counts.add(writer.write_in_turn(plans) or apply_table(writer, piece, make_plan(piece)))
     return counts
 
 

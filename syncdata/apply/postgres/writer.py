@@ -46,6 +46,7 @@ are awake, the moved row is not deleted, for its order lines could go with it: t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -54,6 +55,7 @@ import psycopg
 from psycopg import Connection, sql
 
 from syncdata.apply.counts import Counts
+from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.postgres.connection import allow_only_nested_loops, is_servers_fault
 from syncdata.apply.postgres.direct import DirectWriter, DoubtfulError
@@ -118,7 +120,7 @@ class RowWriter:
         if plan.is_order_sensitive:
             raise ReplayNeededError
         target = TargetNames(plan.schema)
-        if not removes_first and (counts := self._write_directly(target, plan)):
+        if not removes_first and (counts := self._write_directly(plan)):
             return counts
         if plan.only_inserts and self._copy_straight(target, plan):
             return replace(plan.counts)
@@ -135,21 +137,33 @@ class RowWriter:
                 raise ReplayNeededError
             return replace(plan.counts, missing=plan.counts.missing + missing)
 
-    def _write_directly(self, target: TargetNames, plan: TablePlan) -> Counts | None:
+    def write_in_turn(self, plans: Sequence[TablePlan]) -> Counts | None:
+        """Write *plans* of one table one after the other, in one round trip; return what they did.
+
+        None, with nothing done, where that cannot be, or the server refuses one of them.
+        """
+        try:
+            missing = self._direct.write(plans)
+        except (psycopg.Error, DoubtfulError) as error:
+            if is_servers_fault(error):
+                raise
+            return None
+        counts = Counts(missing=missing)
+        for plan in plans:
+            counts.add(plan.counts)
+        return counts
+
+    def may_write_in_turn(self, schema: TableSchema) -> bool:
+        """Tell whether `write_in_turn` is worth trying with a table."""
+        return self._direct.is_for(schema)
+
+    def _write_directly(self, plan: TablePlan) -> Counts | None:
         """Write a plan of few rows without a staging table; None, with nothing done, where that cannot be.
 
         What the server refuses here is left to staging, which knows more ways, and whom to blame. Tests:
         test_a_small_batch_needs_no_staging_table, test_what_a_small_batch_is_refused_is_tried_with_staging.
         """
-        if not self._direct.suits(plan):
-            return None
-        try:
-            missing = self._direct.write(target, plan)
-        except (psycopg.Error, DoubtfulError) as error:
-            if is_servers_fault(error):
-                raise
-            return None
-        return replace(plan.counts, missing=plan.counts.missing + missing)
+        return self.write_in_turn([plan]) if self._direct.suits(plan) else None
 
     def _copy_straight(self, target: TargetNames, plan: TablePlan) -> bool:
         """COPY a batch of inserts into the target; False, with nothing done, when a key exists already."""
