@@ -25,10 +25,11 @@ class TableShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedBatch:
-    """A batch with each table's share worked out."""
+    """A batch with each table's share worked out, for tables that are as *schemas* says."""
 
     batch: Batch
     shares: dict[TableName, TableShare]
+    schemas: Mapping[TableName, TableSchema]
 
     @property
     def file(self) -> BatchFile:
@@ -45,7 +46,7 @@ def prepare(batch: Batch, schemas: Mapping[TableName, TableSchema]) -> PreparedB
     for (schema_name, table_name), records in by_name.items():
         table = TableName(schema_name, table_name)
         shares[table] = _share(table, schemas.get(table), records, batch)
-    return PreparedBatch(batch=batch, shares=shares)
+    return PreparedBatch(batch=batch, shares=shares, schemas=schemas)
 
 
 def _share(

@@ -215,9 +215,9 @@ def advance_checkpoints(
     )
 
 
-# One statement, however many tables advance and however few of them have records: all of them are written, for
-# each one's position is that of the file. The ``file_*`` counts are those of the checkpoint's file; at its end
-# they become an entry of the audit log, which sees them as they were before the statement.
+# One statement, however many tables advance and however few of them have records: each is where the file is.
+# The ``file_*`` counts are those of the checkpoint's file; at its end they become an entry of the audit log,
+# for which they are read as they were before the statement.
 _ADVANCE = f"""
 WITH own AS (
     SELECT * FROM unnest(%(own)s::text[], %(added)s::bigint[], %(updated)s::bigint[], %(deleted)s::bigint[],
