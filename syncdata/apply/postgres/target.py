@@ -45,6 +45,7 @@ from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
     constraint_error,
+    do_not_wait_for_disk,
     is_servers_fault,
     limit_lock_waits,
     prepare_session,
@@ -93,11 +94,13 @@ class Target:
         *,
         metric_freq_hours: int,
         run_id: int | None = None,
+        waits_for_disk: bool = False,
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._connection = connection
         self._metric_freq_hours = metric_freq_hours
         self._run_id = run_id
+        self._waits_for_disk = waits_for_disk
         self._clock = clock
         self._sequences_due: dict[TableName, TableSchema] = {}
         self._known: set[TableName] = set()
@@ -225,6 +228,8 @@ class Target:
         """
         locked = require_position(self._connection, advance.watermarks, advance.start)
         checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
+        if not self._waits_for_disk:
+            do_not_wait_for_disk(self._connection)
         self._writer.begin()
         # Not before the checkpoints are locked: a resync that ends just now may hold those for longer. Tables
         # that are blocked already, perhaps by a lock, must not hold up every cycle.
