@@ -59,7 +59,10 @@ class SyncDataService(TablesService):
                 log_keep_days=config.log_keep_days,
             ),
             open_sink=lambda connection, run_id: Target(
-                connection, metric_freq_hours=config.metric_freq, run_id=run_id
+                connection,
+                metric_freq_hours=config.metric_freq,
+                run_id=run_id,
+                waits_for_disk=config.apply_synchronous_commit == "on",
             ),
             observer=SignalObserver(SyncDataService, config.database),
             mirror=StateFileMirror(config.state_dir),

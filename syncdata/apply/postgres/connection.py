@@ -57,6 +57,17 @@ def limit_lock_waits(connection: Connection[Any], seconds: float) -> None:
     connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{round(seconds * 1000)}ms",))
 
 
+def do_not_wait_for_disk(connection: Connection[Any]) -> None:
+    """Let the transaction commit before it is on the server's disk.
+
+    A crash of the server may take it back, but with all that it did: rows and checkpoint go together, and the
+    archive still has the records. Whoever is told of what was done must be told after a later commit that
+    does wait (the end of a cycle, `Run`), for the log is flushed in its order. Test:
+    test_what_a_crash_of_the_server_takes_back_is_applied_again.
+    """
+    connection.execute("SET LOCAL synchronous_commit = off")
+
+
 # Those that a writer sets for its transaction.
 _SET_FOR_A_TRANSACTION = ("session_replication_role", "enable_hashjoin", "enable_mergejoin", "enable_seqscan")
 

@@ -45,12 +45,14 @@ from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
     constraint_error,
+    do_not_wait_for_disk,
     is_servers_fault,
     limit_lock_waits,
     prepare_session,
     translated_errors,
 )
 from syncdata.apply.postgres.constraints import check_constraints
+from syncdata.apply.postgres.definitions import Definitions
 from syncdata.apply.postgres.effects import effect_of, last_truncate
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.held import RefusedError
@@ -92,20 +94,26 @@ class Target:
         *,
         metric_freq_hours: int,
         run_id: int | None = None,
+        waits_for_disk: bool = False,
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._connection = connection
         self._metric_freq_hours = metric_freq_hours
         self._run_id = run_id
+        self._waits_for_disk = waits_for_disk
         self._clock = clock
         self._sequences_due: dict[TableName, TableSchema] = {}
         self._known: set[TableName] = set()
         self._shadows: set[TableName] = set()
-        self._schemas: dict[TableName, TableSchema] = {}
+        self._definitions = Definitions(connection)
         self._watch = Watch(connection)
         with translated_errors():
             prepare_session(connection)
             self._writer = RowWriter(connection)
+
+    @property
+    def _schemas(self) -> Mapping[TableName, TableSchema]:
+        return self._definitions.current
 
     def is_on(self, connection: Connection[Any]) -> bool:
         return self._connection is connection
@@ -151,19 +159,9 @@ class Target:
         return ShadowGroup(rebuilds)
 
     def begin_file(self, tables: Collection[TableName]) -> None:
-        """Read the catalog anew: a table may have been altered since the last file.
-
-        Test: test_a_change_of_one_table_in_the_middle_of_a_file_does_not_stop_the_others.
-        """
+        """Know the tables' schemas. Whether they still hold is looked at in each batch's transaction."""
         with translated_errors():
-            schemas = read_schemas(self._connection, tables)
-        if schemas != self._schemas:
-            self._schemas = schemas  # What was prepared with the others is prepared again in `apply`.
-        # Rows that an earlier process applied may be ahead of their sequences, too. Test:
-        # test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
-        for table in self._schemas.keys() - self._known:
-            self._sequences_due[table] = self._schemas[table]
-        self._known |= self._schemas.keys()
+            self._definitions.open(tables)
 
     def prepare(self, batch: Batch) -> PreparedBatch:
         """Plan *batch*. Does not touch the connection, which is at work on the batch before."""
@@ -196,11 +194,10 @@ class Target:
         when a checkpoint is not at the start with its watermark, ApplyError when the server fails, and
         ApartError where several files do not go through as they are.
         """
-        if prepared.schemas is not self._schemas:
-            # Test: test_a_table_that_is_altered_between_two_stretches_takes_its_rows_as_it_is.
-            prepared = self.prepare(prepared.batch)
         failed: dict[TableName, SyncError] = {}
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
+        if self._is_outdated(prepared):
+            prepared = self.prepare(prepared.batch)
         while True:
             try:
                 with translated_errors(), self._connection.transaction(), lock_waits(None):
@@ -211,6 +208,8 @@ class Target:
                 with translated_errors():
                     locked.error = locked_error(self._connection, locked.table)
                 raise
+            except _AlteredError:
+                prepared = self.prepare(prepared.batch)
             except _SkippedError as told:
                 if advance.files:
                     raise ApartError from None
@@ -237,12 +236,16 @@ class Target:
         """
         locked = require_position(self._connection, advance.watermarks, advance.start)
         checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
+        if not self._waits_for_disk:
+            do_not_wait_for_disk(self._connection)
         self._writer.begin()
         # Not before the checkpoints are locked: a resync that ends just now may hold those for longer. Tables
         # that are blocked already, perhaps by a lock, must not hold up every cycle.
         is_blocked = all(checkpoint.reason for checkpoint in locked)
         limit_lock_waits(self._connection, _SHORT_WAIT_S if is_blocked else _WAIT_S)
         now = self._clock()
+        self._require_definitions(prepared, locked)
+        self._note_sequences(advance)
         failed = {**failed, **self._made_anew(locked)}
         failed = {**failed, **self._watch.look_at(prepared.batch, checkpoints, self._schemas)}
         effects, newly_failed = self._apply_shares(prepared, checkpoints, failed)
@@ -281,6 +284,36 @@ class Target:
             mark_blocked(self._connection, [table], error, file=prepared.file.name, now=now)
         self._count(effects, now)
         return Outcome(counts={table: effect.counts for table, effect in effects.items()}, blocked=failed)
+
+    def _require_definitions(self, prepared: PreparedBatch, checkpoints: Collection[TableCheckpoint]) -> None:
+        """Look at the tables that this batch may find altered. Raises _AlteredError where it was planned for
+        other ones: a table may have been altered since the last batch.
+
+        Those are the tables that it writes to; those that are blocked, which an ALTER TABLE may have mended;
+        and, where production's catalog is another one, all. Tests:
+        test_a_change_of_one_table_in_the_middle_of_a_file_does_not_stop_the_others,
+        test_a_table_that_is_altered_after_its_batch_was_planned_takes_its_rows_as_it_is.
+        """
+        is_new = self._watch.is_new(prepared.batch)
+        self._definitions.refresh(
+            [c.table for c in checkpoints if is_new or c.reason or c.table in prepared.shares]
+        )
+        if self._is_outdated(prepared):
+            raise _AlteredError
+
+    def _is_outdated(self, prepared: PreparedBatch) -> bool:
+        """Tell whether a table of *prepared* is known to be another than it was planned for."""
+        return any(prepared.schemas.get(table) is not self._schemas.get(table) for table in prepared.shares)
+
+    def _note_sequences(self, advance: Advance) -> None:
+        """Note whose sequences may be behind rows that an earlier process applied: in the middle of a file.
+
+        Test: test_sequences_follow_rows_that_came_before_a_restart_in_the_middle_of_a_file.
+        """
+        new = advance.watermarks.keys() - self._known
+        self._known |= new
+        if advance.start.file and not advance.start.is_finished:
+            self._sequences_due |= {table: self._schemas[table] for table in new & self._schemas.keys()}
 
     def _made_anew(self, checkpoints: Collection[TableCheckpoint]) -> dict[TableName, SyncError]:
         """Return the errors of tables that were others than those that their rows went to, when the file
@@ -476,6 +509,10 @@ class Target:
         if self._run_id is not None and effects:
             records = sum(effect.counts.records for effect in effects.values())
             add_to_run(self._connection, self._run_id, records=records)
+
+
+class _AlteredError(Exception):
+    """A table is not what it was when the batch was planned."""
 
 
 class _TableFailedError(Exception):

@@ -34,6 +34,11 @@ class Watch:
         self._agreed: dict[TableName, _Agreed] = {}
         self._pending: dict[TableName, _Agreed] = {}
         self._found: dict[TableName, tuple[Known, Look]] = {}
+        self._digest = ""
+
+    def is_new(self, batch: Batch) -> bool:
+        """Tell whether the catalog of *batch* is another than that of the last look."""
+        return batch.catalog is not None and batch.catalog.digest != self._digest
 
     def look_at(
         self,
@@ -66,6 +71,7 @@ class Watch:
     ) -> dict[TableName, SchemaError]:
         """Look at the tables of *checkpoints* under *catalog*, which *file* names beside *commit_lsn*."""
         self._pending, self._found = {}, {}
+        self._digest = catalog.digest
         now = {
             table: (checkpoint.id, catalog.digest, schemas.get(table))
             for table, checkpoint in checkpoints.items()

@@ -7,8 +7,9 @@ caller's transaction: a checkpoint is true because it commits together with the 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -166,14 +167,19 @@ def require_position(
     """
     checkpoints = lock_checkpoints(connection, watermarks.keys())
     expected = (position.order, position.source_id)
-    if len(checkpoints) != len(watermarks) or any(
-        c.is_paused
-        or (c.position.order, c.position.source_id) != expected
-        or c.position.commit_lsn != watermarks[c.table]
-        for c in checkpoints
+    found = {(c.position.order, c.position.source_id) for c in _one_a_position(checkpoints)}
+    if (
+        len(checkpoints) != len(watermarks)
+        or found - {expected}
+        or any(c.is_paused or c.position.commit_lsn != watermarks[c.table] for c in checkpoints)
     ):
         raise CheckpointMovedError
     return checkpoints
+
+
+def _one_a_position(checkpoints: Collection[TableCheckpoint]) -> Iterable[TableCheckpoint]:
+    """Return one of the checkpoints that share a position, which most do."""
+    return {id(checkpoint.position): checkpoint for checkpoint in checkpoints}.values()
 
 
 def advance_checkpoints(
@@ -219,9 +225,9 @@ def advance_checkpoints(
         log_files(connection, files, effects, now=now)
 
 
-# One statement, however many tables advance and however few of them have records: all of them are written, for
-# each one's position is that of the file. The ``file_*`` counts are those of the checkpoint's file; at its end
-# they become an entry of the audit log, which sees them as they were before the statement.
+# One statement, however many tables advance and however few of them have records: each is where the file is.
+# The ``file_*`` counts are those of the checkpoint's file; at its end they become an entry of the audit log,
+# for which they are read as they were before the statement.
 _ADVANCE = f"""
 WITH own AS (
     SELECT * FROM unnest(%(own)s::text[], %(added)s::bigint[], %(updated)s::bigint[], %(deleted)s::bigint[],
@@ -355,18 +361,37 @@ def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list
 def _checkpoint(row: dict[str, Any]) -> TableCheckpoint:
     return TableCheckpoint(
         id=row["id"],
-        table=TableName.parse(row["table_name"]),
-        position=Position(
-            file=row["file"],
-            is_finished=row["file_finished"],
-            record_number=row["record_number"],
-            file_size=row["file_size"],
-            commit_lsn=None if row["commit_lsn"] is None else parse_lsn(row["commit_lsn"]),
-            source_id=row["source_id"],
+        table=_parse(row["table_name"]),
+        position=_position(
+            row["file"],
+            row["file_finished"],
+            row["record_number"],
+            row["file_size"],
+            row["commit_lsn"],
+            row["source_id"],
         ),
         reason=read_reason(row),
         is_paused=row["state"] == "paused",
-        skips=msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
-        marks=decode_marks(row["marks"]),
+        skips=() if row["skips"] == "[]" else msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
+        marks=() if row["marks"] == "[]" else decode_marks(row["marks"]),
         local_oid=row["local_oid"],
+    )
+
+
+# Each batch reads the names of all tables that go on together.
+_parse = lru_cache(maxsize=4096)(TableName.parse)
+
+
+@lru_cache(maxsize=16)
+def _position(
+    file: str, is_finished: bool, number: int, size: int | None, lsn: str | None, source_id: str
+) -> Position:
+    """Return the position that these columns hold, which most tables share."""
+    return Position(
+        file=file,
+        is_finished=is_finished,
+        record_number=number,
+        file_size=size,
+        commit_lsn=None if lsn is None else parse_lsn(lsn),
+        source_id=source_id,
     )

@@ -1,0 +1,53 @@
+"""Keeps the schemas of tables from batch to batch, and reads them anew where the tables have changed.
+
+Knows when a look is due; how the catalog is read is catalog.py's and stamps.py's affair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from psycopg import Connection
+
+from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.stamps import read_stamps
+from syncdata.changes.names import TableName
+
+# Tables that a batch writes to are looked at in its own transaction. The others are looked at all together
+# before a file, for what a change of them here may mean for their rows; with 1,000 tables that takes a tenth
+# of a second, so it is not done before each of many small files.
+_LOOK_AGAIN_S = 10.0
+
+
+class Definitions:
+    """The schemas of tables as they were at the last look; ``current`` is another mapping when one of them
+    has changed."""
+
+    def __init__(self, connection: Connection[Any]) -> None:
+        self._connection = connection
+        self._stamps: dict[TableName, str | None] = {}
+        self._looked_s = float("-inf")
+        self.current: Mapping[TableName, TableSchema] = {}
+
+    def open(self, tables: Collection[TableName]) -> None:
+        """Get ready for batches of *tables*: know all of them, and look again at those known for long."""
+        is_due = time.monotonic() > self._looked_s + _LOOK_AGAIN_S
+        if is_due or not self._stamps.keys() >= set(tables):
+            self.refresh(tables)
+        if is_due:
+            self._looked_s = time.monotonic()
+
+    def refresh(self, tables: Collection[TableName]) -> None:
+        """Look at *tables*, and read the schemas of those that are new, or others than at the last look."""
+        # The stamps come first: what happens before the schemas are read shows at the next look.
+        stamps = read_stamps(self._connection, tables)
+        changed = {
+            table for table in tables if table not in self._stamps or self._stamps[table] != stamps.get(table)
+        }
+        if changed:
+            kept = {table: schema for table, schema in self.current.items() if table not in changed}
+            self.current = kept | read_schemas(self._connection, changed)
+            self._stamps |= {table: stamps.get(table) for table in changed}
