@@ -34,7 +34,7 @@ from syncdata.changes.names import TableName
 from syncdata.changes.proof import has_frame, require_frame, require_sound
 from syncdata.changes.record import ChangeRecord, odd_record, parse_record
 from syncdata.changes.run import LocatedRecord as LocatedRecord
-from syncdata.changes.run import Outline, Piece, is_simple, records_in, try_run
+from syncdata.changes.run import Piece, is_simple, records_in, try_run
 from syncdata.errors import ParseError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -148,7 +148,7 @@ def read_pieces(
     record before, so that it ends no transaction.
     """
     number = 0
-    record: ChangeRecord | Outline = UNREADABLE
+    record = UNREADABLE
     catalog: Announcement | None = None
     for first_line, text, size_bytes, announced, simple_lines in _number_lines(
         stream, name, max_record_bytes
@@ -160,7 +160,7 @@ def read_pieces(
             may_run = size_bytes <= simple_lines * MAX_RUN_LINE_BYTES and _holds_none(lines, ignored)
             if may_run and (run := try_run(bytes(text), first_line, name)) is not None:
                 number += simple_lines
-                record = run.outlines[-1]
+                record = msgspec.structs.replace(UNREADABLE, ts=run.times[-1], commit_lsn=run.last_commit)
                 yield run
                 continue
         for line_number, line in enumerate(_each(text, simple_lines), start=first_line):

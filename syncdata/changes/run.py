@@ -13,9 +13,9 @@ decodes, but for UTF-8, which is checked here. Test: test_a_run_holds_only_lines
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, compress, count
-from typing import Annotated, Literal, overload
+from typing import Annotated, Literal, TypeVar, overload
 
 import msgspec
 
@@ -25,6 +25,7 @@ from syncdata.changes.position import parse_lsn
 from syncdata.changes.record import ChangeRecord, OddRecord, odd_record, parse_record
 from syncdata.errors import ParseError
 
+T = TypeVar("T")
 Name = tuple[str, str]
 
 
@@ -56,14 +57,9 @@ class Outline(msgspec.Struct, frozen=True, gc=False):
     xid: int | str | None = None
     commit_lsn: str | None = None
 
-    @property
-    def name(self) -> Name:
-        return self.schema, self.table
-
 
 _decode_lines = msgspec.json.Decoder(Outline).decode_lines
-_table_of = operator.attrgetter("table")
-_schema_of = operator.attrgetter("schema")
+_op_of = operator.attrgetter("op")
 _name_of = operator.attrgetter("schema", "table")
 _ts_of = operator.attrgetter("ts")
 _commit_lsn_of = operator.attrgetter("commit_lsn")
@@ -72,38 +68,32 @@ _commit_lsn_of = operator.attrgetter("commit_lsn")
 class Run:
     """Lines of one file, each an INSERT, UPDATE or DELETE of a table, as ``text``; no comment among them.
 
-    ``lines``: their numbers. ``outlines``: one for each. ``names``: the tables that they are of. ``marks``:
-    the transaction of each, by its commit LSN (``tells_commits``) or else its time; None where it has neither
-    and is its own transaction. ``starts``: where, behind the first line, another transaction begins.
+    One entry for each line: its number (``lines``), its operation (``ops``), its table (``tables``), its time
+    (``times``) and its transaction (``marks``), by the commit LSN (``tells_commits``) or else the time; None
+    where it has neither and is its own transaction. ``starts``: where, behind the first line, another
+    transaction begins. ``names``: the tables. The outlines themselves would be much memory, so equal entries
+    are one object.
     """
 
-    __slots__ = ("file", "lines", "marks", "names", "outlines", "starts", "tells_commits", "text")
+    __slots__ = (
+        *("file", "lines", "marks", "names", "ops", "starts", "tables", "tells_commits", "text", "times"),
+    )
 
-    def __init__(self, file: str, text: bytes, lines: Sequence[int], outlines: list[Outline]) -> None:
-        """Raises ValueError where the outlines are not those of a run."""
+    def __init__(self, file: str, text: bytes, lines: Sequence[int], entries: _Entries) -> None:
         self.file = file
         self.text = text
         self.lines = lines
-        self.outlines = outlines
-        self.marks: list[str | None] = list(map(_commit_lsn_of, outlines))
-        self.tells_commits = outlines[0].commit_lsn is not None
-        if not self.tells_commits:
-            if self.marks.count(None) < len(outlines):
-                raise ValueError
-            self.marks = list(map(_ts_of, outlines))
-        if None not in self.marks:
-            self.starts = list(compress(count(1), map(operator.ne, self.marks, self.marks[1:])))
-        elif self.marks.count(None) == len(outlines) and not self.tells_commits:
-            self.starts = list(range(1, len(outlines)))
+        self.ops, self.tables, self.times, commits = entries
+        self.tells_commits = commits[0] is not None
+        self.marks = commits if self.tells_commits else self.times
+        if self.marks[0] is None:
+            self.starts = list(range(1, len(lines)))
         else:
-            raise ValueError
-        self.names = _names(outlines)
-        if any(not table for _, table in self.names):
-            raise ValueError
-        self.commits()
+            self.starts = list(compress(count(1), map(operator.ne, self.marks, self.marks[1:])))
+        self.names = set(self.tables)
 
     def __len__(self) -> int:
-        return len(self.outlines)
+        return len(self.ops)
 
     def commits(self) -> list[int]:
         """Return the commit LSNs of its transactions, as far as they tell them."""
@@ -115,13 +105,21 @@ class Run:
         """Return the commit LSN of the line *at*, counted from 0; None where its transaction tells none."""
         return parse_lsn(self.marks[at] or "") if self.tells_commits else None
 
+    @property
+    def last_commit(self) -> str | None:
+        return self.marks[-1] if self.tells_commits else None
+
     def split(self, at: int) -> tuple[Run, Run]:
         """Return its first *at* lines, and the others; there are some of each."""
         end = self.size_of(at)
         return (
-            Run(self.file, self.text[:end], self.lines[:at], self.outlines[:at]),
-            Run(self.file, self.text[end:], self.lines[at:], self.outlines[at:]),
+            Run(self.file, self.text[:end], self.lines[:at], self._entries(slice(None, at))),
+            Run(self.file, self.text[end:], self.lines[at:], self._entries(slice(at, None))),
         )
+
+    def _entries(self, part: slice) -> _Entries:
+        commits: list[str | None] = self.marks[part] if self.tells_commits else [None]
+        return self.ops[part], self.tables[part], self.times[part], commits
 
     def size_of(self, lines: int) -> int:
         """Return how many bytes its first *lines* lines are."""
@@ -133,29 +131,32 @@ class Run:
     def by_name(self) -> Iterator[tuple[Name, Run]]:
         """Yield the records of each table."""
         if len(self.names) == 1:
-            yield next(iter(self.names)), self
+            yield self.tables[0], self
             return
         texts, places = self._texts(), dict[Name, list[int]]()
-        for at, name in enumerate(map(_name_of, self.outlines)):
+        for at, name in enumerate(self.tables):
             places.setdefault(name, []).append(at)
         for name, own in places.items():
             yield name, self._at(own, texts)
 
     def count_of(self, name: Name) -> int:
         """Return how many of its records are of the table of that *name*."""
-        return sum(name_of == name for name_of in map(_name_of, self.outlines))
+        return self.tables.count(name)
 
     def only(self, mask: Sequence[bool]) -> Run:
         """Return the lines, some of its own, that *mask* says."""
         return self._at(list(compress(range(len(self)), mask)), self._texts())
 
     def _at(self, places: list[int], texts: list[bytes]) -> Run:
-        outlines, lines = self.outlines, self.lines
+        commits: list[str | None] = [self.marks[at] for at in places] if self.tells_commits else [None]
+        entries = (
+            [self.ops[at] for at in places],
+            [self.tables[at] for at in places],
+            [self.times[at] for at in places],
+            commits,
+        )
         return Run(
-            self.file,
-            b"".join([texts[at] for at in places]),
-            [lines[at] for at in places],
-            [outlines[at] for at in places],
+            self.file, b"".join([texts[at] for at in places]), [self.lines[at] for at in places], entries
         )
 
     def records(self) -> Iterator[LocatedRecord]:
@@ -172,11 +173,31 @@ class Run:
         return [line + b"\n" for line in self.text.split(b"\n")[:-1]]
 
 
-def _names(outlines: list[Outline]) -> set[Name]:
-    tables, schemas = set(map(_table_of, outlines)), set(map(_schema_of, outlines))
-    if len(tables) == len(schemas) == 1:
-        return {(schemas.pop(), tables.pop())}
-    return set(map(_name_of, outlines))
+# The operations, tables, times and commit LSNs of lines; of the last, where there are none, not one for each.
+_Entries = tuple[list[str], list[Name], list[str | None], list[str | None]]
+
+
+def _entries_of(outlines: list[Outline]) -> _Entries:
+    """Return what a run keeps of *outlines*. Raises ValueError where they are not those of a run."""
+    tables = _shared(map(_name_of, outlines))
+    commits, times = _shared(map(_commit_lsn_of, outlines)), _shared(map(_ts_of, outlines))
+    if any(not table for _, table in set(tables)):
+        raise ValueError
+    for lsn in dict.fromkeys(commits):
+        if lsn is not None:
+            parse_lsn(lsn)
+    # Either all lines tell their transaction in one way, or none does.
+    marks = commits if commits[0] is not None else times
+    if 0 < marks.count(None) < len(marks) or (marks is times and any(commits)):
+        raise ValueError
+    return list(map(_op_of, outlines)), tables, times, commits
+
+
+def _shared(values: Iterable[T]) -> list[T]:
+    """Return *values*, equal ones as one object."""
+    known: dict[T, T] = {}
+    listed = list(values)
+    return list(map(known.setdefault, listed, listed))
 
 
 def _record(line: bytes) -> ChangeRecord:
@@ -212,7 +233,7 @@ def try_run(text: bytes, first_line: int, file: str) -> Run | None:
         # Two objects in one line are no record, and two in two lines are two.
         if len(outlines) != lines:
             return None
-        return Run(file, text, range(first_line, first_line + lines), outlines)
+        return Run(file, text, range(first_line, first_line + lines), _entries_of(outlines))
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 

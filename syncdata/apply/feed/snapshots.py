@@ -39,8 +39,7 @@ class Snapshot:
                 yield from map(self._insert, records_in(piece))
 
     def _are_inserts(self, run: Run) -> bool:
-        is_of_table = run.names == {(self.table.schema, self.table.name)}
-        return is_of_table and all(outline.op == "INSERT" for outline in run.outlines)
+        return run.names == {(self.table.schema, self.table.name)} and set(run.ops) == {"INSERT"}
 
     def _pieces(self) -> Iterator[Piece]:
         fetched = self.fetched

@@ -274,7 +274,7 @@ def _counts(run: Run, wanted: Collection[tuple[str, str]]) -> Sequence[int]:
     """Return how many of the first 0, 1, 2 … records of *run* are of *wanted* tables."""
     if run.names.issubset(wanted):
         return range(len(run) + 1)
-    return list(accumulate((outline.name in wanted for outline in run.outlines), initial=0))
+    return list(accumulate(map(wanted.__contains__, run.tables), initial=0))
 
 
 def _kept(run: Run, kept: Sequence[int], end: int) -> Run | None:

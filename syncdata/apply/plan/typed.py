@@ -16,7 +16,7 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, compress
@@ -30,14 +30,13 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.plan.columns import Key
 from syncdata.apply.plan.schema import Column
 from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan
-from syncdata.changes.run import Outline, Run, pieces_of
+from syncdata.changes.run import Run, pieces_of
 
 # Types whose values a plain file may have as numbers with a fraction, which are kept digit for digit.
 _is_fractional = re.compile(r"numeric|real|double precision|money").match
 _find_negative_zero = re.compile(rb"-0[,}\s]").search
 _NESTED = frozenset((dict, list))
 
-_op_of = attrgetter("op")
 _data_of = attrgetter("data")
 _old_keys_of = attrgetter("old_keys")
 
@@ -81,22 +80,24 @@ def plan_runs(batch: TableBatch) -> TablePlan | None:
     row_type = _row_type(schema.columns, schema.key, batch.file.is_plain)
     if row_type is None or (row_type.has_numbers and any(may_hold_negative_zero(run.text) for run in runs)):
         return None
-    outlines: list[Outline] = list(chain.from_iterable(run.outlines for run in runs))
-    ops = list(map(_op_of, outlines))
+    net = _Net()
     try:
-        records = list(chain.from_iterable(row_type.decode_lines(run.text) for run in runs))
-        net = _net_rows(row_type, ops, records)
+        for run in runs:
+            net.add(row_type, run)
     except (msgspec.MsgspecError, ValueError, RecursionError, _UndecidedError):
         return None
-    by_op = Counter(ops)
+    by_op = Counter(chain.from_iterable(run.ops for run in runs))
     counts = Counts(
         added=by_op["INSERT"], updated=by_op["UPDATE"], deleted=by_op["DELETE"], missing=net.missing
     )
-    plan = TablePlan(schema=schema, counts=counts, gone=net.gone, last_ts=outlines[-1].ts)
+    gone: dict[Key, bool] = {
+        (key,) if isinstance(key, str) else key: is_expected for key, is_expected in net.gone.items()
+    }
+    plan = TablePlan(schema=schema, counts=counts, gone=gone, last_ts=runs[-1].times[-1])
     if net.rows:
-        plan.writes[Shape("upsert", row_type.columns)] = net.rows
+        plan.writes[Shape("upsert", row_type.columns)] = list(net.rows.values())
     # A key that is inserted twice is no new row.
-    plan.only_inserts = counts.added == len(net.rows) == len(records)
+    plan.only_inserts = counts.added == len(net.rows) == len(batch.records)
     return plan
 
 
@@ -104,29 +105,44 @@ class _UndecidedError(Exception):
     """The general way must decide."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Net:
-    """``rows``: what the last record of each key leaves. ``gone`` and ``missing``: as in a plan."""
+    """The rows that the last record of each key leaves; ``gone`` and ``missing`` as in a plan."""
 
-    rows: list[Row]
-    gone: dict[Key, bool]
-    missing: int = 0
+    def __init__(self) -> None:
+        self.rows: dict[_KeyText, Row] = {}
+        self.gone: dict[_KeyText, bool] = {}
+        self.missing = 0
 
+    def add(self, row_type: _RowType, run: Run) -> None:
+        """Fold the records of *run*. Raises _UndecidedError where the last one of a key does not say all."""
+        records = row_type.decode_lines(run.text)
+        if "DELETE" not in run.ops:
+            rows = _rows(row_type, records)
+            self.rows.update(zip(_keys(row_type, records, rows), rows, strict=True))
+            return
+        are_deletes = [op == "DELETE" for op in run.ops]
+        writes = list(compress(records, map(operator.not_, are_deletes)))
+        old_rows = list(map(_old_keys_of, compress(records, are_deletes)))
+        if None in old_rows:
+            raise _UndecidedError
+        rows = _rows(row_type, writes)
+        written = zip(_keys(row_type, writes, rows), rows, strict=True)
+        deleted = iter(row_type.old_keys(old_rows))
+        for is_delete in are_deletes:
+            if is_delete:
+                self._delete(next(deleted))
+            else:
+                key, row = next(written)
+                self.rows[key] = row
 
-def _net_rows(row_type: _RowType, ops: Sequence[str], records: Sequence[Any]) -> _Net:
-    """Fold *records*. Raises _UndecidedError where that takes more than the last record of each key."""
-    are_deletes = [op == "DELETE" for op in ops]
-    deletes = list(compress(records, are_deletes))
-    writes = list(compress(records, map(operator.not_, are_deletes))) if deletes else records
-    rows = _rows(row_type, writes)
-    keys = row_type.keys(rows)
-    _require_same_keys(row_type, writes, keys)
-    if not deletes:
-        return _Net(rows=list(dict(zip(keys, rows, strict=True)).values()), gone={})
-    old_rows = list(map(_old_keys_of, deletes))
-    if None in old_rows:
-        raise _UndecidedError
-    return _fold(are_deletes, zip(keys, rows, strict=True), iter(row_type.old_keys(old_rows)))
+    def _delete(self, key: _KeyText) -> None:
+        if self.rows.pop(key, None) is not None:
+            # The batch has written a row there; whether the target holds one is not known.
+            self.gone.setdefault(key, False)
+        elif key in self.gone:
+            self.missing += 1
+        else:
+            self.gone[key] = True
 
 
 def _rows(row_type: _RowType, records: Sequence[Any]) -> list[Row]:
@@ -140,37 +156,15 @@ def _rows(row_type: _RowType, records: Sequence[Any]) -> list[Row]:
     return rows
 
 
-def _require_same_keys(row_type: _RowType, records: Sequence[Any], keys: Sequence[_KeyText]) -> None:
-    """Raise _UndecidedError where one of *records* gives its row another key than it had."""
+def _keys(row_type: _RowType, records: Sequence[Any], rows: Sequence[Row]) -> list[_KeyText]:
+    """Return the keys of *rows*, those of *records*. Raises _UndecidedError where one was another before."""
+    keys = row_type.keys(rows)
     old_rows = list(map(_old_keys_of, records))
     if old_rows.count(None) < len(old_rows):
         at_same = [(old, key) for old, key in zip(old_rows, keys, strict=True) if old is not None]
         if row_type.old_keys([old for old, _ in at_same]) != [key for _, key in at_same]:
             raise _UndecidedError
-
-
-def _fold(
-    are_deletes: Sequence[bool], writes: Iterator[tuple[_KeyText, Row]], deleted: Iterator[_KeyText]
-) -> _Net:
-    """Fold writes and deletes, which follow each other as *are_deletes* says."""
-    rows: dict[_KeyText, Row] = {}
-    gone: dict[_KeyText, bool] = {}
-    missing = 0
-    for is_delete in are_deletes:
-        if not is_delete:
-            key, row = next(writes)
-            rows[key] = row
-            continue
-        key = next(deleted)
-        if rows.pop(key, None) is not None:
-            # The target may hold a row at that key or not: the batch has written one there.
-            gone.setdefault(key, False)
-        elif key in gone:
-            missing += 1
-        else:
-            gone[key] = True
-    as_keys = {(key,) if isinstance(key, str) else key: expected for key, expected in gone.items()}
-    return _Net(rows=list(rows.values()), gone=as_keys, missing=missing)
+    return keys
 
 
 def may_hold_negative_zero(text: bytes) -> bool:
