@@ -10,6 +10,7 @@ from __future__ import annotations
 from syncdata.changes.header import FOOTER_PREFIX, HEADER_PREFIX, REFETCH_HINT, Footer, Header
 from syncdata.changes.position import parse_lsn
 from syncdata.changes.record import ChangeRecord
+from syncdata.changes.run import Run
 from syncdata.errors import ParseError
 
 _FRAMES = (HEADER_PREFIX, FOOTER_PREFIX)
@@ -71,8 +72,11 @@ class Count:
 
     def add(self, record: ChangeRecord, name: str) -> None:
         """Count *record*. Raises ParseError when it was committed before the one before it."""
-        lsn = record.commit_lsn
-        if lsn is None or not record.table:  # one that is skipped may have been a transaction of its own
+        # One that is skipped may have been a transaction of its own.
+        self._add(record.commit_lsn if record.table else None, name)
+
+    def _add(self, lsn: str | None, name: str) -> None:
+        if lsn is None:
             self._is_silent = True
         elif lsn != self._last:
             number = parse_lsn(lsn)
@@ -81,6 +85,11 @@ class Count:
             self._first = self._first or lsn
             self._last, self._last_number = lsn, number
             self.transactions += 1
+
+    def add_run(self, run: Run, name: str) -> None:
+        """Count the records of *run*: the first of each transaction says all."""
+        for at in (0, *run.starts):
+            self._add(run.marks[at] if run.tells_commits else None, name)
 
     def require(self, footer: Footer, name: str) -> None:
         """Raise ParseError unless *footer* says of the records, all of them, what they say themselves.

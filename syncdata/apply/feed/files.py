@@ -16,7 +16,8 @@ from syncdata.archive.archive import Archive, ArchivedFile
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.proof import Count
-from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, Inspection, LocatedRecord, inspect
+from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, Inspection, inspect
+from syncdata.changes.run import Piece, Run
 from syncdata.errors import DiscoveryError, FetchError, ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.interruptible import interruptible
@@ -126,7 +127,7 @@ def ask(
 
 def read_batches(
     fetched: Fetched,
-    records: Iterable[LocatedRecord],
+    records: Iterable[Piece],
     *,
     watermarks: Mapping[TableName, int | None],
     limits: Limits,
@@ -168,7 +169,10 @@ def read_batches(
         yield Batch(segments=(segment,))
 
 
-def _counted(records: Iterable[LocatedRecord], count: Count, name: str) -> Iterator[LocatedRecord]:
-    for located in records:
-        count.add(located.record, name)
-        yield located
+def _counted(records: Iterable[Piece], count: Count, name: str) -> Iterator[Piece]:
+    for piece in records:
+        if isinstance(piece, Run):
+            count.add_run(piece, name)
+        else:
+            count.add(piece.record, name)
+        yield piece

@@ -22,7 +22,8 @@ from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, Limits
 from syncdata.apply.position import START, Position
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import NO_TABLE, read_records
+from syncdata.changes.reader import NO_TABLE, read_pieces
+from syncdata.changes.run import Run
 from syncdata.errors import DiscoveryError, ParseError, SyncError
 
 # A file that holds more than this share of a batch goes by itself: joining it would save next to nothing.
@@ -54,7 +55,7 @@ class Part:
     def counts(self) -> dict[TableName, Counts]:
         """Return how many records of each table the file brings, by operation."""
         by_table: dict[TableName, Counts] = {}
-        for (schema, name, op), count in _operations(self.batch).items():
+        for ((schema, name), op), count in _operations(self.batch).items():
             counts = by_table.setdefault(TableName(schema, name), Counts())
             match op:
                 case "INSERT":
@@ -199,15 +200,21 @@ def whole_part(
         batches = list(islice(batches_for(group, fetched, limits=limits), 2))
     except (ParseError, DiscoveryError):
         return None  # It is told of when the file comes by itself.
-    if len(batches) != 1 or any(op == "TRUNCATE" for _, _, op in _operations(batches[0])):
+    if len(batches) != 1 or any(op == "TRUNCATE" for _, op in _operations(batches[0])):
         return None
     return Part(fetched=fetched, batch=batches[0], end=position_after(batches[0], fetched))
 
 
-def _operations(batch: Batch) -> Mapping[tuple[str, str, str], int]:
-    """Return how many records *batch* has, by schema, table and operation."""
-    records = (located.record for located in batch.records)
-    return Counter((record.schema, record.table, record.op) for record in records)
+def _operations(batch: Batch) -> Mapping[tuple[tuple[str, str], str], int]:
+    """Return how many records *batch* has, by table, as (schema, name), and operation."""
+    operations: Counter[tuple[tuple[str, str], str]] = Counter()
+    for piece in batch.pieces:
+        if isinstance(piece, Run):
+            operations.update(zip(piece.tables, piece.ops, strict=True))
+        else:
+            record = piece.record
+            operations[(record.schema, record.table), record.op] += 1
+    return operations
 
 
 def require_next(position: Position, fetched: Fetched, *, now: dt.datetime) -> None:
@@ -236,7 +243,7 @@ def batches_for(
     header = fetched.inspection.header
     return read_batches(
         fetched,
-        read_records(
+        read_pieces(
             fetched.stream,
             fetched.name,
             skip=start_record,

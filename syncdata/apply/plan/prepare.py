@@ -11,7 +11,7 @@ from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import LocatedRecord
+from syncdata.changes.run import LocatedRecord, Piece, parts_of, records_of
 from syncdata.errors import SchemaError, SyncError
 
 
@@ -19,7 +19,7 @@ from syncdata.errors import SchemaError, SyncError
 class TableShare:
     """One table's share of a batch: its records and their plan, or the error that there is instead of one."""
 
-    records: list[LocatedRecord]
+    records: Sequence[LocatedRecord]
     plan: TablePlan | SyncError
 
 
@@ -38,19 +38,19 @@ class PreparedBatch:
 
 def prepare(batch: Batch, schemas: Mapping[TableName, TableSchema]) -> PreparedBatch:
     """Work out each table's share of *batch*; a table that cannot be planned carries its error."""
-    by_name: dict[tuple[str, str], list[LocatedRecord]] = {}
-    for located in batch.records:
-        record = located.record
-        by_name.setdefault((record.schema, record.table), []).append(located)
+    by_name: dict[tuple[str, str], list[Piece]] = {}
+    for piece in batch.pieces:
+        for name, part in parts_of(piece):
+            by_name.setdefault(name, []).append(part)
     shares = {}
-    for (schema_name, table_name), records in by_name.items():
+    for (schema_name, table_name), pieces in by_name.items():
         table = TableName(schema_name, table_name)
-        shares[table] = _share(table, schemas.get(table), records, batch)
+        shares[table] = _share(table, schemas.get(table), records_of(pieces), batch)
     return PreparedBatch(batch=batch, shares=shares, schemas=schemas)
 
 
 def _share(
-    table: TableName, schema: TableSchema | None, records: list[LocatedRecord], batch: Batch
+    table: TableName, schema: TableSchema | None, records: Sequence[LocatedRecord], batch: Batch
 ) -> TableShare:
     if schema is None:
         # Test: test_a_missing_table_blocks_only_itself_until_it_is_created.
@@ -70,7 +70,7 @@ def _share(
 
 
 def _with_statements(
-    error: SchemaError, schema: TableSchema, records: list[LocatedRecord], batch: Batch
+    error: SchemaError, schema: TableSchema, records: Sequence[LocatedRecord], batch: Batch
 ) -> str:
     """Return the hint of *error* with the statements for the columns of its record that the table lacks,
     where the catalog has them."""
