@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from psycopg import Connection
 
 from syncdata.apply import actions
 from syncdata.apply.context import Resources
+from syncdata.apply.feed.arrivals import Arrivals
 from syncdata.apply.position import START
 from syncdata.apply.postgres.connection import translate, translated_errors
 from syncdata.apply.progress import Progress, RequestProgress
@@ -33,6 +34,7 @@ from syncdata.changes.names import TableName
 from syncdata.errors import RequestError, ResyncError, SchemaError, SyncError
 from syncdata.runtime.retry import Backoff
 from syncdata.runtime.unexpected import unexpected_error
+from syncdata.runtime.wake import Wake
 
 logger = logging.getLogger(__name__)
 
@@ -56,23 +58,27 @@ class Worker:
     def run_loop(self, *, interval_s: int | None, stop: threading.Event) -> None:
         """Run cycles until *stop* is set; between them and their batches, carry out operators' requests.
 
+        A cycle begins at every interval, and as soon as a file comes into an archive that can tell of it.
+
         A cycle that fails, for whatever reason, is logged, counted and tried again, soon at first. Raises
         RunError when another daemon runs on this database.
         """
         interval_s = interval_s or self._resources.settings.interval_s
         backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), self._resources.told
-        with self.running(interval_s) as run:
+        with self.running(interval_s) as run, closing(Arrivals(told)) as arrivals:
             while not stop.is_set():
-                pause_s: float = interval_s
                 try:
+                    arrivals.watch(self._resources.archive())
                     run.cycle(stop, deadline=time.monotonic() + interval_s)
                     backoff.reset()
                     told.over(logger, "cycle", "the cycles go on: what made them fail is over")
                 except Exception as error:
                     trouble = foreseen(error)
                     told.trouble(logger, trouble, "cycle", extra=trouble.fields)
-                    pause_s = min(interval_s, backoff.next_s())
-                self._rest(stop, pause_s)
+                    # A new file does not end this rest: it is no reason to fail again at once.
+                    self._rest(stop, min(interval_s, backoff.next_s()))
+                else:
+                    self._rest(stop, interval_s, arrivals.wake)
 
     def run_once(self, stop: threading.Event) -> SyncResult:
         """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""
@@ -140,14 +146,17 @@ class Worker:
         self._resources.mirror.save(self._resources.connect(), START, now=_utcnow())
         self._resources.observer.action_done("clear", {table: Activity() for table in tables})
 
-    def _rest(self, stop: threading.Event, seconds: float) -> None:
-        """Wait for the next cycle and carry out requests meanwhile; after some, the cycle begins at once."""
+    def _rest(self, stop: threading.Event, seconds: float, wake: Wake | None = None) -> None:
+        """Wait for the next cycle and carry out requests meanwhile; after some, and when *wake* is called,
+        the cycle begins at once."""
         deadline = time.monotonic() + seconds
         while not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
             try:
                 if self._work_off_requests(stop) & _CALLS_FOR_CYCLE or self._open_listener().take_call():
                     return
-                self._open_listener().wait(min(left_s, _LISTEN_S))
+                if wake is not None and wake.take():
+                    return
+                self._open_listener().wait(min(left_s, _LISTEN_S), wake=wake)
             except (psycopg.Error, SyncError) as error:
                 # The cycle that comes next reports a database that stays away.
                 logger.debug("not listening for requests: %s", type(error).__name__)

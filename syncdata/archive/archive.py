@@ -7,17 +7,19 @@ Knows names, their order, and the errors for a storage's refusals; knows nothing
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from syncdata.archive.content import Content
+from syncdata.archive.last_listing import LastListing
 from syncdata.archive.put import put_once
-from syncdata.archive.refusals import cannot_list, cannot_put, cannot_read, cannot_remove
+from syncdata.archive.refusals import cannot_list, cannot_put, cannot_read, cannot_remove, cannot_watch
 from syncdata.archive.signatures import PublicKeys
-from syncdata.archive.storage import ArchiveSettings, Storage
+from syncdata.archive.storage import ArchiveSettings, Dated, InDirectory, Storage
 from syncdata.changes.catalog import (
     CATALOG_DIRECTORY,
     MAX_CATALOG_BYTES,
@@ -32,6 +34,7 @@ from syncdata.changes.filenames import (
     SnapshotFile,
     check_name,
     in_order,
+    is_change_file,
     is_left_out,
     is_snapshot_directory,
     is_wanted,
@@ -46,7 +49,7 @@ from syncdata.errors import ArchiveConnectionError, DiscoveryError, ParseError, 
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "open_archive"]
+__all__ = ["Archive", "ArchivedFile", "ChangeFile", "SnapshotFile", "Watch", "open_archive"]
 
 
 # Those of a day with many migrations; each is as large as production's schema.
@@ -58,6 +61,15 @@ _told: dict[str, set[str]] = {}
 _MOST_TOLD = 1_000
 
 
+class Watch(Protocol):
+    """The watch over an archive. It ends by itself when the archive's directory becomes another one."""
+
+    @property
+    def is_watching(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
 class Archive:
     """The files of one storage. Safe to use from one thread at a time; `close` from any.
 
@@ -65,9 +77,21 @@ class Archive:
     cannot be reached.
     """
 
-    def __init__(self, storage: Storage, *, keys: PublicKeys | None = None) -> None:
-        """*keys*: those of them that signed it make a file to be believed; without it, none needs to be."""
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        keys: PublicKeys | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*keys*: those of them that signed it make a file to be believed; without it, none needs to be.
+
+        *clock_s*: seconds that never go back.
+        """
         self.keys = keys
+        self._clock_s = clock_s
+        self._last_listing = LastListing()
+        self._head_time = ""
         self._storage = storage
         self._catalogs: dict[str, Catalog] = {}
         self._newest_stem = ""
@@ -78,26 +102,65 @@ class Archive:
         *since* itself is included, so that a file half applied is found again. Temporary, hidden and
         other names are left out; those that look like change files are named once in a warning. One file
         is returned for each stem. Raises DiscoveryError when the directory cannot be listed.
+
+        While nothing has come or gone, that is found out by one request, and there is no listing.
         """
+        try:
+            changed_at = self._storage.root_changed_at() if isinstance(self._storage, Dated) else None
+            if changed_at is None:
+                return self._list(since)
+            asked_s, first = self._clock_s(), "" if since is None else stem(since)
+            names = self._last_listing.recall(changed_at, first, now_s=asked_s)
+            known = None if names is None else self._as_they_are_now(names)
+            if known is None:
+                known = self._list(since)
+                self._last_listing.note(changed_at, first, known, sign=self._head_time, now_s=asked_s)
+            return known
+        except OSError as error:
+            raise cannot_list(self.describe(), error) from error
+
+    def _list(self, since: str | None) -> list[ChangeFile]:
+        """List the root. Raises OSError."""
         others: set[str] = set()
+        first = "" if since is None else stem(since)
         told = _told.setdefault(self.describe(), set())
 
         def is_wanted_here(name: str) -> bool:
             # No more than are told: a server may list as many as it likes.
             if len(others) + len(told) < _MOST_TOLD and name not in told and is_left_out(name):
                 others.add(name)
-            return is_wanted(name, since)
+            return is_wanted(name, first)
 
-        try:
-            listed = self._storage.list_files("", is_wanted_here)
-        except OSError as error:
-            raise cannot_list(self.describe(), error) from error
+        listed = self._storage.list_files("", is_wanted_here)
         self._tell_of_others(others)
         told |= others
         files = in_order(ChangeFile(name=name, size_bytes=size_bytes) for name, size_bytes in listed)
         if files:
             self._newest_stem = max(self._newest_stem, files[-1].stem)
         return files
+
+    def _as_they_are_now(self, names: Iterable[str]) -> list[ChangeFile] | None:
+        """Return those files with their present sizes; None when one of them has gone. Raises OSError."""
+        files = []
+        for name in names:
+            size_bytes = self._storage.size_of(name)
+            if size_bytes is None:
+                return None
+            files.append(ChangeFile(name=name, size_bytes=size_bytes))
+        return files
+
+    def watch(self, tell: Callable[[], object]) -> Watch | None:
+        """Have *tell* called, from another thread, soon after a change file has come; None where the archive
+        cannot tell. Some files may come untold. Raises DiscoveryError when it cannot be watched now."""
+        if not isinstance(self._storage, InDirectory):
+            return None
+        # Here, for it takes commands that only ask longer to load than they run.
+        from syncdata.runtime.watch import DirectoryWatch
+
+        try:
+            return DirectoryWatch(self._storage.path, is_change_file, tell)
+        except Exception as error:  # the library's own errors have no common class
+            raise cannot_watch(self.describe(), error) from error
 
     def reaches(self, name: str) -> bool:
         """Tell whether the archive holds, or has held since this was opened, the change file *name* or a
@@ -229,6 +292,7 @@ class Archive:
             raise cannot_read(self._location(HEAD_NAME), error) from error
         if self.keys is not None:
             self.keys.check_head(head, HEAD_NAME)
+        self._head_time = head.time
         return head
 
     def close(self) -> None:

@@ -41,6 +41,10 @@ class LocalStorage:
     def directory(self) -> str:
         return str(self._directory)
 
+    @property
+    def path(self) -> Path:
+        return self._directory
+
     def describe(self) -> str:
         return str(self._directory)
 
@@ -49,6 +53,18 @@ class LocalStorage:
             wanted = [entry for entry in entries if is_wanted(entry.name)]
         sizes = ((entry.name, _size_of(entry)) for entry in wanted)
         return [(name, size_bytes) for name, size_bytes in sizes if size_bytes is not None]
+
+    def root_changed_at(self) -> int | None:
+        try:
+            # Opened, for then NFS asks its server; stat() alone takes what it heard up to a minute ago.
+            descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None  # The listing says why.
+        try:
+            # Not the time of the last write, which can be set.
+            return os.fstat(descriptor).st_ctime_ns
+        finally:
+            os.close(descriptor)
 
     def list_directories(self, is_wanted: Callable[[str], bool]) -> list[str]:
         with os.scandir(self._directory) as entries:

@@ -19,6 +19,16 @@ def cannot_list(where: str, error: OSError) -> DiscoveryError:
     return DiscoveryError(f"the archive cannot be listed: {_reason(error)}", hint=hint, file=where)
 
 
+def cannot_watch(where: str, error: Exception) -> DiscoveryError:
+    reason = _reason(error) if isinstance(error, OSError) else type(error).__name__
+    return DiscoveryError(
+        f"the archive cannot be watched: {reason}",
+        hint="new files are found at every interval all the same; where the system's limit is reached, raise"
+        " it: sysctl fs.inotify.max_user_instances fs.inotify.max_user_watches",
+        file=where,
+    )
+
+
 def cannot_read(where: str, error: OSError) -> FetchError:
     hint = {
         errno.ENOENT: "it was there when the archive was listed; put it back",

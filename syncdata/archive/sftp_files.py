@@ -151,6 +151,16 @@ def size_of(sftp: SftpSession, path: str) -> int | None:
         return None
 
 
+def changed_at(sftp: SftpSession, path: str) -> int | None:
+    """Return the time of the last change, in seconds since 1970; None when the server tells none."""
+    try:
+        return sftp.attributes(sftp.ask(CMD_STAT, path)).changed_at
+    except LOSSES:
+        raise
+    except OSError:
+        return None
+
+
 @contextmanager
 def _handle(sftp: SftpSession, request: int) -> Iterator[bytes]:
     """The handle that answers *request*; it is closed at the end, without waiting after a failure."""

@@ -60,10 +60,18 @@ class EndOfFile(ProtocolError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """What a server tells of a file; it may leave out either."""
+    """What a server tells of a file; it may leave out any of it. ``changed_at``: seconds since 1970."""
 
     size_bytes: int | None
     mode: int | None
+    changed_at: int | None = None
+
+
+# What OpenSSH sends of a file, taken at once, for a listing has many: its size, owner and group, mode, and
+# when it was read and changed.
+_USUAL = 1 | 2 | 4 | 8
+_USUAL_ATTRIBUTES = struct.Struct(">QIIIII")
+_NUMBER = struct.Struct(">I")
 
 
 class Fields:
@@ -80,7 +88,7 @@ class Fields:
         return self._content[start : self._position]
 
     def number(self) -> int:
-        value: int = struct.unpack(">I", self.take(4))[0]
+        value: int = _NUMBER.unpack(self.take(4))[0]
         return value
 
     def large_number(self) -> int:
@@ -99,17 +107,23 @@ class Fields:
 
     def attributes(self) -> Attributes:
         flags = self.number()
+        if flags == _USUAL:
+            usual = self.take(_USUAL_ATTRIBUTES.size)
+            size_bytes, _, _, mode, _, changed_at = _USUAL_ATTRIBUTES.unpack(usual)
+            return Attributes(size_bytes=size_bytes, mode=mode, changed_at=changed_at)
         size_bytes = self.large_number() if flags & 1 else None
         if flags & 2:
             self.take(8)
         mode = self.number() if flags & 4 else None
+        changed_at = None
         if flags & 8:
-            self.take(8)
+            self.take(4)  # when it was read
+            changed_at = self.number()
         if flags & 0x80000000:
             for _ in range(self.number()):
                 self.binary()
                 self.binary()
-        return Attributes(size_bytes=size_bytes, mode=mode)
+        return Attributes(size_bytes=size_bytes, mode=mode, changed_at=changed_at)
 
 
 class SftpSession:

@@ -18,6 +18,7 @@ from syncdata.archive.login import Login
 from syncdata.archive.sftp_files import (
     ReadAhead,
     WriteBehind,
+    changed_at,
     is_empty,
     list_directories,
     list_files,
@@ -65,6 +66,9 @@ class SftpStorage:
     def list_files(self, directory: str, is_wanted: Callable[[str], bool]) -> list[tuple[str, int]]:
         path = self._path(directory) if directory else self.directory
         return self._connection.persevere(lambda sftp: list_files(sftp, path, is_wanted))
+
+    def root_changed_at(self) -> int | None:
+        return self._connection.persevere(lambda sftp: changed_at(sftp, self.directory))
 
     def list_directories(self, is_wanted: Callable[[str], bool]) -> list[str]:
         return self._connection.persevere(lambda sftp: list_directories(sftp, self.directory, is_wanted))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from syncdata.archive.content import Content
 
@@ -105,6 +105,26 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Let go of the storage for good; a call that is running in another thread fails soon."""
+        ...
+
+
+@runtime_checkable
+class InDirectory(Protocol):
+    """A storage that is a directory of this machine, whose events tell of new files."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+@runtime_checkable
+class Dated(Protocol):
+    """A storage that can tell, for little, whether names have appeared in its root, or gone from there."""
+
+    def root_changed_at(self) -> int | None:
+        """Return a time that every such change changes, in a unit of its own; None where none can be told.
+
+        Two changes within a second may leave the same time. As fresh as a listing would be.
+        """
         ...
 
 

@@ -73,12 +73,13 @@ ArchivedFile: TypeAlias = ChangeFile | SnapshotFile
 def is_change_file(name: str) -> bool:
     """Tell whether *name* is that of a finished change file: a stamp that is a time, and one of SUFFIXES."""
     match = _CHANGE_FILE.fullmatch(name)
-    return match is not None and parse_stamp(match[1]) is not None
+    return match is not None and _is_time(match[1])
 
 
-def is_wanted(name: str, since: str | None) -> bool:
-    """Tell whether *name* is a change file's, and its stem is *since*'s or comes after it."""
-    return is_change_file(name) and (since is None or stem(name) >= stem(since))
+def is_wanted(name: str, since: str) -> bool:
+    """Tell whether *name* is a change file's, and its stem is *since*, which is one, or comes after it."""
+    # What is true of the stem is true of the name, and that is soon seen.
+    return name >= since and is_change_file(name) and stem(name) >= since
 
 
 def is_left_out(name: str) -> bool:
@@ -145,9 +146,10 @@ def temporary_name(name: str) -> str:
 def in_order(files: Iterable[ChangeFile]) -> list[ChangeFile]:
     """Return *files* sorted by stem; of several with one stem, only the one with the shortest ending."""
     by_stem: dict[str, ChangeFile] = {}
-    # The longest ending first, so that a shorter one takes its place.
-    for file in sorted(files, key=lambda file: len(file.name) - len(file.stem), reverse=True):
-        by_stem[file.stem] = file
+    for file in files:
+        key = file.stem
+        if key not in by_stem or len(file.name) < len(by_stem[key].name):
+            by_stem[key] = file
     return [by_stem[key] for key in sorted(by_stem)]
 
 
@@ -197,6 +199,16 @@ def parse_stamp(stamp: str) -> dt.datetime | None:
         )
     except ValueError:
         return None
+
+
+def _is_time(stamp: str) -> bool:
+    """Tell whether *stamp*, whose digits are where they must be, is a date and time: a listing has many."""
+    return stamp[9:11] < "24" and stamp[11:13] < "60" and stamp[13:] < "60" and _is_day(stamp[:8])
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_day(day: str) -> bool:
+    return parse_stamp(f"{day}_000000") is not None
 
 
 def file_time(name: str) -> dt.datetime | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import asyncssh
 import paramiko
 import pytest
+from paramiko.sftp import CMD_OPENDIR
 
 from syncdata.archive import ssh as sftp
 from syncdata.archive.archive import Archive, ChangeFile, open_archive
@@ -94,6 +95,58 @@ def test_a_linked_change_file_has_the_size_of_its_target(sshd: SshServer) -> Non
 def test_an_empty_directory_holds_no_change_files(sshd: SshServer) -> None:
     with archive(sshd.settings()) as opened:
         assert opened.discover(None) == []
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_between_two_new_files_the_server_lists_nothing(
+    sshd: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ask = SftpSession.ask
+
+    def count(self: SftpSession, kind: int, *arguments: object) -> int:
+        asked.append(kind)
+        return ask(self, kind, *arguments)
+
+    monkeypatch.setattr(SftpSession, "ask", count)
+    clock = Clock()
+    opened = Archive(sshd.settings().open_storage(spool_dir=None), clock_s=clock)
+
+    def look(since: ChangeFile, after_s: float) -> tuple[list[ChangeFile], int]:
+        """Return the files found, and the number of listings and other requests."""
+        asked.clear()
+        clock.now_s += after_s
+        found = opened.discover(since.name)
+        return found, asked.count(CMD_OPENDIR)
+
+    try:
+        first = put(sshd)
+        os.utime(sshd.archive_dir, (1_000, 1_000))
+        assert look(first, 1) == ([first], 1)
+        second = put(sshd, "changes_20260205_103100.json")
+        assert look(first, 60) == ([first, second], 1)
+        assert look(second, 1) == ([second], 1), "the second of its name may still go on"
+        assert look(second, 2) == ([second], 1)
+        for _ in range(20):
+            assert look(second, 1) == ([second], 0)
+            assert len(asked) == 2, "the time of the directory, and the size of the file"
+        second = put(sshd, second.name, b'{"it has": "grown"}\n')
+        assert look(second, 1) == ([second], 0)
+        (sshd.archive_dir / second.name).unlink()
+        assert look(second, 1) == ([], 1)
+        third = put(sshd, "changes_20260205_103200.json")
+        os.utime(sshd.archive_dir, (2_000, 2_000))
+        assert look(second, 1) == ([third], 1)
+    finally:
+        opened.close()
 
 
 def test_three_new_files_among_100_000_are_found_quickly(sshd: SshServer) -> None:

@@ -17,6 +17,7 @@ from psycopg.rows import dict_row
 
 from syncdata.apply.state.reasons import error_parameters
 from syncdata.errors import SyncError
+from syncdata.runtime.wake import Wake
 
 CHANNEL = "syncdata_requests"
 _CYCLE = "cycle"  # what a notification says that announces no request
@@ -139,8 +140,8 @@ class Listener:
         """True when a request has come in; the driver learns of it with the result of the next statement."""
         return self._has_requests
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until the server sends something, at most *timeout_s*.
+    def wait(self, timeout_s: float, *, wake: Wake | None = None) -> None:
+        """Wait until the server sends something, or until *wake* is called, at most *timeout_s*.
 
         Raises psycopg.Error when the server has gone.
         """
@@ -148,7 +149,9 @@ class Listener:
             return
         poller = poll()  # select() would refuse the high file numbers of a large process
         poller.register(self._connection.fileno(), POLLIN)
-        if poller.poll(timeout_s * 1000):
+        if wake is not None:
+            poller.register(wake, POLLIN)
+        if any(ready == self._connection.fileno() for ready, _ in poller.poll(timeout_s * 1000)):
             self._connection.execute("SELECT")
 
     def look_again(self) -> None:
