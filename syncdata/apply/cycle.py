@@ -39,7 +39,7 @@ from syncdata.apply.state.checkpoints import Skip, TableCheckpoint
 from syncdata.archive.archive import Archive, ChangeFile
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import NO_TABLE, read_records
+from syncdata.changes.reader import NO_TABLE, read_pieces
 from syncdata.errors import DiscoveryError, ParseError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
 from syncdata.runtime.prefetch import prefetch
@@ -377,7 +377,7 @@ def _batches_for(
     header = fetched.inspection.header
     return read_batches(
         fetched,
-        read_records(
+        read_pieces(
             fetched.stream,
             fetched.name,
             skip=start_record,

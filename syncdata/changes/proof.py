@@ -10,6 +10,7 @@ from __future__ import annotations
 from syncdata.changes.header import FOOTER_PREFIX, HEADER_PREFIX, REFETCH_HINT, Footer, Header
 from syncdata.changes.position import parse_lsn
 from syncdata.changes.record import ChangeRecord
+from syncdata.changes.run import Outline, Run
 from syncdata.errors import ParseError
 
 _FRAMES = (HEADER_PREFIX, FOOTER_PREFIX)
@@ -69,7 +70,7 @@ class Count:
         self._last_number = -1
         self._is_silent = False
 
-    def add(self, record: ChangeRecord, name: str) -> None:
+    def add(self, record: ChangeRecord | Outline, name: str) -> None:
         """Count *record*. Raises ParseError when it was committed before the one before it."""
         lsn = record.commit_lsn
         if lsn is None or not record.table:  # one that is skipped may have been a transaction of its own
@@ -81,6 +82,11 @@ class Count:
             self._first = self._first or lsn
             self._last, self._last_number = lsn, number
             self.transactions += 1
+
+    def add_run(self, run: Run, name: str) -> None:
+        """Count the records of *run*: the first of each transaction says all."""
+        for at in (0, *run.starts):
+            self.add(run.outlines[at], name)
 
     def require(self, footer: Footer, name: str) -> None:
         """Raise ParseError unless *footer* says of the records, all of them, what they say themselves.

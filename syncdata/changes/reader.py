@@ -33,6 +33,8 @@ from syncdata.changes.header import (
 from syncdata.changes.names import TableName
 from syncdata.changes.proof import has_frame, require_frame, require_sound
 from syncdata.changes.record import ChangeRecord, odd_record, parse_record
+from syncdata.changes.run import LocatedRecord as LocatedRecord
+from syncdata.changes.run import Outline, Piece, is_simple, records_in, try_run
 from syncdata.errors import ParseError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -43,6 +45,10 @@ BLOCK_BYTES = 1 << 18
 # The longest line that is read as a record, where the configuration (`max_record_bytes`) says nothing else.
 # It has room for a text of 50 MB in which every character is escaped; docs/configuration.md: what it costs.
 DEFAULT_MAX_RECORD_BYTES = 128 << 20
+
+# A run keeps its lines beside the values that are made of them: much memory where lines are long on an
+# average, and little time is won there.
+MAX_RUN_LINE_BYTES = 1 << 12
 
 # Headers, footers and announcements are shorter. A longer comment line is any comment, and skipped.
 MAX_COMMENT_BYTES = 1 << 16
@@ -93,16 +99,6 @@ class Inspection:
         return Announcement(header.catalog, lsn_or_none(lsn))
 
 
-class LocatedRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record, its physical line (from 1) and that line's size in bytes. ``catalog``: the catalog that holds
-    from this record on, where it is another than before."""
-
-    record: ChangeRecord
-    line: int
-    size_bytes: int
-    catalog: Announcement | None = None
-
-
 def inspect(stream: BinaryIO, name: str, *, max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES) -> Inspection:
     """Read all of *stream* once and tell whether the file is finished; leave it at its beginning.
 
@@ -128,7 +124,21 @@ def read_records(
     ignored: Collection[int] = (),
     max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES,
 ) -> Iterator[LocatedRecord]:
-    """Yield the records of *stream* after the first *skip*, in the file's order.
+    """Yield the records of `read_pieces` one by one."""
+    pieces = read_pieces(stream, name, skip=skip, ignored=ignored, max_record_bytes=max_record_bytes)
+    for piece in pieces:
+        yield from records_in(piece)
+
+
+def read_pieces(
+    stream: BinaryIO,
+    name: str,
+    *,
+    skip: int = 0,
+    ignored: Collection[int] = (),
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES,
+) -> Iterator[Piece]:
+    """Yield the records of *stream* after the first *skip*, in the file's order; many of them as runs.
 
     The marks of a plain file's transactions (`MARKS`) are yielded and count, too: a position is a number of
     lines, whatever they say. Test: test_a_position_counts_the_marks_of_transactions.
@@ -138,32 +148,59 @@ def read_records(
     record before, so that it ends no transaction.
     """
     number = 0
-    record = UNREADABLE
+    record: ChangeRecord | Outline = UNREADABLE
     catalog: Announcement | None = None
-    for line_number, line, size_bytes, announced in _number_lines(stream, name, max_record_bytes):
+    for first_line, text, size_bytes, announced, simple_lines in _number_lines(
+        stream, name, max_record_bytes
+    ):
         # Also of a catalog that was announced among the records to skip: it holds after them.
         catalog = announced or catalog
-        number += 1
-        if number <= skip:
-            continue
-        try:
-            record = _too_long(max_record_bytes) if line is None else parse_record(line)
-        except ParseError as error:
-            if line_number in ignored:
-                record = msgspec.structs.replace(UNREADABLE, ts=record.ts, commit_lsn=record.commit_lsn)
-            elif line is not None and (odd := odd_record(line, error.message)) is not None:
-                record = odd
-            else:
-                raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
-        del line  # A large value is in memory once while its record is applied.
-        yield LocatedRecord(record, line_number, size_bytes, catalog)
-        catalog = None
+        if simple_lines and number >= skip and catalog is None and text is not None:
+            lines = range(first_line, first_line + simple_lines)
+            may_run = size_bytes <= simple_lines * MAX_RUN_LINE_BYTES and _holds_none(lines, ignored)
+            if may_run and (run := try_run(bytes(text), first_line, name)) is not None:
+                number += simple_lines
+                record = run.outlines[-1]
+                yield run
+                continue
+        for line_number, line in enumerate(_each(text, simple_lines), start=first_line):
+            number += 1
+            if number <= skip:
+                continue
+            line_bytes = size_bytes if line is None or not simple_lines else len(line)
+            try:
+                record = _too_long(max_record_bytes) if line is None else parse_record(line)
+            except ParseError as error:
+                if line_number in ignored:
+                    record = msgspec.structs.replace(UNREADABLE, ts=record.ts, commit_lsn=record.commit_lsn)
+                elif line is not None and (odd := odd_record(line, error.message)) is not None:
+                    record = odd
+                else:
+                    raise ParseError(error.message, hint=error.hint, file=name, line=line_number) from None
+            del line  # A large value is in memory once while its record is applied.
+            yield LocatedRecord(record, line_number, line_bytes, catalog, name)
+            catalog = None
     if number < skip:
         raise ParseError(
             f"the file holds {number} records, but {skip} of it were applied",
             hint=REFETCH_HINT,
             file=name,
         )
+
+
+def _holds_none(lines: range, ignored: Collection[int]) -> bool:
+    return not ignored or not any(number in lines for number in ignored)
+
+
+def _each(text: bytes | bytearray | None, simple_lines: int) -> Iterator[bytes | bytearray | None]:
+    """Yield the lines of *text*; it is one itself unless it is *simple_lines*."""
+    if text is None or not simple_lines:
+        held = [text]
+        del text
+        yield held.pop()
+        return
+    for line in text.split(b"\n")[:-1]:
+        yield line + b"\n"
 
 
 def _too_long(max_record_bytes: int) -> ChangeRecord:
@@ -188,8 +225,8 @@ def _corrupt(error: Exception, name: str) -> ParseError:
 # The lines of a file
 
 # A line that may hold a record: its number, its bytes (None when they are more than the limit), how many
-# those are, and the catalog that was announced since the line before.
-_Line = tuple[int, bytes | bytearray | None, int, Announcement | None]
+# those are, the catalog that was announced since the line before, and 0. Or so many lines, all `is_simple`.
+_Line = tuple[int, bytes | bytearray | None, int, Announcement | None, int]
 
 _SKIPPED_LINES = re.compile(rb"(?:#[^\n]*+\n|[ \t\r\f\v]*+\n)*+")
 _SKIPPED_STARTS = frozenset(b"# \t\r\n\f\v")
@@ -214,12 +251,12 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
     """Yield the lines of *stream* but for blank ones and comments, however many of these there are."""
     number = 1
     announced: Announcement | None = None
-    at = 0
+    at = one_by_one = 0
     block = stream.read(BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK)
     kinds = b""  # those of the block's bytes, once a comment is met in it
     while block:
         if at == len(block):
-            block, kinds, at = stream.read(BLOCK_BYTES), b"", 0
+            block, kinds, at, one_by_one = stream.read(BLOCK_BYTES), b"", 0, 0
             continue
         if block[at] in _SKIPPED_STARTS:
             kinds = kinds or block.translate(_KINDS)
@@ -232,13 +269,29 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
             announced = _last_announced(skipped) or announced
             at = end
             continue
+        if at >= one_by_one:
+            # Up to the next comment, or to the last whole line.
+            end = block.find(b"\n#", at) + 1 or block.rfind(b"\n", at) + 1
+            text = block[at:end]
+            simple_lines = text.count(b"\n")
+            if end - at <= limit and is_simple(text, simple_lines):
+                yield number, text, end - at, announced, simple_lines
+                announced = None
+                number += simple_lines
+                at = end
+                continue
+            one_by_one = end
         end = block.find(b"\n", at) + 1
         if end:
-            yield number, block[at:end] if end - at <= limit else None, end - at, announced
+            yield number, block[at:end] if end - at <= limit else None, end - at, announced, 0
             announced = None
             at = end
+        elif at and block[at] not in _SKIPPED_STARTS and (more := stream.read(BLOCK_BYTES)):
+            # The line that the block's end has cut in two is one of many, as a rule.
+            block, kinds, at, one_by_one = block[at:] + more, b"", 0, 0
+            continue
         else:
-            kinds = b""
+            kinds, one_by_one = b"", 0
             line, size_bytes, block, at = _read_long_line(stream, block[at:], limit)
             if line is not None and line[0] == _COMMENT:
                 announced = parse_announcement(line) or announced
@@ -246,7 +299,7 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
                 # The line is left to whoever takes it: it may be large.
                 held = [line]
                 del line
-                yield number, held.pop(), size_bytes, announced
+                yield number, held.pop(), size_bytes, announced, 0
                 announced = None
         number += 1
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from syncdata.apply.plan.batches import Batch, BatchFile
+from syncdata.apply.plan.batches import Batch, BatchFile, Segment
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.state.checkpoints import (
@@ -50,7 +50,7 @@ def test_a_table_taken_off_the_whitelist_meanwhile_moves_nothing(one: World) -> 
 
 
 def test_a_batch_that_was_prepared_before_a_clear_is_not_applied(one: World) -> None:
-    batch = Batch(
+    segment = Segment(
         file=BatchFile(name=FIRST, is_plain=True),
         records=[],
         end_record=2,
@@ -60,6 +60,7 @@ def test_a_batch_that_was_prepared_before_a_clear_is_not_applied(one: World) -> 
         size_bytes=1,
         ends_file=True,
     )
+    batch = Batch(segments=(segment,))
     with one.connect() as connection, one.service() as service:
         target = Target(connection, metric_freq_hours=24)
         (before,) = target.checkpoints()

@@ -623,7 +623,9 @@ def test_rows_without_any_column_of_their_own_are_counted(world: World) -> None:
             table = TableName("public", name)
             schema = read_schemas(connection, [table])[table]
             for records in batches:
-                located = [LocatedRecord(record, n, 1) for n, record in enumerate(records, start=1)]
+                located = [
+                    LocatedRecord(record, n, 1, file=FIRST) for n, record in enumerate(records, start=1)
+                ]
                 file = BatchFile(name=FIRST, is_plain=True)
                 batch = TableBatch(schema=schema, records=located, file=file)
                 with connection.transaction():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, BatchFile, Limits, cut_batches
+from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, BatchFile, Limits, Segment, cut_batches
 from syncdata.changes.catalog import Announcement
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
@@ -35,11 +35,11 @@ def cut(
     *,
     watermark: int | None = None,
     **options: Any,
-) -> list[Batch]:
+) -> list[Segment]:
     return list(cut_batches(records, file=FILE, watermarks={T: watermark}, limits=limits, **options))
 
 
-def ends(batches: Iterable[Batch]) -> list[int]:
+def ends(batches: Iterable[Segment]) -> list[int]:
     return [batch.end_record for batch in batches]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from syncdata.apply.plan.batches import BatchFile, Limits, cut_batches
+from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches
 from syncdata.apply.plan.prepare import prepare
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import TablePlan
@@ -201,14 +201,14 @@ def test_whatever_the_archiver_can_write_is_taken_or_blamed_on_its_table_alone(
     located = list(read_records(io.BytesIO(content), FILE))
     assert len(located) == written
     watermarks = {BESIDE: None, **{table.name: None for table in tables}}
-    (batch,) = cut_batches(
+    (segment,) = cut_batches(
         located,
         file=BatchFile(name=FILE, is_plain=False),
         watermarks=watermarks,
         limits=Limits(batch_records=1_000, batch_bytes=1 << 30),
     )
-    assert batch.skipped == 0
-    shares = prepare(batch, schemas).shares
+    assert segment.skipped == 0
+    shares = prepare(Batch(segments=(segment,)), schemas).shares
     for table, share in shares.items():
         if isinstance(share.plan, SyncError):
             assert share.plan.table == str(table)

@@ -5,9 +5,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import count
+from itertools import count, groupby
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,8 @@ from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan, as_replacement, removals_apart
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
-from syncdata.changes.record import ChangeRecord, parse_record
+from syncdata.changes.record import ChangeRecord, Json, parse_record
+from syncdata.changes.run import Piece, Records, try_run
 from syncdata.errors import SchemaError
 
 DEFAULT = "default"
@@ -64,7 +66,10 @@ TRUNCATE: dict[str, Any] = {"op": "TRUNCATE"}
 
 def located(records: Iterable[dict[str, Any]]) -> list[LocatedRecord]:
     lines = [json.dumps({"table": "t", **record}).encode() for record in records]
-    return [LocatedRecord(parse_record(line), n, len(line)) for n, line in enumerate(lines, start=1)]
+    return [
+        LocatedRecord(parse_record(line), n, len(line), file="f.json")
+        for n, line in enumerate(lines, start=1)
+    ]
 
 
 def plan_of(schema: TableSchema, *records: dict[str, Any]) -> TablePlan:
@@ -281,8 +286,31 @@ def stale_tables(schema: TableSchema) -> st.SearchStrategy[Table]:
 
 
 def planned(schema: TableSchema, records: list[LocatedRecord]) -> TablePlan:
+    """Return the plan of *records*, which is the same whether they come one by one or as runs of lines."""
     file = BatchFile(name="f.json", is_plain=True)
-    return make_plan(TableBatch(schema=schema, records=records, file=file))
+    plan = make_plan(TableBatch(schema=schema, records=records, file=file))
+    assert make_plan(TableBatch(schema=schema, records=in_runs(records), file=file)) == plan
+    return plan
+
+
+def in_runs(records: list[LocatedRecord]) -> Records:
+    """Return *records* as a file has them: lines of INSERTs, UPDATEs and DELETEs, and TRUNCATEs between."""
+    pieces: list[Piece] = []
+    for is_truncate, group in groupby(records, key=lambda located: located.record.op == "TRUNCATE"):
+        neighbours = list(group)
+        text = b"".join(line_of(located.record) for located in neighbours)
+        run = None if is_truncate else try_run(text, neighbours[0].line, neighbours[0].file)
+        pieces.extend([run] if run else neighbours)
+    return Records(pieces)
+
+
+def line_of(record: ChangeRecord) -> bytes:
+    fields = {
+        name: {c: msgspec.Raw(v.encode()) if type(v) is Json else v for c, v in values.items()}
+        for name in ("data", "old_keys")
+        if (values := getattr(record, name)) is not None
+    }
+    return msgspec.json.encode({"table": record.table, "op": record.op, "ts": record.ts, **fields}) + b"\n"
 
 
 def replayed(schema: TableSchema, table: Table, records: list[LocatedRecord]) -> tuple[Table, int]:

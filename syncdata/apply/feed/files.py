@@ -16,7 +16,8 @@ from syncdata.archive.archive import Archive, ArchivedFile
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.proof import Count
-from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, Inspection, LocatedRecord, inspect
+from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, Inspection, inspect
+from syncdata.changes.run import Piece, Run
 from syncdata.errors import DiscoveryError, FetchError, ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.interruptible import interruptible
@@ -126,7 +127,7 @@ def ask(
 
 def read_batches(
     fetched: Fetched,
-    records: Iterable[LocatedRecord],
+    records: Iterable[Piece],
     *,
     watermarks: Mapping[TableName, int | None],
     limits: Limits,
@@ -140,7 +141,7 @@ def read_batches(
     """
     footer = fetched.inspection.footer
     count = Count()
-    batches = cut_batches(
+    segments = cut_batches(
         records if footer is None else _counted(records, count, fetched.name),
         file=fetched.batch_file,
         watermarks=watermarks,
@@ -149,26 +150,29 @@ def read_batches(
         until_record=until_record,
         catalog=fetched.inspection.catalog,
     )
-    for batch in batches:
+    for segment in segments:
         # Checked before the file's last batch is handed on: once that is applied, the file counts as applied.
-        if footer and batch.ends_file and batch.end_record != footer.records:
+        if footer and segment.ends_file and segment.end_record != footer.records:
             raise ParseError(
-                f"the file holds {batch.end_record} records, but its footer says {footer.records}",
+                f"the file holds {segment.end_record} records, but its footer says {footer.records}",
                 hint="replace the file in the archive by a good copy; syncing goes on by itself",
                 file=fetched.name,
             )
-        if footer and batch.ends_file and not start_record:
+        if footer and segment.ends_file and not start_record:
             count.require(footer, fetched.name)
         last = fetched.inspection.last_catalog
-        if batch.ends_file and last is not None and last != batch.catalog and batch.catalog is not None:
+        if segment.ends_file and last is not None and last != segment.catalog and segment.catalog is not None:
             # Test: test_a_catalog_announced_behind_the_last_record_holds_from_there_on.
-            if batch.size_bytes:
-                yield replace(batch, ends_file=False)
-            batch = replace(batch, records=[], skipped=0, repeated=0, size_bytes=0, catalog=last)
-        yield batch
+            if segment.size_bytes:
+                yield Batch(segments=(replace(segment, ends_file=False),))
+            segment = replace(segment, records=[], skipped=0, repeated=0, size_bytes=0, catalog=last)
+        yield Batch(segments=(segment,))
 
 
-def _counted(records: Iterable[LocatedRecord], count: Count, name: str) -> Iterator[LocatedRecord]:
-    for located in records:
-        count.add(located.record, name)
-        yield located
+def _counted(records: Iterable[Piece], count: Count, name: str) -> Iterator[Piece]:
+    for piece in records:
+        if isinstance(piece, Run):
+            count.add_run(piece, name)
+        else:
+            count.add(piece.record, name)
+        yield piece

@@ -17,7 +17,8 @@ from syncdata.changes.filenames import is_change_file
 from syncdata.changes.header import Header
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
-from syncdata.changes.reader import LocatedRecord, read_records
+from syncdata.changes.reader import read_pieces
+from syncdata.changes.run import LocatedRecord, Piece, Run, records_in
 from syncdata.errors import ParseError, SchemaError, shortened
 
 
@@ -29,19 +30,32 @@ class Snapshot:
     fetched: Fetched
     position: Position
 
-    def records(self) -> Iterator[LocatedRecord]:
+    def records(self) -> Iterator[Piece]:
         """Yield the rows. Raises ParseError at the first record that is no INSERT of the table."""
+        for piece in self._pieces():
+            if isinstance(piece, Run) and self._are_inserts(piece):
+                yield piece
+            else:
+                yield from map(self._insert, records_in(piece))
+
+    def _are_inserts(self, run: Run) -> bool:
+        is_of_table = run.names == {(self.table.schema, self.table.name)}
+        return is_of_table and all(outline.op == "INSERT" for outline in run.outlines)
+
+    def _pieces(self) -> Iterator[Piece]:
         fetched = self.fetched
-        for located in read_records(fetched.stream, fetched.name, max_record_bytes=fetched.max_record_bytes):
-            record = located.record
-            if record.op != "INSERT" or (record.schema, record.table) != (self.table.schema, self.table.name):
-                raise ParseError(
-                    "a record that is no INSERT of the snapshot's table",
-                    hint=_hint(self.table),
-                    file=self.fetched.name,
-                    line=located.line,
-                )
-            yield located
+        return read_pieces(fetched.stream, fetched.name, max_record_bytes=fetched.max_record_bytes)
+
+    def _insert(self, located: LocatedRecord) -> LocatedRecord:
+        record = located.record
+        if record.op != "INSERT" or (record.schema, record.table) != (self.table.schema, self.table.name):
+            raise ParseError(
+                "a record that is no INSERT of the snapshot's table",
+                hint=_hint(self.table),
+                file=self.fetched.name,
+                line=located.line,
+            )
+        return located
 
     def close(self) -> None:
         self.fetched.stream.close()

@@ -7,9 +7,11 @@ the local database only shows states that the source showed; only a transaction 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
 
 import msgspec
 
@@ -18,6 +20,7 @@ from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, LocatedRecord
 from syncdata.changes.record import MARKS
+from syncdata.changes.run import Piece, Run, pieces_of, records_of, size_of
 from syncdata.errors import ParseError
 
 # What a decoded record costs beside its text: the objects around a dozen values.
@@ -49,7 +52,7 @@ class BatchFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class Segment:
     """A run of records of one file. ``end_record`` counts all records of the file up to the batch's end;
     ``records`` holds only those to apply, ``skipped`` counts those of unwanted tables, ``repeated`` those
     applied before.
@@ -57,7 +60,7 @@ class Batch:
     holds for all of them, None where the file names none."""
 
     file: BatchFile
-    records: list[LocatedRecord]
+    records: Sequence[LocatedRecord]
     end_record: int
     commit_lsn: int | None
     skipped: int
@@ -66,15 +69,81 @@ class Batch:
     ends_file: bool
     catalog: Announcement | None = None
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one transaction applies: one or more segments, each of which goes on where the one before ends.
+
+    All are of files of one kind (``is_plain``), under one catalog. Where the batch ends is where its last
+    segment does. Which file a record stands in, it says itself.
+    """
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def last(self) -> Segment:
+        return self.segments[-1]
+
+    @property
+    def file(self) -> BatchFile:
+        """The file in which it ends."""
+        return self.last.file
+
+    @property
+    def records(self) -> Sequence[LocatedRecord]:
+        if len(self.segments) == 1:
+            return self.last.records
+        return records_of(list(self.pieces))
+
+    @property
+    def pieces(self) -> Iterator[Piece]:
+        """The records, many of them in runs."""
+        return chain.from_iterable(pieces_of(segment.records) for segment in self.segments)
+
+    @property
+    def end_record(self) -> int:
+        return self.last.end_record
+
+    @property
+    def commit_lsn(self) -> int | None:
+        return self.last.commit_lsn
+
+    @property
+    def ends_file(self) -> bool:
+        return self.last.ends_file
+
+    @property
+    def catalog(self) -> Announcement | None:
+        return self.last.catalog
+
     @property
     def published(self) -> Catalog | None:
         """What production publishes, by ``catalog``."""
         return None if self.catalog is None else self.file.catalogs.get(self.catalog.digest)
 
+    @property
+    def skipped(self) -> int:
+        return sum(segment.skipped for segment in self.segments)
+
+    @property
+    def repeated(self) -> int:
+        return sum(segment.repeated for segment in self.segments)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(segment.size_bytes for segment in self.segments)
+
     def count_of(self, table: TableName) -> int:
         """Return how many records of *table* are to be applied."""
         name = (table.schema, table.name)
-        return sum((located.record.schema, located.record.table) == name for located in self.records)
+        return sum(
+            piece.count_of(name) if isinstance(piece, Run) else 1
+            for piece in self.pieces
+            if name in names_in(piece)
+        )
+
+
+_Segments = Generator[Segment, None, Run | None]
 
 
 class _Tally(msgspec.Struct):
@@ -90,12 +159,13 @@ class _Tally(msgspec.Struct):
 
 class _Draft:
     """The batch being gathered. Its records up to ``border`` are whole transactions; those up to ``taken``
-    have gone into batches already."""
+    have gone into batches already. ``mark``: that of the transaction of the last record."""
 
     def __init__(self, file: BatchFile, end_record: int, catalog: Announcement | None) -> None:
         self.file = file
         self.catalog = catalog
-        self.records: list[LocatedRecord] = []
+        self.pieces: list[Piece] = []
+        self.mark: str | None = None
         self.read = _Tally(end_record)
         self.commit_lsn: int | None = None
         self.open_lsn: int | None = None
@@ -115,24 +185,81 @@ class _Draft:
             self.commit_lsn, self.open_lsn = self.open_lsn, None
         self.border = copy(self.read)
 
+    @property
+    def kept(self) -> int:
+        """How many records it holds."""
+        return self.read.kept - self.taken.kept
+
     def keep(self, located: LocatedRecord, cost_bytes: int) -> None:
-        self.records.append(located)
+        self.pieces.append(located)
         self.read.kept += 1
         self.read.cost_bytes += cost_bytes
 
-    def take_all(self, *, ends_file: bool = False) -> Batch:
+    def add_run(self, run: Run, wanted: Collection[tuple[str, str]], limits: Limits) -> _Segments:
+        """Add *run*, which repeats no transaction, as `cut_batches` adds its records one by one; yield the
+        batches that are full meanwhile. Return what is left from where a single transaction is too large."""
+        while True:
+            if run.marks[0] != self.mark or run.marks[0] is None:
+                self.mark = run.marks[0]
+                self.mark_border()
+                if self.kept >= limits.batch_records:
+                    yield self.take_all()
+                self.open_lsn = run.commit_lsn(0)
+            kept = _counts(run, wanted)
+            # Up to the first commit after so many records.
+            lacks = limits.batch_records - self.kept
+            full = bisect_left(run.starts, lacks, key=kept.__getitem__)
+            end = run.starts[full] if full < len(run.starts) else len(run)
+            while (part := _kept(run, kept, end)) and self.cost_bytes + _cost(part) > limits.batch_bytes:
+                earlier = bisect_left(run.starts, end)
+                if earlier == 0:
+                    break
+                end = run.starts[(earlier - 1) // 2]
+            if part and self.cost_bytes + _cost(part) > limits.batch_bytes:
+                if self.border.kept <= self.taken.kept:
+                    return run
+                yield self.take_whole_transactions()
+                continue
+            self._keep_run(run, kept, end, part)
+            if end == len(run):
+                return None
+            run = run.split(end)[1]
+
+    def _keep_run(self, run: Run, kept: Sequence[int], end: int, part: Run | None) -> None:
+        """Keep *part*, the wanted ones of the first *end* records of *run*, of which *kept* are so many."""
+        read, before = self.read, copy(self.read)
+
+        def count(records: int) -> None:
+            read.end_record = before.end_record + records
+            read.kept = before.kept + kept[records]
+            read.skipped = before.skipped + records - kept[records]
+            read.size_bytes = before.size_bytes + run.size_of(records)
+            kept_bytes = part.size_of(kept[records]) if part else 0
+            read.cost_bytes = before.cost_bytes + kept_bytes + RECORD_OVERHEAD_BYTES * kept[records]
+
+        if inner := bisect_left(run.starts, end):
+            last = run.starts[inner - 1]
+            count(last)
+            self.open_lsn = run.commit_lsn(last - 1)
+            self.mark_border()
+            self.open_lsn = run.commit_lsn(last)
+        count(end)
+        self.mark = run.marks[end - 1]
+        if part:
+            self.pieces.append(part)
+
+    def take_all(self, *, ends_file: bool = False) -> Segment:
         return self._take(copy(self.read), ends_file=ends_file)
 
-    def take_whole_transactions(self) -> Batch:
+    def take_whole_transactions(self) -> Segment:
         return self._take(self.border, ends_file=False)
 
-    def _take(self, end: _Tally, *, ends_file: bool) -> Batch:
+    def _take(self, end: _Tally, *, ends_file: bool) -> Segment:
         start, self.taken = self.taken, end
-        kept = end.kept - start.kept
-        records, self.records = self.records[:kept], self.records[kept:]
-        return Batch(
+        pieces, self.pieces = _split(self.pieces, end.kept - start.kept)
+        return Segment(
             file=self.file,
-            records=records,
+            records=records_of(pieces),
             end_record=end.end_record,
             commit_lsn=self.commit_lsn,
             skipped=end.skipped - start.skipped,
@@ -143,8 +270,44 @@ class _Draft:
         )
 
 
+def _counts(run: Run, wanted: Collection[tuple[str, str]]) -> Sequence[int]:
+    """Return how many of the first 0, 1, 2 … records of *run* are of *wanted* tables."""
+    if run.names.issubset(wanted):
+        return range(len(run) + 1)
+    return list(accumulate((outline.name in wanted for outline in run.outlines), initial=0))
+
+
+def _kept(run: Run, kept: Sequence[int], end: int) -> Run | None:
+    """Return those of the first *end* records of *run* that are wanted; *kept* says how many those are."""
+    if not kept[end]:
+        return None
+    part = run if end == len(run) else run.split(end)[0]
+    return part if kept[end] == end else part.only([kept[at] < kept[at + 1] for at in range(end)])
+
+
+def _cost(run: Run) -> int:
+    return len(run.text) + RECORD_OVERHEAD_BYTES * len(run)
+
+
+def _split(pieces: list[Piece], records: int) -> tuple[list[Piece], list[Piece]]:
+    """Return the pieces of the first *records* records of *pieces*, and those of the others."""
+    for number, piece in enumerate(pieces):
+        if records <= 0:
+            return pieces[:number], pieces[number:]
+        if records < size_of(piece) and isinstance(piece, Run):
+            first, second = piece.split(records)
+            return [*pieces[:number], first], [second, *pieces[number + 1 :]]
+        records -= size_of(piece)
+    return pieces, []
+
+
+def names_in(piece: Piece) -> Collection[tuple[str, str]]:
+    """Return the tables, as (schema, name), that *piece* has records of."""
+    return piece.names if isinstance(piece, Run) else ((piece.record.schema, piece.record.table),)
+
+
 def cut_batches(
-    records: Iterable[LocatedRecord],
+    records: Iterable[Piece],
     *,
     file: BatchFile,
     watermarks: Mapping[TableName, int | None],
@@ -152,8 +315,8 @@ def cut_batches(
     start_record: int = 0,
     until_record: int | None = None,
     catalog: Announcement | None = None,
-) -> Iterator[Batch]:
-    """Yield the batches of *records*, which begin after *start_record* records of *file*.
+) -> Iterator[Segment]:
+    """Yield *records* cut into batches, each a segment; they begin after *start_record* records of *file*.
 
     *watermarks* are the wanted tables, each with its own: transactions whose commit LSN is at or below it
     are in that table's rows already and left out, for that table. *catalog* holds until a record names
@@ -166,9 +329,8 @@ def cut_batches(
     wanted = {(table.schema, table.name): watermark for table, watermark in watermarks.items()}
     highest = max((watermark for watermark in wanted.values() if watermark is not None), default=-1)
     due: Collection[tuple[str, str]] = wanted
-    mark: str | None = None
     is_open = False
-    source = iter(records)
+    source: Iterator[Piece] = iter(records)
     while until_record is None or read.end_record < until_record:
         try:
             located = next(source, None)
@@ -182,28 +344,40 @@ def cut_batches(
             draft.mark_border()
             yield draft.take_all(ends_file=True)
             return
+        if isinstance(located, Run):
+            room = len(located) if until_record is None else until_record - read.end_record
+            if is_open or len(located) > room or min(located.commits(), default=highest + 1) <= highest:
+                source = chain(located.records(), source)
+                continue
+            due = wanted
+            if (left := (yield from draft.add_run(located, wanted, limits))) is not None:
+                # Only of a transaction that alone is too large is each record looked at.
+                at = left.starts[0] if left.starts else len(left)
+                first, *others = left.split(at) if at < len(left) else (left,)
+                source = chain(first.records(), others, source)
+            continue
         record = located.record
         if not record.table and record.op in MARKS:
             # The predecessor's script marks where a transaction begins and ends, which is exact: two may
             # share a time. Test: test_a_batch_ends_where_marks_say_that_a_transaction_ends.
             if record.op == "B":
                 draft.mark_border()
-                if len(draft.records) >= limits.batch_records:
+                if draft.kept >= limits.batch_records:
                     yield draft.take_all()
-                mark, is_open, due = _OPEN, True, wanted
+                draft.mark, is_open, due = _OPEN, True, wanted
             read.end_record += 1
             read.size_bytes += located.size_bytes
             if record.op == "C":
-                mark, is_open = None, False
+                draft.mark, is_open = None, False
                 draft.mark_border()
             continue
-        record_mark = record.commit_lsn or (mark if is_open else record.ts)
+        record_mark = record.commit_lsn or (draft.mark if is_open else record.ts)
         # A transaction's records share a commit LSN or, in a plain file, a time. A record with neither is
         # its own transaction. Test: test_a_batch_ends_at_the_first_commit_after_so_many_records.
-        if record_mark != mark or record_mark is None:
-            mark = record_mark
+        if record_mark != draft.mark or record_mark is None:
+            draft.mark = record_mark
             draft.mark_border()
-            if len(draft.records) >= limits.batch_records:
+            if draft.kept >= limits.batch_records:
                 yield draft.take_all()
             # The commit's LSN, not the record's own: records of several transactions interleave in the WAL,
             # their commits do not. Test: test_records_whose_lsn_goes_backwards_are_all_applied.
@@ -220,7 +394,7 @@ def cut_batches(
             cost_bytes = located.size_bytes + RECORD_OVERHEAD_BYTES
             # Only a transaction that alone is too large is cut inside. Test:
             # test_a_batch_holds_no_more_bytes_than_it_may_and_cuts_only_what_alone_is_too_large.
-            while draft.records and draft.cost_bytes + cost_bytes > limits.batch_bytes:
+            while draft.kept and draft.cost_bytes + cost_bytes > limits.batch_bytes:
                 is_whole = draft.border.kept > draft.taken.kept
                 yield draft.take_whole_transactions() if is_whole else draft.take_all()
             draft.keep(located, cost_bytes)

@@ -51,6 +51,7 @@ from typing import Any
 from syncdata.apply.plan.columns import Key, OtherKeyError, RecordReader, Values
 from syncdata.apply.plan.keyless import KeylessFold
 from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan
+from syncdata.apply.plan.typed import plan_runs
 from syncdata.changes.reader import LocatedRecord
 from syncdata.changes.record import ChangeRecord, OddRecord
 from syncdata.errors import ApplyError, ParseError, SchemaError, SyncError
@@ -68,6 +69,8 @@ def make_plan(batch: TableBatch) -> TablePlan:
     Tests: test_records_that_locate_rows_by_another_unique_index_are_planned_by_it,
     test_records_that_locate_rows_in_two_ways_are_replayed.
     """
+    if (plan := plan_runs(batch)) is not None:
+        return plan
     tried = {batch.schema.key}
     while True:
         try:
@@ -152,7 +155,7 @@ def _at(located: LocatedRecord, batch: TableBatch, error: SyncError) -> SyncErro
         error.message,
         hint=error.hint,
         table=str(batch.schema.name),
-        file=batch.file.name,
+        file=located.file,
         line=located.line,
     )
 

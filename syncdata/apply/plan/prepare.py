@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from syncdata.apply.plan import drift
@@ -11,7 +11,7 @@ from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import LocatedRecord
+from syncdata.changes.run import LocatedRecord, Piece, parts_of, records_of
 from syncdata.errors import SchemaError, SyncError
 
 
@@ -19,7 +19,7 @@ from syncdata.errors import SchemaError, SyncError
 class TableShare:
     """One table's share of a batch: its records and their plan, or the error that there is instead of one."""
 
-    records: list[LocatedRecord]
+    records: Sequence[LocatedRecord]
     plan: TablePlan | SyncError
 
 
@@ -37,19 +37,19 @@ class PreparedBatch:
 
 def prepare(batch: Batch, schemas: Mapping[TableName, TableSchema]) -> PreparedBatch:
     """Work out each table's share of *batch*; a table that cannot be planned carries its error."""
-    by_name: dict[tuple[str, str], list[LocatedRecord]] = {}
-    for located in batch.records:
-        record = located.record
-        by_name.setdefault((record.schema, record.table), []).append(located)
+    by_name: dict[tuple[str, str], list[Piece]] = {}
+    for piece in batch.pieces:
+        for name, part in parts_of(piece):
+            by_name.setdefault(name, []).append(part)
     shares = {}
-    for (schema_name, table_name), records in by_name.items():
+    for (schema_name, table_name), pieces in by_name.items():
         table = TableName(schema_name, table_name)
-        shares[table] = _share(table, schemas.get(table), records, batch)
+        shares[table] = _share(table, schemas.get(table), records_of(pieces), batch)
     return PreparedBatch(batch=batch, shares=shares)
 
 
 def _share(
-    table: TableName, schema: TableSchema | None, records: list[LocatedRecord], batch: Batch
+    table: TableName, schema: TableSchema | None, records: Sequence[LocatedRecord], batch: Batch
 ) -> TableShare:
     if schema is None:
         # Test: test_a_missing_table_blocks_only_itself_until_it_is_created.
@@ -58,7 +58,7 @@ def _share(
             hint="create it (migrate), and resync it if it was there before and held rows; or take it off the"
             " whitelist with remove_tables",
             table=str(table),
-            file=batch.file.name,
+            file=records[0].file,
             line=records[0].line,
         )
         return TableShare(records=records, plan=error)
@@ -69,14 +69,14 @@ def _share(
 
 
 def _with_statements(
-    error: SchemaError, schema: TableSchema, records: list[LocatedRecord], batch: Batch
+    error: SchemaError, schema: TableSchema, records: Sequence[LocatedRecord], batch: Batch
 ) -> str:
     """Return the hint of *error* with the statements for the columns of its record that the table lacks,
     where the catalog has them."""
     entry = batch.published and batch.published.find(schema.name)
     carried: set[str] = set()
     for located in records:
-        if located.line == error.line:
+        if (located.file, located.line) == (error.file, error.line):
             carried |= {*(located.record.data or {}), *(located.record.old_keys or {})}
     missing = [c for c in drift.missing_columns(entry, schema) if c.name in carried] if entry else []
     statements = "; ".join(drift.add_column(schema.name, column) for column in missing)
@@ -84,15 +84,23 @@ def _with_statements(
 
 
 def without(
-    prepared: PreparedBatch, table: TableName, line: int, schemas: Mapping[TableName, TableSchema]
+    prepared: PreparedBatch,
+    table: TableName,
+    is_left_out: Callable[[str, int], bool],
+    schemas: Mapping[TableName, TableSchema],
 ) -> PreparedBatch:
-    """Return *prepared* without the record of *table* in *line*."""
-    records = [
-        located
-        for located in prepared.batch.records
-        if located.line != line or (located.record.schema, located.record.table) != (table.schema, table.name)
-    ]
-    return prepare(replace(prepared.batch, records=records), schemas)
+    """Return *prepared* without the record of *table* that *is_left_out*, by its file and line."""
+    name = (table.schema, table.name)
+    segments = []
+    for segment in prepared.batch.segments:
+        records = [
+            located
+            for located in segment.records
+            if (located.record.schema, located.record.table) != name
+            or not is_left_out(located.file, located.line)
+        ]
+        segments.append(replace(segment, records=records))
+    return prepare(replace(prepared.batch, segments=tuple(segments)), schemas)
 
 
 def shares_of(

@@ -18,7 +18,8 @@ Mode = Literal["upsert", "update", "move"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableBatch:
-    """Records of one table, in their order, with its schema and their file, which planning needs."""
+    """Records of one table, in their order, with its schema. ``file``: one of their files, which are all of
+    one kind; which one a record stands in, it says itself."""
 
     schema: TableSchema
     records: Sequence[LocatedRecord]

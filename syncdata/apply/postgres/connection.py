@@ -149,9 +149,7 @@ def constraint_error(
     )
 
 
-def record_error(
-    error: psycopg.Error | None, record: LocatedRecord, schema: TableSchema, *, file: str
-) -> ApplyError:
+def record_error(error: psycopg.Error | None, record: LocatedRecord, schema: TableSchema) -> ApplyError:
     """Return the error for the one record that the database refuses, or that cannot be applied by itself."""
     op, table = record.record.op, schema.name
     if error is None:
@@ -166,7 +164,7 @@ def record_error(
         what,
         hint=hint,
         table=str(table),
-        file=file,
+        file=record.file,
         line=record.line,
     )
 

@@ -40,9 +40,9 @@ def apply_table(writer: RowWriter, batch: TableBatch, plan: TablePlan) -> Counts
         if len(batch.records) == 1:
             (record,) = batch.records
             if isinstance(error, RefusedError):
-                raise refused_error(error, record, batch.schema.name, file=batch.file.name) from None
+                raise refused_error(error, record, batch.schema.name) from None
             refusal = error if isinstance(error, psycopg.Error) else None
-            raise record_error(refusal, record, batch.schema, file=batch.file.name) from None
+            raise record_error(refusal, record, batch.schema) from None
         if isinstance(error, _VALUE_IS_TAKEN) and (counts := _replace(writer, plan)):
             return counts
     counts = Counts()

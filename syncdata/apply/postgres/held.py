@@ -90,11 +90,11 @@ def fixed_error(column: str) -> RefusedError:
     )
 
 
-def refused_error(
-    refused: RefusedError, record: LocatedRecord, table: TableName, *, file: str
-) -> SchemaError:
+def refused_error(refused: RefusedError, record: LocatedRecord, table: TableName) -> SchemaError:
     """Return the error for the one *record* that the table does not take."""
-    return SchemaError(refused.reason, hint=refused.hint, table=str(table), file=file, line=record.line)
+    return SchemaError(
+        refused.reason, hint=refused.hint, table=str(table), file=record.file, line=record.line
+    )
 
 
 def refused_rows(refused: RefusedError, table: TableName) -> SchemaError:

@@ -204,7 +204,7 @@ class Target:
                 raise
             except _SkippedError as told:
                 skipped.setdefault(told.table, {})[told.skip] = told.error
-                prepared = without(prepared, told.table, told.skip.line, self._schemas)
+                prepared = without(prepared, told.table, told.skip.is_at, self._schemas)
             except _TableFailedError as failure:
                 # Constraints are checked when all rows are in. Roll the batch back; the loop applies it again
                 # without this table.
@@ -488,10 +488,10 @@ def _used_skips(
     """Return the skips of *checkpoint* that this batch has used: the records that it left out, each with its
     error, and the lines of no table that an operator has said to skip."""
     unreadable = prepared.shares.get(NO_TABLE)
-    lines = {located.line for located in unreadable.records} if unreadable else set()
+    places = [(located.file, located.line) for located in unreadable.records] if unreadable else []
     used = dict(left_out)
     for skip in checkpoint.skips:
-        if skip.line in lines and skip.is_at(prepared.file.name, skip.line):
+        if any(skip.is_at(file, line) for file, line in places):
             used.setdefault(skip, None)
     return used
 

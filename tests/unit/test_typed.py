@@ -1,0 +1,304 @@
+"""The short way from runs of lines to a plan: it makes the plan of the general way, or leaves it to that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from syncdata.apply.plan.batches import BatchFile, Limits, Segment, cut_batches
+from syncdata.apply.plan.net_change import try_plan
+from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
+from syncdata.apply.plan.table_plan import TableBatch, TablePlan
+from syncdata.apply.plan.typed import plan_runs
+from syncdata.changes.names import TableName
+from syncdata.changes.record import odd_record, parse_record
+from syncdata.changes.run import Records, Run, try_run
+from syncdata.errors import ParseError, SyncError
+
+KINDS = {
+    "id": ("bigint", "plain"),
+    "part": ("text", "plain"),
+    "amount": ("numeric(12,2)", "plain"),
+    "rate": ("double precision", "plain"),
+    "flag": ("boolean", "plain"),
+    "tags": ("jsonb", "json"),
+    "from": ("text[]", "array"),
+}
+SCHEMA = TableSchema(
+    name=TableName("public", "t"),
+    oid=1,
+    key=("id",),
+    columns=tuple(
+        Column(name=name, sql_type=sql_type, type=ColumnType(kind=kind))  # type: ignore[arg-type]
+        for name, (sql_type, kind) in KINDS.items()
+    ),
+)
+SCHEMAS = [SCHEMA, replace(SCHEMA, key=("part", "id"))]
+
+ROW = {
+    "id": "7",
+    "part": '"x"',
+    "amount": "1.10",
+    "rate": "2",
+    "flag": "true",
+    "tags": '"{}"',
+    "from": "null",
+}
+# As they stand in a line, so that each digit is there.
+VALUES = [
+    *('"a"', '"\\u00e9\\""', '"é"', '""', "null", "true", "false", "0", "-0", "-0.0", "12", "1.10", "1.1"),
+    *(
+        "1e5",
+        "1e999",
+        "-1.5E-7",
+        "9" * 30,
+        '"-0"',
+        "[1,2]",
+        '{"a":[1]}',
+        "[]",
+        '"{\\"a\\": -0}"',
+        '"\\u0000"',
+    ),
+]
+
+
+def line(op: str, data: dict[str, str] | None, old_keys: dict[str, str] | None = None, **more: Any) -> bytes:
+    parts = [f'"table":"t","op":"{op}"']
+    parts += [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in more.items()]
+    for name, values in (("data", data), ("old_keys", old_keys)):
+        if values is not None:
+            members = ",".join(f"{json.dumps(column)}:{value}" for column, value in values.items())
+            parts.append(f'"{name}":{{{members}}}')
+    return ("{" + ",".join(parts) + "}\n").encode()
+
+
+def run_of(*lines: bytes, first: int = 1) -> Run:
+    run = try_run(b"".join(lines), first, "f.json")
+    assert run is not None
+    return run
+
+
+def batch_of(schema: TableSchema, run: Run, *, is_plain: bool) -> TableBatch:
+    return TableBatch(schema=schema, records=Records([run]), file=BatchFile(name="f.json", is_plain=is_plain))
+
+
+def both_ways(schema: TableSchema, run: Run, *, is_plain: bool) -> tuple[Any, Any]:
+    batch = batch_of(schema, run, is_plain=is_plain)
+    return told(try_plan(batch)), told(try_plan(replace(batch, records=list(run.records()))))
+
+
+def told(plan: TablePlan | SyncError) -> Any:
+    """Return all that *plan* says, types and the order of rows and keys included."""
+    if isinstance(plan, SyncError):
+        return type(plan), plan.message, plan.hint, plan.table, plan.file, plan.line
+    return repr(plan)
+
+
+values = st.sampled_from(VALUES)
+keys = st.sampled_from(["1", "2", "3", '"1"', '"2"'])
+rows = st.builds(
+    lambda key, others: {**ROW, **others, "id": key},
+    keys,
+    st.dictionaries(st.sampled_from(["part", "amount", "rate", "flag", "tags", "from"]), values, max_size=2),
+)
+old_keys = st.none() | st.builds(lambda key: {"id": key, "part": '"x"'}, keys)
+whole = st.builds(
+    lambda op, data, old: line(op, data, old, ts="t"), st.sampled_from(["INSERT", "UPDATE"]), rows, old_keys
+)
+deletes = st.builds(lambda key: line("DELETE", None, {"id": key, "part": '"x"'}, ts="t"), keys)
+odd = st.builds(
+    lambda op, data, left_out, old: line(
+        op, data and {c: v for c, v in data.items() if c not in left_out}, old, ts="t"
+    ),
+    st.sampled_from(["INSERT", "UPDATE", "DELETE"]),
+    st.none() | rows | st.just({**ROW, "new": "1"}) | st.just({**ROW, "id": "null"}),
+    st.sets(st.sampled_from(["id", "amount", "flag"]), max_size=1),
+    st.none() | st.just({}) | st.just(ROW) | st.just({"part": '"x"'}) | old_keys,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    lines=st.lists(whole | whole | deletes, min_size=1, max_size=8),
+    schema=st.sampled_from(SCHEMAS),
+    is_plain=st.booleans(),
+)
+def test_both_ways_make_the_same_plan(lines: list[bytes], schema: TableSchema, is_plain: bool) -> None:
+    by_runs, one_by_one = both_ways(schema, run_of(*lines), is_plain=is_plain)
+    assert by_runs == one_by_one
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    lines=st.lists(whole | deletes | odd, min_size=1, max_size=5),
+    schema=st.sampled_from(SCHEMAS),
+    is_plain=st.booleans(),
+)
+def test_both_ways_say_the_same_of_records_that_leave_something_to_decide(
+    lines: list[bytes], schema: TableSchema, is_plain: bool
+) -> None:
+    by_runs, one_by_one = both_ways(schema, run_of(*lines), is_plain=is_plain)
+    assert by_runs == one_by_one
+
+
+STRINGS = {name: '"x"' for name in KINDS}
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_plain"),
+    [
+        ([line("INSERT", ROW), line("UPDATE", ROW, {"id": "7"}), line("DELETE", None, {"id": "7"})], True),
+        ([line("INSERT", ROW | {"amount": "1.10", "rate": "-1.5e-7"})], True),
+        ([line("INSERT", STRINGS), line("UPDATE", STRINGS, STRINGS), line("DELETE", None, STRINGS)], False),
+        (
+            [line("INSERT", dict(reversed(STRINGS.items())), commit_lsn="0/1", lsn="0/1", xid=5, more=[1])],
+            False,
+        ),
+    ],
+)
+def test_whole_rows_and_deletes_go_the_short_way(lines: list[bytes], is_plain: bool) -> None:
+    assert plan_runs(batch_of(SCHEMA, run_of(*lines), is_plain=is_plain)) is not None
+
+
+@pytest.mark.parametrize(
+    "odd_line",
+    [
+        line("UPDATE", {"id": '"x"', "amount": '"1"'}),
+        line("UPDATE", STRINGS, {"id": '"another"'}),
+        line("INSERT", STRINGS | {"new": '"1"'}),
+        line("INSERT", STRINGS | {"tags": "{}"}),
+        line("INSERT", STRINGS | {"flag": "true"}),
+        line("INSERT", STRINGS | {"id": "null"}),
+        line("DELETE", STRINGS),
+        line("DELETE", None, {"part": '"x"'}),
+        line("INSERT", None),
+    ],
+)
+def test_what_leaves_something_to_decide_goes_the_general_way(odd_line: bytes) -> None:
+    run = run_of(line("INSERT", STRINGS), odd_line)
+    assert plan_runs(batch_of(SCHEMA, run, is_plain=False)) is None
+
+
+# Lines that are no run
+
+
+def mutations() -> Iterator[bytes]:
+    good = line("INSERT", ROW, commit_lsn="0/1", ts="t", lsn="0/1", xid=5, schema="public")
+    yield from (
+        good[:at] + bytes([byte]) + good[at + 1 :] for at in range(len(good)) for byte in b'"\\{}:,\xff1-'
+    )
+    yield from (good[:at] + good[at + 1 :] for at in range(len(good)))
+    yield from (
+        good.replace(b'"x"', value) for value in (b'"\\x"', b'"\xed\xa0\x80"', b'"\t"', b"01", b"[", b"NaN")
+    )
+
+
+def test_a_run_holds_only_lines_that_are_records() -> None:
+    beside = line("INSERT", ROW, commit_lsn="0/1")
+    runs = 0
+    for text in mutations():
+        if text.count(b"\n") != 1:
+            continue
+        try:
+            record: Any = parse_record(text)
+        except ParseError as error:
+            record = odd_record(text, error.message)
+        run = try_run(beside + text, 5, "f.json")
+        if run is not None:
+            runs += 1
+            located = list(run.records())[1]
+            assert (located.record, located.line, located.size_bytes) == (record, 6, len(text))
+            assert located.file == "f.json"
+    assert runs > 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        line("TRUNCATE", None),
+        b'{"table":"","op":"B","ts":"t"}\n',
+        line("INSERT", ROW).replace(b'"t"', b'""'),
+        line("INSERT", ROW).rstrip(b"\n") + line("INSERT", ROW),
+        line("INSERT", ROW, commit_lsn="nonsense"),
+        line("INSERT", ROW, schema=""),
+        line("MERGE", ROW),
+        line("INSERT", ROW).replace(b'"data":{', b'"data":[{').replace(b"}}", b"}]}"),
+    ],
+)
+def test_other_lines_are_no_run(text: bytes) -> None:
+    assert try_run(text, 1, "f.json") is None
+
+
+# Cutting
+
+names_ = st.sampled_from(["t", "u", "unwanted"])
+transactions = st.lists(
+    st.tuples(st.integers(1, 4), st.lists(st.tuples(names_, st.integers(0, 60)), min_size=1, max_size=5)),
+    min_size=1,
+    max_size=6,
+)
+WANTED = {TableName("public", "t"): None, TableName("public", "u"): None}
+
+
+def pieces(batch: Segment) -> Any:
+    return (
+        [(r.record, r.line, r.size_bytes) for r in batch.records],
+        (
+            batch.end_record,
+            batch.commit_lsn,
+            batch.skipped,
+            batch.repeated,
+            batch.size_bytes,
+            batch.ends_file,
+        ),
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    transactions=transactions,
+    kind=st.sampled_from(["commits", "times", "neither"]),
+    limits=st.builds(
+        lambda r, b: Limits(batch_records=r, batch_bytes=b), st.integers(1, 9), st.integers(1, 9_000)
+    ),
+    split=st.integers(1, 30),
+    until=st.none() | st.integers(0, 30),
+    watermark=st.none() | st.integers(0, 6),
+)
+def test_runs_are_cut_where_their_records_are(
+    transactions: list[tuple[int, list[tuple[str, int]]]],
+    kind: str,
+    limits: Limits,
+    split: int,
+    until: int | None,
+    watermark: int | None,
+) -> None:
+    lines = []
+    for number, (repeat, changes) in enumerate(transactions, start=1):
+        mark: dict[str, Any] = {
+            "commits": {"commit_lsn": f"0/{number:X}"},
+            "times": {"ts": f"t{number}"},
+            "neither": {},
+        }[kind]
+        for table, size in changes * repeat:
+            text = line("INSERT", {"id": f'"{"x" * size}"'}, **mark)
+            lines.append(text.replace(b'"table":"t"', b'"table":"%b"' % table.encode()))
+    runs = [run_of(*lines[at : at + split], first=at + 1) for at in range(0, len(lines), split)]
+
+    def cut(records: Any) -> list[Any]:
+        file = BatchFile(name="f.json", is_plain=True)
+        watermarks = dict.fromkeys(WANTED, watermark)
+        return [
+            pieces(batch)
+            for batch in cut_batches(
+                records, file=file, watermarks=watermarks, limits=limits, until_record=until
+            )
+        ]
+
+    assert cut(runs) == cut([located for run in runs for located in run.records()])
