@@ -108,7 +108,7 @@ test: docs
 docs: $(STAMP) ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -n -b html -d docs/_build/doctrees docs docs/_build/html
 
-# In full it takes some 20 minutes of a machine that does nothing else; BENCH_ARGS=--quick some two.
+# In full it takes some 25 minutes of a machine that does nothing else; BENCH_ARGS=--quick two or three.
 .PHONY: bench
 BENCH_ARGS ?= --write
 bench: $(STAMP) sshd postgres ## measure beside PostgreSQL's own tools into docs/performance.md; BENCH_ARGS=--quick

@@ -25,8 +25,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.apply import DURABLE, MANAGE, manage
-from benchmarks.capture import ROW
+from benchmarks.figures import MANAGE, manage
+from benchmarks.servers import DURABLE
+from benchmarks.workloads import ACCOUNT_ROW
 from syncdata.archive.archive import open_archive
 from syncdata.archive.local import LocalSettings
 from syncdata.capture.archiver import Archiver
@@ -143,7 +144,7 @@ def wait_for(looks: list[tuple[float, int]], last_id: int) -> None:
 def change(source: PostgresServer, transactions: range, rate: int) -> list[tuple[float, int]]:
     """Insert rows, *rate* a second; return for each transaction when it was committed, and its last id."""
     commits = []
-    values = ROW.format(id="n").replace("%", "%%")
+    values = ACCOUNT_ROW.format(id="n").replace("%", "%%")
     insert = f"INSERT INTO account SELECT {values} FROM generate_series(%s::bigint, %s) n"
     with source.connect(autocommit=True) as connection:
         started = time.monotonic()

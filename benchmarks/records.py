@@ -2,7 +2,7 @@
 
     python -m benchmarks.records [--records N] [--rounds N] [W1 W2 W3]
 
-Each workload of ``benchmarks.apply`` is read, cut into batches and planned; beside it, in turns with it, the
+Each workload's plain file is read, cut into batches and planned; beside it, in turns with it, the
 same lines are decoded to dicts by msgspec, which is the least that a reader of any kind would do. The figures
 are medians; the ratio of the two is what moves least from machine to machine.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import random
 import statistics
 import tempfile
 import time
@@ -20,13 +19,15 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.apply import WORKLOADS, write_file
+from benchmarks.source import new_source
+from benchmarks.workloads import workload
 from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches
 from syncdata.apply.plan.prepare import prepare
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import read_pieces
+from syncsite.demo.postgres import PostgresServer, embedded_binaries
 
 NAME = "changes_20260205_103000.json"
 TABLE = TableName("public", "account")
@@ -57,25 +58,37 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    for workload in options.workloads:
-        content = content_of(workload, options.records)
+    server = PostgresServer(binaries=embedded_binaries())
+    server.start()
+    try:
+        contents = {name: content_of(server, name, options.records) for name in options.workloads}
+    finally:
+        server.stop()
+    for name, content in contents.items():
+        records = content.count(b"\n")
         decoded, planned = [], []
         for _ in range(options.rounds):
-            decoded.append(cpu_time(decode, content) / options.records)
-            planned.append(cpu_time(plan, content) / options.records)
+            decoded.append(cpu_time(decode, content) / records)
+            planned.append(cpu_time(plan, content) / records)
         dicts, ours = statistics.median(decoded) * 1e6, statistics.median(planned) * 1e6
         print(
-            f"{workload}: to dicts {dicts:.2f} us a record; read, cut and planned {ours:.2f} us,"
+            f"{name}: to dicts {dicts:.2f} us a record; read, cut and planned {ours:.2f} us,"
             f" {ours / dicts:.2f} times as much",
             flush=True,
         )
 
 
-def content_of(workload: str, records: int) -> bytes:
-    random.seed(1)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / NAME
-        write_file(path, WORKLOADS[workload], records)
+def content_of(server: PostgresServer, name: str, records: int) -> bytes:
+    """Return a plain file of the workload's changes."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        new_source(server, workload(name, records), Path(folder)) as source,
+    ):
+        source.work()
+        plain = Path(folder) / "plain"
+        plain.mkdir()
+        source.archive().write_plain(plain, source.types())
+        [path] = plain.iterdir()
         return path.read_bytes()
 
 

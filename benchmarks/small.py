@@ -24,6 +24,8 @@ from benchmarks.figures import (
 from benchmarks.replay import Target
 from syncsite.demo.postgres import dies_with_parent
 
+A_FILE, AT_REST = "a file", "at rest"
+
 _LOOK_EVERY_S = 0.05
 _GIVE_UP_S = 120.0
 

@@ -100,11 +100,13 @@ def test_a_page_gets_the_medians_between_its_marks_and_keeps_the_rest(tmp_path: 
         result.add(
             "W1", "plain files", Figures(records=100, seconds=seconds, client_s=0.001, peak_mib=seconds)
         )
+    result.add("W8", "at rest", Figures(records=0, seconds=20, client_s=0.02, server_s=0.1))
     write(result, page)
     lines = page.read_text().splitlines()
     assert [lines[0], lines[-1]] == ["before", "after"]
     assert "old" not in lines
     assert "| plain files | 50 | 2.00 of native subscription | 10.0 |  |  | 5 MiB |" in lines
+    assert "| at rest |  |  | 0.10% of a core | 0.50% of a core |  |  |" in lines
     assert median(result.runs["W1"]["plain files"]).seconds == 2.0
     assert page.with_suffix(".json").exists()
 
