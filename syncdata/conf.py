@@ -72,6 +72,7 @@ class SyncConfig:
     batch_bytes: int = 32 * 1024 * 1024
     max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
     apply_synchronous_commit: str = "off"
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
     log_keep_days: int = 0
     archive_public_keys: tuple[str, ...] = ()
     state_dir: Path

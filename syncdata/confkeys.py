@@ -107,6 +107,7 @@ PACE_KEYS = {
     "batch_bytes": Key(whole_number(1, 2**40)),
     "max_record_bytes": Key(whole_number(1_024, 2**31 - 1)),
     "apply_synchronous_commit": Key(one_of("off", "on")),
+    "jobs": Key(whole_number(1, 1_000)),
     "log_keep_days": Key(whole_number(0, 36_500)),
 }
 PROOF_KEYS = {"archive_public_keys": Key(_public_keys, "ARCHIVE_PUBLIC_KEYS")}

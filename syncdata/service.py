@@ -57,6 +57,7 @@ class SyncDataService(TablesService):
                 limits=config.limits,
                 interval_s=config.data_sync_freq,
                 log_keep_days=config.log_keep_days,
+                jobs=config.jobs,
             ),
             open_sink=lambda connection, run_id: Target(
                 connection,

@@ -8,15 +8,16 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from syncdata.apply.context import Context
 from syncdata.apply.cycle import Cycle
 from syncdata.apply.feed.snapshots import find_snapshots
+from syncdata.apply.hands import Hand, OpenHand, side_by_side
 from syncdata.apply.load import load_newest
-from syncdata.apply.position import START, Advance
+from syncdata.apply.position import START, Advance, Position
 from syncdata.apply.progress import Progress
 from syncdata.apply.result import CycleResult
 from syncdata.apply.resync import (
@@ -49,10 +50,11 @@ class RequestedError(Exception):
 class Pass:
     """One pass over all whitelisted tables into *sink*; *result* grows as it commits.
 
-    *watch* makes the watcher of each cycle's progress. *is_called* tells whether a request waits.
-    *deadline*: monotonic seconds after which new tables and those behind wait for the next pass. *tried*: by
-    table, the newest snapshot when it was rebuilt for lacking rows, and the monotonic seconds then; the run
-    keeps it, and waits for another snapshot, or for an hour.
+    *watch* makes the watcher of each cycle's progress. *is_called* tells whether a request waits. *jobs*: how
+    many tables are loaded at once, all but one by hands of *open_hand*. *deadline*: monotonic seconds after
+    which new tables and those behind wait for the next pass. *tried*: by table, the newest snapshot when it
+    was rebuilt for lacking rows, and the monotonic seconds then; the run keeps it, and waits for another
+    snapshot, or for an hour.
     """
 
     context: Context
@@ -60,6 +62,8 @@ class Pass:
     result: CycleResult
     watch: Callable[[], Progress]
     is_called: Callable[[], bool]
+    open_hand: OpenHand
+    jobs: int = 1
     deadline: float | None = None
     tried: dict[TableName, tuple[str, float]] = field(default_factory=dict)
 
@@ -174,15 +178,13 @@ class Pass:
         where they stood before the pass. *replaced*: the errors of those that were made anew.
         """
         bad_snapshots = {}
-        for table in self.sink.parents_first(snapshots.keys()):
-            if self.context.stop.is_set():
-                break
-            if self.is_called():
-                raise RequestedError
-            try:
-                beginning = begin(self.context, self.sink, table, snapshots[table])
-            except ReadingStopped:
-                break
+        positions = {checkpoint.table: checkpoint.position for checkpoint in self.sink.checkpoints()}
+
+        def load(hand: Hand, table: TableName) -> Beginning:
+            start = positions.get(table, START)
+            return begin(hand.context, hand.sink, table, snapshots[table], start=start)
+
+        for table, beginning in self._loads(snapshots.keys(), load):
             before = checkpoints[table]
             if not before.has_begun:
                 if beginning.broken is not None:
@@ -193,9 +195,35 @@ class Pass:
             else:
                 self._note_rebuild(table, beginning)
                 self.tried[table] = snapshots[table][0].name, time.monotonic()
-            if self.deadline is not None and time.monotonic() > self.deadline:
-                break
         return bad_snapshots
+
+    def _loads(
+        self, tables: Collection[TableName], load: Callable[[Hand, TableName], Beginning]
+    ) -> Iterator[tuple[TableName, Beginning]]:
+        """Load *tables*, side by side as far as they may; yield what each has come to, until the time is up.
+
+        Raises RequestedError, between two tables' loads.
+        """
+        own = Hand(context=self.context, sink=self.sink)
+        left = set(tables)
+
+        def may_begin() -> bool:
+            is_late = (
+                len(left) < len(tables) and self.deadline is not None and time.monotonic() > self.deadline
+            )
+            return not (is_late or self.context.stop.is_set() or self.is_called())
+
+        try:
+            for turn in self.sink.turns(tables):
+                for loaded in side_by_side(
+                    own, self.open_hand, turn, load, jobs=self.jobs, may_begin=may_begin
+                ):
+                    left.discard(loaded[0])
+                    yield loaded
+                if left and not self.context.stop.is_set() and self.is_called():
+                    raise RequestedError
+        except ReadingStopped:
+            return
 
     def _note(
         self, before: TableCheckpoint, beginning: Beginning, *, otherwise: SyncError | None = None
@@ -286,9 +314,14 @@ class Beginning:
 
 
 def begin(
-    context: Context, sink: DaemonSink[Any], table: TableName, snapshots: Sequence[SnapshotFile]
+    context: Context,
+    sink: DaemonSink[Any],
+    table: TableName,
+    snapshots: Sequence[SnapshotFile],
+    *,
+    start: Position,
 ) -> Beginning:
-    """Load the newest good one of *snapshots* into *table*.
+    """Load the newest good one of *snapshots* into *table*, which stands at *start*.
 
     Its checkpoint, an audit row and the run's counts commit with the rows. Where active foreign keys tie it
     to other tables, its rows are brought to where those stand before readers see them; where it has begun
@@ -299,7 +332,6 @@ def begin(
     started = time.monotonic()
     beginning = Beginning()
     try:
-        start = next((c.position for c in sink.checkpoints() if c.table == table), START)
         purpose = Purpose(action="snapshot", only_from=start)
         with rebuilding(context, sink, table, purpose) as rows:
             loaded = load_newest(context, rows, table, snapshots)

@@ -93,11 +93,13 @@ class Mirror(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplySettings:
-    """``log_keep_days``: how long the audit log keeps its entries; 0: for ever."""
+    """``log_keep_days``: how long the audit log keeps its entries; 0: for ever. ``jobs``: how many tables are
+    loaded at once."""
 
     limits: Limits
     interval_s: int
     log_keep_days: int = 0
+    jobs: int = 1
 
 
 class Resources:

@@ -66,6 +66,7 @@ def resync(
     failure: SyncError = ResyncError("interrupted")
     try:
         sink = open_sink()
+        sink.checkpoints()  # a whitelisted table has one from now on, whatever happens
         snapshots = find_snapshots(context.archive, tables, stop=context.stop)
         purpose = Purpose(action="resync", requested_by=context.requested_by)
         with ExitStack() as opened:

@@ -12,7 +12,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ import psycopg
 from syncdata.apply.bootstrap import Pass, RequestedError
 from syncdata.apply.context import Resources
 from syncdata.apply.feed.files import ask
+from syncdata.apply.hands import Hand
 from syncdata.apply.position import Position
 from syncdata.apply.postgres.connection import is_servers_fault, translate, translated_errors
 from syncdata.apply.progress import WaitingProgress
@@ -133,6 +135,8 @@ class Run:
                 result=result,
                 watch=lambda: WaitingProgress(self._note_waiting, self._resources.progress),
                 is_called=is_called,
+                open_hand=self._open_hand,
+                jobs=self._resources.settings.jobs,
                 deadline=deadline,
                 tried=self._tried,
             )
@@ -231,6 +235,15 @@ class Run:
         connection = self._resources.connect()
         with translated_errors():
             note_waiting(connection, self.id, files=files, size_bytes=size_bytes)
+
+    @contextmanager
+    def _open_hand(self, stop: threading.Event) -> Iterator[Hand]:
+        """Lend a hand, with a session and an archive of its own, that counts for this run."""
+        resources = self._resources.another()
+        try:
+            yield Hand(context=resources.context(stop), sink=resources.open_sink(run_id=self.id))
+        finally:
+            resources.give_up()
 
     def _open_sink(self) -> DaemonSink[Any]:
         connection = self._resources.connect()

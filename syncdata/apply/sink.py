@@ -199,8 +199,9 @@ class DaemonSink(Sink[P], Protocol[P]):
         """Look at the tables of *checkpoints* before any record goes there."""
         ...
 
-    def parents_first(self, tables: Collection[TableName]) -> list[TableName]:
-        """Return *tables* in the order in which they are to begin: those that others refer to go first."""
+    def turns(self, tables: Collection[TableName]) -> list[list[TableName]]:
+        """Return *tables* in the turns in which they are to begin: those that others refer to go first. The
+        tables of one turn may begin side by side."""
         ...
 
     def open_rebuild(self, table: TableName, purpose: Purpose) -> AbstractContextManager[Rebuild[Any]]:

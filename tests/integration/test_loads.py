@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
+from syncdata.apply import bootstrap
+from syncdata.apply.load import load_newest
 from syncdata.apply.progress import NoProgress
-from syncdata.errors import SyncError
+from syncdata.connections import AliasSession
+from syncdata.errors import ServiceInitError, SyncError
 from syncdata.service import SyncResult
 from tests.framed import Writer, file_name
 from tests.world import World, insert, update
@@ -126,3 +130,96 @@ def test_a_table_that_cannot_be_resynced_stops_none_of_those_beside_it(world: Wo
     audited = "SELECT table_name, status FROM data_sync_logs WHERE action = 'resync' ORDER BY table_name"
     assert world.rows(audited) == [("a", "SUCCESS"), ("b", "FAILED"), ("c", "FAILED")]
     assert world.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'syncdata_rebuild%'") == 0
+
+
+# Side by side
+
+
+def with_snapshots(world: World, source: Writer, names: list[str], rows: int = 40) -> None:
+    world.execute(*(f"CREATE TABLE {name} (id int PRIMARY KEY)" for name in names))
+    world.whitelist(*names)
+    for name in names:
+        source.snapshot(1, name, 5, [{"id": n} for n in range(rows)], prev=None)
+    source.changes(1, [(6, [insert(name, id=1000) for name in names])])
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_as_many_tables_are_loaded_at_once_as_there_are_jobs(world: World, source: Writer, jobs: int) -> None:
+    names = [f"t{n}" for n in range(8)]
+    with_snapshots(world, source, names)
+    world.options["jobs"] = jobs
+    loads = threading.Barrier(jobs, timeout=30)
+    at_work: set[int] = set()
+
+    def together(*args: Any) -> Any:
+        if threading.get_ident() not in at_work:
+            at_work.add(threading.get_ident())
+            loads.wait()  # It breaks unless so many are at work at once.
+        return load_newest(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "load_newest", together)
+        assert world.sync().errors == ()
+    assert len(at_work) == jobs
+    for name in names:
+        assert world.rows(f"SELECT count(*), max(id) FROM {name}") == [(41, 1000)]
+        assert world.checkpoint(name)[:3] == (file_name(1), 8, "active")
+    assert world.value("SELECT sum(records_synced) FROM data_sync_runs") == 8 * 41
+
+
+def test_a_bad_table_keeps_none_of_those_loaded_beside_it(world: World, source: Writer) -> None:
+    world.options["jobs"] = 3
+    names = [f"t{n}" for n in range(8)]
+    with_snapshots(world, source, names)
+    world.execute("ALTER TABLE t3 ADD CHECK (id < 20)")
+    assert [error.fields["table"] for error in world.sync().errors] == ["t3"]
+    assert [world.checkpoint(name)[2] for name in names] == [*["active"] * 3, "blocked", *["active"] * 4]
+    assert world.rows("SELECT count(*) FROM t3") == [(0,)]
+    assert all(world.value(f"SELECT count(*) FROM {name}") == 41 for name in names if name != "t3")
+
+
+def test_a_stop_ends_all_loads_soon_with_nothing_half_done(world: World, source: Writer) -> None:
+    world.options |= {"jobs": 2, "batch_records": 20}
+    names = [f"t{n}" for n in range(4)]
+    with_snapshots(world, source, names, rows=4000)
+    stop = threading.Event()
+
+    class Stopper(NoProgress):
+        def batch_applied(self, records: int, size_bytes: int) -> None:
+            stop.set()
+
+    with world.service(progress=Stopper()) as service:
+        service.run_once(stop)
+    assert [world.checkpoint(name)[0] for name in names] == [""] * 4
+    assert [world.value(f"SELECT count(*) FROM {name}") for name in names] == [0] * 4
+    assert world.sync().errors == ()
+    assert [world.value(f"SELECT count(*) FROM {name}") for name in names] == [4000] * 4
+
+
+def test_a_server_without_room_for_more_sessions_is_loaded_by_one(world: World, source: Writer) -> None:
+    names = [f"t{n}" for n in range(4)]
+    with_snapshots(world, source, names)
+    world.options["jobs"] = 4
+    refused: list[int] = []
+
+    def refuse(self: AliasSession) -> AliasSession:
+        refused.append(1)
+        raise ServiceInitError("too many connections", hint="")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AliasSession, "another", refuse)
+        assert world.sync().errors == ()
+    assert len(refused) == 3
+    assert [world.value(f"SELECT count(*) FROM {name}") for name in names] == [41] * 4
+
+
+def test_tables_that_refer_to_each_other_begin_in_their_order_for_an_ordinary_role(
+    world: World, source: Writer
+) -> None:
+    with_snapshots(world, source, [f"t{n}" for n in range(4)])
+    world.execute(*(f"ALTER TABLE t{n} ADD FOREIGN KEY (id) REFERENCES t{n + 1}" for n in range(3)))
+    world.use_ordinary_role()
+    world.options["jobs"] = 4
+    assert world.sync().errors == ()
+    audit = "SELECT table_name FROM data_sync_logs WHERE action = 'snapshot' ORDER BY sync_time"
+    assert world.rows(audit) == [("t3",), ("t2",), ("t1",), ("t0",)]

@@ -370,6 +370,7 @@ def test_a_resync_under_a_running_cycle_does_not_leave_it_an_old_watermark(
 def test_a_table_that_begins_while_another_is_loaded_waits_for_its_own_snapshot(
     bags: World, source: Writer, what: str
 ) -> None:
+    bags.options["jobs"] = 1
     source.changes(1, [both(10)])
     source.snapshot(1, "a", 10, rows(1, 10), prev=1)
     source.snapshot(1, "b", 10, rows(2, 10), prev=1)
@@ -402,6 +403,7 @@ def test_a_table_that_begins_while_another_is_loaded_waits_for_its_own_snapshot(
 
 
 def test_a_request_is_carried_out_between_the_loads_of_two_tables(bags: World, source: Writer) -> None:
+    bags.options["jobs"] = 1
     source.changes(1, [both(10)])
     source.snapshot(1, "a", 10, rows(1, 10), prev=1)
     source.snapshot(1, "b", 10, rows(2, 10), prev=1)

@@ -145,12 +145,15 @@ class Target:
         with translated_errors(), self._connection.transaction():
             add_mark(self._connection, table, mark)
 
-    def parents_first(self, tables: Collection[TableName]) -> list[TableName]:
+    def turns(self, tables: Collection[TableName]) -> list[list[TableName]]:
         with translated_errors():
             schemas = read_schemas(self._connection, tables)
-        return parents_first(
+        order = parents_first(
             {table: schemas[table].parents if table in schemas else frozenset() for table in tables}
         )
+        # Keys that are awake need the rows that they refer to.
+        are_tied = any(schema.parents or schema.has_inbound_keys for schema in schemas.values())
+        return [[table] for table in order] if are_tied and not self._writer.is_silent else [order]
 
     def open_rebuild(self, table: TableName, purpose: Purpose) -> AbstractContextManager[ShadowTarget]:
         return open_shadow(self._writer, table, purpose, run_id=self._run_id, taken=self._shadows)
