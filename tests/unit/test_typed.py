@@ -185,6 +185,11 @@ def test_what_leaves_something_to_decide_goes_the_general_way(odd_line: bytes) -
     assert plan_runs(batch_of(SCHEMA, run, is_plain=False)) is None
 
 
+def test_an_integer_keeps_the_sign_of_its_zero() -> None:
+    run = run_of(line("INSERT", ROW | {"flag": "-0"}))
+    assert plan_runs(batch_of(SCHEMA, run, is_plain=True)) is None
+
+
 # Lines that are no run
 
 
