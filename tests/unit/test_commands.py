@@ -100,11 +100,14 @@ class Service:
         self.asked.append(("clear", None))
         return ["users", "shop.orders"]
 
-    def resync(self, table: str, *, stop: Event) -> SyncResult:
-        self.asked.append(("resync", table))
-        if table in self.failing:
-            raise ResyncError("the archive has no such table", table=table)
-        return self.result
+    def resync_tables(self, tables: Sequence[str], *, stop: Event) -> dict[str, SyncResult | SyncError]:
+        self.asked += [("resync", table) for table in tables]
+        return {
+            table: ResyncError("the archive has no such table", table=table)
+            if table in self.failing
+            else self.result
+            for table in tables
+        }
 
 
 @pytest.fixture
