@@ -256,6 +256,19 @@ def test_many_swaps_of_unique_values_cost_a_few_statements_a_record(world: World
     assert world.value("SELECT count(*) FROM child") == many
 
 
+def test_what_the_server_says_of_rows_that_go_another_way_is_not_logged(
+    open_table: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Of a hundred records that are sent together, the first is refused, and a later one cannot go like this.
+    table = open_table(TABLE, "ALTER TABLE t ADD UNIQUE (v), ADD CHECK (n >= 0)")
+    table.apply(insert(id=1, v="secret", n=1), insert(id=2, v="b", n=2))
+    records = [insert(id=3, v="secret", n=3), move(2, id=4, v="c", n=4), insert(id=5, v="d", n=-1)]
+    records += [insert(id=n, v=f"v{n}", n=n) for n in range(6, 160)]
+    with pytest.raises(SyncError):
+        table.apply(*records)
+    assert not [record for record in caplog.records if record.name == "psycopg"]
+
+
 def test_one_bad_record_among_many_is_found_with_a_few_statements(open_table: Open) -> None:
     table = open_table(TABLE, "ALTER TABLE t ADD CHECK (n >= 0)")
     records = [insert(id=n, v="v", n=-1 if n == 700 else n) for n in range(1, 1001)]
