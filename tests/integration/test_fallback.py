@@ -16,7 +16,7 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import BatchFile
 from syncdata.apply.plan.net_change import make_plan
 from syncdata.apply.plan.table_plan import TableBatch
-from syncdata.apply.postgres import direct, fallback
+from syncdata.apply.postgres import direct, fallback, staging
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import prepare_session
 from syncdata.apply.postgres.fallback import apply_table
@@ -278,6 +278,28 @@ def test_one_bad_record_among_many_is_found_with_a_few_statements(open_table: Op
     assert table.cost.statements < 2 * len(records)
     assert table.cost.round_trips < 200
     assert table.rows == []
+
+
+def test_staging_tables_that_are_not_used_any_more_go(
+    open_table: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "MOST_ROWS", 0)
+    monkeypatch.setattr(staging, "_UNUSED", 3)
+    table = open_table(TABLE)
+    temporary = "SELECT relname FROM pg_class WHERE relpersistence = 't' AND relkind = 'r' ORDER BY 1"
+
+    def names() -> list[str]:
+        return [name[:13] for (name,) in table.connection.execute(temporary).fetchall()]
+
+    table.apply(delete(id=1))
+    for n in range(3):
+        table.apply(update(id=1, v="a", n=n))
+        assert names() == ["syncdata_gone", "syncdata_rows"]
+    table.apply(update(id=1, v="b", n=1))
+    assert names() == ["syncdata_rows"]
+    table.apply(delete(id=1), update(id=2, v="b", n=1))
+    assert names() == ["syncdata_gone", "syncdata_rows"]
+    assert table.rows == [(2, "b", 1)]
 
 
 def test_the_straight_copy_is_tried_less_often_the_more_often_it_fails() -> None:
