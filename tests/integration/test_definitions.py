@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -153,6 +154,32 @@ def test_the_catalog_is_not_read_again_while_nothing_changes(
     assert world.sync().errors == ()
     assert read == [{TableName("public", "t"), TableName("public", "other")}]
     assert world.value("SELECT count(*) FROM t") == 4
+
+
+@pytest.mark.parametrize(("look_takes_s", "seen_after_s"), [(0.001, 0.05), (0.1, 5), (3, 10)])
+def test_a_table_without_records_is_looked_at_the_sooner_the_less_that_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch, look_takes_s: float, seen_after_s: float
+) -> None:
+    world.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+    now = [100.0]
+    monkeypatch.setattr(definitions, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def slowly(*arguments: Any) -> dict[TableName, str]:
+        now[0] += look_takes_s
+        return read_stamps(*arguments)
+
+    monkeypatch.setattr(definitions, "read_stamps", slowly)
+    with world.connect() as connection:
+        known = definitions.Definitions(connection)
+        known.open(TABLES[:1])
+        before = known.current
+        world.execute("ALTER TABLE t DROP COLUMN v")
+        now[0] += seen_after_s * 0.9
+        known.open(TABLES[:1])
+        assert known.current is before
+        now[0] += seen_after_s * 0.2
+        known.open(TABLES[:1])
+        assert known.current != before
 
 
 @contextmanager

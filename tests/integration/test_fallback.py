@@ -16,7 +16,7 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import BatchFile
 from syncdata.apply.plan.net_change import make_plan
 from syncdata.apply.plan.table_plan import TableBatch
-from syncdata.apply.postgres import direct, fallback
+from syncdata.apply.postgres import direct, fallback, staging
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import prepare_session
 from syncdata.apply.postgres.fallback import apply_table
@@ -256,6 +256,19 @@ def test_many_swaps_of_unique_values_cost_a_few_statements_a_record(world: World
     assert world.value("SELECT count(*) FROM child") == many
 
 
+def test_what_the_server_says_of_rows_that_go_another_way_is_not_logged(
+    open_table: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Of a hundred records that are sent together, the first is refused, and a later one cannot go like this.
+    table = open_table(TABLE, "ALTER TABLE t ADD UNIQUE (v), ADD CHECK (n >= 0)")
+    table.apply(insert(id=1, v="secret", n=1), insert(id=2, v="b", n=2))
+    records = [insert(id=3, v="secret", n=3), move(2, id=4, v="c", n=4), insert(id=5, v="d", n=-1)]
+    records += [insert(id=n, v=f"v{n}", n=n) for n in range(6, 160)]
+    with pytest.raises(SyncError):
+        table.apply(*records)
+    assert not [record for record in caplog.records if record.name == "psycopg"]
+
+
 def test_one_bad_record_among_many_is_found_with_a_few_statements(open_table: Open) -> None:
     table = open_table(TABLE, "ALTER TABLE t ADD CHECK (n >= 0)")
     records = [insert(id=n, v="v", n=-1 if n == 700 else n) for n in range(1, 1001)]
@@ -265,6 +278,28 @@ def test_one_bad_record_among_many_is_found_with_a_few_statements(open_table: Op
     assert table.cost.statements < 2 * len(records)
     assert table.cost.round_trips < 200
     assert table.rows == []
+
+
+def test_staging_tables_that_are_not_used_any_more_go(
+    open_table: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "MOST_ROWS", 0)
+    monkeypatch.setattr(staging, "_UNUSED", 3)
+    table = open_table(TABLE)
+    temporary = "SELECT relname FROM pg_class WHERE relpersistence = 't' AND relkind = 'r' ORDER BY 1"
+
+    def names() -> list[str]:
+        return [name[:13] for (name,) in table.connection.execute(temporary).fetchall()]
+
+    table.apply(delete(id=1))
+    for n in range(3):
+        table.apply(update(id=1, v="a", n=n))
+        assert names() == ["syncdata_gone", "syncdata_rows"]
+    table.apply(update(id=1, v="b", n=1))
+    assert names() == ["syncdata_rows"]
+    table.apply(delete(id=1), update(id=2, v="b", n=1))
+    assert names() == ["syncdata_gone", "syncdata_rows"]
+    assert table.rows == [(2, "b", 1)]
 
 
 def test_the_straight_copy_is_tried_less_often_the_more_often_it_fails() -> None:

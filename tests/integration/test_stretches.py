@@ -370,6 +370,36 @@ def test_a_resync_takes_small_files_together(one: World, monkeypatch: pytest.Mon
     ]
 
 
+def test_a_row_that_one_of_two_rebuilt_tables_misses_doubles_none_of_the_other(world: World) -> None:
+    world.execute("CREATE TABLE bag (v text)", f"CREATE TABLE t ({COLUMNS})")
+    world.whitelist("bag", "t")
+    files = [[insert("bag", ts=moment(n), v="v"), insert("t", ts=moment(n), id=n)] for n in range(20)]
+    files[15].append(update("t", ts=moment(15), id=99, note="x"))
+    write_chain(world, files)
+    with world.service() as service:
+        done = service.resync_tables(["bag", "t"])
+    assert not [outcome for outcome in done.values() if isinstance(outcome, Exception)]
+    assert world.value("SELECT count(*) FROM bag") == 20
+    assert world.rows(
+        "SELECT table_name, records_added, records_missing FROM data_sync_logs ORDER BY table_name"
+    ) == [("bag", 20, 0), ("t", 20, 1)]
+
+
+def test_indexes_go_with_the_files_that_are_taken_apart(world: World) -> None:
+    world.execute(f"CREATE TABLE s ({COLUMNS})", f"CREATE TABLE t ({COLUMNS})")
+    world.whitelist("s", "t")
+    files = [[insert("s", ts=moment(n), id=n)] for n in range(20)]
+    # The first that the new rows of t see.
+    files[15] += [insert("t", ts=moment(15), id=1), update("t", ts=moment(15), id=99, note="x")]
+    files[16] += [insert("t", ts=moment(16), id=1, note="again"), delete("t", ts=moment(16), id=98)]
+    write_chain(world, files)
+    with world.service() as service:
+        done = service.resync_tables(["s", "t"])
+    assert not [outcome for outcome in done.values() if isinstance(outcome, Exception)]
+    assert world.rows("SELECT id, note FROM t") == [(1, "again")]
+    assert world.value("SELECT count(*) FROM s") == 20
+
+
 def test_a_hundred_small_files_need_few_statements(one: World, monkeypatch: pytest.MonkeyPatch) -> None:
     write_chain(one, inserts(1))
     one.sync()

@@ -17,9 +17,11 @@ from syncdata.apply.postgres.stamps import read_stamps
 from syncdata.changes.names import TableName
 
 # Tables that a batch writes to are looked at in its own transaction. The others are looked at all together
-# before a file, for what a change of them here may mean for their rows; with 1,000 tables that takes a tenth
-# of a second, so it is not done before each of many small files.
+# before a file, for what a change of them here may mean for their rows. With 1,000 tables that takes a tenth
+# of a second, so it is not done before each of many small files: looks take a fiftieth of the time at most,
+# until the last one is as old as this.
 _LOOK_AGAIN_S = 10.0
+_REST = 50
 
 
 class Definitions:
@@ -29,16 +31,18 @@ class Definitions:
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
         self._stamps: dict[TableName, str | None] = {}
-        self._looked_s = float("-inf")
+        self._due_s = float("-inf")
         self.current: Mapping[TableName, TableSchema] = {}
 
     def open(self, tables: Collection[TableName]) -> None:
         """Get ready for batches of *tables*: know all of them, and look again at those known for long."""
-        is_due = time.monotonic() > self._looked_s + _LOOK_AGAIN_S
+        began_s = time.monotonic()
+        is_due = began_s >= self._due_s
         if is_due or not self._stamps.keys() >= set(tables):
             self.refresh(tables)
         if is_due:
-            self._looked_s = time.monotonic()
+            ended_s = time.monotonic()
+            self._due_s = ended_s + min(_LOOK_AGAIN_S, _REST * (ended_s - began_s))
 
     def refresh(self, tables: Collection[TableName]) -> None:
         """Look at *tables*, and read the schemas of those that are new, or others than at the last look."""

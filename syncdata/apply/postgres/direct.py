@@ -11,6 +11,7 @@ between them and the table. When in doubt nothing is written, and staging is the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, LiteralString
 
 import psycopg
@@ -70,7 +71,7 @@ class DirectWriter:
         """
         target = TargetNames(plans[0].schema)
         with self._connection.transaction():
-            with self._connection.pipeline():
+            with _pipeline(self._connection):
                 sent = [(plan, list(self._send(target, plan))) for plan in plans]
             return sum(_missing(plan, statements) for plan, statements in sent)
 
@@ -163,6 +164,27 @@ class DirectWriter:
             )
             self._queries[known] = composed.as_bytes(self._connection)
         return self._queries[known]
+
+
+@contextmanager
+def _pipeline(connection: Connection[Any]) -> Iterator[None]:
+    """Send what the block executes in one round trip. Raises what went wrong first.
+
+    psycopg logs the error of a statement, with the row's values, when another error has ended the block
+    before its answer came. So the block ends without one, as psycopg sees it. Test:
+    test_what_the_server_says_of_rows_that_go_another_way_is_not_logged.
+    """
+    first: Exception | None = None
+    try:
+        with connection.pipeline():
+            try:
+                yield
+            except Exception as error:
+                first = error
+    except psycopg.Error as error:
+        first = first or error
+    if first is not None:
+        raise first
 
 
 def _missing(plan: TablePlan, sent: Sequence[_Sent]) -> int:

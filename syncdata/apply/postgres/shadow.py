@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -213,12 +213,24 @@ class ShadowTarget:
 
     def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
         """Apply *prepared*; the checkpoint moves in `exchange`. Raises errors that would block a table, and
-        ApartError instead where they may be of any of several files."""
+        ApartError instead where they may be of any of several files; nothing is done then."""
+        with self.all_or_nothing():
+            try:
+                return self._apply(prepared, may_miss=not advance.files)
+            except SyncError:
+                if advance.files:
+                    raise ApartError from None
+                raise
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Forget what the block noted of the new rows, if it raises: its transaction takes them back, and the
+        indexes that were made in it. Test: test_indexes_go_with_the_files_that_are_taken_apart."""
+        before = self._known, self._looked_under, self._newest, self._missing
         try:
-            return self._apply(prepared, may_miss=not advance.files)
-        except SyncError:
-            if advance.files:
-                raise ApartError from None
+            yield
+        except BaseException:
+            self._known, self._looked_under, self._newest, self._missing = before
             raise
 
     def _apply(self, prepared: PreparedBatch, *, may_miss: bool) -> Outcome:
@@ -323,7 +335,8 @@ class ShadowTarget:
 class ShadowGroup:
     """A sink for batches of several tables that are being rebuilt. A table that fails leaves the others."""
 
-    def __init__(self, shadows: Mapping[TableName, ShadowTarget]) -> None:
+    def __init__(self, connection: Connection[Any], shadows: Mapping[TableName, ShadowTarget]) -> None:
+        self._connection = connection
         self._shadows = shadows
         self.failed: dict[TableName, SyncError] = {}
 
@@ -341,7 +354,25 @@ class ShadowGroup:
         """Do nothing: see `ShadowTarget.unblock`."""
 
     def apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
-        """Apply *prepared* to the tables of *advance*. Raises ApplyError when the server itself fails."""
+        """Apply *prepared* to the tables of *advance*. Raises ApplyError when the server itself fails, and
+        ApartError, with nothing done to any table, where several files do not go through as they are.
+
+        Test: test_a_row_that_one_of_two_rebuilt_tables_misses_doubles_none_of_the_other.
+        """
+        if not advance.files:
+            return self._apply(prepared, advance)
+        try:
+            with ExitStack() as stack:
+                for table in advance.watermarks:
+                    stack.enter_context(self._shadows[table].all_or_nothing())
+                stack.enter_context(self._connection.transaction())
+                return self._apply(prepared, advance)
+        except psycopg.Error as error:
+            if is_servers_fault(error):
+                raise translate(error) from None
+            raise ApartError from None
+
+    def _apply(self, prepared: PreparedBatch, advance: Advance) -> Outcome:
         outcome = Outcome()
         for table in advance.watermarks:
             shares = {table: prepared.shares[table]} if table in prepared.shares else {}

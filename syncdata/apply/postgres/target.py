@@ -159,7 +159,7 @@ class Target:
         return open_shadow(self._writer, table, purpose, run_id=self._run_id, taken=self._shadows)
 
     def together(self, rebuilds: Mapping[TableName, Any]) -> ShadowGroup:
-        return ShadowGroup(rebuilds)
+        return ShadowGroup(self._connection, rebuilds)
 
     def begin_file(self, tables: Collection[TableName]) -> None:
         """Know the tables' schemas. Whether they still hold is looked at in each batch's transaction."""
