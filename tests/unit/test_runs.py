@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from syncdata.changes.reader import read_records
+from syncdata.changes.run import try_run
 
 LINE = b'{"table":"t","op":"INSERT","data":{"id":"%d"},"lsn":"0/1","ts":"t","commit_lsn":"0/1"}\n'
 DIGEST = "0f2a6c1d9be34a57a7c1f6a4b2d8e903"
@@ -16,3 +19,24 @@ def test_a_catalog_announced_before_a_run_of_lines_holds_from_the_first_of_them_
     records = list(read_records(io.BytesIO(content), "changes_20260205_103000.json"))
     found = [(located.line, located.catalog and located.catalog.digest) for located in records]
     assert found == [(1, None), (2, None), (4, DIGEST), (5, None)]
+
+
+@pytest.mark.parametrize("skip", range(5))
+def test_lines_that_were_applied_are_left_out_of_a_run(skip: int) -> None:
+    content = b"".join(LINE % number for number in range(1, 5))
+    records = read_records(io.BytesIO(content), "changes_20260205_103000.json", skip=skip)
+    assert [located.line for located in records] == list(range(skip + 1, 5))
+
+
+def test_a_comment_among_lines_is_counted_and_no_record() -> None:
+    content = LINE % 1 + b"# a comment\n" + LINE % 2 + b"\n" + LINE % 3
+    records = read_records(io.BytesIO(content), "changes_20260205_103000.json")
+    assert [(located.line, located.record.data) for located in records] == [
+        (1, {"id": "1"}),
+        (3, {"id": "2"}),
+        (5, {"id": "3"}),
+    ]
+
+
+def test_a_value_that_is_not_utf8_is_in_no_run() -> None:
+    assert try_run((LINE % 1).replace(b'"1"', b'"\xff"'), 1, "f.json") is None

@@ -190,6 +190,43 @@ def test_an_integer_keeps_the_sign_of_its_zero() -> None:
     assert plan_runs(batch_of(SCHEMA, run, is_plain=True)) is None
 
 
+def test_the_last_of_several_inserts_of_a_key_stays() -> None:
+    run = run_of(*(line("INSERT", STRINGS | {"part": f'"{part}"'}) for part in "abc"))
+    plan = plan_runs(batch_of(SCHEMA, run, is_plain=False))
+    assert plan is not None
+    assert [[row[1] for row in written] for written in plan.writes.values()] == [["c"]]
+    assert not plan.only_inserts
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_of_a_column_that_a_line_names_twice_both_ways_take_the_last(is_plain: bool) -> None:
+    twice = line("INSERT", STRINGS).replace(b'"part":"x"', b'"part":"first","part":"last"')
+    by_runs, one_by_one = both_ways(SCHEMA, run_of(twice), is_plain=is_plain)
+    assert by_runs == one_by_one
+    assert "last" in by_runs
+    assert "first" not in by_runs
+
+
+def test_bytes_of_a_plain_file_go_the_general_way() -> None:
+    columns = (*SCHEMA.columns[:1], Column(name="part", sql_type="bytea", type=ColumnType(kind="bytea")))
+    run = run_of(line("INSERT", {"id": '"7"', "part": '"AAE="'}))
+    schema = replace(SCHEMA, columns=columns)
+    assert plan_runs(batch_of(schema, run, is_plain=True)) is None
+    assert plan_runs(batch_of(schema, run, is_plain=False)) is not None
+
+
+def test_a_generated_column_is_no_column_of_the_short_way() -> None:
+    generated = replace(SCHEMA.columns[1], is_generated=True)
+    schema = replace(SCHEMA, columns=(SCHEMA.columns[0], generated))
+    plan = plan_runs(batch_of(schema, run_of(line("INSERT", {"id": '"7"'})), is_plain=False))
+    assert plan is not None
+    assert [shape.columns for shape in plan.writes] == [("id",)]
+    assert (
+        plan_runs(batch_of(schema, run_of(line("INSERT", {"id": '"7"', "part": '"x"'})), is_plain=False))
+        is None
+    )
+
+
 # Lines that are no run
 
 
