@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncdata.apply.plan.batches import BatchFile, Limits, Segment, cut_batches
+from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, BatchFile, Limits, Segment, cut_batches
 from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
@@ -344,3 +344,13 @@ def test_runs_are_cut_where_their_records_are(
         ]
 
     assert cut(runs) == cut([located for run in runs for located in run.records()])
+
+
+def test_a_batch_that_ends_at_a_border_in_a_run_has_the_commit_before_it() -> None:
+    lines = [line("INSERT", STRINGS, commit_lsn=f"0/{lsn}") for lsn in (1, 2, 3, 3, 4)]
+    runs = [run_of(*lines[:3]), run_of(*lines[3:], first=4)]
+    limits = Limits(batch_records=100, batch_bytes=3 * (len(lines[0]) + RECORD_OVERHEAD_BYTES))
+    batches = cut_batches(
+        runs, file=BatchFile(name="f.json", is_plain=True), watermarks=WANTED, limits=limits
+    )
+    assert [(batch.end_record, batch.commit_lsn) for batch in batches] == [(2, 2), (5, 4)]
