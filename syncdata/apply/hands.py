@@ -56,7 +56,7 @@ def side_by_side(
 
     The caller's thread works with *own*, and others with hands of *open_hand*, as many as can be had. All of
     them together hold no more in memory than one does alone. No table is begun once *may_begin* says no.
-    Raises the first error of *work*, when all hands have let go.
+    Raises the first error of *work* once all hands have let go, and the tables that they have done are told.
     """
     jobs = min(jobs, len(tables))
     progress = _SharedProgress(own.context.progress)
@@ -88,9 +88,18 @@ def side_by_side(
 
     with ThreadPoolExecutor(max_workers=max(jobs - 1, 1), thread_name_prefix="syncdata-hand") as pool:
         helpers = {pool.submit(lend_a_hand) for _ in range(jobs - 1)}
+        own_error: Exception | None = None
         try:
             while (table := next_table()) is not None:
-                yield table, work(own, table)
+                try:
+                    result = work(own, table)
+                except Exception as error:
+                    # What the others have done is committed, and must be told of all the same. Test:
+                    # test_what_others_have_done_is_told_before_the_error_of_ones_own_table.
+                    own_error = error
+                    end.set()
+                    break
+                yield table, result
                 yield from _drained(done)
             left = helpers
             while left:
@@ -100,6 +109,8 @@ def side_by_side(
                 yield from _drained(done)
         finally:
             end.set()
+    if own_error is not None:
+        raise own_error
     for helper in helpers:
         helper.result()
 

@@ -261,9 +261,10 @@ class Worker:
 
     def _end_aside(self, connection: Connection[Any]) -> None:
         """Note and announce what has become of the resync in the thread, which is over."""
-        aside, self._aside = self._aside, None
+        aside = self._aside
         assert aside is not None
         self._open_listener().look_again()  # for what had to wait for it
+        self._aside = None  # Not before: where there is no listener, it is ended at the next look.
         with self._outcome_noted(connection, aside.request, aside.stop):
             rebuilt = aside.rebuilt.result()
             if not rebuilt.is_lost:  # else it is found running, and taken again
