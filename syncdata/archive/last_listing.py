@@ -72,12 +72,17 @@ class LastListing:
     ) -> None:
         """Note a listing that was begun after `recall` had returned None for *changed_at* and *since*."""
         assert self._seen is not None
-        names = tuple(file.name for file in files[-MOST_KEPT:])
+        first = max(len(files) - MOST_KEPT, 0)
+        # A file may be there under two endings: both are kept, or none of them. Test:
+        # test_what_is_kept_of_a_listing_begins_with_all_names_of_a_stem.
+        while first and first < len(files) and files[first].stem == files[first - 1].stem:
+            first += 1
+        names = tuple(file.name for file in files[first:])
         listing = _Listing(
             changed_at=changed_at,
             at_s=now_s,
             is_settled=now_s - self._seen[1] >= _SETTLED_AFTER_S,
-            complete_from=stem(names[0]) if len(files) > len(names) else since,
+            complete_from=stem(names[0]) if first else since,
             names=names,
             sign=sign,
         )

@@ -114,3 +114,14 @@ def test_a_table_that_stands_far_behind_has_the_root_listed() -> None:
     listings = root.listings
     assert root.look(since=STEMS[2], after_s=1)[0] == STEMS[2]
     assert root.listings == listings + 1
+
+
+def test_what_is_kept_of_a_listing_begins_with_all_names_of_a_stem() -> None:
+    names = [f"{STEMS[0]}.json", f"{STEMS[0]}.json.gz", *(f"{stem}.json" for stem in STEMS[1:MOST_KEPT])]
+    files = [ChangeFile(name=name, size_bytes=1) for name in names]
+    last = LastListing()
+    for changed_at, now_s in ((1_000, 0.0), (2_000, 60.0), (2_000, 63.0)):
+        last.recall(changed_at, "", now_s=now_s)
+        last.note(changed_at, "", files, sign=str(changed_at), now_s=now_s)
+    assert last.recall(2_000, STEMS[1], now_s=64.0) == tuple(names[2:])
+    assert last.recall(2_000, STEMS[0], now_s=64.0) is None, "one of its names is not kept"
