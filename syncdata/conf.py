@@ -39,6 +39,8 @@ CONFIG_VARIABLE = "DATA_SYNC_CONFIG"
 NEW_PASSWORD_VARIABLE = "SOURCE_PG_NEW_PASSWORD"  # noqa: S105 - a name
 _SETTINGS = "settings.SYNCDATA"
 _MOST_BYTES = 1024 * 1024
+# Each job has a connection of its own, and a server has a hundred for all who use it.
+_MOST_JOBS = 8
 # Behind these words tomllib quotes characters or keys of the file: of a password without its quotes, perhaps.
 _QUOTING = re.compile(
     "Found invalid character|Illegal character|Cannot declare|Cannot mutate immutable namespace"
@@ -72,7 +74,7 @@ class SyncConfig:
     batch_bytes: int = 32 * 1024 * 1024
     max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
     apply_synchronous_commit: str = "off"
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
+    jobs: int = field(default_factory=lambda: min(os.cpu_count() or 1, _MOST_JOBS))
     log_keep_days: int = 0
     archive_public_keys: tuple[str, ...] = ()
     state_dir: Path
