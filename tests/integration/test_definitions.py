@@ -123,15 +123,15 @@ def test_a_table_that_is_altered_after_its_batch_was_planned_takes_its_rows_as_i
 ) -> None:
     world.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
     world.whitelist("t")
-    look, altered = Target._require_definitions, threading.Event()
+    begin, altered = Target._begin, threading.Event()
 
-    def alter_first(target: Target, *arguments: Any) -> None:
+    def alter_first(target: Target, *arguments: Any) -> Any:
         if not altered.is_set():
             altered.set()
             world.execute("ALTER TABLE t ADD COLUMN w text")
-        look(target, *arguments)
+        return begin(target, *arguments)
 
-    monkeypatch.setattr(Target, "_require_definitions", alter_first)
+    monkeypatch.setattr(Target, "_begin", alter_first)
     world.write("changes_20260205_103000.json", [insert("t", id=1, v="a", w="b")])
     assert world.sync().errors == ()
     assert world.rows("SELECT * FROM t") == [(1, "a", "b")]

@@ -39,6 +39,29 @@ def prepare_session(connection: Connection[Any]) -> None:
     connection.execute(pin_statement(LOCAL_SETTINGS))
 
 
+@contextmanager
+def in_one_trip(connection: Connection[Any]) -> Iterator[None]:
+    """Send what the block executes without waiting for an answer in between; raise what went wrong first.
+
+    The answers can be fetched after the block. When the server refuses a statement, it skips what follows.
+
+    psycopg logs the error of a statement, with the row's values, when another error has ended the block
+    before its answer came. So the block ends without one, as psycopg sees it. Test:
+    test_what_the_server_says_of_rows_that_go_another_way_is_not_logged.
+    """
+    first: Exception | None = None
+    try:
+        with connection.pipeline():
+            try:
+                yield
+            except Exception as error:
+                first = error
+    except psycopg.Error as error:
+        first = first or error
+    if first is not None:
+        raise first
+
+
 def allow_only_nested_loops(cursor: psycopg.Cursor[Any], only: bool) -> None:
     """Leave the planner no other join, until the transaction ends or this is called again.
 

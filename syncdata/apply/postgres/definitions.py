@@ -46,8 +46,11 @@ class Definitions:
 
     def refresh(self, tables: Collection[TableName]) -> None:
         """Look at *tables*, and read the schemas of those that are new, or others than at the last look."""
+        self.take_in(tables, read_stamps(self._connection, tables))
+
+    def take_in(self, tables: Collection[TableName], stamps: Mapping[TableName, str]) -> None:
+        """Do what `refresh` does with the *stamps* of *tables*, which have just been read."""
         # The stamps come first: what happens before the schemas are read shows at the next look.
-        stamps = read_stamps(self._connection, tables)
         changed = {
             table for table in tables if table not in self._stamps or self._stamps[table] != stamps.get(table)
         }

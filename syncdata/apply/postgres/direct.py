@@ -11,7 +11,6 @@ between them and the table. When in doubt nothing is written, and staging is the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, LiteralString
 
 import psycopg
@@ -20,6 +19,7 @@ from psycopg import Connection, sql
 from syncdata.apply.plan.schema import ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import Shape, TablePlan, key_getter
 from syncdata.apply.plan.values import to_text
+from syncdata.apply.postgres.connection import in_one_trip
 from syncdata.apply.postgres.pieces import TargetNames, assignments, names_of
 
 # Measured on a table of eight columns and one more index: with more rows than these, staging costs client and
@@ -71,7 +71,7 @@ class DirectWriter:
         """
         target = TargetNames(plans[0].schema)
         with self._connection.transaction():
-            with _pipeline(self._connection):
+            with in_one_trip(self._connection):
                 sent = [(plan, list(self._send(target, plan))) for plan in plans]
             return sum(_missing(plan, statements) for plan, statements in sent)
 
@@ -164,27 +164,6 @@ class DirectWriter:
             )
             self._queries[known] = composed.as_bytes(self._connection)
         return self._queries[known]
-
-
-@contextmanager
-def _pipeline(connection: Connection[Any]) -> Iterator[None]:
-    """Send what the block executes in one round trip. Raises what went wrong first.
-
-    psycopg logs the error of a statement, with the row's values, when another error has ended the block
-    before its answer came. So the block ends without one, as psycopg sees it. Test:
-    test_what_the_server_says_of_rows_that_go_another_way_is_not_logged.
-    """
-    first: Exception | None = None
-    try:
-        with connection.pipeline():
-            try:
-                yield
-            except Exception as error:
-                first = error
-    except psycopg.Error as error:
-        first = first or error
-    if first is not None:
-        raise first
 
 
 def _missing(plan: TablePlan, sent: Sequence[_Sent]) -> int:

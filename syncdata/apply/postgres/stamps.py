@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from psycopg import Connection
+from psycopg import Connection, Cursor
 
 from syncdata.changes.names import TableName
 
@@ -73,7 +73,15 @@ FROM wanted w LEFT JOIN (
 
 def read_stamps(connection: Connection[Any], tables: Collection[TableName]) -> dict[TableName, str]:
     """Return the stamp of each of *tables* that exists as an ordinary or partitioned table."""
-    rows = connection.execute(
+    return stamps_of(send_stamps(connection, tables))
+
+
+def send_stamps(connection: Connection[Any], tables: Collection[TableName]) -> Cursor[Any]:
+    """Ask for the stamps of *tables*; `stamps_of` reads the answer."""
+    return connection.execute(
         _STAMPS, {"schemas": [table.schema for table in tables], "names": [table.name for table in tables]}
-    ).fetchall()
-    return {TableName(schema, name): stamp for schema, name, stamp in rows}
+    )
+
+
+def stamps_of(answer: Cursor[Any]) -> dict[TableName, str]:
+    return {TableName(schema, name): stamp for schema, name, stamp in answer.fetchall()}

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -46,6 +46,7 @@ from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
     constraint_error,
     do_not_wait_for_disk,
+    in_one_trip,
     is_servers_fault,
     limit_lock_waits,
     prepare_session,
@@ -60,17 +61,21 @@ from syncdata.apply.postgres.keyed import ReplayNeededError
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.postgres.shadow import ShadowGroup, ShadowTarget, open_shadow
+from syncdata.apply.postgres.stamps import send_stamps, stamps_of
 from syncdata.apply.postgres.watch import Watch
 from syncdata.apply.postgres.whole_table import advance_sequences
-from syncdata.apply.postgres.writer import RowWriter
+from syncdata.apply.postgres.writer import RowWriter, StraightCopies
 from syncdata.apply.result import Effect
 from syncdata.apply.sink import ApartError, Fitness, LockedError, Outcome, Purpose
 from syncdata.apply.state.checkpoints import (
     Skip,
     TableCheckpoint,
     advance_checkpoints,
+    locked_checkpoints,
     open_checkpoints,
+    require_all_at,
     require_position,
+    send_locks,
 )
 from syncdata.apply.state.holds import add_mark, mark_blocked, mark_unblocked
 from syncdata.apply.state.marks import Mark, unlogged
@@ -107,6 +112,7 @@ class Target:
         self._shadows: set[TableName] = set()
         self._definitions = Definitions(connection)
         self._watch = Watch(connection)
+        self._quick_ends = StraightCopies()
         with translated_errors():
             prepare_session(connection)
             self._writer = RowWriter(connection)
@@ -201,12 +207,16 @@ class Target:
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
         if self._is_outdated(prepared):
             prepared = self.prepare(prepared.batch)
+        may_be_quick = self._quick_ends.may_try(0)
         while True:
             try:
-                with translated_errors(), self._connection.transaction(), lock_waits(None):
-                    outcome = self._apply(prepared, advance, failed, skipped)
+                with translated_errors(), self._taken_back_if_it_fails(), lock_waits(None):
+                    is_quick = may_be_quick and not failed and not skipped
+                    outcome = self._apply(prepared, advance, failed, skipped, is_quick=is_quick)
                 self._watch.settle()
                 return outcome
+            except _NotQuickError:
+                may_be_quick = False
             except LockedError as locked:
                 with translated_errors():
                     locked.error = locked_error(self._connection, locked.table)
@@ -231,23 +241,21 @@ class Target:
         advance: Advance,
         failed: Mapping[TableName, SyncError],
         skipped: Mapping[TableName, Mapping[Skip, SyncError | None]],
+        *,
+        is_quick: bool,
     ) -> Outcome:
-        """Apply *prepared* without the tables that have *failed*, in the caller's transaction.
+        """Apply *prepared* without the tables that have *failed*, in a transaction from BEGIN to COMMIT.
 
-        *skipped*: the records that are left out of it already, each with its error. Raises _SkippedError or
-        _TableFailedError where the batch must be taken back and applied without that record or table.
+        *skipped*: the records that are left out of it already, each with its error. *is_quick*: hope that
+        nothing is out of the ordinary, and wait for fewer answers. Raises _SkippedError or _TableFailedError
+        where the batch must be taken back and applied without that record or table, _AlteredError where it
+        must be planned anew, and _NotQuickError where hope was in vain.
         """
-        locked = require_position(self._connection, advance.watermarks, advance.start)
+        locked = self._begin(prepared, advance)
+        if self._is_outdated(prepared):
+            raise _AlteredError
         checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
-        if not self._waits_for_disk:
-            do_not_wait_for_disk(self._connection)
-        self._writer.begin()
-        # Not before the checkpoints are locked: a resync that ends just now may hold those for longer. Tables
-        # that are blocked already, perhaps by a lock, must not hold up every cycle.
-        is_blocked = all(checkpoint.reason for checkpoint in locked)
-        limit_lock_waits(self._connection, _SHORT_WAIT_S if is_blocked else _WAIT_S)
         now = self._clock()
-        self._require_definitions(prepared, locked)
         self._note_sequences(advance)
         failed = {**failed, **self._made_anew(locked)}
         failed = {**failed, **self._watch.look_at(prepared.batch, checkpoints, self._schemas)}
@@ -257,52 +265,51 @@ class Target:
             # Which file's table, row or record it is shows when they are applied one by one.
             # Test: test_files_together_leave_what_they_leave_one_by_one.
             raise ApartError
-        self._check_constraints(prepared.file, effects)
-        if advance.end.is_finished:
-            self._advance_sequences()
-        healthy = advance.without(failed)
-        self._watch.keep(healthy.watermarks)
-        self._watch.note_truncated(
-            {
-                table: last_truncate(prepared.shares[table])
-                for table, effect in effects.items()
-                if effect.counts.truncated
-            }
-        )
-        advance_checkpoints(
-            self._connection,
-            healthy.watermarks,
-            effects,
-            start=advance.start,
-            end=advance.end,
-            now=now,
-            local_oids={table: schema.oid for table, schema in self._schemas.items()},
-            files=advance.files,
-        )
-        for table in healthy.watermarks:
-            if (checkpoint := checkpoints[table]).skips:
-                used = _used_skips(checkpoint, prepared, skipped.get(table, {}))
-                settle_skips(self._connection, checkpoint, used, advance.end, now=now)
-        for table, error in failed.items():
-            mark_blocked(self._connection, [table], error, file=prepared.file.name, now=now)
-        self._count(effects, now)
+        self._finish(_Done(prepared, advance, checkpoints, effects, failed, skipped, now), is_quick=is_quick)
         return Outcome(counts={table: effect.counts for table, effect in effects.items()}, blocked=failed)
 
-    def _require_definitions(self, prepared: PreparedBatch, checkpoints: Collection[TableCheckpoint]) -> None:
-        """Look at the tables that this batch may find altered. Raises _AlteredError where it was planned for
-        other ones: a table may have been altered since the last batch.
+    def _begin(self, prepared: PreparedBatch, advance: Advance) -> list[TableCheckpoint]:
+        """Begin a transaction, lock the checkpoints and look at the tables that the batch may find altered;
+        return the checkpoints. Raises CheckpointMovedError.
 
-        Those are the tables that it writes to; those that are blocked, which an ALTER TABLE may have mended;
-        and, where production's catalog is another one, all. Tests:
+        Looked at are those that the batch writes to; those that are blocked, which an ALTER TABLE may have
+        mended; and, where production's catalog is another one, all. Tests:
         test_a_change_of_one_table_in_the_middle_of_a_file_does_not_stop_the_others,
         test_a_table_that_is_altered_after_its_batch_was_planned_takes_its_rows_as_it_is.
         """
         is_new = self._watch.is_new(prepared.batch)
-        self._definitions.refresh(
-            [c.table for c in checkpoints if is_new or c.reason or c.table in prepared.shares]
-        )
-        if self._is_outdated(prepared):
-            raise _AlteredError
+        looked_at = [table for table in advance.watermarks if is_new or table in prepared.shares]
+        with in_one_trip(self._connection):
+            self._connection.execute("BEGIN")
+            locks = send_locks(self._connection, advance.watermarks)
+            if not self._waits_for_disk:
+                do_not_wait_for_disk(self._connection)
+            self._writer.begin()
+            # Not before the checkpoints are locked: a resync that ends just now may hold those for longer.
+            limit_lock_waits(self._connection, _WAIT_S)
+            stamps = send_stamps(self._connection, looked_at)
+        checkpoints = locked_checkpoints(locks)
+        require_all_at(advance.start, advance.watermarks, checkpoints)
+        if all(checkpoint.reason for checkpoint in checkpoints):
+            # Tables that are blocked already, perhaps by a lock, must not hold up every cycle.
+            limit_lock_waits(self._connection, _SHORT_WAIT_S)
+        self._definitions.take_in(looked_at, stamps_of(stamps))
+        blocked = {checkpoint.table for checkpoint in checkpoints if checkpoint.reason}
+        if unseen := blocked.difference(looked_at):
+            self._definitions.refresh(unseen)
+        return checkpoints
+
+    @contextmanager
+    def _taken_back_if_it_fails(self) -> Iterator[None]:
+        """Roll back what the block has begun, where it raises. Else it has committed itself: COMMIT travels
+        with the last statements."""
+        try:
+            yield
+        except BaseException:
+            # Where the connection is gone, so is the transaction.
+            with suppress(psycopg.Error):
+                self._connection.rollback()
+            raise
 
     def _is_outdated(self, prepared: PreparedBatch) -> bool:
         """Tell whether a table of *prepared* is known to be another than it was planned for."""
@@ -473,6 +480,66 @@ class Target:
             self._sequences_due[share.plan.schema.name] = share.plan.schema
         return effect_of(share, counts, duration_ms=round((time.monotonic() - started) * 1000))
 
+    def _finish(self, done: _Done, *, is_quick: bool) -> None:
+        """Check what must be checked at the end, note what was *done*, and commit.
+
+        Raises _TableFailedError, and _NotQuickError where *is_quick* and something is refused: what it is
+        about shows when one waits for each answer.
+        """
+        if not is_quick:
+            self._check_constraints(done.prepared.file, done.effects)
+            if done.advance.end.is_finished:
+                self._advance_sequences()
+            self._commit(done)
+            return
+        try:
+            with in_one_trip(self._connection):
+                if not self._writer.is_silent and done.effects:
+                    self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                if done.advance.end.is_finished:
+                    for schema in self._sequences_due.values():
+                        advance_sequences(psycopg.Cursor(self._connection), schema)
+                self._commit(done)
+        except (psycopg.Error, MetricsError) as error:
+            if is_servers_fault(error) and not isinstance(error, psycopg.errors.LockNotAvailable):
+                raise
+            self._quick_ends.note_failure(0)
+            raise _NotQuickError from None
+        self._quick_ends.note_success(0)
+        if done.advance.end.is_finished:
+            self._sequences_due.clear()
+
+    def _commit(self, done: _Done) -> None:
+        """Note what was *done* in our own tables, and commit."""
+        advance, effects, now = done.advance, done.effects, done.now
+        healthy = advance.without(done.failed).watermarks
+        self._watch.keep(healthy)
+        self._watch.note_truncated(
+            {
+                table: last_truncate(done.prepared.shares[table])
+                for table, effect in effects.items()
+                if effect.counts.truncated
+            }
+        )
+        advance_checkpoints(
+            self._connection,
+            healthy,
+            effects,
+            start=advance.start,
+            end=advance.end,
+            now=now,
+            local_oids={table: schema.oid for table, schema in self._schemas.items()},
+            files=advance.files,
+        )
+        for table in healthy:
+            if (checkpoint := done.checkpoints[table]).skips:
+                used = _used_skips(checkpoint, done.prepared, done.skipped.get(table, {}))
+                settle_skips(self._connection, checkpoint, used, advance.end, now=now)
+        for table, error in done.failed.items():
+            mark_blocked(self._connection, [table], error, file=done.prepared.file.name, now=now)
+        self._count(effects, now)
+        self._connection.execute("COMMIT")
+
     def _check_constraints(self, file: BatchFile, effects: Mapping[TableName, Effect]) -> None:
         """Where constraints are active, find the table whose rows break one: at COMMIT all tables would fail.
 
@@ -512,6 +579,24 @@ class Target:
         if self._run_id is not None and effects:
             records = sum(effect.counts.records for effect in effects.values())
             add_to_run(self._connection, self._run_id, records=records)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What a batch has come to when all rows are in. ``failed``: the tables that stay where they are;
+    ``skipped``: the records that were left out."""
+
+    prepared: PreparedBatch
+    advance: Advance
+    checkpoints: Mapping[TableName, TableCheckpoint]
+    effects: Mapping[TableName, Effect]
+    failed: Mapping[TableName, SyncError]
+    skipped: Mapping[TableName, Mapping[Skip, SyncError | None]]
+    now: dt.datetime
+
+
+class _NotQuickError(Exception):
+    """Something is not as it mostly is: the batch must be applied step by step."""
 
 
 class _AlteredError(Exception):

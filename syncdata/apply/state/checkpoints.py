@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from psycopg import Connection, sql
+from psycopg import Connection, Cursor, sql
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 
@@ -149,12 +149,20 @@ def _make_names_canonical(connection: Connection[Any]) -> dict[str, SyncError]:
 
 def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName]) -> list[TableCheckpoint]:
     """Lock and read the checkpoints of those *tables* that are whitelisted, always in one order."""
-    rows = _rows(
+    return locked_checkpoints(send_locks(connection, tables))
+
+
+def send_locks(connection: Connection[Any], tables: Collection[TableName]) -> Cursor[dict[str, Any]]:
+    """Ask for what `lock_checkpoints` does; `locked_checkpoints` reads the answer."""
+    return _ask(
         connection,
         f"{_SELECT} WHERE table_name = ANY(%(names)s) ORDER BY table_name FOR UPDATE OF c",
         names=[str(table) for table in tables],
     )
-    return [_checkpoint(row) for row in rows]
+
+
+def locked_checkpoints(answer: Cursor[dict[str, Any]]) -> list[TableCheckpoint]:
+    return [_checkpoint(row) for row in answer.fetchall()]
 
 
 def require_position(
@@ -166,6 +174,14 @@ def require_position(
     The position alone would not do: a resync may have put newer rows into a table at the same record.
     """
     checkpoints = lock_checkpoints(connection, watermarks.keys())
+    require_all_at(position, watermarks, checkpoints)
+    return checkpoints
+
+
+def require_all_at(
+    position: Position, watermarks: Mapping[TableName, int | None], checkpoints: Collection[TableCheckpoint]
+) -> None:
+    """Do what `require_position` does with *checkpoints*, which have just been locked."""
     expected = (position.order, position.source_id)
     found = {(c.position.order, c.position.source_id) for c in _one_a_position(checkpoints)}
     if (
@@ -174,7 +190,6 @@ def require_position(
         or any(c.is_paused or c.position.commit_lsn != watermarks[c.table] for c in checkpoints)
     ):
         raise CheckpointMovedError
-    return checkpoints
 
 
 def _one_a_position(checkpoints: Collection[TableCheckpoint]) -> Iterable[TableCheckpoint]:
@@ -353,9 +368,13 @@ def _totals(counts: Counts) -> dict[str, int]:
 
 
 def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list[dict[str, Any]]:
+    return _ask(connection, query, **parameters).fetchall()
+
+
+def _ask(connection: Connection[Any], query: Any, **parameters: object) -> Cursor[dict[str, Any]]:
     cursor = connection.cursor(row_factory=dict_row)
     cursor.adapters.register_loader("jsonb", TextLoader)  # as on Django's connections
-    return cursor.execute(query, parameters).fetchall()
+    return cursor.execute(query, parameters)
 
 
 def _checkpoint(row: dict[str, Any]) -> TableCheckpoint:
