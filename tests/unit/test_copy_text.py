@@ -47,7 +47,7 @@ class _BooleanDumper(Dumper):
 def as_the_driver_writes(rows: list[tuple[Any, ...]]) -> bytes:
     adapters = psycopg.adapt.AdaptersMap(psycopg.adapters)
     adapters.register_dumper(bool, _BooleanDumper)
-    formatter = TextFormatter(Transformer(adapters))  # type: ignore[arg-type]
+    formatter = TextFormatter(Transformer(adapters))
     return b"".join(bytes(formatter.write_row(row)) for row in rows) + bytes(formatter.end())
 
 
