@@ -372,3 +372,20 @@ def test_a_file_of_many_transactions_is_applied_in_batches_of_any_size(
     assert world.sync().records_added == 100
     assert rows_of(world, "t") == 100
     assert world.rows("SELECT archive_ref, records_added FROM data_sync_logs") == [(FILE, 100)]
+
+
+@pytest.mark.parametrize("other", ["x\ty\n", None, 7, True])
+def test_all_characters_go_through_copy(world: World, other: Any) -> None:
+    """Straight into the table as inserts, and by the staging table as updates."""
+    world.execute("CREATE TABLE t (id int PRIMARY KEY, a text, b text)")
+    world.whitelist("t")
+    values = {n: chr(n) for n in range(1, 400)} | {1_000: "\\N", 1_001: "\\.", 1_002: "", 1_003: "😀\\"}
+    world.write("changes_20260205_103000.json", (insert("t", id=n, a=a, b=other) for n, a in values.items()))
+    assert world.sync().records_added == len(values)
+    assert world.rows("SELECT id, a FROM t ORDER BY id") == sorted(values.items())
+    changed = {n: f"{n}{a}{a}" for n, a in values.items()}
+    world.write("changes_20260205_103100.json", (update("t", id=n, a=a, b=other) for n, a in changed.items()))
+    assert world.sync().records_updated == len(values)
+    assert world.rows("SELECT id, a FROM t ORDER BY id") == sorted(changed.items())
+    text = {True: "true", 7: "7"}.get(other, other)
+    assert world.rows("SELECT DISTINCT b FROM t") == [(text,)]

@@ -214,9 +214,15 @@ def test_a_bad_value_is_found_to_the_line_and_never_shown(shop: World) -> None:
     assert shop.sync().records_added == 50
 
 
-def test_a_nul_in_a_text_is_corruption_and_stops_the_table(shop: World) -> None:
-    shop.write(FIRST, [insert("a", id=1, v="x\0y"), insert("b", id=1)])
-    assert f"{FIRST}:1" in only_error(shop, ApplyError)
+@pytest.mark.parametrize("rows", [1, 30])
+@pytest.mark.parametrize("others", [{"v": "fine"}, {"v": None}])
+def test_a_nul_in_a_text_is_corruption_and_stops_the_table(
+    shop: World, rows: int, others: dict[str, Any]
+) -> None:
+    records = [insert("a", id=n, **others) for n in range(1, rows)]
+    shop.write(FIRST, [*records, insert("a", id=rows, v="s3cret\0y"), insert("b", id=1)])
+    message = only_error(shop, ApplyError)
+    assert f"{FIRST}:{rows}" in message and "(DataError)" in message and "s3cret" not in message
     assert counts(shop, "a", "b") == [0, 1]
 
 

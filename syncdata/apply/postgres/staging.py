@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from syncdata.apply.plan.copy_text import NulError, copy_text
 from syncdata.apply.plan.table_plan import Shape
 from syncdata.apply.postgres.pieces import TargetNames
 
@@ -75,7 +76,7 @@ class Staging:
                 self.recreate(f"{target.staging}_{number}", columns)
                 self.copy(target.staged(number), names, writes[shape])
             else:
-                self.copy(target.staged(number), [target.shape, *names], writes[shape], prefix=(number,))
+                self.copy(target.staged(number), [target.shape, *names], writes[shape], prefix=f"{number}\t")
         return shapes
 
     def recreate(self, name: str, columns: sql.Composable) -> None:
@@ -90,20 +91,21 @@ class Staging:
         columns: Sequence[sql.Composable],
         rows: Iterable[tuple[Any, ...]],
         *,
-        prefix: tuple[Any, ...] = (),
+        prefix: str = "",
     ) -> int:
         """COPY *rows*, each after *prefix*, into *columns* of *relation*, a temporary table or not; return
-        how many came in."""
+        how many came in. Raises psycopg.Error."""
         if not columns:
             # COPY cannot name no column. Test: test_rows_without_any_column_of_their_own_are_counted.
             many = sql.SQL("INSERT INTO {} SELECT FROM generate_series(1, {})")
             return self._cursor.execute(many.format(relation, sql.Literal(len(list(rows))))).rowcount
         statement = sql.SQL("COPY {} ({}) FROM STDIN").format(relation, sql.SQL(", ").join(columns))
         with self._cursor.copy(statement) as copy:
-            if prefix:
-                for row in rows:
-                    copy.write_row(prefix + row)
-            else:
-                for row in rows:
-                    copy.write_row(row)
+            try:
+                for text in copy_text(rows, prefix=prefix):
+                    copy.write(text)
+            except NulError:
+                # As the driver says it of a parameter.
+                # Test: test_a_nul_in_a_text_is_corruption_and_stops_the_table.
+                raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes") from None
         return self._cursor.rowcount

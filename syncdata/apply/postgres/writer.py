@@ -77,7 +77,6 @@ class RowWriter:
     def __init__(self, connection: Connection[Any]) -> None:
         self.connection = self._connection = connection
         self.cursor = psycopg.Cursor(connection)
-        self.cursor.adapters.register_dumper(bool, _BooleanDumper)
         self.is_silent = self._may_silence()
         self._staging = Staging(self.cursor)
         self._keyed = KeyedWriter(self.cursor, self._staging, is_silent=self.is_silent)
@@ -226,12 +225,3 @@ class StraightCopies:
 
     def note_success(self, oid: int) -> None:
         self._rests.pop(oid, None)
-
-
-class _BooleanDumper(psycopg.adapt.Dumper):
-    """Writes booleans as ``true``, like the file, not ``t``: a text column keeps the text that it gets."""
-
-    oid = 0
-
-    def dump(self, obj: bool) -> bytes:
-        return b"true" if obj else b"false"
