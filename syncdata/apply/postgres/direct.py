@@ -34,7 +34,7 @@ class DoubtfulError(Exception):
 
 
 # Statements that were each sent for a row, and what it means if one of them found none.
-_Sent = tuple[list[psycopg.Cursor[Any]], Literal["counts", "good", ""]]
+Sent = tuple[list[psycopg.Cursor[Any]], Literal["counts", "good", ""]]
 
 
 class DirectWriter:
@@ -73,9 +73,16 @@ class DirectWriter:
         with self._connection.transaction():
             with in_one_trip(self._connection):
                 sent = [(plan, list(self._send(target, plan))) for plan in plans]
-            return sum(_missing(plan, statements) for plan, statements in sent)
+            return sum(missing_of(plan, statements) for plan, statements in sent)
 
-    def _send(self, target: TargetNames, plan: TablePlan) -> Iterator[_Sent]:
+    def send(self, plan: TablePlan) -> list[Sent]:
+        """Send the statements for *plan*, in a pipeline of the caller's; `missing_of` reads the answers.
+
+        Raises DoubtfulError where it cannot go like this.
+        """
+        return list(self._send(TargetNames(plan.schema), plan))
+
+    def _send(self, target: TargetNames, plan: TablePlan) -> Iterator[Sent]:
         """Send the statements in the order of keyed.py; yield those of a kind, with what it means if one
         finds no row: it ``counts``, it is as ``good``, or, if that is empty, it must not be.
 
@@ -166,7 +173,7 @@ class DirectWriter:
         return self._queries[known]
 
 
-def _missing(plan: TablePlan, sent: Sequence[_Sent]) -> int:
+def missing_of(plan: TablePlan, sent: Sequence[Sent]) -> int:
     """Return how many rows the statements of *plan* did not find. Raises DoubtfulError."""
     missing = 0
     for cursors, miss in sent:

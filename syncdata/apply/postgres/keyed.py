@@ -18,6 +18,38 @@ from syncdata.apply.postgres.held import fixed_error, require_changed
 from syncdata.apply.postgres.pieces import TargetNames, assignments, equalities, names_of
 from syncdata.apply.postgres.staging import Staging
 
+# In the order of the key, so that the table's pages are visited once.
+UPDATE: LiteralString = (
+    "UPDATE {rows} t SET {assignments} FROM (SELECT * FROM {staging} r WHERE {mine} ORDER BY {key}) r"
+    " WHERE {same}"
+)
+# The alias, for a table may be called "excluded".
+UPSERT: LiteralString = (
+    "INSERT INTO {relation} AS t ({columns}) OVERRIDING SYSTEM VALUE"
+    " SELECT {columns} FROM {staging} r WHERE {mine} ORDER BY {key}"
+    " ON CONFLICT ({key}) DO {action}"
+)
+
+
+def parts_of(target: TargetNames, number: int) -> dict[str, sql.Composable]:
+    """Return what the statements for the staged rows of shape *number* share."""
+    return {
+        "relation": target.relation,
+        "rows": target.rows,
+        "staging": target.staged(number),
+        "mine": target.of_shape(number),
+        "key": sql.SQL(", ").join(target.key),
+        "same": equalities(target.key, "t", target.key, "r"),
+        "moved": equalities(target.key, "t", target.old_key, "r"),
+    }
+
+
+def on_conflict(settable: Sequence[str]) -> sql.Composable:
+    """Return what an upsert does with a row that is there, of which *settable* columns can change."""
+    if not settable:
+        return sql.SQL("NOTHING")
+    return sql.SQL("UPDATE SET {}").format(assignments(settable, "excluded"))
+
 
 class ReplayNeededError(Exception):
     """The plan is not enough: the records must be applied one after the other."""
@@ -272,9 +304,7 @@ class KeyedWriter:
         if not settable:
             return rows - self._count("{staging} r ON {same} WHERE {mine}", target, number)
         updated = self._execute(
-            # In the order of the key, so that the table's pages are visited once.
-            "UPDATE {rows} t SET {assignments} FROM (SELECT * FROM {staging} r WHERE {mine} ORDER BY {key}) r"
-            " WHERE {same}",
+            UPDATE,
             target,
             number,
             assignments=assignments(settable, "r"),
@@ -291,16 +321,11 @@ class KeyedWriter:
             self._upsert_without_arbiter(target, number, columns, rows)
             return
         written = self._execute(
-            # The alias, for a table may be called "excluded".
-            "INSERT INTO {relation} AS t ({columns}) OVERRIDING SYSTEM VALUE"
-            " SELECT {columns} FROM {staging} r WHERE {mine} ORDER BY {key}"
-            " ON CONFLICT ({key}) DO {action}",
+            UPSERT,
             target,
             number,
             columns=names_of(columns),
-            action=sql.SQL("UPDATE SET {}").format(assignments(settable, "excluded"))
-            if settable
-            else sql.SQL("NOTHING"),
+            action=on_conflict(settable),
         )
         if written < rows and not settable:
             written = self._count("{staging} r ON {same} WHERE {mine}", target, number)
@@ -366,22 +391,11 @@ class KeyedWriter:
         self, statement: LiteralString, target: TargetNames, number: int, **parts: sql.Composable
     ) -> int:
         """Run *statement* for the staged rows of shape *number*; return the row count."""
-        return self._run(statement, self._parts(target, number) | parts).rowcount
+        return self._run(statement, parts_of(target, number) | parts).rowcount
 
     def _count(self, joined: LiteralString, target: TargetNames, number: int, **parts: sql.Composable) -> int:
         """Return the number of the table's rows, joined with what *joined* says."""
-        return self._one("SELECT count(*) FROM {rows} t JOIN " + joined, self._parts(target, number) | parts)
-
-    def _parts(self, target: TargetNames, number: int) -> dict[str, sql.Composable]:
-        return {
-            "relation": target.relation,
-            "rows": target.rows,
-            "staging": target.staged(number),
-            "mine": target.of_shape(number),
-            "key": sql.SQL(", ").join(target.key),
-            "same": equalities(target.key, "t", target.key, "r"),
-            "moved": equalities(target.key, "t", target.old_key, "r"),
-        }
+        return self._one("SELECT count(*) FROM {rows} t JOIN " + joined, parts_of(target, number) | parts)
 
     def _one(self, query: LiteralString, parts: Mapping[str, sql.Composable]) -> int:
         (number,) = self._run(query, parts).fetchone() or (0,)

@@ -17,6 +17,13 @@ from syncdata.apply.postgres.pieces import TargetNames
 _UNUSED = 20
 
 
+def creation_of(name: str, columns: sql.Composable) -> sql.Composed:
+    """Return the statement that makes the temporary table *name* unless it is there."""
+    return sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS").format(
+        sql.Identifier(name), columns
+    )
+
+
 class Staging:
     """The temporary tables of one connection, and the cursor that fills them.
 
@@ -48,13 +55,13 @@ class Staging:
 
     def create(self, name: str, columns: sql.Composable) -> None:
         """Make the temporary table *name*, or empty it where this transaction has used it already."""
-        self._cursor.execute(
-            sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS").format(
-                sql.Identifier(name), columns
-            )
-        )
+        self._cursor.execute(creation_of(name, columns))
         if name in self._used:
             self._cursor.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier("pg_temp", name)))
+        self.note_use(name)
+
+    def note_use(self, name: str) -> None:
+        """Note that the temporary table *name* is filled in this transaction."""
         self._used.add(name)
         self._last_use[name] = self._transaction
 

@@ -42,6 +42,7 @@ from syncdata.apply.plan.relation import find_fault, made_anew
 from syncdata.apply.plan.schema import TableSchema, parents_first
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan, removals_apart
 from syncdata.apply.position import Advance, Position
+from syncdata.apply.postgres.at_once import AtOnceWriter, NotAtOnceError
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
     constraint_error,
@@ -116,6 +117,7 @@ class Target:
         with translated_errors():
             prepare_session(connection)
             self._writer = RowWriter(connection)
+        self._at_once = AtOnceWriter(self._writer)
 
     @property
     def _schemas(self) -> Mapping[TableName, TableSchema]:
@@ -259,7 +261,7 @@ class Target:
         self._note_sequences(advance)
         failed = {**failed, **self._made_anew(locked)}
         failed = {**failed, **self._watch.look_at(prepared.batch, checkpoints, self._schemas)}
-        effects, newly_failed = self._apply_shares(prepared, checkpoints, failed)
+        effects, newly_failed = self._apply_shares(prepared, checkpoints, failed, is_quick=is_quick)
         failed = {**failed, **newly_failed}
         if advance.files and (failed or any(effect.counts.missing for effect in effects.values())):
             # Which file's table, row or record it is shows when they are applied one by one.
@@ -340,11 +342,12 @@ class Target:
         prepared: PreparedBatch,
         checkpoints: Mapping[TableName, TableCheckpoint],
         failed: Mapping[TableName, SyncError],
+        *,
+        is_quick: bool,
     ) -> tuple[dict[TableName, Effect], dict[TableName, SyncError]]:
         """Write the rows of the tables of *checkpoints* that have not *failed*; return what was done to each,
-        and the errors of those that fail now."""
+        and the errors of those that fail now. Raises _NotQuickError."""
         shares = {t: share for t, share in prepared.shares.items() if t in checkpoints and t not in failed}
-        effects: dict[TableName, Effect] = {}
         newly_failed: dict[TableName, SyncError] = {}
         if self._may_cascade(shares):
             try:
@@ -352,7 +355,11 @@ class Target:
             except _TableFailedError as failure:
                 _leave_out_if_told(checkpoints[failure.table], failure.error)
                 raise
-        for table in _parents_first(shares):
+        order = _parents_first(shares)
+        effects = self._apply_at_once({table: shares[table] for table in order}) if is_quick else {}
+        for table in order:
+            if table in effects:
+                continue
             try:
                 effects[table] = self._apply_share(prepared.file, shares[table])
             except SyncError as reason:
@@ -464,6 +471,27 @@ class Target:
                 took_ms = effects[table].duration_ms + round((time.monotonic() - started) * 1000)
                 effects[table] = replace(effects[table], counts=counts, duration_ms=took_ms)
         return effects
+
+    def _apply_at_once(self, shares: Mapping[TableName, TableShare]) -> dict[TableName, Effect]:
+        """Apply those of *shares* that can go together; return what was done to each. Raises _NotQuickError.
+
+        The time that it took is shared among them by their records.
+        """
+        started = time.monotonic()
+        plans = {table: share.plan for table, share in shares.items() if isinstance(share.plan, TablePlan)}
+        try:
+            counts = self._at_once.write(plans)
+        except NotAtOnceError:
+            raise _NotQuickError from None
+        took_ms = (time.monotonic() - started) * 1000
+        records = sum(of_table.records for of_table in counts.values())
+        self._sequences_due |= {table: plans[table].schema for table in counts}
+        return {
+            table: effect_of(
+                shares[table], of_table, duration_ms=round(took_ms * of_table.records / max(records, 1))
+            )
+            for table, of_table in counts.items()
+        }
 
     def _apply_share(self, file: BatchFile, share: TableShare) -> Effect:
         if isinstance(share.plan, SyncError):

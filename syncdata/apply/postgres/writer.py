@@ -78,11 +78,11 @@ class RowWriter:
         self.connection = self._connection = connection
         self.cursor = psycopg.Cursor(connection)
         self.is_silent = self._may_silence()
-        self._staging = Staging(self.cursor)
+        self.staging = self._staging = Staging(self.cursor)
         self._keyed = KeyedWriter(self.cursor, self._staging, is_silent=self.is_silent)
         self._keyless = KeylessWriter(self.cursor, self._staging, is_silent=self.is_silent)
-        self._direct = DirectWriter(connection, is_silent=self.is_silent)
-        self._straight = StraightCopies()
+        self.direct = self._direct = DirectWriter(connection, is_silent=self.is_silent)
+        self.straight = self._straight = StraightCopies()
 
     def _may_silence(self) -> bool:
         try:
