@@ -485,7 +485,8 @@ class Target:
             raise _NotQuickError from None
         took_ms = (time.monotonic() - started) * 1000
         records = sum(of_table.records for of_table in counts.values())
-        self._sequences_due |= {table: plans[table].schema for table in counts}
+        for table in counts:
+            self._note_written(plans[table])
         return {
             table: effect_of(
                 shares[table], of_table, duration_ms=round(took_ms * of_table.records / max(records, 1))
@@ -505,8 +506,11 @@ class Target:
     def _effect(self, share: TableShare, counts: Counts, started: float) -> Effect:
         """Return what writing *share* did, which began at *started*, in monotonic seconds."""
         if isinstance(share.plan, TablePlan):
-            self._sequences_due[share.plan.schema.name] = share.plan.schema
+            self._note_written(share.plan)
         return effect_of(share, counts, duration_ms=round((time.monotonic() - started) * 1000))
+
+    def _note_written(self, plan: TablePlan) -> None:
+        self._sequences_due[plan.schema.name] = plan.schema
 
     def _finish(self, done: _Done, *, is_quick: bool) -> None:
         """Check what must be checked at the end, note what was *done*, and commit.

@@ -22,22 +22,23 @@ def add_metrics(
     now: dt.datetime,
 ) -> None:
     """Add *effects* to the periods that *now* falls in."""
-    parameters = [
-        {"name": str(table), "type": kind, "start": start, "end": end, **parameters_of(effect)}
+    rows = [
+        (str(table), start, end, kind, counts.added, counts.updated, counts.deleted)
         for table, effect in sorted(effects.items())
-        if effect.counts.records
+        if (counts := effect.counts).records
         for kind, start, end in periods(now, metric_freq_hours=metric_freq_hours)
     ]
-    with connection.cursor() as cursor:
-        cursor.executemany(
+    if rows:
+        connection.execute(
             "INSERT INTO data_sync_metrics AS m (table_name, period_start, period_end, period_type,"
             " records_added, records_updated, records_deleted)"
-            " VALUES (%(name)s, %(start)s, %(end)s, %(type)s, %(added)s, %(updated)s, %(deleted)s)"
+            " SELECT * FROM unnest(%s::text[], %s::timestamptz[], %s::timestamptz[], %s::text[],"
+            " %s::bigint[], %s::bigint[], %s::bigint[])"
             " ON CONFLICT (table_name, period_start, period_type) DO UPDATE SET"
             " records_added = coalesce(m.records_added, 0) + excluded.records_added,"
             " records_updated = coalesce(m.records_updated, 0) + excluded.records_updated,"
             " records_deleted = coalesce(m.records_deleted, 0) + excluded.records_deleted",
-            parameters,
+            [list(column) for column in zip(*rows, strict=True)],
         )
 
 
