@@ -10,10 +10,16 @@ from typing import Any
 import psycopg
 import pytest
 
+from syncdata.apply.counts import Counts
+from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.postgres import direct
-from syncdata.apply.postgres.at_once import AtOnceWriter
+from syncdata.apply.postgres.at_once import AtOnceWriter, NotAtOnceError
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.connection import prepare_session
 from syncdata.apply.postgres.script import Statement, StatementError, run_script
 from syncdata.apply.postgres.target import Target
+from syncdata.apply.postgres.writer import RowWriter
+from syncdata.changes.names import TableName
 from tests.integration.test_fallback import Cost, counted
 from tests.world import World, delete, insert, update
 
@@ -229,6 +235,23 @@ def _any_record(random_: random.Random) -> dict[str, Any]:
             return update(table, id=key, n=n, **v)
         case _:
             return insert(table, id=key, n=n, **v)
+
+
+def test_a_plan_that_would_be_replayed_if_a_row_were_missing_does_not_go_at_once_when_one_is(
+    connection: psycopg.Connection[Any],
+) -> None:
+    table = TableName("public", "t")
+    prepare_session(connection)
+    writer = RowWriter(connection)
+    plan = TablePlan(
+        schema=read_schemas(connection, [table])[table],
+        counts=Counts(deleted=MANY),
+        gone={(str(n),): True for n in range(MANY)},
+        replay_if_missing=True,
+    )
+    with connection.transaction(), pytest.raises(NotAtOnceError):
+        writer.begin()
+        AtOnceWriter(writer).write({table: plan})
 
 
 # Scripts
