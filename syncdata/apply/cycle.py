@@ -482,6 +482,8 @@ def _warn_of_older_rows(group: Group, name: str) -> None:
 
 def _ignored_lines(group: Group, file: str, skips: Mapping[TableName, Sequence[Skip]]) -> frozenset[int]:
     """Return the lines of *file* that an operator has said to skip, for all tables of *group*."""
+    if any(not skips.get(table) for table in group.tables):
+        return frozenset()
     lines = (
         frozenset(skip.line for skip in skips.get(table, ()) if stem(skip.file) == stem(file))
         for table in group.tables

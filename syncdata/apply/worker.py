@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -35,13 +36,11 @@ from syncdata.changes.names import TableName
 from syncdata.errors import RequestError, ResyncError, SchemaError, SyncError
 from syncdata.runtime.retry import Backoff
 from syncdata.runtime.unexpected import unexpected_error
-from syncdata.runtime.wake import Wake
+from syncdata.runtime.wake import Wake, called_by
 
 logger = logging.getLogger(__name__)
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
-# How soon a daemon that waits for its next cycle sees that it is to stop.
-_LISTEN_S = 0.2
 _OUTCOMES = {"retry": "a cycle is started", "skip": "skipped when its batch is applied"}
 # After these requests there may be something to sync, so the next cycle begins at once.
 _CALLS_FOR_CYCLE = frozenset({"resume", "retry", "skip", "clear", "resync"})
@@ -74,6 +73,7 @@ class Worker:
         self._listener: Listener | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._aside: _Aside | None = None
+        self._wake: Wake | None = None  # what is called by a stop, and by a resync in the thread that ends
 
     # Cycles
 
@@ -87,7 +87,12 @@ class Worker:
         """
         interval_s = interval_s or self._resources.settings.interval_s
         backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), self._resources.told
-        with self.running(interval_s) as run, self._resyncs_aside(), closing(Arrivals(told)) as arrivals:
+        with (
+            self.running(interval_s) as run,
+            self._waking(stop),
+            self._resyncs_aside(),
+            closing(Arrivals(told)) as arrivals,
+        ):
             while not stop.is_set():
                 started_s = time.monotonic()
                 try:
@@ -130,6 +135,12 @@ class Worker:
                 session.unlock()
             except psycopg.Error as error:
                 logger.warning("the lock goes with the lost session: %s", type(error).__name__)
+
+    @contextmanager
+    def _waking(self, stop: threading.Event) -> Iterator[None]:
+        """In the block, let a rest end when *stop* is set."""
+        with closing(Wake()) as self._wake, called_by(stop, self._wake):
+            yield
 
     @contextmanager
     def _resyncs_aside(self) -> Iterator[None]:
@@ -212,15 +223,21 @@ class Worker:
 
     def _rest(self, stop: threading.Event, seconds: float, wake: Wake | None = None) -> None:
         """Wait for the next cycle and carry out requests meanwhile; after some, and when *wake* is called,
-        the cycle begins at once."""
+        the cycle begins at once. Nothing is done while nothing happens."""
+        assert self._wake is not None
+        wakes = [self._wake] if wake is None else [self._wake, wake]
         deadline = time.monotonic() + seconds
-        while not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
+        while True:
+            self._wake.take()  # first: what it is called for from now on ends the wait below
+            left_s = deadline - time.monotonic()
+            if stop.is_set() or left_s <= 0:
+                return
             try:
                 if self._work_off_requests(stop) & _CALLS_FOR_CYCLE or self._open_listener().take_call():
                     return
                 if wake is not None and wake.take():
                     return
-                self._open_listener().wait(min(left_s, _LISTEN_S), wake=wake)
+                self._open_listener().wait(left_s, *wakes)
             except (psycopg.Error, SyncError) as error:
                 # The cycle that comes next reports a database that stays away.
                 logger.debug("not listening for requests: %s", type(error).__name__)
@@ -290,6 +307,8 @@ class Worker:
                 end = threading.Event()
                 rebuilt = self._threads.submit(self._resync_aside, request, end)
                 self._aside = _Aside(request=request, rebuilt=rebuilt, stop=end)
+                if self._wake is not None:
+                    rebuilt.add_done_callback(partial(_call, self._wake))
             else:
                 self._resync_requested(connection, request, stop)
         tell()
@@ -378,6 +397,10 @@ def _tables_of(request: Request) -> list[TableName]:
         raise RequestError(
             error.message, hint="nothing was changed; take the name off the whitelist"
         ) from None
+
+
+def _call(wake: Wake, _: Future[Any]) -> None:
+    wake.call()
 
 
 def _nothing_to_tell() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from psycopg import Connection
 from syncdata.apply.position import Position
 from syncdata.apply.postgres.connection import errors_as
 from syncdata.apply.state.checkpoints import open_checkpoints, reset_checkpoints
+from syncdata.apply.state.kept import Versions, read_versions
 from syncdata.apply.state.marks import Mark, encode_marks
-from syncdata.apply.state.queries import read_tables
-from syncdata.apply.state.status import TableInfo
+from syncdata.apply.state.queries import Progress, read_progress
 from syncdata.changes.filenames import file_time, is_change_file
 from syncdata.changes.position import parse_lsn
 from syncdata.errors import StateLoadError, WhitelistListError, shortened
@@ -32,6 +33,8 @@ from syncdata.predecessor.statefile import (
 
 logger = logging.getLogger(__name__)
 
+_SAVED_AGAIN_AFTER = dt.timedelta(minutes=1)
+
 _TAKEN_OVER = Mark(
     kind="suspect",
     text="its rows were taken over from the predecessor, which skipped records that it could not apply",
@@ -45,6 +48,8 @@ class StateFileMirror:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / STATE_FILE_NAME
+        self._versions: Versions | None = None
+        self._saved_at = NEVER
 
     def adopt(self, connection: Connection[Any]) -> None:
         """Go on where the predecessor's state file stopped, if the database holds no checkpoint.
@@ -85,31 +90,33 @@ class StateFileMirror:
         )
 
     def save(self, connection: Connection[Any], position: Position, *, now: dt.datetime) -> None:
-        """Write where the tables stand, the farthest at *position*, after the cycle that ended *now*.
+        """Write where the tables stand, the farthest at *position*, after the cycle that ended *now*. While
+        nothing changes, the time of the last cycle in the file may be a minute old.
 
         Raises StateSaveError, or WhitelistListError when the database cannot be read.
         """
+        is_fresh = now - self._saved_at < _SAVED_AGAIN_AFTER
         with errors_as(WhitelistListError, "the whitelist cannot be read"):
-            tables = read_tables(connection)
+            versions = read_versions(connection)
+            if is_fresh and versions == self._versions and self._path.exists():
+                return
+            tables = read_progress(connection)
         if tables:  # Without tables, the predecessor's file may not be adopted yet, and must stay.
             save_state(self._path, _state_of(tables, position, now))
+            self._versions, self._saved_at = versions, now
 
 
-def _state_of(tables: list[TableInfo], position: Position, now: dt.datetime) -> SyncState:
+def _state_of(tables: Sequence[Progress], position: Position, now: dt.datetime) -> SyncState:
     # A cycle in which all tables are paused has no position; their own checkpoints say where they stand.
-    last_file = position.file or max(info.checkpoint.rpartition(":")[0] for info in tables)
+    last_file = position.file or max(file for _, file, *_ in tables)
     return SyncState(
         last_file=last_file,
         last_file_time=file_time(last_file) or NEVER,
-        global_lsn=max((info.last_lsn for info in tables if info.last_lsn), key=parse_lsn, default=""),
+        global_lsn=max((lsn for _, _, lsn, _, _ in tables if lsn), key=parse_lsn, default=""),
         tables={
-            info.table_name: TableState(
-                last_lsn=info.last_lsn,
-                last_synced_at=info.last_sync_at or NEVER,
-                record_count=info.rows_synced,
-            )
-            for info in tables
+            name: TableState(last_lsn=lsn or "", last_synced_at=synced_at or NEVER, record_count=rows)
+            for name, _, lsn, synced_at, rows in tables
         },
-        total_synced=sum(info.rows_synced for info in tables),
+        total_synced=sum(rows for *_, rows in tables),
         last_sync_cycle=now,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 
 class Wake:
@@ -13,14 +15,18 @@ class Wake:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     def fileno(self) -> int:
         """The descriptor that can be read while a call waits."""
         return self._reader
 
     def call(self) -> None:
-        with suppress(BlockingIOError):  # full of calls already
-            os.write(self._writer, b"!")
+        """Wake whoever waits; nobody does once it is closed, when another file may have its number."""
+        with self._lock, suppress(BlockingIOError):  # full of calls already
+            if not self._is_closed:
+                os.write(self._writer, b"!")
 
     def take(self) -> bool:
         """Return whether there was a call since the last time."""
@@ -31,5 +37,26 @@ class Wake:
         return was_called
 
     def close(self) -> None:
-        os.close(self._reader)
-        os.close(self._writer)
+        with self._lock:
+            self._is_closed = True
+            os.close(self._reader)
+            os.close(self._writer)
+
+
+@contextmanager
+def called_by(event: threading.Event, wake: Wake) -> Iterator[None]:
+    """In the block, have *wake* called when *event* is set.
+
+    A thread waits for that: an event cannot be waited for beside other things. Where the event is never set,
+    the thread waits for it to the end of the process.
+    """
+
+    def wait() -> None:
+        event.wait()
+        wake.call()
+
+    thread = threading.Thread(target=wait, name="syncdata-wake", daemon=True)
+    thread.start()
+    yield
+    if event.is_set():
+        thread.join()

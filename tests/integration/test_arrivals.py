@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import platform
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from watchdog.observers.api import BaseObserver
 
+from syncdata.apply.state.queue import Listener
 from syncdata.archive.archive import open_archive
 from syncdata.archive.local import LocalSettings
 from syncdata.errors import DiscoveryError
@@ -151,6 +155,103 @@ def test_a_watch_ends_when_its_directory_is_another_one(woken: tuple[Path, threa
         assert not watch.is_watching
     finally:
         watch.close()
+
+
+def test_an_idle_watch_does_nothing(woken: tuple[Path, threading.Event]) -> None:
+    """Not even the clock wakes it: neither its threads nor those of what it is made of."""
+    directory, told = woken
+    before = {thread.native_id for thread in threading.enumerate()}
+    watch = open_archive(LocalSettings(directory=directory)).watch(told.set)
+    assert watch is not None
+    try:
+        (directory / FIRST).touch()
+        assert told.wait(10)
+        own = {thread.native_id for thread in threading.enumerate()} - before
+        wait_until(lambda: all(is_waiting_for_ever(number) for number in own if number))
+    finally:
+        watch.close()
+
+
+def is_waiting_for_ever(thread: int) -> bool:
+    """Tell whether the system call in which the thread waits has no time at which it ends."""
+    call = Path(f"/proc/self/task/{thread}/syscall").read_text().split()
+    if call[0] == "running":
+        return False
+    number, arguments = int(call[0]), [int(argument, 16) for argument in call[1:7]]
+    if platform.machine() == "x86_64":
+        futex, poll, read, for_ever = 202, 7, 0, 0xFFFFFFFF
+    else:
+        futex, poll, read, for_ever = 98, 73, 63, 0
+    return (
+        number == read
+        or (number == futex and arguments[3] == 0)
+        or (number == poll and arguments[2] & 0xFFFFFFFF == for_ever)
+    )
+
+
+def test_a_daemon_at_rest_waits_once_until_the_next_cycle(
+    users: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    stop, wait = threading.Event(), Listener.wait
+
+    def count(self: Listener, timeout_s: float, *wakes: Wake) -> None:
+        waits.append(timeout_s)
+        threading.Timer(0.5, stop.set).start()
+        wait(self, timeout_s, *wakes)
+
+    monkeypatch.setattr(Listener, "wait", count)
+    with users.service() as service:
+        service.run_loop(interval_s=600, stop=stop)
+    (timeout_s,) = waits
+    assert timeout_s > 500
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EMFILE, errno.ENFILE])
+def test_a_system_that_has_no_more_watches_is_told_of_once_and_asked_again(
+    users: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: int
+) -> None:
+    """Meanwhile files are found at the interval; when there are watches again, they wake it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(fault, "no more of them")
+
+    schedule, stop = BaseObserver.schedule, threading.Event()
+    monkeypatch.setattr(BaseObserver, "schedule", refuse)
+    caplog.set_level("INFO", "syncdata")
+    with users.service() as service:
+        loop = threading.Thread(target=service.run_loop, kwargs={"interval_s": 1, "stop": stop})
+        loop.start()
+        try:
+            for number, name in enumerate((FIRST, SECOND), start=1):
+                users.write(name, [insert("users", id=number)])
+                wait_until(lambda number=number: number in ids(users))  # type: ignore[misc]
+            monkeypatch.setattr(BaseObserver, "schedule", schedule)
+            wait_until(lambda: "the archive is watched again" in caplog.messages)
+        finally:
+            stop.set()
+            loop.join()
+    (trouble,) = [text for text in caplog.messages if "cannot be watched" in text]
+    assert "no more of them" in trouble and "max_user_watches" in trouble
+
+
+def test_an_archive_that_vanishes_and_comes_back_is_watched_again(users: World) -> None:
+    stop = threading.Event()
+    with users.service() as service:
+        loop = threading.Thread(target=service.run_loop, kwargs={"interval_s": 1, "stop": stop})
+        loop.start()
+        try:
+            users.write(FIRST, [insert("users", id=1)])
+            wait_until(lambda: ids(users) == [1])
+            away = users.archive.rename(users.archive.with_name("away"))
+            wait_until(lambda: users.value("SELECT errors FROM data_sync_runs"))
+            users.archive.mkdir()
+            (away / FIRST).rename(users.archive / FIRST)
+            users.write(SECOND, [insert("users", id=2)])
+            wait_until(lambda: ids(users) == [1, 2])
+        finally:
+            stop.set()
+            loop.join()
 
 
 def test_a_directory_that_cannot_be_watched_is_no_reason_to_stop(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from syncdata.changes.names import TableName
 # before a file, for what a change of them here may mean for their rows. With 1,000 tables that takes a tenth
 # of a second, so it is not done before each of many small files: looks take a fiftieth of the time at most,
 # until the last one is as old as this.
-_LOOK_AGAIN_S = 10.0
-_REST = 50
+LOOK_AGAIN_S = 10.0
+REST = 50
 
 
 class Definitions:
@@ -42,7 +42,7 @@ class Definitions:
             self.refresh(tables)
         if is_due:
             ended_s = time.monotonic()
-            self._due_s = ended_s + min(_LOOK_AGAIN_S, _REST * (ended_s - began_s))
+            self._due_s = ended_s + min(LOOK_AGAIN_S, REST * (ended_s - began_s))
 
     def refresh(self, tables: Collection[TableName]) -> None:
         """Look at *tables*, and read the schemas of those that are new, or others than at the last look."""

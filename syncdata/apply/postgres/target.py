@@ -54,7 +54,7 @@ from syncdata.apply.postgres.connection import (
     translated_errors,
 )
 from syncdata.apply.postgres.constraints import check_constraints
-from syncdata.apply.postgres.definitions import Definitions
+from syncdata.apply.postgres.definitions import LOOK_AGAIN_S, REST, Definitions
 from syncdata.apply.postgres.effects import effect_of, last_truncate
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.held import RefusedError
@@ -73,12 +73,12 @@ from syncdata.apply.state.checkpoints import (
     TableCheckpoint,
     advance_checkpoints,
     locked_checkpoints,
-    open_checkpoints,
     require_all_at,
     require_position,
     send_locks,
 )
 from syncdata.apply.state.holds import add_mark, mark_blocked, mark_unblocked
+from syncdata.apply.state.kept import KeptCheckpoints
 from syncdata.apply.state.marks import Mark, unlogged
 from syncdata.apply.state.metrics import add_metrics, add_to_minute
 from syncdata.apply.state.runs import add_to_run
@@ -114,6 +114,9 @@ class Target:
         self._definitions = Definitions(connection)
         self._watch = Watch(connection)
         self._quick_ends = StraightCopies()
+        self._kept = KeptCheckpoints(connection)
+        self._fit: list[tuple[object, ...]] = []
+        self._look_again_s = float("-inf")
         with translated_errors():
             prepare_session(connection)
             self._writer = RowWriter(connection)
@@ -128,12 +131,17 @@ class Target:
 
     def checkpoints(self) -> list[TableCheckpoint]:
         with translated_errors(), self._connection.transaction():
-            return open_checkpoints(self._connection)
+            return self._kept.read()
 
     def examine(self, checkpoints: Collection[TableCheckpoint]) -> Fitness:
+        """Tables that were all fit a moment ago, and are the same, are not looked at again yet."""
+        began_s = time.monotonic()
+        looked_at: list[tuple[object, ...]] = [(c.table, c.id, c.local_oid, c.reason) for c in checkpoints]
+        if looked_at == self._fit and began_s < self._look_again_s:
+            return Fitness()
         with translated_errors():
             relations = read_relations(self._connection, [checkpoint.table for checkpoint in checkpoints])
-        found = Fitness()
+        found, has_unlogged = Fitness(), False
         for checkpoint in checkpoints:
             table, relation = checkpoint.table, relations.get(checkpoint.table)
             is_of_archiver = checkpoint.position.source_id != ""
@@ -144,9 +152,12 @@ class Target:
             # A crash may empty it now; once it is logged again, nothing would tell. Test:
             # test_a_table_that_was_unlogged_is_suspect_until_it_is_logged_and_rebuilt.
             if relation and (part := relation.unlogged(table)):
+                has_unlogged = True
                 mark = unlogged(table, part)
                 if mark not in checkpoint.marks:
                     self._mark(table, mark)
+        self._fit = [] if found.unfit or found.replaced or has_unlogged else looked_at
+        self._look_again_s = time.monotonic() + min(LOOK_AGAIN_S, REST * (time.monotonic() - began_s))
         return found
 
     def _mark(self, table: TableName, mark: Mark) -> None:

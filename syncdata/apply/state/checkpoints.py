@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from psycopg import Connection, Cursor, sql
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 from psycopg.types.string import TextLoader
 
 from syncdata.apply.counts import Counts
@@ -96,7 +96,7 @@ def open_checkpoints(connection: Connection[Any]) -> list[TableCheckpoint]:
     """
     refused = _make_names_canonical(connection)
     _open_missing(connection)
-    rows = _rows(connection, f"{_SELECT} ORDER BY table_name")
+    checkpoints = read_checkpoints(connection, without=refused.keys())
     for name, error in refused.items():
         connection.execute(
             "UPDATE data_sync_checkpoints SET state = 'blocked', error = %(error)s,"
@@ -104,7 +104,16 @@ def open_checkpoints(connection: Connection[Any]) -> list[TableCheckpoint]:
             " blocked_at = coalesce(blocked_at, now()) WHERE table_name = %(name)s",
             {"name": name, **error_parameters(error)},
         )
-    return [_checkpoint(row) for row in rows if row["table_name"] not in refused]
+    return checkpoints
+
+
+def read_checkpoints(connection: Connection[Any], *, without: Collection[str] = ()) -> list[TableCheckpoint]:
+    """Return the checkpoints of the whitelisted tables that have one, but for the names *without*.
+
+    Each name must be one that may be synced.
+    """
+    rows = _rows(connection, f"{_SELECT} ORDER BY table_name")
+    return [_checkpoint(row) for row in rows if row[1] not in without]
 
 
 def _open_missing(connection: Connection[Any]) -> None:
@@ -152,7 +161,7 @@ def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName])
     return locked_checkpoints(send_locks(connection, tables))
 
 
-def send_locks(connection: Connection[Any], tables: Collection[TableName]) -> Cursor[dict[str, Any]]:
+def send_locks(connection: Connection[Any], tables: Collection[TableName]) -> Cursor[tuple[Any, ...]]:
     """Ask for what `lock_checkpoints` does; `locked_checkpoints` reads the answer."""
     return _ask(
         connection,
@@ -161,7 +170,7 @@ def send_locks(connection: Connection[Any], tables: Collection[TableName]) -> Cu
     )
 
 
-def locked_checkpoints(answer: Cursor[dict[str, Any]]) -> list[TableCheckpoint]:
+def locked_checkpoints(answer: Cursor[tuple[Any, ...]]) -> list[TableCheckpoint]:
     return [_checkpoint(row) for row in answer.fetchall()]
 
 
@@ -367,36 +376,33 @@ def _totals(counts: Counts) -> dict[str, int]:
     }
 
 
-def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list[dict[str, Any]]:
+def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list[tuple[Any, ...]]:
     return _ask(connection, query, **parameters).fetchall()
 
 
-def _ask(connection: Connection[Any], query: Any, **parameters: object) -> Cursor[dict[str, Any]]:
-    cursor = connection.cursor(row_factory=dict_row)
+def _ask(connection: Connection[Any], query: Any, **parameters: object) -> Cursor[tuple[Any, ...]]:
+    cursor = connection.cursor(row_factory=tuple_row)
     cursor.adapters.register_loader("jsonb", TextLoader)  # as on Django's connections
     return cursor.execute(query, parameters)
 
 
-def _checkpoint(row: dict[str, Any]) -> TableCheckpoint:
+def _checkpoint(row: tuple[Any, ...]) -> TableCheckpoint:
+    """Return the checkpoint of a row of ``_SELECT``; this is done for all tables of a batch."""
+    number, name, file, size, is_finished, record, lsn, source, state, skips, marks, local_oid, *error = row
     return TableCheckpoint(
-        id=row["id"],
-        table=_parse(row["table_name"]),
-        position=_position(
-            row["file"],
-            row["file_finished"],
-            row["record_number"],
-            row["file_size"],
-            row["commit_lsn"],
-            row["source_id"],
-        ),
-        reason=read_reason(row),
-        is_paused=row["state"] == "paused",
-        skips=() if row["skips"] == "[]" else msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
-        marks=() if row["marks"] == "[]" else decode_marks(row["marks"]),
-        local_oid=row["local_oid"],
+        id=number,
+        table=_parse(name),
+        position=_position(file, is_finished, record, size, lsn, source),
+        reason=None if error[0] is None else read_reason(dict(zip(_ERROR_COLUMNS, error, strict=True))),
+        is_paused=state == "paused",
+        skips=() if skips == "[]" else msgspec.json.decode(skips, type=tuple[Skip, ...]),
+        marks=() if marks == "[]" else _decode_marks(marks),
+        local_oid=local_oid,
     )
 
 
+_ERROR_COLUMNS = ("error", "error_code", "error_file", "error_line", "error_hint")
+_decode_marks = lru_cache(maxsize=4096)(decode_marks)
 # Each batch reads the names of all tables that go on together.
 _parse = lru_cache(maxsize=4096)(TableName.parse)
 

@@ -5,10 +5,11 @@ Columns are named one by one, so that a database that has not been migrated is a
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 from psycopg import Connection, Cursor
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
 from syncdata.apply.state.status import TableInfo, table_info
@@ -27,6 +28,11 @@ _TABLES = """
 SELECT w.table_name, creator, created_at, state, file, record_number, commit_lsn, last_lsn, rows_synced,
     records_added, records_updated, records_deleted, records_truncated, last_sync_at, last_change_at,
     error, error_code, error_file, error_line, error_hint, marks
+FROM tables_to_sync w LEFT JOIN data_sync_checkpoints c ON c.table_name = w.table_name ORDER BY w.table_name
+"""
+
+_PROGRESS = """
+SELECT w.table_name, coalesce(file, ''), last_lsn::text, last_sync_at, coalesce(rows_synced, 0)
 FROM tables_to_sync w LEFT JOIN data_sync_checkpoints c ON c.table_name = w.table_name ORDER BY w.table_name
 """
 
@@ -54,6 +60,10 @@ UNION ALL
 """
 
 
+# Of a table: its name, its file, its newest LSN, the time of its last sync, and how many rows were synced.
+Progress = tuple[str, str, str | None, dt.datetime | None, int]
+
+
 def read_minutes(connection: Connection[Any]) -> list[dict[str, Any]]:
     """Return ``minute``, ``records`` and ``lag_s`` of each minute of the last day with applied records."""
     return _cursor(connection).execute(_MINUTES).fetchall()
@@ -73,6 +83,13 @@ def read_tables(connection: Connection[Any]) -> list[TableInfo]:
     """Return the whitelist with each table's checkpoint."""
     rows = _cursor(connection).execute(_TABLES).fetchall()
     return [table_info(row) for row in rows]
+
+
+def read_progress(connection: Connection[Any]) -> list[Progress]:
+    """Return how far each whitelisted table has come."""
+    cursor = connection.cursor(row_factory=tuple_row)
+    cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+    return cursor.execute(_PROGRESS).fetchall()
 
 
 def read_latest_run(connection: Connection[Any]) -> dict[str, Any] | None:

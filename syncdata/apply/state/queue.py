@@ -7,6 +7,7 @@ either commits together with `finish`, as a pause does, or may be done twice, as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from select import POLLIN, poll
@@ -149,8 +150,8 @@ class Listener:
         """True when a request has come in; the driver learns of it with the result of the next statement."""
         return self._has_requests
 
-    def wait(self, timeout_s: float, *, wake: Wake | None = None) -> None:
-        """Wait until the server sends something, or until *wake* is called, at most *timeout_s*.
+    def wait(self, timeout_s: float, *wakes: Wake) -> None:
+        """Wait until the server sends something, or until one of *wakes* is called, at most *timeout_s*.
 
         Raises psycopg.Error when the server has gone.
         """
@@ -158,9 +159,11 @@ class Listener:
             return
         poller = poll()  # select() would refuse the high file numbers of a large process
         poller.register(self._connection.fileno(), POLLIN)
-        if wake is not None:
+        for wake in wakes:
             poller.register(wake, POLLIN)
-        if any(ready == self._connection.fileno() for ready, _ in poller.poll(timeout_s * 1000)):
+        # One that ends a moment early would be followed by others of no length.
+        ready = poller.poll(math.ceil(timeout_s * 1000))
+        if any(descriptor == self._connection.fileno() for descriptor, _ in ready):
             self._connection.execute("SELECT")
 
     def look_again(self) -> None:
