@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=3, help="in each round (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), metavar="FAULT", help="no other ones")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and everything that was started, too
     postgres.HOMES = roomy_memory()
     folder = Path(tempfile.mkdtemp(prefix="syncdata-soak-"))
     report, deck = Report(), Deck(options.seed, options.only or [*FAULTS])

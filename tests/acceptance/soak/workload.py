@@ -16,7 +16,7 @@ from tests.acceptance.soak.model import Plan, Transaction
 from tests.postgres import Database
 
 WRITERS = 3
-_PAUSE_S = 0.01
+_PAUSE_S = 0.03
 # Two that wait for each other, or for a prepared transaction that a crash has left, give up soon.
 _OPTIONS = "-c lock_timeout=1s -c deadlock_timeout=50ms -c timezone=UTC"
 
