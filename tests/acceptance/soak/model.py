@@ -336,7 +336,7 @@ def change_scratch(chance: Random) -> list[str]:
         case 0:
             return ["TRUNCATE scratch"]
         case 1:
-            many = f"SELECT n, 'many' FROM generate_series(1, {chance.choice((100, 3000))}) n"
+            many = f"SELECT n, 'many' FROM generate_series(1, {chance.choice((100, 100, 100, 3000))}) n"
             return [f"INSERT INTO scratch {many} ON CONFLICT DO NOTHING"]
         case 2:
             return [f"UPDATE scratch SET v = v || '.' WHERE id BETWEEN {key} AND {key + 300}"]

@@ -208,6 +208,9 @@ def running_world(source: PostgresServer, local: PostgresServer, folder: Path, n
             require(done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}")
         done = world.here("add_tables", *model.TABLES)
         require(done.returncode == 0, f"add_tables: {done.stdout}{done.stderr}")
+        # A single cycle loads all tables; a daemon's cycles would leave some to the next, again and again.
+        done = world.here("syncdata_start", "--once")
+        require(done.returncode == 0, f"the first load: {done.stdout}{done.stderr}")
         cleanup.callback(world.daemon.kill)
         cleanup.callback(world.archiver.kill)
         world.supervise()
