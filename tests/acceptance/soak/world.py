@@ -27,7 +27,7 @@ from tests.postgres import Database, create_database, drop_database
 from tests.proxy import Link
 from tests.sshd import SshServer, running_server
 
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 _TEMPLATE = "soak_template"
 _MANAGE = "manage.py"
 _DEADLY = str(Path(__file__).with_name("deadly.py"))
