@@ -1,9 +1,10 @@
-"""A TCP proxy before PostgreSQL that loses what a test asks it to lose."""
+"""TCP proxies: one loses the answer to a COMMIT, the other one can be broken and mended."""
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -68,8 +69,109 @@ class CommitLosingProxy:
         upstream.close()
 
 
-def _receive(connection: socket.socket) -> bytes:
+def _receive(connection: socket.socket, most_bytes: int = 1 << 16) -> bytes:
     try:
-        return connection.recv(1 << 16)
+        return connection.recv(most_bytes)
     except OSError:
         return b""
+
+
+class Link:
+    """A TCP link to *port* of this machine, to cut, stall, slow down or refuse, and to mend."""
+
+    def __init__(self, port: int) -> None:
+        self._target_port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._flows = threading.Event()
+        self._bytes_left: int | None = None
+        self._pause_s = 0.0
+        self._is_refused = False
+        self.mend()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def mend(self) -> None:
+        """Let everything through; what was held back goes on."""
+        self._is_refused, self._pause_s, self._bytes_left = False, 0.0, None
+        self._flows.set()
+
+    def cut(self) -> None:
+        """End the connections there are; new ones are served."""
+        with self._lock:
+            sockets = list(self._sockets)
+        for connection in sockets:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def cut_after(self, size_bytes: int) -> None:
+        """Cut when so many more bytes have passed."""
+        self._bytes_left = size_bytes
+
+    def stall(self) -> None:
+        """Let no byte through, without a word."""
+        self._flows.clear()
+
+    def slow_down(self, pause_s: float) -> None:
+        """Pause before each piece of up to four kilobytes."""
+        self._pause_s = pause_s
+
+    def refuse(self) -> None:
+        """End the connections there are, and every new one as soon as it is made."""
+        self._is_refused = True
+        self.cut()
+
+    def close(self) -> None:
+        self._listener.close()
+        self.refuse()
+        self._flows.set()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._is_refused:
+                client.close()
+                continue
+            try:
+                upstream = socket.create_connection(("127.0.0.1", self._target_port))
+            except OSError:
+                client.close()
+                continue
+            with self._lock:
+                self._sockets |= {client, upstream}
+            for one, other in ((client, upstream), (upstream, client)):
+                threading.Thread(target=self._forward, args=(one, other), daemon=True).start()
+
+    def _forward(self, one: socket.socket, other: socket.socket) -> None:
+        while data := _receive(one, 4096 if self._pause_s else 1 << 16):
+            self._flows.wait()
+            if self._pause_s:
+                time.sleep(self._pause_s)
+            try:
+                other.sendall(data)
+            except OSError:
+                break
+            self._count(len(data))
+        # Both directions end together: each thread wakes the other one, and the last closes.
+        for connection in (one, other):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            is_last = one not in self._sockets
+            self._sockets -= {one, other}
+        if is_last:
+            one.close()
+            other.close()
+
+    def _count(self, size_bytes: int) -> None:
+        if (left := self._bytes_left) is None:
+            return
+        if left > size_bytes:
+            self._bytes_left = left - size_bytes
+        else:
+            self._bytes_left = None
+            self.cut()

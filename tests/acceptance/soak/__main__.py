@@ -1,0 +1,70 @@
+"""Run a random workload on two real servers, break what lies between them, and compare what arrives.
+
+    python -m tests.acceptance.soak [--minutes N] [--seed S] [--rounds N] [--faults N] [--only FAULT ...]
+
+Every seed is a new pair of databases, an sshd, an archiver and a daemon; every round of it is a workload, a
+few faults, and a judgement when all is quiet again. A seed plans the same transactions and faults each
+time; how they fall together is up to the machine. Exit status 1 when something is not as it must be: then the
+difference is printed, and the logs of that seed stay in the folder that is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from syncsite.demo import postgres
+from tests.acceptance.soak.faults import FAULTS
+from tests.acceptance.soak.rounds import Deck, Report, run_world
+from tests.acceptance.soak.world import SoakError, running_servers
+from tests.memory import roomy_memory
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.acceptance.soak",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="faults: " + ", ".join(sorted(FAULTS)),
+    )
+    parser.add_argument("--minutes", type=float, default=5.0, help="begin no seed after these (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="the first; the others follow (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each seed (%(default)s)")
+    parser.add_argument("--faults", type=int, default=3, help="in each round (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), metavar="FAULT", help="no other ones")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and everything that was started, too
+    postgres.HOMES = roomy_memory()
+    folder = Path(tempfile.mkdtemp(prefix="syncdata-soak-"))
+    report, deck = Report(), Deck(options.seed, options.only or [*FAULTS])
+    started = time.monotonic()
+    seed = options.seed
+    try:
+        with running_servers() as servers:
+            while seed == options.seed or time.monotonic() - started < options.minutes * 60:
+                run_world(
+                    servers,
+                    folder / str(seed),
+                    seed,
+                    rounds=options.rounds,
+                    faults_a_round=options.faults,
+                    deck=iter(deck),
+                    report=report,
+                )
+                shutil.rmtree(folder / str(seed))
+                seed += 1
+    except SoakError as error:
+        print(f"{report}\n\nFAILED: {error}\nlogs: {folder / str(seed)}", file=sys.stderr)
+        return 1
+    print(report)
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""A command of ours that kills itself at a step: `deadly.py daemon|archiver STEP PASSAGE command ...`.
+
+Each step of the daemon is a call of a library that it cannot do without, so that the steps stay what they are
+however the code above is cut. The archiver's are those of `tests.archiver_runner`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+# Each step: the class, in its module, whose method takes it, and whether we die before it or after it.
+DAEMON_STEPS: dict[str, tuple[str, str, str, str]] = {
+    "before a statement": ("psycopg", "Cursor", "execute", "before"),
+    "after a statement": ("psycopg", "Cursor", "execute", "after"),
+    "before a COPY": ("psycopg", "Cursor", "copy", "before"),
+    "rows are copied": ("psycopg", "Copy", "__exit__", "after"),
+    "before a block ends": ("psycopg", "Transaction", "__exit__", "before"),
+    "a block has ended": ("psycopg", "Transaction", "__exit__", "after"),
+    "before a file is opened": ("paramiko", "SFTPClient", "open", "before"),
+    "a file is opened": ("paramiko", "SFTPClient", "open", "after"),
+}
+
+
+def main() -> None:
+    side, step, passage, *command = sys.argv[1:]
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+    sys.argv = ["manage.py", *command]
+    if side == "archiver":
+        from tests.archiver_runner import die_at
+
+        die_at(step, int(passage))
+    else:
+        _die_at(step, int(passage))
+
+    from manage import main as manage
+
+    manage()
+
+
+def _die_at(step: str, passage: int) -> None:
+    from tests.archiver_runner import _Countdown
+
+    module, owner_name, name, moment = DAEMON_STEPS[step]
+    owner, countdown = getattr(import_module(module), owner_name), _Countdown(passage)
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if moment == "before":
+            countdown.pass_by()
+        result = original(*args, **kwargs)
+        if moment == "after":
+            countdown.pass_by()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+if __name__ == "__main__":
+    main()

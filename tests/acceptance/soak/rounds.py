@@ -1,0 +1,135 @@
+"""Rounds: a workload runs while faults come one after the other; then it is quiet, and all is judged."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from threading import Event
+
+from syncsite.demo.postgres import PostgresServer
+from tests.acceptance.soak.faults import FAULTS
+from tests.acceptance.soak.judge import Judge, Judged, Observer
+from tests.acceptance.soak.workload import Workload
+from tests.acceptance.soak.world import SoakError, World, running_world
+
+_HOLD_S = (0.1, 1.5)
+_PAUSE_S = (0.0, 0.5)
+
+
+@dataclass(slots=True)
+class Report:
+    """What was done and looked at, of any number of worlds."""
+
+    seeds: list[int] = field(default_factory=list)
+    rounds: int = 0
+    committed: int = 0
+    given_up: int = 0
+    kills: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    judged: Judged = field(default_factory=Judged)
+
+    def __str__(self) -> str:
+        faults = "\n".join(f"  {count:5} {name}" for name, count in sorted(self.faults.items()))
+        remedies = ", ".join(f"{kind} {count}" for kind, count in sorted(self.judged.remedies.items()))
+        ended = ", ".join(f"{name} {count}" for name, count in sorted(self.ended.items()))
+        return (
+            f"seeds {self.seeds[0]} to {self.seeds[-1]}, {self.rounds} rounds,"
+            f" {self.committed} transactions committed, {self.given_up} given up\n"
+            f"{self.judged.rows} rows compared, {self.judged.records} records counted,"
+            f" {self.judged.reads} reads in one snapshot\n"
+            f"processes killed: {self.kills}; ended otherwise: {ended or 'none'}\n"
+            f"remedies: {remedies or 'none'}\n"
+            f"{self.faults.total()} faults:\n{faults}"
+        )
+
+
+class Deck:
+    """Gives all faults in a random order, then all again: none is forgotten."""
+
+    def __init__(self, seed: int, names: Sequence[str]) -> None:
+        self._chance, self._names = Random(f"deck {seed}"), sorted(names)
+        self._left: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            if not self._left:
+                self._left = self._chance.sample(self._names, len(self._names))
+            yield self._left.pop()
+
+
+def run_world(
+    servers: tuple[PostgresServer, PostgresServer],
+    folder: Path,
+    seed: int,
+    *,
+    rounds: int,
+    faults_a_round: int,
+    deck: Iterator[str],
+    report: Report,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run *rounds* in a new world of *seed*. Raises SoakError, with the round and its faults."""
+    report.seeds.append(seed)
+    chance = Random(f"faults {seed}")
+    with running_world(*servers, folder, f"soak_{seed}") as world:
+        judge = Judge(world)
+        judge.judged = report.judged
+        judge.settle()
+        judge.judge()
+        for number in range(1, rounds + 1):
+            done: list[str] = []
+            try:
+                _run_round(world, judge, f"{seed} {number}", chance, deck, faults_a_round, done, report)
+            except BaseException as error:
+                (folder / "failure.txt").write_text(traceback.format_exc())
+                if not isinstance(error, Exception):
+                    raise
+                raise SoakError(f"seed {seed}, round {number}, after {', '.join(done)}: {error}") from error
+            report.rounds += 1
+            say(f"seed {seed}, round {number}: {', '.join(done)}")
+        _stop(world)
+        judge.require_nothing_left()
+        for program in (world.daemon, world.archiver):
+            report.kills += program.ends.count(-signal.SIGKILL)
+            report.ended[program.name] += sum(end != -signal.SIGKILL for end in program.ends)
+
+
+def _run_round(
+    world: World,
+    judge: Judge,
+    seed: str,
+    chance: Random,
+    deck: Iterator[str],
+    faults_a_round: int,
+    done: list[str],
+    report: Report,
+) -> None:
+    workload, pause = Workload(world.source, world.local, seed), Event()
+    with Observer(world.local, report.judged):
+        with workload:
+            for _ in range(faults_a_round):
+                name = next(deck)
+                done.append(name)
+                pause.wait(chance.uniform(*_PAUSE_S))
+                with FAULTS[name](world, chance):
+                    pause.wait(chance.uniform(*_HOLD_S))
+                report.faults[name] += 1
+        judge.settle()
+    judge.judge()
+    report.committed += workload.committed
+    report.given_up += workload.given_up
+
+
+def _stop(world: World) -> None:
+    """Let both programs end as an operator lets them."""
+    for program in (world.archiver, world.daemon):
+        program.send(signal.SIGTERM)
+        if program.process is not None and (status := program.process.wait(30)) != 0:
+            raise SoakError(f"{program.name} stopped with status {status}")
+        program.process = None

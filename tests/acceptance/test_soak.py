@@ -1,0 +1,110 @@
+"""A few short seeds of the fault harness; `python -m tests.acceptance.soak` runs more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from syncsite.demo.postgres import PostgresServer
+from tests.acceptance.soak.faults import FAULTS
+from tests.acceptance.soak.judge import Judge, Observer
+from tests.acceptance.soak.model import Plan
+from tests.acceptance.soak.rounds import Deck, Report, run_world
+from tests.acceptance.soak.world import SoakError, World, running_servers, running_world, until
+
+Servers = tuple[PostgresServer, PostgresServer]
+
+
+@pytest.fixture(scope="module")
+def own_servers() -> Iterator[Servers]:
+    with running_servers() as servers:
+        yield servers
+
+
+@pytest.mark.xdist_group("soak")
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_whatever_breaks_production_and_the_local_rows_are_the_same_afterwards(
+    own_servers: Servers, tmp_path: Path, seed: int
+) -> None:
+    report = Report()
+    run_world(
+        own_servers,
+        tmp_path / "soak",
+        seed,
+        rounds=1,
+        faults_a_round=4,
+        deck=iter(Deck(seed, [*FAULTS])),
+        report=report,
+    )
+    assert report.faults.total() == 4
+    assert report.judged.records > 100 and report.judged.rows > 100
+
+
+@pytest.mark.xdist_group("soak")
+def test_the_harness_finds_what_is_made_to_differ(own_servers: Servers, tmp_path: Path) -> None:
+    with running_world(*own_servers, tmp_path / "soak", "differs") as world:
+        judge = Judge(world)
+        judge.settle()
+        judge.judge()
+
+        def require_found(complaint: str, change: str, back: str) -> None:
+            _execute(world, change)
+            with pytest.raises(SoakError, match=complaint):
+                judge.judge()
+            _execute(world, back)
+
+        require_found(
+            "booking is shown as equal, but 1 rows are missing here",
+            "CREATE TABLE kept AS SELECT * FROM booking WHERE id = 7; DELETE FROM booking WHERE id = 7",
+            "INSERT INTO booking SELECT * FROM kept; DROP TABLE kept",
+        )
+        require_found(
+            "bag is shown as equal, but 0 rows are missing here.* and 1 should not be there",
+            "INSERT INTO bag SELECT * FROM bag LIMIT 1",
+            "DELETE FROM bag WHERE ctid = (SELECT max(ctid) FROM bag)",
+        )
+        require_found(
+            "beat went back",
+            "UPDATE data_sync_checkpoints SET file = 'changes_2026.json' WHERE table_name = 'beat'",
+            "UPDATE data_sync_checkpoints c SET file = o.file FROM data_sync_checkpoints o"
+            " WHERE c.table_name = 'beat' AND o.table_name = 'bag'",
+        )
+        require_found(
+            "the audit log counts 1 INSERT of seat, the archive 0",
+            "INSERT INTO data_sync_logs (table_name, status, action, records_added)"
+            " VALUES ('seat', 'SUCCESS', 'sync', 1)",
+            "DELETE FROM data_sync_logs WHERE table_name = 'seat' AND action = 'sync'",
+        )
+        judge.judge()
+        _require_seen_from_outside(world, judge)
+
+
+def _require_seen_from_outside(world: World, judge: Judge) -> None:
+    """Money that is gone for a moment is seen by the reader, though it is back when all is judged."""
+    reads = judge.judged.reads
+    with pytest.raises(SoakError, match="the sum of the balances"), Observer(world.local, judge.judged):
+        _execute(world, "UPDATE account SET balance = balance - 1 WHERE id = 1")
+        until(lambda: judge.judged.reads > reads + 6, lambda: "nobody has looked")
+        _execute(world, "UPDATE account SET balance = balance + 1 WHERE id = 1")
+    judge.judge()
+
+
+def _execute(world: World, statements: str) -> None:
+    with world.local.connect(autocommit=True) as connection:
+        connection.execute(statements)
+
+
+def test_a_seed_plans_the_same_transactions_each_time_and_another_one_others() -> None:
+    one, again, other = (list(islice(Plan(seed), 300)) for seed in ("1 1 0", "1 1 0", "1 1 1"))
+    assert one == again != other
+    assert {transaction.ending for transaction in one} == {
+        *("commit", "roll back", "prepare and commit", "prepare and roll back")
+    }
+
+
+def test_every_fault_comes_up_before_any_comes_up_again() -> None:
+    names = [*FAULTS]
+    assert sorted(islice(Deck(1, names), len(names))) == sorted(names)
