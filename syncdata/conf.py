@@ -70,7 +70,7 @@ class SyncConfig:
     data_sync_freq: int = 600
     metric_freq: int = 24
     stale_after: int = 600
-    batch_records: int = 20_000
+    batch_records: int = 50_000
     batch_bytes: int = 32 * 1024 * 1024
     max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
     apply_synchronous_commit: str = "off"

@@ -90,7 +90,7 @@ def test_the_least_configuration_has_the_documented_defaults(monkeypatch: pytest
         database="default",
         data_sync_freq=600,
         metric_freq=24,
-        batch_records=20_000,
+        batch_records=50_000,
         batch_bytes=32 * 1024 * 1024,
         log_keep_days=0,
         state_dir=Path("/etc/syncdata"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, BatchFile, Limits, Segment, cut_batches
+from syncdata.apply.plan.batches import BatchFile, Limits, Segment, cost_of, cut_batches
 from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
@@ -349,8 +350,26 @@ def test_runs_are_cut_where_their_records_are(
 def test_a_batch_that_ends_at_a_border_in_a_run_has_the_commit_before_it() -> None:
     lines = [line("INSERT", STRINGS, commit_lsn=f"0/{lsn}") for lsn in (1, 2, 3, 3, 4)]
     runs = [run_of(*lines[:3]), run_of(*lines[3:], first=4)]
-    limits = Limits(batch_records=100, batch_bytes=3 * (len(lines[0]) + RECORD_OVERHEAD_BYTES))
+    limits = Limits(batch_records=100, batch_bytes=3 * cost_of(len(lines[0])))
     batches = cut_batches(
         runs, file=BatchFile(name="f.json", is_plain=True), watermarks=WANTED, limits=limits
     )
     assert [(batch.end_record, batch.commit_lsn) for batch in batches] == [(2, 2), (5, 4)]
+
+
+@pytest.mark.parametrize("width", [3, 8, 60])
+def test_records_take_about_the_memory_that_a_batch_counts_for_them(width: int) -> None:
+    columns = tuple(Column(name=f"column_{at}", sql_type="text", type=ColumnType()) for at in range(width))
+    schema = TableSchema(name=SCHEMA.name, oid=1, key=("column_0",), columns=columns)
+    lines = [
+        line("INSERT", {column.name: f'"some text {number}"' for column in columns}, commit_lsn="0/1")
+        for number in range(500)
+    ]
+    both_ways(schema, run_of(*lines), is_plain=False)  # makes what is kept of a table
+    tracemalloc.start()
+    run = run_of(*lines)
+    plan = try_plan(batch_of(schema, run, is_plain=False))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(plan, TablePlan)
+    assert 0.5 < taken / cost_of(sum(map(len, lines)), len(lines)) < 1.7

@@ -18,7 +18,7 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.feed.continuity import check_chain, check_plain
 from syncdata.apply.feed.files import Fetched, read_batches
 from syncdata.apply.feed.groups import Group
-from syncdata.apply.plan.batches import RECORD_OVERHEAD_BYTES, Batch, Limits
+from syncdata.apply.plan.batches import Batch, Limits, cost_of
 from syncdata.apply.position import START, Position
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
@@ -40,7 +40,7 @@ class Part:
 
     @property
     def cost_bytes(self) -> int:
-        return self.batch.size_bytes + len(self.batch.records) * RECORD_OVERHEAD_BYTES
+        return cost_of(self.batch.size_bytes, len(self.batch.records))
 
     def goes_on(self, before: Part) -> bool:
         """Tell whether both files' records may be folded together: they are written alike, and under one
