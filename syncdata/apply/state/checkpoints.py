@@ -148,13 +148,18 @@ def _make_names_canonical(connection: Connection[Any]) -> dict[str, SyncError]:
 
 
 def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName]) -> list[TableCheckpoint]:
-    """Lock and read the checkpoints of those *tables* that are whitelisted, always in one order."""
-    rows = _rows(
-        connection,
-        f"{_SELECT} WHERE table_name = ANY(%(names)s) ORDER BY table_name FOR UPDATE OF c",
-        names=[str(table) for table in tables],
-    )
-    return [_checkpoint(row) for row in rows]
+    """Lock and read the checkpoints of those *tables* that are whitelisted, always in one order.
+
+    A row that was replaced while the statement waited for it is not among its rows, nor is its successor,
+    which the next statement finds. Without its lock a rebuild would go on beside a batch, and bring records
+    that the batch brings as well. Test: test_a_checkpoint_that_is_replaced_meanwhile_is_locked_all_the_same.
+    """
+    query = f"{_SELECT} WHERE table_name = ANY(%(names)s) ORDER BY table_name"
+    names = [str(table) for table in tables]
+    while True:
+        rows = _rows(connection, f"{query} FOR UPDATE OF c", names=names)
+        if len(rows) == len(names) or len(rows) == len(_rows(connection, query, names=names)):
+            return [_checkpoint(row) for row in rows]
 
 
 def require_position(
