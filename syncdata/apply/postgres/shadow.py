@@ -33,6 +33,7 @@ from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.connection import (
     constraint_error,
+    do_not_wait_for_disk,
     is_servers_fault,
     kind_of,
     limit_lock_waits,
@@ -87,11 +88,14 @@ def open_shadow(
     """
     shadow = next(name for n in count() if (name := _shadow_name(n)) not in taken)
     taken.add(shadow)
+    target = None
     try:
         with _translated(table, purpose):
-            yield ShadowTarget(writer, definitions, table, purpose, run_id=run_id, shadow=shadow)
+            target = ShadowTarget(writer, definitions, table, purpose, run_id=run_id, shadow=shadow)
+            yield target
     finally:
-        _let_go(writer.connection, shadow)
+        if target is None or not target.is_exchanged:
+            _let_go(writer.connection, shadow)
         taken.discard(shadow)
 
 
@@ -134,10 +138,12 @@ class ShadowTarget:
         self._known = Known(is_rebuild=True)
         self._looked_under: str | None = None
         self._newest = Effect()
+        self.is_exchanged = False
         _drop(connection, shadow)
         # INCLUDING IDENTITY: an identity column that production lacks gets its values here. Test:
         # test_a_first_load_fills_columns_that_production_lacks.
         with self._waiting(), connection.transaction():
+            do_not_wait_for_disk(connection)  # No crash leaves anything of it that would have to be there.
             limit_lock_waits(connection, _WAIT_S)
             connection.execute(
                 sql.SQL(
@@ -198,6 +204,7 @@ class ShadowTarget:
 
     def _make_unique_indexes(self) -> None:
         with self._connection.transaction():
+            do_not_wait_for_disk(self._connection)
             for statement in self._missing.unique:
                 self._connection.execute(statement)
         self._missing = replace(self._missing, unique=())
@@ -351,6 +358,9 @@ class ShadowTarget:
             )
             if self._run_id is not None:
                 add_to_run(self._connection, self._run_id, records=counts.records)
+            # By itself it would wait for the disk once more, as whatever removes files does.
+            _drop(self._connection, self._schema.written_to)
+        self.is_exchanged = True
 
     def _lock_checkpoint(self) -> TableCheckpoint:
         """Raises ApplyError for a table that is not whitelisted any more: its rows are not ours to exchange.
