@@ -66,9 +66,12 @@ class LineMaker:
     def lines(self, block: bytes) -> tuple[bytes, int]:
         """Return the lines of the rows of *block*, and how many they are."""
         rows = list(map(self._object, values_of(block, self._width)))
-        # Within a line, JSON has no line break.
-        text = _encode_lines(rows)[:-1].replace(b"\n", self._end + self._start)
-        return self._start + text + self._end, len(rows)
+        count = len(rows)
+        text = _encode_lines(rows)
+        del rows  # a row by itself may be large, and is not to be held once more
+        if count > 1:  # Within a line, JSON has no line break.
+            text = text[:-1].replace(b"\n", self._end + self._start) + b"\n"
+        return b"".join((self._start, memoryview(text)[:-1], self._end)), count
 
 
 def _object_of(columns: Sequence[str]) -> Callable[[list[str | None]], Any]:
