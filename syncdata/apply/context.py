@@ -9,7 +9,7 @@ import datetime as dt
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from psycopg import Connection
@@ -39,6 +39,15 @@ class Context:
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
     requested_by: str | None = None
     told: Told = field(default_factory=Told)
+
+
+def divided(limits: Limits, parts: int) -> Limits:
+    """Return what each of *parts* pieces of work may hold that are at work at the same time."""
+    return replace(
+        limits,
+        batch_records=max(limits.batch_records // parts, 1),
+        batch_bytes=max(limits.batch_bytes // parts, 1),
+    )
 
 
 class LocalSession(Protocol):
@@ -107,7 +116,8 @@ class Resources:
     settings, and the ports. *progress* is told of the progress of the work, if it is given.
 
     *open_sink* makes the sink on a connection, for the run whose number it is given, if any. All changes go
-    through it, those of snapshots and resyncs too.
+    through it, those of snapshots and resyncs too. ``parts``: among so many pieces of work that go on at the
+    same time the limits are divided.
     """
 
     def __init__(
@@ -127,6 +137,7 @@ class Resources:
         self.mirror = mirror
         self.progress = progress
         self.told = Told()
+        self.parts = 1
         self._open_archive = open_archive
         self._open_sink = open_sink
         self._archive: Archive | None = None
@@ -160,7 +171,7 @@ class Resources:
             mirror=self.mirror,
             progress=self.progress,
         )
-        other.told = self.told
+        other.told, other.parts = self.told, self.parts
         return other
 
     def give_up(self) -> None:
@@ -176,7 +187,7 @@ class Resources:
         """Return the context of a piece of work, which ends early once *stop* is set."""
         return Context(
             archive=self.archive(),
-            limits=self.settings.limits,
+            limits=divided(self.settings.limits, self.parts),
             progress=self.progress or NoProgress(),
             stop=stop,
             told=self.told,

@@ -17,8 +17,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from syncdata.apply.context import Context
-from syncdata.apply.plan.batches import Limits
+from syncdata.apply.context import Context, divided
 from syncdata.apply.progress import Progress
 from syncdata.apply.sink import DaemonSink
 from syncdata.changes.names import TableName
@@ -125,16 +124,8 @@ def _drained(done: SimpleQueue[tuple[TableName, R]]) -> Iterator[tuple[TableName
 
 def _shared(hand: Hand, jobs: int, progress: Progress) -> Hand:
     """Return *hand* with its share of the memory, and the progress that all report to."""
-    context = replace(hand.context, limits=_share(hand.context.limits, jobs), progress=progress)
+    context = replace(hand.context, limits=divided(hand.context.limits, jobs), progress=progress)
     return replace(hand, context=context)
-
-
-def _share(limits: Limits, jobs: int) -> Limits:
-    return replace(
-        limits,
-        batch_records=max(limits.batch_records // jobs, 1),
-        batch_bytes=max(limits.batch_bytes // jobs, 1),
-    )
 
 
 class _SharedProgress:

@@ -66,12 +66,15 @@ def resync(
     failure: SyncError = ResyncError("interrupted")
     try:
         sink = open_sink()
-        sink.checkpoints()  # a whitelisted table has one from now on, whatever happens
+        # A whitelisted table has a checkpoint from now on, whatever happens.
+        paused = {checkpoint.table for checkpoint in sink.checkpoints() if checkpoint.is_paused}
         snapshots = find_snapshots(context.archive, tables, stop=context.stop)
-        purpose = Purpose(action="resync", requested_by=context.requested_by)
         with ExitStack() as opened:
             begun = []
             for table in tables:
+                purpose = Purpose(
+                    action="resync", requested_by=context.requested_by, ends_pause=table in paused
+                )
                 try:
                     with ExitStack() as stack:
                         rows = stack.enter_context(rebuilding(context, sink, table, purpose))

@@ -129,10 +129,12 @@ class Fitness:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purpose:
     """What a table gets new rows for: ``action`` (``snapshot`` or ``resync``), and ``requested_by`` for it.
-    ``only_from``: where the table must still stand in the end, if that matters."""
+    ``only_from``: where the table must still stand in the end, if that matters. ``ends_pause``: the table was
+    paused when it was asked for, and is not to be in the end."""
 
     action: str
     only_from: Position | None = None
+    ends_pause: bool = False
     requested_by: str | None = None
 
 

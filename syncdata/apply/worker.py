@@ -25,7 +25,7 @@ from syncdata.apply import actions
 from syncdata.apply.context import Resources
 from syncdata.apply.feed.arrivals import Arrivals
 from syncdata.apply.position import START
-from syncdata.apply.postgres.connection import translate, translated_errors
+from syncdata.apply.postgres.connection import is_servers_fault, translate, translated_errors
 from syncdata.apply.progress import Progress, RequestProgress
 from syncdata.apply.result import Activity, CycleResult, SyncResult
 from syncdata.apply.resync import audit_failure, refuse_unknown, resync
@@ -172,6 +172,8 @@ class Worker:
         Returns what was done to each, or the error after which its old rows are still there. Raises
         psycopg.Error before it begins.
         """
+        # A daemon did this when it began; beside its cycles it could set checkpoints that these have moved.
+        self._resources.mirror.adopt(self._resources.connect())
         return self._announce(self._rebuild(self._resources, tables, stop, progress, requested_by))
 
     def _rebuild(
@@ -184,9 +186,7 @@ class Worker:
     ) -> Rebuilt:
         """Rebuild *tables* with *resources*, which may be those of a thread; tell nobody yet."""
         started = time.monotonic()
-        connection = resources.connect()
-        refused = refuse_unknown(connection, tables)
-        resources.mirror.adopt(connection)
+        refused = refuse_unknown(resources.connect(), tables)
         context = replace(resources.context(stop), requested_by=requested_by)
         context = replace(context, progress=progress or context.progress)
         chosen = [table for table in dict.fromkeys(tables) if table not in refused]
@@ -253,13 +253,13 @@ class Worker:
         self._work_off_requests(stop)
         listener = self._open_listener()
         listener.take_call()  # the pass that begins now is the one that was called for
-        return lambda: listener.has_requests
+        return lambda: listener.has_requests or self._is_aside_over
 
     def _work_off_requests(self, stop: threading.Event) -> set[str]:
         """Carry out the requests in the queue, oldest first; return their actions."""
         done = set()
         listener = self._open_listener()
-        if self._aside is not None and self._aside.rebuilt.done():
+        if self._is_aside_over:
             self._end_aside(self._resources.connect())
             done.add("resync")
         if listener.take_notice():
@@ -273,6 +273,10 @@ class Worker:
                 raise translate(error) from None
         return done
 
+    @property
+    def _is_aside_over(self) -> bool:
+        return self._aside is not None and self._aside.rebuilt.done()
+
     def _take(self, connection: Connection[Any]) -> Request | None:
         return queue.take(connection, beside=None if self._aside is None else self._aside.request)
 
@@ -282,9 +286,12 @@ class Worker:
         assert aside is not None
         self._open_listener().look_again()  # for what had to wait for it
         self._aside = None  # Not before: where there is no listener, it is ended at the next look.
+        self._resources.parts = 1
         with self._outcome_noted(connection, aside.request, aside.stop):
             rebuilt = aside.rebuilt.result()
-            if not rebuilt.is_lost:  # else it is found running, and taken again
+            if rebuilt.is_lost:
+                logger.warning("a resync has lost its connection: it begins again")  # it is found running
+            else:
                 self._finish_resync(connection, aside.request, self._announce(rebuilt))
 
     def _attempt(self, connection: Connection[Any], request: Request, stop: threading.Event) -> None:
@@ -296,19 +303,15 @@ class Worker:
         with self._outcome_noted(connection, request, stop):
             if request.attempts > queue.MOST_ATTEMPTS:
                 raise RequestError(
-                    f"the daemon ended {queue.MOST_ATTEMPTS} times in the middle of it",
-                    hint="see the daemon's log, then ask again",
+                    f"the daemon, or its connection, ended {queue.MOST_ATTEMPTS} times in the middle of it",
+                    hint="see the logs of the daemon and of PostgreSQL, then ask again",
                 )
             if request.action != "resync":
                 with connection.transaction():  # the action and the end of its request commit together
                     tell = self._carry_out(connection, request)
                     queue.finish(connection, request, _OUTCOMES.get(request.action, ""))
             elif self._threads is not None:
-                end = threading.Event()
-                rebuilt = self._threads.submit(self._resync_aside, request, end)
-                self._aside = _Aside(request=request, rebuilt=rebuilt, stop=end)
-                if self._wake is not None:
-                    rebuilt.add_done_callback(partial(_call, self._wake))
+                self._begin_aside(self._threads, connection, request, stop)
             else:
                 self._resync_requested(connection, request, stop)
         tell()
@@ -358,13 +361,42 @@ class Worker:
         outcomes = self.resync(*_tables_of(request), stop=stop, progress=progress, requested_by=by)
         self._finish_resync(connection, request, outcomes)
 
-    def _resync_aside(self, request: Request, stop: threading.Event) -> Rebuilt:
-        """Carry *request* out in the caller's thread, with resources of its own."""
+    def _begin_aside(
+        self,
+        threads: ThreadPoolExecutor,
+        connection: Connection[Any],
+        request: Request,
+        stop: threading.Event,
+    ) -> None:
+        """Have *request* carried out beside the cycles, and let these share their limits with it; between
+        two of them where the server has no connection to give."""
         resources = self._resources.another()
+        try:
+            resources.connect()
+        except SyncError as error:
+            logger.info("the other tables wait for the resync: %s", error)
+            self._resync_requested(connection, request, stop)
+            return
+        self._resources.parts = resources.parts = 2
+        end = threading.Event()
+        rebuilt = threads.submit(self._resync_aside, resources, request, end)
+        self._aside = _Aside(request=request, rebuilt=rebuilt, stop=end)
+        if self._wake is not None:
+            rebuilt.add_done_callback(partial(_call, self._wake))
+
+    def _resync_aside(self, resources: Resources, request: Request, stop: threading.Event) -> Rebuilt:
+        """Carry *request* out in the caller's thread, whose own *resources* are."""
+        started = time.monotonic()
         try:
             connection = resources.connect()
             progress = RequestProgress(lambda text: queue.note_progress(connection, request, text))
             return self._rebuild(resources, _tables_of(request), stop, progress, request.requested_by)
+        except psycopg.Error as error:
+            # It is of this connection: no cycle must fail for it. Test:
+            # test_a_resync_whose_connection_is_lost_between_two_batches_is_taken_again.
+            if not is_servers_fault(error):
+                raise translate(error) from None
+            return Rebuilt(outcomes={}, duration_s=time.monotonic() - started, is_lost=True)
         finally:
             resources.give_up()
 

@@ -27,6 +27,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from syncdata.capture.copied_rows import blocks_of
 from syncdata.capture.published import Look, look_at
 from syncdata.capture.refusals import copy_error, snapshot_error, snapshot_login_error
 from syncdata.capture.slot import Slot, read_slot
@@ -161,8 +162,8 @@ class ConsistentSource:
         """Return what is published at the point that `begin` has found."""
         return look_at(self._connection, self._publication)
 
-    def rows(self, table: CopiedTable) -> Iterator[tuple[str | None, ...]]:
-        """Yield the table's rows: for each column PostgreSQL's text form, or None.
+    def blocks(self, table: CopiedTable) -> Iterator[bytes]:
+        """Yield the table's rows, many at a time, in the text form of COPY.
 
         Raises SnapshotError, with the table, where the source cannot hand them over; the next table can be
         copied all the same. Test: test_a_row_that_cannot_be_copied_keeps_only_its_own_table_back.
@@ -179,7 +180,7 @@ class ConsistentSource:
         )
         try:
             with self._connection.cursor().copy(copy_out) as copy:
-                yield from copy.rows()
+                yield from blocks_of(copy)  # the server sends a row at a time
         except psycopg.Error as error:
             if self._connection.broken:
                 raise

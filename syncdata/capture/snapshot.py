@@ -38,6 +38,7 @@ from syncdata.capture.chain import (
     require_slot_name,
     timeline_problem,
 )
+from syncdata.capture.copied_rows import LineMaker
 from syncdata.capture.encoder import line_start
 from syncdata.capture.exported_snapshot import (
     ConsistentSource,
@@ -64,9 +65,6 @@ from syncdata.runtime.interruptible import interruptible
 from syncdata.runtime.progress import NoProgress, Progress
 
 logger = logging.getLogger(__name__)
-
-_TELL_EVERY_ROWS = 1_000
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +194,7 @@ class _Copying:
         )
 
     def _write(self, table: CopiedTable) -> SpooledFile:
-        """Write the table's rows to the spool, one at a time, so that memory does not grow with the table."""
+        """Write the table's rows to the spool, some at a time: memory does not grow with the table."""
         name = f"{table.name.schema}.{table.name.name}"
         header = msgspec.structs.replace(self.header, snapshot=name)
         writer = FileWriter(self.spool_dir, ".snapshot.part", header, "gzip", signer=self.signer)
@@ -219,17 +217,15 @@ class _Copying:
         relation = Relation(
             schema=table.name.schema, name=table.name.name, columns=table.columns, key=frozenset()
         )
-        start = line_start(relation, "INSERT") + b'"data":'
-        columns = table.columns
+        maker = LineMaker(line_start(relation, "INSERT") + b'"data":', table.columns)
         records = 0
-        for row in self.source.rows(table):
-            writer.write(b"%b%b}\n" % (start, _encode(dict(zip(columns, row, strict=True)))))
-            records += 1
-            if records % _TELL_EVERY_ROWS == 0:
-                self.progress.batch_applied(_TELL_EVERY_ROWS, _TELL_EVERY_ROWS)
-                if self.stop.is_set():
-                    raise _Stopped
-        self.progress.batch_applied(left := records % _TELL_EVERY_ROWS, left)
+        for block in self.source.blocks(table):
+            lines, rows = maker.lines(block)
+            writer.write(lines)
+            records += rows
+            self.progress.batch_applied(rows, rows)
+            if self.stop.is_set():
+                raise _Stopped
         if self.stop.is_set():
             raise _Stopped
         return records

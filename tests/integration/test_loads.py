@@ -9,6 +9,7 @@ import pytest
 
 from syncdata.apply import bootstrap
 from syncdata.apply.load import load_newest
+from syncdata.apply.postgres import shadow
 from syncdata.apply.progress import NoProgress
 from syncdata.connections import AliasSession
 from syncdata.errors import ServiceInitError, SyncError
@@ -130,6 +131,41 @@ def test_a_table_that_cannot_be_resynced_stops_none_of_those_beside_it(world: Wo
     audited = "SELECT table_name, status FROM data_sync_logs WHERE action = 'resync' ORDER BY table_name"
     assert world.rows(audited) == [("a", "SUCCESS"), ("b", "FAILED"), ("c", "FAILED")]
     assert world.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'syncdata_rebuild%'") == 0
+
+
+def test_only_the_exchange_of_a_loaded_tables_rows_waits_for_the_disk(
+    world: World, source: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash takes the table beside away, whatever has come there. Its removal waits, so that goes with the
+    exchange."""
+    with_snapshots(world, source, ["t"])
+    seen: list[tuple[str, str]] = []
+
+    def watch(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            connection = args[0]
+            ((setting,),) = connection.execute("SHOW synchronous_commit").fetchall()
+            seen.append((name, setting))
+            return result
+
+        monkeypatch.setattr(module, name, watched)
+
+    for step in ("do_not_wait_for_disk", "read_late_indexes", "log_action", "_drop", "_let_go"):
+        watch(shadow, step)
+    with world.service() as service:
+        service.resync("t")
+    assert seen == [
+        ("_drop", "on"),
+        ("do_not_wait_for_disk", "off"),
+        ("read_late_indexes", "off"),
+        ("do_not_wait_for_disk", "off"),  # for the indexes
+        ("log_action", "on"),
+        ("_drop", "on"),
+    ]
+    assert world.value("SELECT count(*) FROM t") == 41
 
 
 # Side by side

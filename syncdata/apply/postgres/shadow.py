@@ -13,6 +13,7 @@ file comes next.
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -30,14 +31,15 @@ from syncdata.apply.plan.relation import find_fault
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.position import Advance, Position
-from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
     constraint_error,
+    do_not_wait_for_disk,
     is_servers_fault,
     kind_of,
     limit_lock_waits,
     translate,
 )
+from syncdata.apply.postgres.definitions import Definitions
 from syncdata.apply.postgres.effects import effect_of, last_truncate
 from syncdata.apply.postgres.fallback import apply_table
 from syncdata.apply.postgres.held import RefusedError, refused_rows, require_visible
@@ -50,8 +52,13 @@ from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
 from syncdata.apply.sink import ApartError, LockedError, Outcome, Purpose
 from syncdata.apply.state.audit import log_action
-from syncdata.apply.state.checkpoints import lock_checkpoints, require_position, reset_checkpoints
-from syncdata.apply.state.holds import add_mark
+from syncdata.apply.state.checkpoints import (
+    TableCheckpoint,
+    lock_checkpoints,
+    require_position,
+    reset_checkpoints,
+)
+from syncdata.apply.state.holds import add_mark, mark_paused
 from syncdata.apply.state.marks import unlogged
 from syncdata.apply.state.published import Known, after_truncate, keep_known, look, read_known, suspicion
 from syncdata.apply.state.runs import add_to_run
@@ -59,25 +66,36 @@ from syncdata.changes.filenames import is_change_file
 from syncdata.changes.names import TableName
 from syncdata.errors import ApplyError, SyncError
 
+logger = logging.getLogger(__name__)
+
 _WAIT_S = 5.0
 
 
 @contextmanager
 def open_shadow(
-    writer: RowWriter, table: TableName, purpose: Purpose, *, run_id: int | None, taken: set[TableName]
+    writer: RowWriter,
+    definitions: Definitions,
+    table: TableName,
+    purpose: Purpose,
+    *,
+    run_id: int | None,
+    taken: set[TableName],
 ) -> Iterator[ShadowTarget]:
     """Open a rebuild of *table*, translate what the driver raises meanwhile, and drop it at the end.
 
-    *writer*: of the connection that it works on. *run_id*: the run whose counts it adds to. *taken*: the
-    temporary tables of the rebuilds that are open there.
+    *writer*, *definitions*: of the connection that it works on. *run_id*: the run whose counts it adds to.
+    *taken*: the temporary tables of the rebuilds that are open there.
     """
     shadow = next(name for n in count() if (name := _shadow_name(n)) not in taken)
     taken.add(shadow)
+    target = None
     try:
         with _translated(table, purpose):
-            yield ShadowTarget(writer, table, purpose, run_id=run_id, shadow=shadow)
+            target = ShadowTarget(writer, definitions, table, purpose, run_id=run_id, shadow=shadow)
+            yield target
     finally:
-        _drop(writer.connection, shadow)
+        if target is None or not target.is_exchanged:
+            _let_go(writer.connection, shadow)
         taken.discard(shadow)
 
 
@@ -103,6 +121,7 @@ class ShadowTarget:
     def __init__(
         self,
         writer: RowWriter,
+        definitions: Definitions,
         table: TableName,
         purpose: Purpose,
         *,
@@ -110,6 +129,7 @@ class ShadowTarget:
         shadow: TableName,
     ) -> None:
         self._writer = writer
+        self._definitions = definitions
         connection = self._connection = writer.connection
         self._purpose = purpose
         self._run_id = run_id
@@ -118,10 +138,12 @@ class ShadowTarget:
         self._known = Known(is_rebuild=True)
         self._looked_under: str | None = None
         self._newest = Effect()
+        self.is_exchanged = False
         _drop(connection, shadow)
         # INCLUDING IDENTITY: an identity column that production lacks gets its values here. Test:
         # test_a_first_load_fills_columns_that_production_lacks.
         with self._waiting(), connection.transaction():
+            do_not_wait_for_disk(connection)  # No crash leaves anything of it that would have to be there.
             limit_lock_waits(connection, _WAIT_S)
             connection.execute(
                 sql.SQL(
@@ -153,7 +175,8 @@ class ShadowTarget:
         if fault := find_fault(table, relation, is_of_archiver=False):
             raise fault
         self._unlogged_part = relation and relation.unlogged(table)
-        return replace(read_schemas(self._connection, [table])[table], shadow=shadow)
+        self._definitions.refresh([table])
+        return replace(self._definitions.current[table], shadow=shadow)
 
     @property
     def must_fit_others(self) -> bool:
@@ -181,6 +204,7 @@ class ShadowTarget:
 
     def _make_unique_indexes(self) -> None:
         with self._connection.transaction():
+            do_not_wait_for_disk(self._connection)
             for statement in self._missing.unique:
                 self._connection.execute(statement)
         self._missing = replace(self._missing, unique=())
@@ -295,13 +319,15 @@ class ShadowTarget:
         if (error := suspicion(live.name, self._known)) is not None:
             raise error
         with self._translated(), self._waiting(), self._connection.transaction():
+            is_paused = False
             if only_from is None:
-                lock_checkpoints(self._connection, [live.name])
+                is_paused = self._lock_checkpoint().is_paused and not self._purpose.ends_pause
             else:
                 require_position(self._connection, {live.name: only_from.commit_lsn}, only_from)
             self._writer.begin()
             limit_lock_waits(self._connection, _WAIT_S)
             exchange(self._writer.cursor, live, self._schema, is_silent=self._writer.is_silent)
+            self._require_as_begun(live)
             advance_sequences(self._writer.cursor, live)
             reset_checkpoints(
                 self._connection,
@@ -313,6 +339,8 @@ class ShadowTarget:
                 local_oid=live.oid,
                 newest=self._newest,
             )
+            if is_paused:
+                mark_paused(self._connection, [live.name])
             marks = read_known(self._connection, [live.name])[live.name].marks
             marks = tuple(dict.fromkeys([*marks, *self._known.marks]))
             keep_known(self._connection, {live.name: replace(self._known, marks=marks)})
@@ -330,6 +358,33 @@ class ShadowTarget:
             )
             if self._run_id is not None:
                 add_to_run(self._connection, self._run_id, records=counts.records)
+            # By itself it would wait for the disk once more, as whatever removes files does.
+            _drop(self._connection, self._schema.written_to)
+        self.is_exchanged = True
+
+    def _lock_checkpoint(self) -> TableCheckpoint:
+        """Raises ApplyError for a table that is not whitelisted any more: its rows are not ours to exchange.
+        Test: test_a_table_that_is_removed_while_it_is_resynced_keeps_its_rows."""
+        table = self._schema.name
+        for checkpoint in lock_checkpoints(self._connection, [table]):
+            return checkpoint
+        raise ApplyError(
+            "it was taken off the whitelist meanwhile",
+            hint=f"run 'python manage.py add_tables {table.argument}'",
+            table=str(table),
+        )
+
+    def _require_as_begun(self, live: TableSchema) -> None:
+        """Raise ApplyError where the table is another than the one that the new rows were made for: values
+        may have been cut on their way, or a column may lack them. The exchange has locked it. Test:
+        test_a_table_that_is_altered_while_it_is_resynced_keeps_its_rows."""
+        self._definitions.refresh([live.name])
+        if self._definitions.current.get(live.name) != live:
+            raise ApplyError(
+                "it was altered while its new rows were being loaded",
+                hint="let the migration end",
+                table=str(live.name),
+            )
 
 
 class ShadowGroup:
@@ -404,8 +459,18 @@ def _reason(error: psycopg.Error, table: TableName, purpose: Purpose) -> ApplyEr
 
 
 def _drop(connection: Connection[Any], shadow: TableName) -> None:
-    if not connection.closed:
-        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_relation(shadow)))
+    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_relation(shadow)))
+
+
+def _let_go(connection: Connection[Any], shadow: TableName) -> None:
+    """Drop *shadow*, whose rows may be in their place by now; with a lost connection it goes by itself."""
+    try:
+        if not connection.closed:
+            _drop(connection, shadow)
+    except psycopg.Error as error:
+        if not is_servers_fault(error):
+            raise
+        logger.debug("the table beside is left to the server: %s", type(error).__name__)
 
 
 def _relation(table: TableName) -> sql.Identifier:

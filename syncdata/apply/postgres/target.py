@@ -43,7 +43,6 @@ from syncdata.apply.plan.schema import TableSchema, parents_first
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan, removals_apart
 from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.at_once import AtOnceWriter, NotAtOnceError
-from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import (
     constraint_error,
     do_not_wait_for_disk,
@@ -166,7 +165,8 @@ class Target:
 
     def turns(self, tables: Collection[TableName]) -> list[list[TableName]]:
         with translated_errors():
-            schemas = read_schemas(self._connection, tables)
+            self._definitions.refresh(tables)
+        schemas = {table: self._schemas[table] for table in tables if table in self._schemas}
         order = parents_first(
             {table: schemas[table].parents if table in schemas else frozenset() for table in tables}
         )
@@ -175,7 +175,9 @@ class Target:
         return [[table] for table in order] if are_tied and not self._writer.is_silent else [order]
 
     def open_rebuild(self, table: TableName, purpose: Purpose) -> AbstractContextManager[ShadowTarget]:
-        return open_shadow(self._writer, table, purpose, run_id=self._run_id, taken=self._shadows)
+        return open_shadow(
+            self._writer, self._definitions, table, purpose, run_id=self._run_id, taken=self._shadows
+        )
 
     def together(self, rebuilds: Mapping[TableName, Any]) -> ShadowGroup:
         return ShadowGroup(self._connection, rebuilds)

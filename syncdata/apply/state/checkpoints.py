@@ -83,6 +83,7 @@ SELECT c.id, c.table_name, file, file_size, file_finished, record_number, commit
     error, error_code, error_file, error_line, error_hint
 FROM data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)
 """
+_OF_TABLES = f"{_SELECT} WHERE table_name = ANY(%(names)s) ORDER BY table_name"
 
 
 class CheckpointMovedError(Exception):
@@ -157,17 +158,25 @@ def _make_names_canonical(connection: Connection[Any]) -> dict[str, SyncError]:
 
 
 def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName]) -> list[TableCheckpoint]:
-    """Lock and read the checkpoints of those *tables* that are whitelisted, always in one order."""
-    return locked_checkpoints(send_locks(connection, tables))
+    """Lock and read the checkpoints of those *tables* that are whitelisted, always in one order.
+
+    A row that was replaced while the statement waited for it is not among its rows, nor is its successor,
+    which the next statement finds. Without its lock a rebuild would go on beside a batch, and bring records
+    that the batch brings as well. Test: test_a_checkpoint_that_is_replaced_meanwhile_is_locked_all_the_same.
+    """
+    names = [str(table) for table in tables]
+    while True:
+        locked = locked_checkpoints(send_locks(connection, tables))
+        if len(locked) == len(names) or len(locked) == len(_rows(connection, _OF_TABLES, names=names)):
+            return locked
 
 
 def send_locks(connection: Connection[Any], tables: Collection[TableName]) -> Cursor[tuple[Any, ...]]:
-    """Ask for what `lock_checkpoints` does; `locked_checkpoints` reads the answer."""
-    return _ask(
-        connection,
-        f"{_SELECT} WHERE table_name = ANY(%(names)s) ORDER BY table_name FOR UPDATE OF c",
-        names=[str(table) for table in tables],
-    )
+    """Ask for the locked checkpoints of *tables*, which `locked_checkpoints` reads.
+
+    One that is replaced meanwhile is not among them: see `lock_checkpoints`.
+    """
+    return _ask(connection, f"{_OF_TABLES} FOR UPDATE OF c", names=[str(table) for table in tables])
 
 
 def locked_checkpoints(answer: Cursor[tuple[Any, ...]]) -> list[TableCheckpoint]:

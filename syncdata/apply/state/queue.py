@@ -2,7 +2,9 @@
 
 Only the holder of the daemon's lock takes requests, one at a time. So a request that is found running was
 left by a daemon that ended in the middle of it, and is taken again. That is safe because the work for it
-either commits together with `finish`, as a pause does, or may be done twice, as a resync may.
+either commits together with `finish`, as a pause does, or may be done twice, as a resync may. A daemon that
+has lost the lock, and does not know yet, says nothing of a request that another one has taken since. Test:
+test_a_daemon_that_lost_its_lock_says_nothing_of_a_request_that_another_has_taken.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from select import POLLIN, poll
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg import Connection
 from psycopg.rows import dict_row
@@ -88,33 +90,37 @@ def take(connection: Connection[Any], *, beside: Request | None = None) -> Reque
 
 
 def note_progress(connection: Connection[Any], request: Request, text: str) -> None:
-    connection.execute("UPDATE data_sync_requests SET progress = %s WHERE id = %s", (text, request.id))
+    _update(connection, request, "progress = %(text)s", text=text)
 
 
 def finish(connection: Connection[Any], request: Request, text: str = "") -> None:
     """Mark *request* as done, and forget those that are long over."""
-    connection.execute(
-        "UPDATE data_sync_requests SET state = 'done', progress = %s, finished_at = now() WHERE id = %s",
-        (text, request.id),
-    )
+    _update(connection, request, "state = 'done', progress = %(text)s, finished_at = now()", text=text)
     connection.execute(f"DELETE FROM data_sync_requests WHERE finished_at < now() - {_KEEP}")
 
 
 def fail(connection: Connection[Any], request: Request, error: SyncError) -> None:
-    connection.execute(
-        "UPDATE data_sync_requests SET state = 'failed', finished_at = now(), error = %(error)s,"
-        " error_code = %(error_code)s, error_file = %(error_file)s, error_line = %(error_line)s,"
-        " error_hint = %(error_hint)s WHERE id = %(id)s",
-        {"id": request.id, **error_parameters(error)},
+    _update(
+        connection,
+        request,
+        "state = 'failed', finished_at = now(), error = %(error)s, error_code = %(error_code)s,"
+        " error_file = %(error_file)s, error_line = %(error_line)s, error_hint = %(error_hint)s",
+        **error_parameters(error),
     )
 
 
 def put_back(connection: Connection[Any], request: Request) -> None:
     """Leave *request* for the next daemon, as if it had not been taken."""
+    _update(connection, request, "state = 'waiting', attempts = attempts - 1, progress = ''")
+
+
+def _update(
+    connection: Connection[Any], request: Request, changes: LiteralString, **parameters: object
+) -> None:
+    """Note *changes* of *request*, unless it has been taken again since."""
     connection.execute(
-        "UPDATE data_sync_requests SET state = 'waiting', attempts = attempts - 1, progress = ''"
-        " WHERE id = %s",
-        (request.id,),
+        f"UPDATE data_sync_requests SET {changes} WHERE id = %(id)s AND attempts = %(attempts)s",
+        {"id": request.id, "attempts": request.attempts, **parameters},
     )
 
 
