@@ -270,11 +270,14 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
             at = end
             continue
         if at >= one_by_one:
-            # Up to the next comment, or to the last whole line.
-            end = block.find(b"\n#", at) + 1 or block.rfind(b"\n", at) + 1
-            text = block[at:end]
-            simple_lines = text.count(b"\n")
-            if end - at <= limit and is_simple(text, simple_lines):
+            # Up to the next comment, or to the last whole line. Few blocks have a comment: it is looked for
+            # once one was met, or where the lines turn out not to be simple.
+            end = (block.find(b"\n#", at) + 1 if kinds else 0) or block.rfind(b"\n", at) + 1
+            text, simple_lines = _simple_lines(block[at:end])
+            if not simple_lines and not kinds and (comment := text.find(b"\n#") + 1):
+                end = at + comment
+                text, simple_lines = _simple_lines(text[:comment])
+            if simple_lines and end - at <= limit:
                 yield number, text, end - at, announced, simple_lines
                 announced = None
                 number += simple_lines
@@ -302,6 +305,12 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
                 yield number, held.pop(), size_bytes, announced, 0
                 announced = None
         number += 1
+
+
+def _simple_lines(text: bytes) -> tuple[bytes, int]:
+    """Return *text*, and how many lines it is; 0 unless it `is_simple`."""
+    lines = text.count(b"\n")
+    return text, lines if is_simple(text, lines) else 0
 
 
 def _skip(block: bytes, kinds: bytes, at: int) -> int:

@@ -60,7 +60,8 @@ class Outline(msgspec.Struct, frozen=True, gc=False):
 
 _decode_lines = msgspec.json.Decoder(Outline).decode_lines
 _op_of = operator.attrgetter("op")
-_name_of = operator.attrgetter("schema", "table")
+_schema_of = operator.attrgetter("schema")
+_table_of = operator.attrgetter("table")
 _ts_of = operator.attrgetter("ts")
 _commit_lsn_of = operator.attrgetter("commit_lsn")
 
@@ -76,7 +77,7 @@ class Run:
     """
 
     __slots__ = (
-        *("file", "lines", "marks", "names", "ops", "starts", "tables", "tells_commits", "text", "times"),
+        *("_starts", "file", "lines", "marks", "names", "ops", "tables", "tells_commits", "text", "times"),
     )
 
     def __init__(self, file: str, text: bytes, lines: Sequence[int], entries: _Entries) -> None:
@@ -86,14 +87,20 @@ class Run:
         self.ops, self.tables, self.times, commits = entries
         self.tells_commits = commits[0] is not None
         self.marks = commits if self.tells_commits else self.times
-        if self.marks[0] is None:
-            self.starts = list(range(1, len(lines)))
-        else:
-            self.starts = list(compress(count(1), map(operator.ne, self.marks, self.marks[1:])))
         self.names = set(self.tables)
+        self._starts: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.ops)
+
+    @property
+    def starts(self) -> Sequence[int]:
+        if self._starts is None:
+            if self.marks[0] is None:
+                self._starts = range(1, len(self))
+            else:
+                self._starts = list(compress(count(1), map(operator.ne, self.marks, self.marks[1:])))
+        return self._starts
 
     def commits(self) -> list[int]:
         """Return the commit LSNs of its transactions, as far as they tell them."""
@@ -128,36 +135,20 @@ class Run:
             end = self.text.rfind(b"\n", 0, end - 1) + 1
         return end
 
-    def by_name(self) -> Iterator[tuple[Name, Run]]:
-        """Yield the records of each table."""
-        if len(self.names) == 1:
-            yield self.tables[0], self
-            return
-        texts, places = self._texts(), dict[Name, list[int]]()
-        for at, name in enumerate(self.tables):
-            places.setdefault(name, []).append(at)
-        for name, own in places.items():
-            yield name, self._at(own, texts)
-
     def count_of(self, name: Name) -> int:
         """Return how many of its records are of the table of that *name*."""
         return self.tables.count(name)
 
     def only(self, mask: Sequence[bool]) -> Run:
         """Return the lines, some of its own, that *mask* says."""
-        return self._at(list(compress(range(len(self)), mask)), self._texts())
-
-    def _at(self, places: list[int], texts: list[bytes]) -> Run:
-        commits: list[str | None] = [self.marks[at] for at in places] if self.tells_commits else [None]
-        entries = (
-            [self.ops[at] for at in places],
-            [self.tables[at] for at in places],
-            [self.times[at] for at in places],
-            commits,
+        texts = list(compress(self.text.split(b"\n"), mask))
+        entries: _Entries = (
+            list(compress(self.ops, mask)),
+            list(compress(self.tables, mask)),
+            list(compress(self.times, mask)),
+            list(compress(self.marks, mask)) if self.tells_commits else [None],
         )
-        return Run(
-            self.file, b"".join([texts[at] for at in places]), [self.lines[at] for at in places], entries
-        )
+        return Run(self.file, _joined(texts), list(compress(self.lines, mask)), entries)
 
     def records(self) -> Iterator[LocatedRecord]:
         """Yield the records with their values, as `read_records` does."""
@@ -179,10 +170,8 @@ _Entries = tuple[list[str], list[Name], list[str | None], list[str | None]]
 
 def _entries_of(outlines: list[Outline]) -> _Entries:
     """Return what a run keeps of *outlines*. Raises ValueError where they are not those of a run."""
-    tables = _shared(map(_name_of, outlines))
+    tables = _names_of(outlines)
     commits, times = _shared(map(_commit_lsn_of, outlines)), _shared(map(_ts_of, outlines))
-    if any(not table for _, table in set(tables)):
-        raise ValueError
     for lsn in dict.fromkeys(commits):
         if lsn is not None:
             parse_lsn(lsn)
@@ -191,6 +180,22 @@ def _entries_of(outlines: list[Outline]) -> _Entries:
     if 0 < marks.count(None) < len(marks) or (marks is times and any(commits)):
         raise ValueError
     return list(map(_op_of, outlines)), tables, times, commits
+
+
+def _names_of(outlines: list[Outline]) -> list[Name]:
+    """Return the table of each of *outlines*. Raises ValueError where one is nameless."""
+    schemas, tables = list(map(_schema_of, outlines)), list(map(_table_of, outlines))
+    if not all(distinct := set(tables)):
+        raise ValueError
+    if schemas.count(schemas[0]) < len(schemas):
+        return _shared(zip(schemas, tables, strict=True))
+    names = {table: (schemas[0], table) for table in distinct}
+    return [names[tables[0]]] * len(tables) if len(names) == 1 else list(map(names.__getitem__, tables))
+
+
+def _joined(lines: Sequence[bytes]) -> bytes:
+    """Return *lines*, of which there are some, with the newlines that they lack."""
+    return b"\n".join((*lines, b""))
 
 
 def _shared(values: Iterable[T]) -> list[T]:
@@ -240,6 +245,9 @@ def try_run(text: bytes, first_line: int, file: str) -> Run | None:
 
 Piece = LocatedRecord | Run
 
+# How many bytes of lines of several tables are sorted apart at once: meanwhile they are in memory twice more.
+MAX_SORTED_BYTES = 1 << 22
+
 
 class Records(Sequence[LocatedRecord]):
     """The records of *pieces*, of which those of runs are made when somebody asks for them."""
@@ -280,11 +288,72 @@ def records_in(piece: Piece) -> Iterator[LocatedRecord]:
     return piece.records() if isinstance(piece, Run) else iter((piece,))
 
 
-def parts_of(piece: Piece) -> Iterator[tuple[Name, Piece]]:
-    """Yield what *piece* has of each table, as (schema, name)."""
-    if isinstance(piece, Run):
-        return piece.by_name()
-    return iter([((piece.record.schema, piece.record.table), piece)])
+def by_table(pieces: Iterable[Piece]) -> dict[Name, list[Piece]]:
+    """Return what *pieces* have of each table, as (schema, name), in order.
+
+    Lines of several tables are sorted apart many runs at a time: then a table has few runs of many lines, not
+    many runs of a few, each of which has its price.
+    """
+    parts: dict[Name, list[Piece]] = {}
+    mixed: list[Run] = []
+
+    def sort_apart() -> None:
+        for name, run in _by_table(mixed):
+            parts.setdefault(name, []).append(run)
+        mixed.clear()
+
+    for piece in pieces:
+        if mixed and not (
+            isinstance(piece, Run) and _are_alike(mixed[-1], piece) and _bytes_of(mixed) < MAX_SORTED_BYTES
+        ):
+            sort_apart()
+        if isinstance(piece, Run) and len(piece.names) > 1:
+            mixed.append(piece)
+        elif isinstance(piece, Run):
+            (name,) = piece.names
+            # Behind lines of several tables, it waits with them for its turn.
+            if mixed:
+                mixed.append(piece)
+            else:
+                parts.setdefault(name, []).append(piece)
+        else:
+            parts.setdefault((piece.record.schema, piece.record.table), []).append(piece)
+    sort_apart()
+    return parts
+
+
+def _are_alike(run: Run, other: Run) -> bool:
+    """Tell whether the lines of both can be of one run."""
+    return (
+        run.file == other.file
+        and run.tells_commits == other.tells_commits
+        and (run.marks[0] is None) == (other.marks[0] is None)
+    )
+
+
+def _bytes_of(runs: list[Run]) -> int:
+    return sum(len(run.text) for run in runs)
+
+
+def _by_table(runs: list[Run]) -> Iterator[tuple[Name, Run]]:
+    """Yield the lines of *runs*, which are alike, as one run for each table."""
+    places: dict[Name, list[int]] = {}
+    for at, name in enumerate(chain.from_iterable(run.tables for run in runs)):
+        places.setdefault(name, []).append(at)
+    texts = list(chain.from_iterable(run.text[:-1].split(b"\n") for run in runs))
+    numbers = list(chain.from_iterable(run.lines for run in runs))
+    ops = list(chain.from_iterable(run.ops for run in runs))
+    times = list(chain.from_iterable(run.times for run in runs))
+    commits = list(chain.from_iterable(run.marks for run in runs)) if runs and runs[0].tells_commits else []
+    for name, own in places.items():
+        entries: _Entries = (
+            list(map(ops.__getitem__, own)),
+            [name] * len(own),
+            list(map(times.__getitem__, own)),
+            list(map(commits.__getitem__, own)) if commits else [None],
+        )
+        text = _joined(list(map(texts.__getitem__, own)))
+        yield name, Run(runs[0].file, text, list(map(numbers.__getitem__, own)), entries)
 
 
 def pieces_of(records: Sequence[LocatedRecord]) -> Sequence[Piece]:

@@ -6,7 +6,9 @@ import json
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.plan.typed import plan_runs
 from syncdata.changes.names import TableName
 from syncdata.changes.record import odd_record, parse_record
-from syncdata.changes.run import Records, Run, try_run
+from syncdata.changes.run import LocatedRecord, Piece, Records, Run, by_table, records_in, records_of, try_run
 from syncdata.errors import ParseError, SyncError
 
 KINDS = {
@@ -373,3 +375,53 @@ def test_records_take_about_the_memory_that_a_batch_counts_for_them(width: int) 
     tracemalloc.stop()
     assert isinstance(plan, TablePlan)
     assert 0.5 < taken / cost_of(sum(map(len, lines)), len(lines)) < 1.7
+
+
+# Lines of several tables
+
+mixed = st.lists(
+    st.tuples(st.sampled_from(["t", "u", "v"]), st.sampled_from([None, "0/1", "0/2"]), st.booleans()),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(changes=mixed, split=st.integers(1, 8), max_bytes=st.sampled_from([1, 300, 1 << 20]))
+def test_lines_sorted_apart_are_those_of_each_table_in_their_order(
+    changes: list[tuple[str, str | None, bool]], split: int, max_bytes: int
+) -> None:
+    lines = []
+    for number, (table, commit_lsn, is_delete) in enumerate(changes, start=1):
+        more: dict[str, Any] = {} if commit_lsn is None else {"commit_lsn": commit_lsn}
+        text = line("DELETE" if is_delete else "INSERT", {"id": f'"{number}"'}, ts=f"t{number // 3}", **more)
+        lines.append(text.replace(b'"table":"t"', b'"table":"%b"' % table.encode()))
+    pieces_: list[Piece] = []
+    for at in range(0, len(lines), split):
+        run = try_run(b"".join(lines[at : at + split]), at + 1, f"f{at // 12}.json")
+        records = LocatedRecord(parse_record(lines[at]), at + 1, len(lines[at]), file=f"f{at // 12}.json")
+        pieces_.append(run or records)
+    with mock.patch("syncdata.changes.run.MAX_SORTED_BYTES", max_bytes):
+        parts = by_table(pieces_)
+    expected: dict[tuple[str, str], list[LocatedRecord]] = {}
+    for located in chain.from_iterable(map(records_in, pieces_)):
+        expected.setdefault(("public", located.record.table), []).append(located)
+    found = {name: list(chain.from_iterable(map(records_in, part))) for name, part in parts.items()}
+    assert found == expected
+    for part in parts.values():
+        for piece in part:
+            if isinstance(piece, Run):
+                records_ = [located.record for located in piece.records()]
+                assert piece.ops == [record.op for record in records_]
+                assert piece.times == [record.ts for record in records_]
+                assert piece.marks == [record.commit_lsn or record.ts for record in records_]
+
+
+def test_lines_of_several_tables_become_one_run_for_each_table() -> None:
+    lines = [line("INSERT", STRINGS, ts="t") for _ in range(6)]
+    lines[1::2] = [text.replace(b'"table":"t"', b'"table":"u"') for text in lines[1::2]]
+    parts = by_table([run_of(*lines[:3]), run_of(*lines[3:], first=4)])
+    assert {name: [len(records_of([piece])) for piece in part] for name, part in parts.items()} == {
+        ("public", "t"): [3],
+        ("public", "u"): [3],
+    }

@@ -11,7 +11,7 @@ from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.changes.names import TableName
-from syncdata.changes.run import LocatedRecord, Piece, parts_of, records_of
+from syncdata.changes.run import LocatedRecord, by_table, records_of
 from syncdata.errors import SchemaError, SyncError
 
 
@@ -38,12 +38,8 @@ class PreparedBatch:
 
 def prepare(batch: Batch, schemas: Mapping[TableName, TableSchema]) -> PreparedBatch:
     """Work out each table's share of *batch*; a table that cannot be planned carries its error."""
-    by_name: dict[tuple[str, str], list[Piece]] = {}
-    for piece in batch.pieces:
-        for name, part in parts_of(piece):
-            by_name.setdefault(name, []).append(part)
     shares = {}
-    for (schema_name, table_name), pieces in by_name.items():
+    for (schema_name, table_name), pieces in by_table(batch.pieces).items():
         table = TableName(schema_name, table_name)
         shares[table] = _share(table, schemas.get(table), records_of(pieces), batch)
     return PreparedBatch(batch=batch, shares=shares, schemas=schemas)

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import operator
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, compress
+from itertools import compress, count, islice
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -86,10 +85,10 @@ def plan_runs(batch: TableBatch) -> TablePlan | None:
             net.add(row_type, run)
     except (msgspec.MsgspecError, ValueError, RecursionError, _UndecidedError):
         return None
-    by_op = Counter(chain.from_iterable(run.ops for run in runs))
-    counts = Counts(
-        added=by_op["INSERT"], updated=by_op["UPDATE"], deleted=by_op["DELETE"], missing=net.missing
+    added, updated, deleted = (
+        sum(run.ops.count(op) for run in runs) for op in ("INSERT", "UPDATE", "DELETE")
     )
+    counts = Counts(added=added, updated=updated, deleted=deleted, missing=net.missing)
     gone: dict[Key, bool] = {
         (key,) if isinstance(key, str) else key: is_expected for key, is_expected in net.gone.items()
     }
@@ -127,13 +126,12 @@ class _Net:
             raise _UndecidedError
         rows = _rows(row_type, writes)
         written = zip(_keys(row_type, writes, rows), rows, strict=True)
-        deleted = iter(row_type.old_keys(old_rows))
-        for is_delete in are_deletes:
-            if is_delete:
-                self._delete(next(deleted))
-            else:
-                key, row = next(written)
-                self.rows[key] = row
+        done = 0
+        for at, key in zip(compress(count(), are_deletes), row_type.old_keys(old_rows), strict=True):
+            self.rows.update(islice(written, at - done))
+            self._delete(key)
+            done = at + 1
+        self.rows.update(written)
 
     def _delete(self, key: _KeyText) -> None:
         if self.rows.pop(key, None) is not None:
