@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -17,7 +17,8 @@ import msgspec
 from syncdata.capture.chain import Chain
 from syncdata.capture.encoder import LineWriter
 from syncdata.capture.pgoutput import Begin, Commit, Decoder, Relation, RowChange, Truncate
-from syncdata.capture.replication import XLogData
+from syncdata.capture.replication import XLogData, opened
+from syncdata.capture.runs import RunForms, encode_run
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import FileWriter, SpooledFile
 from syncdata.capture.stream_catalog import StreamCatalog
@@ -28,6 +29,8 @@ from syncdata.changes.position import format_lsn
 from syncdata.errors import CaptureError, UnreadableChangeError
 
 _MOST_NAMES = 5
+# Of fewer changes, the preparations for a run cost more than they save.
+_LEAST_RUN = 2
 
 
 class Assembler:
@@ -59,6 +62,7 @@ class Assembler:
         self._catalog = ""  # the one that the open file has named last
         self._named: set[str] = set()
         self._decoder = Decoder()
+        self._forms = RunForms()
         self._writer: FileWriter | None = None
         self._counts = _Counts()
         self._opened_s = 0.0
@@ -100,9 +104,31 @@ class Assembler:
                     for line in self._lines.truncate(message, received.lsn):
                         self._write(line)
             case Relation():
+                self._forms.describe(message)
                 self._described[str(TableName(message.schema, message.name))] = None
                 if self._catalogs.describe(message, self._commit_lsn or 0):
                     self.announce_catalog()
+
+    def take_all(self, messages: Sequence[bytes]) -> None:
+        """Take in *messages*, those of `ReplicationConnection.read_more`, as `take` would one by one.
+
+        Row changes that follow one another in a transaction go together where they are as expected.
+        """
+        taken = 0
+        while taken < len(messages):
+            # Changes of a transaction that is in the chain already get no lines.
+            forms = self._forms.of(messages, taken) if self._lines is not None else []
+            if self._lines is not None and len(forms) >= _LEAST_RUN:
+                run = messages[taken : taken + len(forms)]
+                block = encode_run(run, forms, self._lines.end)
+                if block is not None:
+                    self._write(block, records=len(run))
+                    taken += len(run)
+                    continue
+            # Not only the first of them: what is not as expected would be tried again with each.
+            for message in messages[taken : taken + max(len(forms), 1)]:
+                self.take(opened(message))
+                taken += 1
 
     def locate(self, error: UnreadableChangeError) -> UnreadableChangeError:
         """Return *error* with the transaction that is being received, and with its table where that is sure.
@@ -212,11 +238,11 @@ class Assembler:
         # At each commit: a busy stream may be in the midst of a transaction whenever the session looks.
         self.finish_if_due()
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, lines: bytes, *, records: int = 1) -> None:
         if self._writer is None:
             self._writer = self._open_file(start_lsn=self._commit_lsn)
-        self._writer.write(line)
-        self._counts.records += 1
+        self._writer.write(lines)
+        self._counts.records += records
 
     def _open_file(self, *, start_lsn: int | None) -> FileWriter:
         catalog = self._catalogs.current

@@ -21,16 +21,16 @@ _encode = msgspec.json.Encoder().encode
 
 
 class LineWriter:
-    """The lines of one transaction's records."""
+    """The lines of one transaction's records. ``end``: what each ends with, from behind its LSN on."""
 
     def __init__(self, begin: Begin) -> None:
         mark = f'"xid":{begin.xid},"commit_lsn":"{format_lsn(begin.commit_lsn)}"'
-        self._end = f'",{mark},"ts":"{format_time(begin.committed_at_us)}"}}\n'.encode()
+        self.end = f'",{mark},"ts":"{format_time(begin.committed_at_us)}"}}\n'.encode()
         self._lsn_high, self._lsn_start = -1, b""
 
     def change(self, change: RowChange, lsn: int) -> bytes:
         """Return the line of *change*, which stands at *lsn* in the WAL."""
-        start, row_type = _form(change.relation, change.op)
+        start, row_type = change_form(change.relation, change.op)
         new, old_keys = change.new, change.old_keys
         if new is None:
             values = _encode(old_keys)
@@ -43,12 +43,12 @@ class LineWriter:
         if (high := lsn >> 32) != self._lsn_high:
             # Nearly always, the records of a transaction share it.
             self._lsn_high, self._lsn_start = high, b',"lsn":"%X/' % high
-        return b"%b%b%b%X%b" % (start, values, self._lsn_start, lsn & 0xFFFFFFFF, self._end)
+        return b"%b%b%b%X%b" % (start, values, self._lsn_start, lsn & 0xFFFFFFFF, self.end)
 
     def truncate(self, truncate: Truncate, lsn: int) -> list[bytes]:
         """Return a line for each table of *truncate*."""
         return [
-            b"%b%b%b" % (line_start(relation, "TRUNCATE"), _lsn(lsn), self._end)
+            b"%b%b%b" % (line_start(relation, "TRUNCATE"), _lsn(lsn), self.end)
             for relation in truncate.relations
         ]
 
@@ -61,17 +61,22 @@ def line_start(relation: Relation, op: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _form(relation: Relation, op: str) -> tuple[bytes, Callable[..., msgspec.Struct] | None]:
-    """Return a change's line up to its first values, and the type of *relation*'s rows, which becomes JSON
-    faster than a dict does; None where a name would have to be escaped, which msgspec does not do there."""
+def change_form(relation: Relation, op: str) -> tuple[bytes, Callable[..., msgspec.Struct] | None]:
+    """Return a change's line up to its first values, and the type of *relation*'s rows, see `_row_type`."""
+    member = b'"old_keys":' if op == "DELETE" else b'"data":'
+    return line_start(relation, op) + member, _row_type(relation)
+
+
+@lru_cache(maxsize=1024)
+def _row_type(relation: Relation) -> Callable[..., msgspec.Struct] | None:
+    """Return a type for *relation*'s rows, which becomes JSON faster than a dict does; None where a name
+    would have to be escaped, which msgspec does not do there."""
     fields = [(f"c{number}", object) for number in range(len(relation.columns))]
     names = {field: column for (field, _), column in zip(fields, relation.columns, strict=True)}
     try:
-        row_type = msgspec.defstruct("Row", fields, rename=names, gc=False)
+        return msgspec.defstruct("Row", fields, rename=names, gc=False)
     except ValueError:
-        row_type = None
-    member = b'"old_keys":' if op == "DELETE" else b'"data":'
-    return line_start(relation, op) + member, row_type
+        return None
 
 
 def format_time(since_2000_us: int) -> str:

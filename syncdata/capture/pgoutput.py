@@ -27,13 +27,13 @@ _UINT16 = struct.Struct(">H").unpack_from
 _UINT32 = struct.Struct(">I").unpack_from
 _TYPE = struct.Struct(">Ii").unpack_from
 
-_NULL, _UNCHANGED, _TEXT = b"nut"
+NULL, UNCHANGED, _TEXT = b"nut"
 _OLD_KEY, _OLD_ROW, _NEW_ROW = b"KON"
 _IS_KEY = 1
 
 # See `_read_last_row`. A text of less than 64 KiB: its kind, and the two bytes of its length that are zero.
-_SHORT_TEXT, _PACKED_TEXT, _PACKED_ROW = b"t\0\0", b"\xdb\0\0", b"\xdc"
-_SHORT_BYTES = 1 << 16
+SHORT_TEXT, PACKED_TEXT, PACKED_ROW = b"t\0\0", b"\xdb\0\0", b"\xdc"
+SHORT_BYTES = 1 << 16
 _unpack_row = msgspec.msgpack.Decoder(list[str | int]).decode
 # Left out of change files: types (the names of columns' types), origins, and logical messages.
 _IGNORED = frozenset(b"YOM")
@@ -184,20 +184,20 @@ def _read_last_row(message: bytes, position: int, relation: Relation) -> Values 
     A row is nearly an array of MessagePack, which msgspec decodes in one call: a byte for the array and two
     for its length; each text is a byte, four for its length, and UTF-8; and the kinds ``n`` and ``u`` are the
     numbers 110 and 117 there. Only the bytes for the array and for a text differ. A text holds no NUL, so
-    `_SHORT_TEXT` is nothing but the beginning of one. Were it anywhere else, 0xDB and NUL would stand in its
+    `SHORT_TEXT` is nothing but the beginning of one. Were it anywhere else, 0xDB and NUL would stand in its
     place, which is not UTF-8, and no text would be taken for another. Whatever does not come out even is read
     value by value. Law: test_a_row_that_is_decoded_at_once_is_the_row_that_is_read_value_by_value.
     """
-    if len(message) < _SHORT_BYTES:
-        packed = message[position:].replace(_SHORT_TEXT, _PACKED_TEXT)
+    if len(message) < SHORT_BYTES:
+        packed = message[position:].replace(SHORT_TEXT, PACKED_TEXT)
         try:
-            row = _unpack_row(_PACKED_ROW + packed)
+            row = _unpack_row(PACKED_ROW + packed)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return _read_row(message, position, relation)[0]
-        texts = message.count(_SHORT_TEXT, position)
+        texts = message.count(SHORT_TEXT, position)
         if texts == len(row) == len(relation.columns):
             return row  # type: ignore[return-value]
-        if texts + row.count(_NULL) + row.count(_UNCHANGED) == len(row) == len(relation.columns):
+        if texts + row.count(NULL) + row.count(UNCHANGED) == len(row) == len(relation.columns):
             return _by_column(row, relation)
     return _read_row(message, position, relation)[0]
 
@@ -206,7 +206,7 @@ def _by_column(row: list[str | int], relation: Relation) -> Values:
     return {
         column: value if isinstance(value, str) else None
         for column, value in zip(relation.columns, row, strict=True)
-        if value != _UNCHANGED
+        if value != UNCHANGED
     }
 
 
@@ -225,9 +225,9 @@ def _read_row(message: bytes, position: int, relation: Relation) -> tuple[Values
             start = position + 4
             position = start + _UINT32(message, position)[0]
             values[column] = message[start:position].decode()
-        elif kind == _NULL:
+        elif kind == NULL:
             values[column] = None
-        elif kind != _UNCHANGED:
+        elif kind != UNCHANGED:
             raise ValueError("a value in binary")
     if position > len(message):
         raise ValueError("a row that is cut short")

@@ -85,7 +85,7 @@ class FileWriter:
         return self._content.text_bytes
 
     def write(self, line: bytes) -> None:
-        """Add *line*, which ends with a newline."""
+        """Add *line*, which ends with a newline; or several that are short."""
         try:  # Not `translated`: entering a context manager costs more than adding a line.
             self._content.write(line)
         except OSError as error:

@@ -40,7 +40,7 @@ class ChangeFileWriter:
         return self._flushed_bytes + self._buffered_bytes
 
     def write(self, line: bytes) -> None:
-        """Add *line*, which ends with a newline."""
+        """Add *line*, which ends with a newline; or several."""
         self._lines.append(line)
         self._buffered_bytes += len(line)
         if self._buffered_bytes >= _BUFFER_BYTES:
