@@ -16,6 +16,8 @@ from syncdata.apply.state.kept import KeptCheckpoints
 from syncdata.changes.names import TableName
 from syncdata.predecessor.statefile import STATE_FILE_NAME
 from syncdata.service import SyncDataService
+from tests import catalogs
+from tests.framed import Writer
 from tests.world import World, insert
 
 FIRST, SECOND = "changes_20260205_103000.json", "changes_20260205_103001.json"
@@ -141,3 +143,24 @@ def test_the_state_file_is_written_when_something_has_changed(world: World) -> N
         path.unlink()
         run.cycle(stop)
         assert SECOND in path.read_text()
+
+
+def test_what_production_publishes_is_not_written_again_with_each_file(world: World) -> None:
+    """All checkpoints move with each file. The rows of 50 tables of 40 columns stay narrow."""
+    names = many_tables(world, 50)
+    columns = ("id integer", *(f"a_column_of_some_length_{n} text" for n in range(40)))
+    for name in names:
+        world.execute(f"ALTER TABLE {name} {', '.join(f'ADD {column}' for column in columns[1:])}")
+    digest = catalogs.put(world.archive, *(catalogs.table(name, *columns) for name in names))
+    archive = Writer(world.archive)
+    for number in range(1, 9):
+        archive.changes(
+            number,
+            [(number * 16, [insert(names[0], id=number)])],
+            catalog=digest,
+            catalog_lsn=1,
+        )
+        assert world.sync().errors == ()
+    published = world.value("SELECT sum(length(published::text)) FROM data_sync_checkpoints")
+    assert published > 50 * 2_000
+    assert world.value("SELECT pg_relation_size('data_sync_checkpoints')") < 160_000
