@@ -366,7 +366,14 @@ class Worker:
         self._aside = _Aside(request=request, rebuilt=rebuilt, stop=end)
 
     def _resync_aside(self, resources: Resources, request: Request, stop: threading.Event) -> Rebuilt:
-        """Carry *request* out in the caller's thread, whose own *resources* are."""
+        """Carry *request* out in the caller's thread, whose own *resources* are. Where their connection is
+        lost, rest a while: the request is taken again soon, and only so often."""
+        rebuilt = self._rebuild_aside(resources, request, stop)
+        if rebuilt.is_lost:
+            stop.wait(_FIRST_RETRY_S * request.attempts)
+        return rebuilt
+
+    def _rebuild_aside(self, resources: Resources, request: Request, stop: threading.Event) -> Rebuilt:
         started = time.monotonic()
         try:
             connection = resources.connect()
