@@ -385,7 +385,14 @@ class Worker:
             rebuilt.add_done_callback(partial(_call, self._wake))
 
     def _resync_aside(self, resources: Resources, request: Request, stop: threading.Event) -> Rebuilt:
-        """Carry *request* out in the caller's thread, whose own *resources* are."""
+        """Carry *request* out in the caller's thread, whose own *resources* are. Where their connection is
+        lost, rest a while: the request is taken again soon, and only so often."""
+        rebuilt = self._rebuild_aside(resources, request, stop)
+        if rebuilt.is_lost:
+            stop.wait(_FIRST_RETRY_S * request.attempts)
+        return rebuilt
+
+    def _rebuild_aside(self, resources: Resources, request: Request, stop: threading.Event) -> Rebuilt:
         started = time.monotonic()
         try:
             connection = resources.connect()

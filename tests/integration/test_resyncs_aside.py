@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from syncdata.apply import progress, resync
+from syncdata.apply import progress, resync, worker
 from syncdata.apply.context import Resources
 from syncdata.apply.plan.batches import Limits
 from syncdata.apply.position import Position
@@ -245,6 +245,7 @@ def test_a_resync_that_keeps_losing_its_connection_says_so(bags: World) -> None:
             raise psycopg.OperationalError("the connection is lost")
 
         patch.setattr(resync, "find_snapshots", lose)
+        patch.setattr(worker, "_FIRST_RETRY_S", 0.01)
         request = ask(bags, "resync", "bag")
         wait_until(lambda: is_over(bags, request))
     state, _, error = outcome(bags, request)
@@ -358,9 +359,9 @@ def test_the_end_of_a_resync_is_noted_between_two_batches_of_a_long_cycle(
     workers: list[Worker] = []
     begin_aside = Worker._begin_aside
 
-    def note(worker: Worker, *args: Any) -> None:
-        workers.append(worker)
-        begin_aside(worker, *args)
+    def note(self: Worker, *args: Any) -> None:
+        workers.append(self)
+        begin_aside(self, *args)
 
     monkeypatch.setattr(Worker, "_begin_aside", note)
 
