@@ -16,6 +16,7 @@ from syncdata.capture import assembler
 from syncdata.capture.assembler import Assembler
 from syncdata.capture.chain import Chain
 from syncdata.capture.replication import XLogData
+from syncdata.capture.runs import encode_run
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import SpooledFile
 from syncdata.capture.stream_catalog import NamedCatalog, StreamCatalog
@@ -81,11 +82,11 @@ def test_messages_taken_together_make_the_files_that_they_make_one_by_one(
 ) -> None:
     options: dict[str, Any] = {"rotate_s": 3600.0, "rotate_bytes": 4_000, "compression": "none"}
     expected = [(file.footer, file.path.read_bytes()) for file in assembled(tmp_path / "one", **options)]
-    encode, runs = assembler.encode_run, []
+    runs: list[int] = []
 
     def counted(messages: Sequence[bytes], *given: Any) -> bytes | None:
         runs.append(len(messages))
-        return encode(messages, *given)
+        return encode_run(messages, *given)
 
     monkeypatch.setattr(assembler, "encode_run", counted)
     together = assembled(tmp_path / "all", burst=burst, **options)
