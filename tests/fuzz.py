@@ -38,8 +38,9 @@ from syncdata.changes.catalog import catalog_comment, digest_of, parse_announcem
 from syncdata.changes.head import parse_head
 from syncdata.changes.header import parse_footer, parse_header
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import inspect, read_records
+from syncdata.changes.reader import inspect, read_pieces
 from syncdata.changes.record import parse_record
+from syncdata.changes.run import by_table, pieces_of, records_in
 from syncdata.conf import config_from_toml, parse_toml, source_from_toml
 from syncdata.errors import SyncError
 from syncdata.predecessor.statefile import load_state
@@ -246,11 +247,17 @@ def read_file(content: bytes) -> None:
         raise inspection.error
     if inspection.unfinished:
         return
-    records = read_records(stream, name, ignored={2, 3}, max_record_bytes=50_000)
+    # Lines of which one is ignored are no run.
+    ignored = {2, 3} if len(text) % 2 else set[int]()
+    pieces = read_pieces(stream, name, ignored=ignored, max_record_bytes=50_000)
     limits = Limits(batch_records=2, batch_bytes=10_000, max_record_bytes=50_000)
     file = BatchFile(name=name, is_plain=inspection.header is None)
-    for _ in cut_batches(records, file=file, watermarks={TableName("public", "t"): 5}, limits=limits):
-        pass
+    watermarks = {TableName("public", "t"): 5, TableName("public", "users"): None}
+    for segment in cut_batches(pieces, file=file, watermarks=watermarks, limits=limits):
+        parts = by_table(pieces_of(segment.records))
+        read = sum(sum(1 for _ in records_in(piece)) for part in parts.values() for piece in part)
+        if read != len(segment.records):
+            raise AssertionError("sorted apart, they are not as many records")
 
 
 def make_targets(folder: Path) -> dict[str, Target]:
@@ -265,6 +272,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         b"".join(RECORDS),
         b"# a\n\n" + RECORDS[0] + ANNOUNCEMENTS[0] + RECORDS[2],
         RECORDS[4] + RECORDS[5],
+        b"".join(RECORDS[:3]),  # a run
     ]
     return {
         "record": Target(RECORDS, read_record, 30),

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from syncdata.changes.reader import read_records
-from syncdata.changes.run import try_run
+from syncdata.changes.reader import read_pieces, read_records
+from syncdata.changes.run import LocatedRecord, Run, records_in, try_run
 
 LINE = b'{"table":"t","op":"INSERT","data":{"id":"%d"},"lsn":"0/1","ts":"t","commit_lsn":"0/1"}\n'
 DIGEST = "0f2a6c1d9be34a57a7c1f6a4b2d8e903"
@@ -40,3 +40,22 @@ def test_a_comment_among_lines_is_counted_and_no_record() -> None:
 
 def test_a_value_that_is_not_utf8_is_in_no_run() -> None:
     assert try_run((LINE % 1).replace(b'"1"', b'"\xff"'), 1, "f.json") is None
+
+
+def test_a_line_that_is_left_out_is_read_by_itself_and_no_line_of_a_run() -> None:
+    content = b"".join(LINE % number for number in range(1, 6)).replace(b'{"id":"3"}', b'{"id":3e}')
+    pieces = list(read_pieces(io.BytesIO(content), "changes_20260205_103000.json", ignored=[3]))
+    records = [located for piece in pieces for located in records_in(piece)]
+    assert [located.record.data and located.record.data["id"] for located in records] == [
+        *("1", "2", None, "4", "5")
+    ]
+
+
+def test_lines_among_which_one_is_to_be_left_out_are_no_run() -> None:
+    # The line may have been mended since: whether it is left out then, whoever reads the records says.
+    content = b"".join(LINE % number for number in range(1, 4))
+    kinds = [
+        [type(piece) for piece in read_pieces(io.BytesIO(content), "f.json", ignored=ignored)]
+        for ignored in ([2], [4])
+    ]
+    assert kinds == [[LocatedRecord] * 3, [Run]]

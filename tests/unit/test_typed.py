@@ -314,7 +314,7 @@ def pieces(batch: Segment) -> Any:
     ),
     split=st.integers(1, 30),
     until=st.none() | st.integers(0, 30),
-    watermark=st.none() | st.integers(0, 6),
+    watermarks=st.tuples(*[st.none() | st.integers(0, 6)] * 2),
 )
 def test_runs_are_cut_where_their_records_are(
     transactions: list[tuple[int, list[tuple[str, int]]]],
@@ -322,7 +322,7 @@ def test_runs_are_cut_where_their_records_are(
     limits: Limits,
     split: int,
     until: int | None,
-    watermark: int | None,
+    watermarks: tuple[int | None, int | None],
 ) -> None:
     lines = []
     for number, (repeat, changes) in enumerate(transactions, start=1):
@@ -338,11 +338,11 @@ def test_runs_are_cut_where_their_records_are(
 
     def cut(records: Any) -> list[Any]:
         file = BatchFile(name="f.json", is_plain=True)
-        watermarks = dict.fromkeys(WANTED, watermark)
+        by_table_ = dict(zip(WANTED, watermarks, strict=True))
         return [
             pieces(batch)
             for batch in cut_batches(
-                records, file=file, watermarks=watermarks, limits=limits, until_record=until
+                records, file=file, watermarks=by_table_, limits=limits, until_record=until
             )
         ]
 
