@@ -64,7 +64,7 @@ class Judge:
         self._require_promises(world.source)
         self._beat()
         self._require_green_means_equal()
-        self._heal()
+        self._heal()  # one that is behind may meet more on its way
         self._beat()
         until(self._is_in_step, lambda: f"the tables do not come into step:\n{self._complaints()}")
 
@@ -113,7 +113,7 @@ class Judge:
         while True:
             tables = self._world.tables()
             ill = {name: table for name, table in tables.items() if table["state"] != "active"}
-            if not ill:
+            if not ill and self._is_in_step():
                 return
             if time.monotonic() > deadline:
                 raise SoakError(f"tables do not heal:\n{self._complaints()}")
