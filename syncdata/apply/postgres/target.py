@@ -59,9 +59,9 @@ from syncdata.apply.postgres.held import RefusedError
 from syncdata.apply.postgres.keyed import ReplayNeededError
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
+from syncdata.apply.postgres.sequences import Sequences
 from syncdata.apply.postgres.shadow import ShadowGroup, ShadowTarget, open_shadow
 from syncdata.apply.postgres.watch import Watch
-from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
 from syncdata.apply.sink import ApartError, Fitness, LockedError, Outcome, Purpose
@@ -102,7 +102,6 @@ class Target:
         self._run_id = run_id
         self._waits_for_disk = waits_for_disk
         self._clock = clock
-        self._sequences_due: dict[TableName, TableSchema] = {}
         self._known: set[TableName] = set()
         self._shadows: set[TableName] = set()
         self._definitions = Definitions(connection)
@@ -110,6 +109,7 @@ class Target:
         with translated_errors():
             prepare_session(connection)
             self._writer = RowWriter(connection)
+        self._sequences = Sequences(self._writer.cursor)
 
     @property
     def _schemas(self) -> Mapping[TableName, TableSchema]:
@@ -242,6 +242,7 @@ class Target:
         if not self._waits_for_disk:
             do_not_wait_for_disk(self._connection)
         self._writer.begin()
+        self._sequences.begin()
         # Not before the checkpoints are locked: a resync that ends just now may hold those for longer. Tables
         # that are blocked already, perhaps by a lock, must not hold up every cycle.
         is_blocked = all(checkpoint.reason for checkpoint in locked)
@@ -258,8 +259,7 @@ class Target:
             # Test: test_files_together_leave_what_they_leave_one_by_one.
             raise ApartError
         self._check_constraints(prepared.file, effects)
-        if advance.end.is_finished:
-            self._advance_sequences()
+        self._sequences.advance(is_end_of_file=advance.end.is_finished)
         healthy = advance.without(failed)
         self._watch.keep(healthy.watermarks)
         self._watch.note_truncated(
@@ -316,7 +316,7 @@ class Target:
         new = advance.watermarks.keys() - self._known
         self._known |= new
         if advance.start.file and not advance.start.is_finished:
-            self._sequences_due |= {table: self._schemas[table] for table in new & self._schemas.keys()}
+            self._sequences.note_earlier(self._schemas[table] for table in new & self._schemas.keys())
 
     def _made_anew(self, checkpoints: Collection[TableCheckpoint]) -> dict[TableName, SyncError]:
         """Return the errors of tables that were others than those that their rows went to, when the file
@@ -470,7 +470,7 @@ class Target:
     def _effect(self, share: TableShare, counts: Counts, started: float) -> Effect:
         """Return what writing *share* did, which began at *started*, in monotonic seconds."""
         if isinstance(share.plan, TablePlan):
-            self._sequences_due[share.plan.schema.name] = share.plan.schema
+            self._sequences.note_written(share.plan)
         return effect_of(share, counts, duration_ms=round((time.monotonic() - started) * 1000))
 
     def _check_constraints(self, file: BatchFile, effects: Mapping[TableName, Effect]) -> None:
@@ -483,18 +483,6 @@ class Target:
         if (broken := check_constraints(self._connection, effects)) is not None:
             table, cause = broken
             raise _TableFailedError(table, constraint_error(cause, table, file=file.name)) from cause
-
-    def _advance_sequences(self) -> None:
-        for table, schema in list(self._sequences_due.items()):
-            try:
-                with lock_waits(table), self._connection.transaction():
-                    advance_sequences(self._writer.cursor, schema)
-            except psycopg.ProgrammingError:
-                # A role that may not move a sequence may not draw from it, either, so it does no harm. Or the
-                # table has been changed or dropped since its catalog was read.
-                # Test: test_a_default_from_a_sequence_that_cannot_follow_its_column_stops_nothing.
-                pass
-            del self._sequences_due[table]
 
     def _count(self, effects: Mapping[TableName, Effect], now: dt.datetime) -> None:
         """Add *effects* to the metrics, the minutes and the run."""
