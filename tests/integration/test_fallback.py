@@ -256,6 +256,18 @@ def test_many_swaps_of_unique_values_cost_a_few_statements_a_record(world: World
     assert world.value("SELECT count(*) FROM child") == many
 
 
+def test_a_chain_of_keys_that_change_costs_a_few_statements_a_record(open_table: Open) -> None:
+    # An ordinary role moves rows in place, and as a set each would go to a key that another one leaves.
+    many = 300
+    table = open_table(TABLE, f"INSERT INTO t (id) SELECT generate_series(1, {many})", is_ordinary=True)
+    records = [move(n, id=n + 1, v=f"was {n}") for n in range(many, 0, -1)]
+    counts, cost = table.apply(*records, move(1, id=7, v="is gone"))
+    assert counts.missing == 1
+    assert cost.statements < 2 * len(records)
+    assert cost.round_trips < 100
+    assert table.rows == [(n + 1, f"was {n}", None) for n in range(1, many + 1)]
+
+
 def test_what_the_server_says_of_rows_that_go_another_way_is_not_logged(
     open_table: Open, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -60,6 +60,16 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnSequence:
+    """A sequence that ``column`` owns or defaults to. ``is_indexed``: the end of one index has the column's
+    highest value."""
+
+    column: str
+    oid: int
+    is_indexed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TableSchema:
     """A table as the local database defines it.
 
@@ -69,8 +79,8 @@ class TableSchema:
     its partitions; all other tables have rows of their own, whatever inherits from them.
     ``has_inbound_keys``: other tables refer to it. ``has_cascades``: deleting a row here deletes or changes
     rows of other tables, or is forbidden by them at once. ``parents``: the tables that it refers to.
-    ``sequences``: (column, oid) of the sequences that columns own or default to. ``guards``: what may keep
-    statements from doing what they say; ``hides_rows``: so does row-level security, for this session's role.
+    ``sequences``: those that columns own or default to. ``guards``: what may keep statements from doing what
+    they say; ``hides_rows``: so does row-level security, for this session's role.
     ``shadow``: the table that is written in this one's place while it is rebuilt.
     """
 
@@ -85,7 +95,7 @@ class TableSchema:
     has_inbound_keys: bool = False
     has_cascades: bool = False
     parents: frozenset[TableName] = frozenset()
-    sequences: tuple[tuple[str, int], ...] = ()
+    sequences: tuple[ColumnSequence, ...] = ()
     guards: tuple[Guard, ...] = ()
     hides_rows: bool = False
     shadow: TableName | None = None

@@ -15,7 +15,7 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from syncdata.apply.plan.schema import Column, ColumnType, Guard, TableSchema
+from syncdata.apply.plan.schema import Column, ColumnSequence, ColumnType, Guard, TableSchema
 from syncdata.changes.names import TableName
 from syncdata.runtime.catalog_queries import BLIND_COLLATION
 
@@ -113,8 +113,15 @@ WHERE attrelid = ANY(%(oids)s::oid[]) AND attnum > 0 AND NOT attisdropped
 ORDER BY attrelid, attnum
 """
 
-# A sequence that a column owns (serial, identity), or that a column's default draws from.
+# A sequence that a column owns (serial, identity), or that a column's default draws from. Indexed: the end of
+# one index has the column's highest value; with partitions it would be that of each.
 _SEQUENCES = """
+SELECT drawn.*, EXISTS (
+    SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+    WHERE i.indrelid = drawn.oid AND a.attname = drawn.name AND m.amname = 'btree'
+      AND c.relkind = 'i' AND i.indisvalid AND i.indpred IS NULL
+) AS is_indexed FROM (
 SELECT a.attrelid::bigint AS oid, a.attname AS name, s.oid::bigint AS sequence
 FROM pg_depend d
 JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
@@ -129,6 +136,7 @@ JOIN pg_class s ON d.refclassid = 'pg_class'::regclass AND s.oid = d.refobjid AN
 JOIN pg_attribute a ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum
 WHERE ad.adrelid = ANY(%(oids)s::oid[])
   AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype)
+) AS drawn
 """
 
 # The types of the columns, and those that they are made of. A domain over another has no modifier of its own,
@@ -202,9 +210,11 @@ class _Reader:
         columns: dict[int, list[Column]] = {oid: [] for oid in oids}
         for row in self._rows(_COLUMNS, oids=oids):
             columns[row["oid"]].append(self._column(row))
-        sequences: dict[int, list[tuple[str, int]]] = {oid: [] for oid in oids}
+        sequences: dict[int, list[ColumnSequence]] = {oid: [] for oid in oids}
         for row in self._rows(_SEQUENCES, oids=oids):
-            sequences[row["oid"]].append((row["name"], row["sequence"]))
+            sequences[row["oid"]].append(
+                ColumnSequence(column=row["name"], oid=row["sequence"], is_indexed=row["is_indexed"])
+            )
         return {
             (name := TableName(table["schema"], table["name"])): TableSchema(
                 name=name,

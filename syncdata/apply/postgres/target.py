@@ -60,10 +60,10 @@ from syncdata.apply.postgres.held import RefusedError
 from syncdata.apply.postgres.keyed import ReplayNeededError
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
+from syncdata.apply.postgres.sequences import Sequences
 from syncdata.apply.postgres.shadow import ShadowGroup, ShadowTarget, open_shadow
 from syncdata.apply.postgres.stamps import send_stamps, stamps_of
 from syncdata.apply.postgres.watch import Watch
-from syncdata.apply.postgres.whole_table import advance_sequences
 from syncdata.apply.postgres.writer import RowWriter, StraightCopies
 from syncdata.apply.result import Effect
 from syncdata.apply.sink import ApartError, Fitness, LockedError, Outcome, Purpose
@@ -107,7 +107,6 @@ class Target:
         self._run_id = run_id
         self._waits_for_disk = waits_for_disk
         self._clock = clock
-        self._sequences_due: dict[TableName, TableSchema] = {}
         self._known: set[TableName] = set()
         self._shadows: set[TableName] = set()
         self._definitions = Definitions(connection)
@@ -120,6 +119,7 @@ class Target:
             prepare_session(connection)
             self._writer = RowWriter(connection)
         self._at_once = AtOnceWriter(self._writer)
+        self._sequences = Sequences(self._writer.cursor)
 
     @property
     def _schemas(self) -> Mapping[TableName, TableSchema]:
@@ -300,6 +300,7 @@ class Target:
             if not self._waits_for_disk:
                 do_not_wait_for_disk(self._connection)
             self._writer.begin()
+            self._sequences.begin()
             # Not before the checkpoints are locked: a resync that ends just now may hold those for longer.
             limit_lock_waits(self._connection, _WAIT_S)
             stamps = send_stamps(self._connection, looked_at)
@@ -338,7 +339,7 @@ class Target:
         new = advance.watermarks.keys() - self._known
         self._known |= new
         if advance.start.file and not advance.start.is_finished:
-            self._sequences_due |= {table: self._schemas[table] for table in new & self._schemas.keys()}
+            self._sequences.note_earlier(self._schemas[table] for table in new & self._schemas.keys())
 
     def _made_anew(self, checkpoints: Collection[TableCheckpoint]) -> dict[TableName, SyncError]:
         """Return the errors of tables that were others than those that their rows went to, when the file
@@ -499,7 +500,7 @@ class Target:
         took_ms = (time.monotonic() - started) * 1000
         records = sum(of_table.records for of_table in counts.values())
         for table in counts:
-            self._note_written(plans[table])
+            self._sequences.note_written(plans[table])
         return {
             table: effect_of(
                 shares[table], of_table, duration_ms=round(took_ms * of_table.records / max(records, 1))
@@ -519,11 +520,8 @@ class Target:
     def _effect(self, share: TableShare, counts: Counts, started: float) -> Effect:
         """Return what writing *share* did, which began at *started*, in monotonic seconds."""
         if isinstance(share.plan, TablePlan):
-            self._note_written(share.plan)
+            self._sequences.note_written(share.plan)
         return effect_of(share, counts, duration_ms=round((time.monotonic() - started) * 1000))
-
-    def _note_written(self, plan: TablePlan) -> None:
-        self._sequences_due[plan.schema.name] = plan.schema
 
     def _finish(self, done: _Done, *, is_quick: bool) -> None:
         """Check what must be checked at the end, note what was *done*, and commit.
@@ -531,19 +529,17 @@ class Target:
         Raises _TableFailedError, and _NotQuickError where *is_quick* and something is refused: what it is
         about shows when one waits for each answer.
         """
+        is_end_of_file = done.advance.end.is_finished
         if not is_quick:
             self._check_constraints(done.prepared.file, done.effects)
-            if done.advance.end.is_finished:
-                self._advance_sequences()
+            self._sequences.advance(is_end_of_file=is_end_of_file)
             self._commit(done)
             return
         try:
             with in_one_trip(self._connection):
                 if not self._writer.is_silent and done.effects:
                     self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-                if done.advance.end.is_finished:
-                    for schema in self._sequences_due.values():
-                        advance_sequences(psycopg.Cursor(self._connection), schema)
+                self._sequences.send(is_end_of_file=is_end_of_file)
                 self._commit(done)
         except (psycopg.Error, MetricsError) as error:
             if is_servers_fault(error) and not isinstance(error, psycopg.errors.LockNotAvailable):
@@ -551,8 +547,7 @@ class Target:
             self._quick_ends.note_failure(0)
             raise _NotQuickError from None
         self._quick_ends.note_success(0)
-        if done.advance.end.is_finished:
-            self._sequences_due.clear()
+        self._sequences.note_advanced(is_end_of_file=is_end_of_file)
 
     def _commit(self, done: _Done) -> None:
         """Note what was *done* in our own tables, and commit."""
@@ -595,18 +590,6 @@ class Target:
         if (broken := check_constraints(self._connection, effects)) is not None:
             table, cause = broken
             raise _TableFailedError(table, constraint_error(cause, table, file=file.name)) from cause
-
-    def _advance_sequences(self) -> None:
-        for table, schema in list(self._sequences_due.items()):
-            try:
-                with lock_waits(table), self._connection.transaction():
-                    advance_sequences(self._writer.cursor, schema)
-            except psycopg.ProgrammingError:
-                # A role that may not move a sequence may not draw from it, either, so it does no harm. Or the
-                # table has been changed or dropped since its catalog was read.
-                # Test: test_a_default_from_a_sequence_that_cannot_follow_its_column_stops_nothing.
-                pass
-            del self._sequences_due[table]
 
     def _count(self, effects: Mapping[TableName, Effect], now: dt.datetime) -> None:
         """Add *effects* to the metrics, the minutes and the run."""

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from syncdata.apply.plan.schema import TableSchema
+from syncdata.apply.plan.schema import ColumnSequence, TableSchema
 from syncdata.apply.postgres.held import fixed_error, refused, require_changed, require_visible
 from syncdata.apply.postgres.pieces import (
     TargetNames,
@@ -155,21 +155,29 @@ def _insert_from(
 
 
 def advance_sequences(cursor: Cursor, schema: TableSchema) -> None:
-    """Set the table's sequences to at least its highest value, so that a local insert finds a free one.
+    """Set the table's sequences to at least its highest values, so that a local insert finds a free one.
 
-    A sequence is never set back, nor beyond its own bounds. Not transactional, like nextval; harmless, for a
-    sequence may run ahead. Needs UPDATE on the sequence. Test: test_a_developer_can_insert_after_a_sync.
+    Test: test_a_developer_can_insert_after_a_sync.
     """
-    for column, sequence in schema.sequences:
-        cursor.execute(
-            sql.SQL(
-                "SELECT setval({sequence}::oid::regclass, top::bigint) FROM (SELECT max({column}) AS top"
-                " FROM {relation}) t, pg_sequence s WHERE s.seqrelid = {sequence}::oid"
-                " AND s.seqincrement > 0 AND top BETWEEN s.seqmin AND s.seqmax"
-                " AND top > coalesce(pg_sequence_last_value(s.seqrelid), s.seqmin - 1)"
-            ).format(
-                sequence=sql.Literal(sequence),
-                column=sql.Identifier(column),
-                relation=rows_of(schema),
-            )
-        )
+    for sequence in schema.sequences:
+        advance_sequence(cursor, sequence, highest_of(schema, sequence))
+
+
+def highest_of(schema: TableSchema, sequence: ColumnSequence) -> sql.Composable:
+    """Return the highest value of the column of *sequence*; without an index, all rows are read for it."""
+    return sql.SQL("(SELECT max({}) FROM {})").format(sql.Identifier(sequence.column), rows_of(schema))
+
+
+def advance_sequence(cursor: Cursor, sequence: ColumnSequence, highest: sql.Composable) -> None:
+    """Set *sequence* to at least *highest*; it is never set back, nor beyond its own bounds.
+
+    Not transactional, like nextval; harmless, for a sequence may run ahead. Needs UPDATE on the sequence.
+    """
+    cursor.execute(
+        sql.SQL(
+            "SELECT setval({sequence}::oid::regclass, top::bigint) FROM (SELECT {highest} AS top) t,"
+            " pg_sequence s WHERE s.seqrelid = {sequence}::oid"
+            " AND s.seqincrement > 0 AND top BETWEEN s.seqmin AND s.seqmax"
+            " AND top > coalesce(pg_sequence_last_value(s.seqrelid), s.seqmin - 1)"
+        ).format(sequence=sql.Literal(sequence.oid), highest=highest)
+    )
