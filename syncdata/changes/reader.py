@@ -407,14 +407,17 @@ def _inspect(stream: BinaryIO, name: str, max_record_bytes: int) -> Inspection:
     while block:
         text_bytes += len(block)
         for lines in last.add(block):
-            announcements += lines.count(_CATALOG_LINE) + lines.startswith(COMMENT_PREFIX)
-            if announcements > MAX_ANNOUNCED:
-                raise ParseError("it announces too many catalogs", hint=REFETCH_HINT, file=name)
-            has_inner_frame |= has_frame(lines, is_beginning=is_beginning)
+            # To look for one byte costs a tenth of what each look for a comment does.
+            if _COMMENT in lines:
+                announcements += lines.count(_CATALOG_LINE) + lines.startswith(COMMENT_PREFIX)
+                if announcements > MAX_ANNOUNCED:
+                    raise ParseError("it announces too many catalogs", hint=REFETCH_HINT, file=name)
+                has_inner_frame |= has_frame(lines, is_beginning=is_beginning)
+                if header is not None:
+                    announced += _announcements(lines)
             is_beginning = False
             if header is not None:
                 digest.update(lines)
-                announced += _announcements(lines)
             del lines  # It may be large, and the next one is in the making.
         block = stream.read(CHUNK_BYTES)
     ends_in_footer = last.line.startswith(FOOTER_PREFIX)
