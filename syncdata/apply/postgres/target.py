@@ -60,11 +60,12 @@ from syncdata.apply.postgres.held import RefusedError
 from syncdata.apply.postgres.keyed import ReplayNeededError
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
+from syncdata.apply.postgres.rests import Rests
 from syncdata.apply.postgres.sequences import Sequences
 from syncdata.apply.postgres.shadow import ShadowGroup, ShadowTarget, open_shadow
 from syncdata.apply.postgres.stamps import send_stamps, stamps_of
 from syncdata.apply.postgres.watch import Watch
-from syncdata.apply.postgres.writer import RowWriter, StraightCopies
+from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
 from syncdata.apply.sink import ApartError, Fitness, LockedError, Outcome, Purpose
 from syncdata.apply.state.checkpoints import (
@@ -89,6 +90,9 @@ from syncdata.errors import MetricsError, SyncError
 # How long a batch waits for a lock before it is rolled back, so that a stop is heeded, and tried again.
 _WAIT_S, _SHORT_WAIT_S = 5.0, 1.0
 
+# The quick way rests for all tables of a batch together: no table has this oid.
+_ALL = 0
+
 
 class Target:
     """The local database, over one connection in autocommit mode that nobody else uses."""
@@ -111,7 +115,7 @@ class Target:
         self._shadows: set[TableName] = set()
         self._definitions = Definitions(connection)
         self._watch = Watch(connection)
-        self._quick_ends = StraightCopies()
+        self._quick_rests = Rests()
         self._kept = KeptCheckpoints(connection)
         self._fit: list[tuple[object, ...]] = []
         self._look_again_s = float("-inf")
@@ -222,7 +226,7 @@ class Target:
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
         if self._is_outdated(prepared):
             prepared = self.prepare(prepared.batch)
-        may_be_quick = self._quick_ends.may_try(0)
+        may_be_quick = self._quick_rests.may_try(_ALL)
         while True:
             try:
                 with translated_errors(), self._taken_back_if_it_fails(), lock_waits(None):
@@ -544,9 +548,9 @@ class Target:
         except (psycopg.Error, MetricsError) as error:
             if is_servers_fault(error) and not isinstance(error, psycopg.errors.LockNotAvailable):
                 raise
-            self._quick_ends.note_failure(0)
+            self._quick_rests.note_failure(_ALL)
             raise _NotQuickError from None
-        self._quick_ends.note_success(0)
+        self._quick_rests.note_success(_ALL)
         self._sequences.note_advanced(is_end_of_file=is_end_of_file)
 
     def _commit(self, done: _Done) -> None:
