@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -126,6 +127,22 @@ def test_tables_that_are_all_fit_are_looked_at_again_when_the_look_is_old(world:
         assert target.examine(checkpoints).unfit.keys() == {TableName("public", "item_0")}
         world.execute("DROP VIEW item_0", "CREATE TABLE item_0 (id int PRIMARY KEY)")
         assert not target.examine(checkpoints).unfit, "one that was unfit is looked at each time"
+
+
+def test_a_partition_whose_first_records_are_the_archivers_is_looked_at_again_at_once(world: World) -> None:
+    world.execute(
+        "CREATE TABLE whole (id int PRIMARY KEY) PARTITION BY RANGE (id)",
+        "CREATE TABLE part PARTITION OF whole DEFAULT",
+    )
+    world.whitelist("part")
+    with world.connect() as connection:
+        target = Target(connection, metric_freq_hours=24)
+        (checkpoint,) = target.checkpoints()
+        assert not target.examine([checkpoint]).unfit
+        target._look_again_s = float("inf")
+        assert not target.examine([checkpoint]).unfit
+        moved = replace(checkpoint.position, source_id="7")
+        assert target.examine([replace(checkpoint, position=moved)]).unfit
 
 
 def test_the_state_file_is_written_when_something_has_changed(world: World) -> None:

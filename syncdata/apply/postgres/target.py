@@ -21,7 +21,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,7 +139,10 @@ class Target:
     def examine(self, checkpoints: Collection[TableCheckpoint]) -> Fitness:
         """Tables that were all fit a moment ago, and are the same, are not looked at again yet."""
         began_s = time.monotonic()
-        looked_at: list[tuple[object, ...]] = [(c.table, c.id, c.local_oid, c.reason) for c in checkpoints]
+        # All that the outcome depends on beside the tables themselves.
+        looked_at: list[tuple[object, ...]] = [
+            (c.table, c.id, c.local_oid, c.reason, c.position.source_id) for c in checkpoints
+        ]
         if looked_at == self._fit and began_s < self._look_again_s:
             return Fitness()
         with translated_errors():
@@ -326,9 +329,12 @@ class Target:
         try:
             yield
         except BaseException:
-            # Where the connection is gone, so is the transaction.
-            with suppress(psycopg.Error):
+            try:
                 self._connection.rollback()
+            except psycopg.Error:
+                # Most likely it has gone, and the transaction with it. If not, that must not stay open. Test:
+                # test_a_transaction_that_cannot_be_rolled_back_ends_with_its_connection.
+                self._connection.close()
             raise
 
     def _is_outdated(self, prepared: PreparedBatch) -> bool:
