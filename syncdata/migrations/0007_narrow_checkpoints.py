@@ -1,8 +1,9 @@
 """What seldom changes of a checkpoint moves out of the row that each file writes anew.
 
-All checkpoints move with each file. What production publishes of a table is a kilobyte or two that stay as
-they are: beside the row, they are not written again. The free half of a page takes the next version of a row,
-so that no index has to be told of it.
+All checkpoints move with each file. What production publishes of a table stays as it is: where it makes the
+row larger than 2 kB, it moves beside the row, and is not written again. (PostgreSQL moves nothing out of
+smaller rows, whatever ``toast_tuple_target`` says: that is how small a row is made once something moves.) The
+free half of a page takes the next version of a row, so that no index has to be told of it.
 """
 
 from django.db import migrations
