@@ -10,9 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from syncdata.apply import cycle as cycle_module
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.postgres import direct
+from syncdata.apply.postgres import target as target_module
 from syncdata.apply.postgres.at_once import AtOnceWriter, NotAtOnceError
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import in_one_trip, prepare_session
@@ -181,6 +183,34 @@ def test_a_record_that_is_refused_blocks_its_table_alone(world: World) -> None:
     (error,) = world.sync().errors
     assert error.table == names[1] and error.line == MANY + 21 and "secret" not in str(error)
     assert [world.value(f"SELECT count(*) FROM {name}") for name in names] == [MANY, 0, MANY]
+
+
+def test_a_sequence_that_the_role_may_not_move_costs_nothing(world: World, batches: list[Cost]) -> None:
+    world.execute("CREATE TABLE t (id serial PRIMARY KEY, n serial, v text)")
+    world.whitelist("t")
+    world.use_ordinary_role()
+    world.execute(
+        "REVOKE ALL ON SEQUENCE t_id_seq FROM ordinary",
+        "REVOKE USAGE, SELECT ON SEQUENCE t_n_seq FROM ordinary",
+    )
+    play(world, [[insert("t", id=5, n=7, v="a")]])
+    assert ["ROLLBACK" in batch.text for batch in batches] == [False]
+
+
+@pytest.mark.parametrize("rows", [1, MANY])
+def test_of_tables_that_go_at_once_the_one_that_others_lock_is_blocked(
+    world: World, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
+    names = make_tables(world, 3)
+    world.write(FILES[0], [insert(name, id=n) for name in names for n in range(rows)])
+    with world.connect() as other:
+        other.execute("BEGIN")
+        other.execute(f"LOCK TABLE {names[1]}")
+        (error,) = world.sync().errors
+    assert error.table == names[1]
+    assert [world.value(f"SELECT count(*) FROM {name}") for name in names] == [rows, 0, rows]
 
 
 @pytest.mark.parametrize("is_ordinary", [False, True])

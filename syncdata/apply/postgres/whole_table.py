@@ -171,13 +171,16 @@ def highest_of(schema: TableSchema, sequence: ColumnSequence) -> sql.Composable:
 def advance_sequence(cursor: Cursor, sequence: ColumnSequence, highest: sql.Composable) -> None:
     """Set *sequence* to at least *highest*; it is never set back, nor beyond its own bounds.
 
-    Not transactional, like nextval; harmless, for a sequence may run ahead. Needs UPDATE on the sequence.
+    Not transactional, like nextval; harmless, for a sequence may run ahead. One that the role may not move is
+    left alone: nor may it draw from it. Test: test_a_sequence_that_the_role_may_not_move_costs_nothing.
     """
     cursor.execute(
         sql.SQL(
             "SELECT setval({sequence}::oid::regclass, top::bigint) FROM (SELECT {highest} AS top) t,"
             " pg_sequence s WHERE s.seqrelid = {sequence}::oid"
             " AND s.seqincrement > 0 AND top BETWEEN s.seqmin AND s.seqmax"
-            " AND top > coalesce(pg_sequence_last_value(s.seqrelid), s.seqmin - 1)"
+            " AND CASE WHEN has_sequence_privilege(s.seqrelid, 'UPDATE')"
+            " AND has_sequence_privilege(s.seqrelid, 'USAGE, SELECT')"
+            " THEN top > coalesce(pg_sequence_last_value(s.seqrelid), s.seqmin - 1) END"
         ).format(sequence=sql.Literal(sequence.oid), highest=highest)
     )
