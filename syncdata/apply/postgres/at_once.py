@@ -29,8 +29,8 @@ from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import Shape, TablePlan
 from syncdata.apply.postgres.connection import in_one_trip, is_servers_fault
 from syncdata.apply.postgres.direct import DoubtfulError, Sent, missing_of
-from syncdata.apply.postgres.keyed import UPDATE, UPSERT, on_conflict, parts_of
-from syncdata.apply.postgres.pieces import TargetNames, assignments, names_of
+from syncdata.apply.postgres.keyed import UPDATE, UPSERT, parts_of
+from syncdata.apply.postgres.pieces import TargetNames, assignments, names_of, on_conflict
 from syncdata.apply.postgres.rests import Rests
 from syncdata.apply.postgres.script import Statement, StatementError, run_script
 from syncdata.apply.postgres.staging import creation_of
