@@ -13,6 +13,7 @@ import pytest
 
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.run import Run
+from syncdata.apply.state.checkpoints import TableCheckpoint, open_checkpoints
 from syncdata.apply.state.kept import KeptCheckpoints
 from syncdata.changes.names import TableName
 from syncdata.predecessor.statefile import STATE_FILE_NAME
@@ -101,6 +102,35 @@ def test_checkpoints_are_read_again_when_anything_of_them_has_changed(world: Wor
             assert now != before, change
             assert now.keys() == {name for (name,) in world.rows("SELECT table_name FROM tables_to_sync")}
             before = now
+
+
+def test_a_name_that_must_not_be_synced_is_left_out_each_time_that_it_is_whitelisted(world: World) -> None:
+    many_tables(world, 1)
+    with world.connect() as connection:
+        kept = KeptCheckpoints(connection)
+        for _ in range(2):
+            world.execute("INSERT INTO tables_to_sync (table_name) VALUES ('django_migrations')")
+            assert [str(checkpoint.table) for checkpoint in kept.read()] == ["item_0"]
+            world.execute("DELETE FROM tables_to_sync WHERE table_name = 'django_migrations'")
+            assert len(kept.read()) == len(kept.read()) == 1
+
+
+def test_what_is_written_while_checkpoints_are_read_shows_the_next_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_tables(world, 1)
+    world.sync()
+
+    def read_and_pause(connection: psycopg.Connection[Any]) -> list[TableCheckpoint]:
+        found = open_checkpoints(connection)
+        world.execute("UPDATE data_sync_checkpoints SET state = 'paused'")
+        return found
+
+    monkeypatch.setattr("syncdata.apply.state.kept.open_checkpoints", read_and_pause)
+    with world.connect() as connection:
+        kept = KeptCheckpoints(connection)
+        assert not kept.read()[0].is_paused
+        assert kept.read()[0].is_paused
 
 
 def test_what_a_transaction_took_back_is_not_kept(world: World) -> None:
