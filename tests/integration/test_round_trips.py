@@ -213,6 +213,22 @@ def test_of_tables_that_go_at_once_the_one_that_others_lock_is_blocked(
     assert [world.value(f"SELECT count(*) FROM {name}") for name in names] == [rows, 0, rows]
 
 
+def test_a_sequence_that_others_lock_blocks_its_table_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
+    world.execute("CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (id serial PRIMARY KEY)")
+    world.whitelist("a", "b")
+    world.write(FILES[0], [insert("a", id=1), insert("b", id=1)])
+    with world.connect() as other:
+        other.execute("BEGIN")
+        other.execute("ALTER SEQUENCE b_id_seq CACHE 5")
+        (error,) = world.sync().errors
+    assert error.table == "b"
+    assert [world.value(f"SELECT count(*) FROM {name}") for name in "ab"] == [1, 0]
+
+
 @pytest.mark.parametrize("is_ordinary", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_at_once_and_table_by_table_end_with_the_same_rows_and_counts(
