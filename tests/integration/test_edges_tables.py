@@ -91,6 +91,7 @@ def test_an_error_of_one_tables_state_leaves_the_other_tables_alone(begin: Calla
     [
         ("text DEFAULT 'INV-' || nextval('numbers')", "INV-7"),
         ("numeric DEFAULT nextval('numbers')", "9" * 30),
+        ("numeric DEFAULT nextval('numbers')", "9" * 19),
     ],
 )
 def test_a_default_from_a_sequence_that_cannot_follow_its_column_stops_nothing(

@@ -20,7 +20,8 @@ from syncdata.apply.postgres import direct, fallback, staging
 from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.connection import prepare_session
 from syncdata.apply.postgres.fallback import apply_table
-from syncdata.apply.postgres.writer import RowWriter, StraightCopies
+from syncdata.apply.postgres.rests import Rests
+from syncdata.apply.postgres.writer import RowWriter
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
 from syncdata.changes.record import ChangeRecord
@@ -314,17 +315,17 @@ def test_staging_tables_that_are_not_used_any_more_go(
     assert table.rows == [(2, "b", 1)]
 
 
-def test_the_straight_copy_is_tried_less_often_the_more_often_it_fails() -> None:
-    straight = StraightCopies()
+def test_a_way_is_tried_less_often_the_more_often_it_fails() -> None:
+    rests = Rests()
     tries = []
     for number in range(200):
-        if straight.may_try(1):
+        if rests.may_try(1):
             tries.append(number)
-            straight.note_failure(1)
+            rests.note_failure(1)
     assert tries == [0, 2, 5, 10, 19, 36, 69, 134, 199]
-    assert straight.may_try(2)
-    while not straight.may_try(1):
+    assert rests.may_try(2)
+    while not rests.may_try(1):
         pass
-    straight.note_success(1)
-    straight.note_failure(1)
-    assert [straight.may_try(1) for _ in range(2)] == [False, True]
+    rests.note_success(1)
+    rests.note_failure(1)
+    assert [rests.may_try(1) for _ in range(2)] == [False, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ import pytest
 
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.run import Run
+from syncdata.apply.state.checkpoints import TableCheckpoint, open_checkpoints
 from syncdata.apply.state.kept import KeptCheckpoints
 from syncdata.changes.names import TableName
 from syncdata.predecessor.statefile import STATE_FILE_NAME
@@ -102,6 +104,35 @@ def test_checkpoints_are_read_again_when_anything_of_them_has_changed(world: Wor
             before = now
 
 
+def test_a_name_that_must_not_be_synced_is_left_out_each_time_that_it_is_whitelisted(world: World) -> None:
+    many_tables(world, 1)
+    with world.connect() as connection:
+        kept = KeptCheckpoints(connection)
+        for _ in range(2):
+            world.execute("INSERT INTO tables_to_sync (table_name) VALUES ('django_migrations')")
+            assert [str(checkpoint.table) for checkpoint in kept.read()] == ["item_0"]
+            world.execute("DELETE FROM tables_to_sync WHERE table_name = 'django_migrations'")
+            assert len(kept.read()) == len(kept.read()) == 1
+
+
+def test_what_is_written_while_checkpoints_are_read_shows_the_next_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_tables(world, 1)
+    world.sync()
+
+    def read_and_pause(connection: psycopg.Connection[Any]) -> list[TableCheckpoint]:
+        found = open_checkpoints(connection)
+        world.execute("UPDATE data_sync_checkpoints SET state = 'paused'")
+        return found
+
+    monkeypatch.setattr("syncdata.apply.state.kept.open_checkpoints", read_and_pause)
+    with world.connect() as connection:
+        kept = KeptCheckpoints(connection)
+        assert not kept.read()[0].is_paused
+        assert kept.read()[0].is_paused
+
+
 def test_what_a_transaction_took_back_is_not_kept(world: World) -> None:
     """A new table gets its checkpoint by the look at all of them, which may be rolled back."""
     many_tables(world, 1)
@@ -126,6 +157,22 @@ def test_tables_that_are_all_fit_are_looked_at_again_when_the_look_is_old(world:
         assert target.examine(checkpoints).unfit.keys() == {TableName("public", "item_0")}
         world.execute("DROP VIEW item_0", "CREATE TABLE item_0 (id int PRIMARY KEY)")
         assert not target.examine(checkpoints).unfit, "one that was unfit is looked at each time"
+
+
+def test_a_partition_whose_first_records_are_the_archivers_is_looked_at_again_at_once(world: World) -> None:
+    world.execute(
+        "CREATE TABLE whole (id int PRIMARY KEY) PARTITION BY RANGE (id)",
+        "CREATE TABLE part PARTITION OF whole DEFAULT",
+    )
+    world.whitelist("part")
+    with world.connect() as connection:
+        target = Target(connection, metric_freq_hours=24)
+        (checkpoint,) = target.checkpoints()
+        assert not target.examine([checkpoint]).unfit
+        target._look_again_s = float("inf")
+        assert not target.examine([checkpoint]).unfit
+        moved = replace(checkpoint.position, source_id="7")
+        assert target.examine([replace(checkpoint, position=moved)]).unfit
 
 
 def test_the_state_file_is_written_when_something_has_changed(world: World) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -21,6 +24,26 @@ def execute(statement: str) -> None:
 
 def test_models_and_migrations_agree() -> None:
     call_command("makemigrations", "--check", "--dry-run", verbosity=0)
+
+
+_ELSEWHERE = """
+import django
+from django.conf import settings
+from django.core.management import call_command
+
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    INSTALLED_APPS=["django.contrib.contenttypes", "syncdata"],
+)
+django.setup()
+call_command("migrate", verbosity=0)
+call_command("migrate", "syncdata", "0006", verbosity=0)
+"""
+
+
+def test_the_migrations_pass_in_a_database_of_another_kind() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    subprocess.run([sys.executable, "-c", _ELSEWHERE], check=True, env=environment)
 
 
 def test_the_database_fills_in_every_default_of_a_log_entry() -> None:

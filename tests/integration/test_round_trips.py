@@ -10,12 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from syncdata.apply import cycle as cycle_module
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.postgres import direct
+from syncdata.apply.postgres import target as target_module
 from syncdata.apply.postgres.at_once import AtOnceWriter, NotAtOnceError
 from syncdata.apply.postgres.catalog import read_schemas
-from syncdata.apply.postgres.connection import prepare_session
+from syncdata.apply.postgres.connection import in_one_trip, prepare_session
 from syncdata.apply.postgres.script import Statement, StatementError, run_script
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.postgres.writer import RowWriter
@@ -183,6 +185,50 @@ def test_a_record_that_is_refused_blocks_its_table_alone(world: World) -> None:
     assert [world.value(f"SELECT count(*) FROM {name}") for name in names] == [MANY, 0, MANY]
 
 
+def test_a_sequence_that_the_role_may_not_move_costs_nothing(world: World, batches: list[Cost]) -> None:
+    world.execute("CREATE TABLE t (id serial PRIMARY KEY, n serial, v text)")
+    world.whitelist("t")
+    world.use_ordinary_role()
+    world.execute(
+        "REVOKE ALL ON SEQUENCE t_id_seq FROM ordinary",
+        "REVOKE USAGE, SELECT ON SEQUENCE t_n_seq FROM ordinary",
+    )
+    play(world, [[insert("t", id=5, n=7, v="a")]])
+    assert ["ROLLBACK" in batch.text for batch in batches] == [False]
+
+
+@pytest.mark.parametrize("rows", [1, MANY])
+def test_of_tables_that_go_at_once_the_one_that_others_lock_is_blocked(
+    world: World, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
+    names = make_tables(world, 3)
+    world.write(FILES[0], [insert(name, id=n) for name in names for n in range(rows)])
+    with world.connect() as other:
+        other.execute("BEGIN")
+        other.execute(f"LOCK TABLE {names[1]}")
+        (error,) = world.sync().errors
+    assert error.table == names[1]
+    assert [world.value(f"SELECT count(*) FROM {name}") for name in names] == [rows, 0, rows]
+
+
+def test_a_sequence_that_others_lock_blocks_its_table_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle_module, "LOCK_LIMIT_S", 0.0)
+    monkeypatch.setattr(target_module, "_WAIT_S", 0.1)
+    world.execute("CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (id serial PRIMARY KEY)")
+    world.whitelist("a", "b")
+    world.write(FILES[0], [insert("a", id=1), insert("b", id=1)])
+    with world.connect() as other:
+        other.execute("BEGIN")
+        other.execute("ALTER SEQUENCE b_id_seq CACHE 5")
+        (error,) = world.sync().errors
+    assert error.table == "b"
+    assert [world.value(f"SELECT count(*) FROM {name}") for name in "ab"] == [1, 0]
+
+
 @pytest.mark.parametrize("is_ordinary", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_at_once_and_table_by_table_end_with_the_same_rows_and_counts(
@@ -254,6 +300,30 @@ def test_a_plan_that_would_be_replayed_if_a_row_were_missing_does_not_go_at_once
         AtOnceWriter(writer).write({table: plan})
 
 
+def test_a_transaction_that_cannot_be_rolled_back_ends_with_its_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (name,) = make_tables(world, 1)
+    world.write(FILES[0], [insert(name, id=1)])
+
+    def interrupted(self: AtOnceWriter, plans: object) -> None:
+        cursor = self._connection.cursor()
+        with cursor.copy(f"COPY {name} (id) FROM STDIN"):
+            raise KeyboardInterrupt
+
+    def refused(self: psycopg.Connection[Any]) -> None:
+        raise psycopg.OperationalError("another command is already in progress")
+
+    with world.service() as service:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(AtOnceWriter, "write", interrupted)
+            patch.setattr(psycopg.Connection, "rollback", refused)
+            service.run_once()
+        world.execute("SET lock_timeout = '5s'", "BEGIN", f"LOCK TABLE {name}, data_sync_checkpoints")
+        assert service.run_once().errors == ()
+    assert world.rows(f"SELECT id FROM {name}") == [(1,)]
+
+
 # Scripts
 
 
@@ -304,6 +374,27 @@ def test_rows_that_cannot_be_sent_end_the_script_and_leave_the_connection_as_it_
     with pytest.raises(ValueError):
         run_script(connection, [Statement(b"COPY t FROM STDIN", rows()), copy(b"2\ta\n")])
     assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+
+
+def test_an_interrupt_between_the_rows_of_a_script_leaves_the_connection_as_it_was(
+    connection: psycopg.Connection[Any],
+) -> None:
+    def rows() -> Iterator[bytes]:
+        yield b"1\ta\n"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_script(connection, [Statement(b"COPY t FROM STDIN", rows()), copy(b"2\ta\n")])
+    assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+
+
+def test_an_interrupt_logs_nothing_of_the_rows_that_the_server_refuses_just_then(
+    connection: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt), in_one_trip(connection):
+        connection.execute("INSERT INTO t VALUES (77), (77)")
+        raise KeyboardInterrupt
+    assert not [record for record in caplog.records if record.name == "psycopg"]
 
 
 def test_a_connection_that_is_lost_in_a_script_is_the_servers_fault(

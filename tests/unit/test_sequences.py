@@ -26,6 +26,7 @@ SCHEMA = TableSchema(
         (["7.00", "6.5"], 7),
         (["NaN", "Infinity", "x", None, True], None),
         (["1e400", "4"], 4),
+        (["9223372036854775807", "9223372036854775808"], 2**63 - 1),
     ],
 )
 def test_the_highest_whole_number_counts(values: list[object], highest: int | None) -> None:

@@ -29,11 +29,12 @@ from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import Shape, TablePlan
 from syncdata.apply.postgres.connection import in_one_trip, is_servers_fault
 from syncdata.apply.postgres.direct import DoubtfulError, Sent, missing_of
-from syncdata.apply.postgres.keyed import UPDATE, UPSERT, on_conflict, parts_of
-from syncdata.apply.postgres.pieces import TargetNames, assignments, names_of
+from syncdata.apply.postgres.keyed import UPDATE, UPSERT, parts_of
+from syncdata.apply.postgres.pieces import TargetNames, assignments, names_of, on_conflict
+from syncdata.apply.postgres.rests import Rests
 from syncdata.apply.postgres.script import Statement, StatementError, run_script
 from syncdata.apply.postgres.staging import creation_of
-from syncdata.apply.postgres.writer import RowWriter, StraightCopies
+from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.sink import LockedError
 from syncdata.changes.names import TableName
 
@@ -74,7 +75,7 @@ class AtOnceWriter:
         self._writer = writer
         self._connection = writer.connection
         self._known: dict[TableName, _Queries] = {}
-        self._rests = StraightCopies()
+        self._rests = Rests()
 
     def write(self, plans: Mapping[TableName, TablePlan]) -> dict[TableName, Counts]:
         """Write those of *plans* that can go like this; return their counts, with the rows that were missing.
@@ -128,7 +129,7 @@ class AtOnceWriter:
             error, psycopg.errors.UniqueViolation | psycopg.errors.ExclusionViolation
         ):
             # Some of the rows are there already: it can go at once by staging.
-            self._writer.straight.note_failure(plan.schema.oid)
+            self._writer.straight_rests.note_failure(plan.schema.oid)
             return NotAtOnceError()
         return self._doubtful(plan.schema)
 
@@ -175,7 +176,7 @@ class AtOnceWriter:
                     raise self._doubtful(part.plan.schema)
                 missing[part.table] += not_there if if_fewer == "counts" else 0
             if part.is_straight:
-                self._writer.straight.note_success(part.plan.schema.oid)
+                self._writer.straight_rests.note_success(part.plan.schema.oid)
         return missing
 
     def _part(self, table: TableName, plan: TablePlan) -> _Part | None:
@@ -187,7 +188,11 @@ class AtOnceWriter:
                 self._known.clear()
             queries = self._known[table] = _Queries(schema, self._connection)
         # The same conditions as in writer.py.
-        if plan.only_inserts and not schema.is_key_deferrable and self._writer.straight.may_try(schema.oid):
+        if (
+            plan.only_inserts
+            and not schema.is_key_deferrable
+            and self._writer.straight_rests.may_try(schema.oid)
+        ):
             ((shape, rows),) = plan.writes.items()
             copy = Statement(queries.straight(shape.columns), copy_text(rows))
             return _Part(

@@ -46,15 +46,16 @@ def in_one_trip(connection: Connection[Any]) -> Iterator[None]:
     The answers can be fetched after the block. When the server refuses a statement, it skips what follows.
 
     psycopg logs the error of a statement, with the row's values, when another error has ended the block
-    before its answer came. So the block ends without one, as psycopg sees it. Test:
-    test_what_the_server_says_of_rows_that_go_another_way_is_not_logged.
+    before its answer came. So the block ends without one, as psycopg sees it. Tests:
+    test_what_the_server_says_of_rows_that_go_another_way_is_not_logged,
+    test_an_interrupt_logs_nothing_of_the_rows_that_the_server_refuses_just_then.
     """
-    first: Exception | None = None
+    first: BaseException | None = None
     try:
         with connection.pipeline():
             try:
                 yield
-            except Exception as error:
+            except BaseException as error:
                 first = error
     except psycopg.Error as error:
         first = first or error

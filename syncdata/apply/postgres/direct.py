@@ -20,7 +20,7 @@ from syncdata.apply.plan.schema import ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import Shape, TablePlan, key_getter
 from syncdata.apply.plan.values import to_text
 from syncdata.apply.postgres.connection import in_one_trip
-from syncdata.apply.postgres.pieces import TargetNames, assignments, names_of
+from syncdata.apply.postgres.pieces import TargetNames, names_of, on_conflict
 
 # Measured on a table of eight columns and one more index: with more rows than these, staging costs client and
 # server together less; the server alone breaks even at fifty.
@@ -168,7 +168,6 @@ class DirectWriter:
         )
 
     def _upsert(self, target: TargetNames, shape: Shape) -> bytes:
-        settable = target.settable(shape.columns)
         return self._query(
             target,
             "upsert",
@@ -178,9 +177,7 @@ class DirectWriter:
             names=names_of(shape.columns),
             values=sql.SQL(", ").join([sql.Placeholder()] * len(shape.columns)),
             key=sql.SQL(", ").join(target.key),
-            action=sql.SQL("UPDATE SET {}").format(assignments(settable, "excluded"))
-            if settable
-            else sql.SQL("NOTHING"),
+            action=on_conflict(target.settable(shape.columns)),
         )
 
     def _query(

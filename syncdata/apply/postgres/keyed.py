@@ -15,7 +15,7 @@ from psycopg import sql
 from syncdata.apply.plan.columns import Key
 from syncdata.apply.plan.table_plan import Shape, TablePlan, key_getter
 from syncdata.apply.postgres.held import fixed_error, require_changed
-from syncdata.apply.postgres.pieces import TargetNames, assignments, equalities, names_of
+from syncdata.apply.postgres.pieces import TargetNames, assignments, equalities, names_of, on_conflict
 from syncdata.apply.postgres.staging import Staging
 
 # In the order of the key, so that the table's pages are visited once.
@@ -42,13 +42,6 @@ def parts_of(target: TargetNames, number: int) -> dict[str, sql.Composable]:
         "same": equalities(target.key, "t", target.key, "r"),
         "moved": equalities(target.key, "t", target.old_key, "r"),
     }
-
-
-def on_conflict(settable: Sequence[str]) -> sql.Composable:
-    """Return what an upsert does with a row that is there, of which *settable* columns can change."""
-    if not settable:
-        return sql.SQL("NOTHING")
-    return sql.SQL("UPDATE SET {}").format(assignments(settable, "excluded"))
 
 
 class ReplayNeededError(Exception):

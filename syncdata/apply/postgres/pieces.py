@@ -120,6 +120,13 @@ def assignments(columns: Iterable[str], source: str) -> sql.Composed:
     )
 
 
+def on_conflict(settable: Sequence[str]) -> sql.Composable:
+    """Return what an upsert does with a row that is there, of which *settable* columns can change."""
+    if not settable:
+        return sql.SQL("NOTHING")
+    return sql.SQL("UPDATE SET {}").format(assignments(settable, "excluded"))
+
+
 def equalities(
     left: Sequence[sql.Identifier],
     left_alias: LiteralString,

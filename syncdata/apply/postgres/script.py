@@ -71,7 +71,7 @@ def _copy(pgconn: pq.abc.PGconn, rows: Iterable[bytes]) -> PQGen[None]:
             while pgconn.put_copy_data(block) == 0:  # there is no room for it yet
                 yield from _flush(pgconn)
             yield from _flush(pgconn)
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         pgconn.put_copy_end(b"there is a row that cannot be sent")
         yield from _flush(pgconn)
         yield from _finish(pgconn)

@@ -23,8 +23,9 @@ from syncdata.apply.postgres.locks import lock_waits
 from syncdata.apply.postgres.whole_table import advance_sequence, highest_of
 from syncdata.changes.names import TableName
 
-# No sequence counts beyond a bigint.
-_MOST_DIGITS = 19
+# No sequence counts beyond a bigint. Test:
+# test_a_default_from_a_sequence_that_cannot_follow_its_column_stops_nothing.
+_HIGHEST = 2**63 - 1
 
 
 class Sequences:
@@ -98,19 +99,18 @@ class Sequences:
 
 def highest_written(plan: TablePlan, column: str) -> int | None:
     """Return the highest whole number that *plan* writes into *column*; None where it writes none."""
-    highest = None
+    numbers: list[int] = []
     for shape, rows in plan.writes.items():
         if column in shape.columns:
             # A moved row begins with the key that it leaves.
             at = shape.columns.index(column) + (len(plan.schema.key) if shape.mode == "move" else 0)
-            numbers = [number for row in rows if (number := _whole(row[at])) is not None]
-            highest = max(numbers, default=highest) if highest is None else max([highest, *numbers])
-    return highest
+            numbers += [number for row in rows if (number := _whole(row[at])) is not None]
+    return max(numbers, default=None)
 
 
 def _whole(value: object) -> int | None:
     try:
         number = Decimal(str(value))
-        return int(number) if number.adjusted() < _MOST_DIGITS else None
-    except (ValueError, ArithmeticError):  # NULL, NaN, infinity, no number at all
+        return int(number) if abs(number) <= _HIGHEST else None
+    except ArithmeticError:  # NULL, NaN, no number at all
         return None

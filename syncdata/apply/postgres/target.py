@@ -21,7 +21,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,11 +60,12 @@ from syncdata.apply.postgres.held import RefusedError
 from syncdata.apply.postgres.keyed import ReplayNeededError
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.relations import read_relations
+from syncdata.apply.postgres.rests import Rests
 from syncdata.apply.postgres.sequences import Sequences
 from syncdata.apply.postgres.shadow import ShadowGroup, ShadowTarget, open_shadow
 from syncdata.apply.postgres.stamps import send_stamps, stamps_of
 from syncdata.apply.postgres.watch import Watch
-from syncdata.apply.postgres.writer import RowWriter, StraightCopies
+from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
 from syncdata.apply.sink import ApartError, Fitness, LockedError, Outcome, Purpose
 from syncdata.apply.state.checkpoints import (
@@ -89,6 +90,9 @@ from syncdata.errors import MetricsError, SyncError
 # How long a batch waits for a lock before it is rolled back, so that a stop is heeded, and tried again.
 _WAIT_S, _SHORT_WAIT_S = 5.0, 1.0
 
+# The quick way rests for all tables of a batch together: no table has this oid.
+_ALL = 0
+
 
 class Target:
     """The local database, over one connection in autocommit mode that nobody else uses."""
@@ -111,7 +115,7 @@ class Target:
         self._shadows: set[TableName] = set()
         self._definitions = Definitions(connection)
         self._watch = Watch(connection)
-        self._quick_ends = StraightCopies()
+        self._quick_rests = Rests()
         self._kept = KeptCheckpoints(connection)
         self._fit: list[tuple[object, ...]] = []
         self._look_again_s = float("-inf")
@@ -135,7 +139,10 @@ class Target:
     def examine(self, checkpoints: Collection[TableCheckpoint]) -> Fitness:
         """Tables that were all fit a moment ago, and are the same, are not looked at again yet."""
         began_s = time.monotonic()
-        looked_at: list[tuple[object, ...]] = [(c.table, c.id, c.local_oid, c.reason) for c in checkpoints]
+        # All that the outcome depends on beside the tables themselves.
+        looked_at: list[tuple[object, ...]] = [
+            (c.table, c.id, c.local_oid, c.reason, c.position.source_id) for c in checkpoints
+        ]
         if looked_at == self._fit and began_s < self._look_again_s:
             return Fitness()
         with translated_errors():
@@ -222,7 +229,7 @@ class Target:
         skipped: dict[TableName, dict[Skip, SyncError | None]] = {}
         if self._is_outdated(prepared):
             prepared = self.prepare(prepared.batch)
-        may_be_quick = self._quick_ends.may_try(0)
+        may_be_quick = self._quick_rests.may_try(_ALL)
         while True:
             try:
                 with translated_errors(), self._taken_back_if_it_fails(), lock_waits(None):
@@ -322,9 +329,12 @@ class Target:
         try:
             yield
         except BaseException:
-            # Where the connection is gone, so is the transaction.
-            with suppress(psycopg.Error):
+            try:
                 self._connection.rollback()
+            except psycopg.Error:
+                # Most likely it has gone, and the transaction with it. If not, that must not stay open. Test:
+                # test_a_transaction_that_cannot_be_rolled_back_ends_with_its_connection.
+                self._connection.close()
             raise
 
     def _is_outdated(self, prepared: PreparedBatch) -> bool:
@@ -544,9 +554,9 @@ class Target:
         except (psycopg.Error, MetricsError) as error:
             if is_servers_fault(error) and not isinstance(error, psycopg.errors.LockNotAvailable):
                 raise
-            self._quick_ends.note_failure(0)
+            self._quick_rests.note_failure(_ALL)
             raise _NotQuickError from None
-        self._quick_ends.note_success(0)
+        self._quick_rests.note_success(_ALL)
         self._sequences.note_advanced(is_end_of_file=is_end_of_file)
 
     def _commit(self, done: _Done) -> None:

@@ -18,6 +18,7 @@ from syncdata.apply.postgres.pieces import (
     assignments,
     equalities,
     names_of,
+    on_conflict,
     relation_of,
     rows_of,
 )
@@ -71,7 +72,7 @@ def exchange(cursor: Cursor, live: TableSchema, shadow: TableSchema, *, is_silen
         if live.awake_guards(is_silent=is_silent):
             left = _count(cursor, target.rows)
             require_changed(live, "DELETE", found=removed + left, changed=removed, is_silent=is_silent)
-        _insert_from(cursor, target, shadow, on_conflict=sql.SQL(""))
+        _insert_from(cursor, target, shadow, those_there=sql.SQL(""))
     else:
         _exchange_by_key(cursor, target, shadow)
     # Tests: test_a_resync_that_a_rule_or_a_trigger_keeps_back_fails,
@@ -111,15 +112,12 @@ def _exchange_by_key(cursor: Cursor, target: TargetNames, shadow: TableSchema) -
                     target.rows, assignments(settable, "s"), relation_of(shadow), same
                 )
             )
-        on_conflict = sql.SQL("WHERE NOT EXISTS (SELECT FROM {} t WHERE {})").format(target.rows, same)
+        those_there = sql.SQL("WHERE NOT EXISTS (SELECT FROM {} t WHERE {})").format(target.rows, same)
     else:
-        on_conflict = sql.SQL("ON CONFLICT ({}) DO {}").format(
-            sql.SQL(", ").join(target.key),
-            sql.SQL("UPDATE SET {}").format(assignments(settable, "excluded"))
-            if settable
-            else sql.SQL("NOTHING"),
+        those_there = sql.SQL("ON CONFLICT ({}) DO {}").format(
+            sql.SQL(", ").join(target.key), on_conflict(settable)
         )
-    _insert_from(cursor, target, shadow, on_conflict=on_conflict)
+    _insert_from(cursor, target, shadow, those_there=those_there)
 
 
 def _count(cursor: Cursor, rows: sql.Composable) -> int:
@@ -140,16 +138,16 @@ def _count_equal(cursor: Cursor, target: TargetNames, shadow: TableSchema) -> in
 
 
 def _insert_from(
-    cursor: Cursor, target: TargetNames, shadow: TableSchema, *, on_conflict: sql.Composable
+    cursor: Cursor, target: TargetNames, shadow: TableSchema, *, those_there: sql.Composable
 ) -> None:
     # A list of no columns is no SQL. Test: test_a_table_without_columns_of_its_own_arrives_by_every_way.
     into = "({columns}) OVERRIDING SYSTEM VALUE" if target.columns else ""
     cursor.execute(
-        sql.SQL("INSERT INTO {live} AS t " + into + " SELECT {columns} FROM {shadow} s {on_conflict}").format(
+        sql.SQL("INSERT INTO {live} AS t " + into + " SELECT {columns} FROM {shadow} s {those_there}").format(
             live=target.relation,
             columns=names_of(target.columns),
             shadow=relation_of(shadow),
-            on_conflict=on_conflict,
+            those_there=those_there,
         )
     )
 
@@ -171,13 +169,16 @@ def highest_of(schema: TableSchema, sequence: ColumnSequence) -> sql.Composable:
 def advance_sequence(cursor: Cursor, sequence: ColumnSequence, highest: sql.Composable) -> None:
     """Set *sequence* to at least *highest*; it is never set back, nor beyond its own bounds.
 
-    Not transactional, like nextval; harmless, for a sequence may run ahead. Needs UPDATE on the sequence.
+    Not transactional, like nextval; harmless, for a sequence may run ahead. One that the role may not move is
+    left alone: nor may it draw from it. Test: test_a_sequence_that_the_role_may_not_move_costs_nothing.
     """
     cursor.execute(
         sql.SQL(
             "SELECT setval({sequence}::oid::regclass, top::bigint) FROM (SELECT {highest} AS top) t,"
             " pg_sequence s WHERE s.seqrelid = {sequence}::oid"
             " AND s.seqincrement > 0 AND top BETWEEN s.seqmin AND s.seqmax"
-            " AND top > coalesce(pg_sequence_last_value(s.seqrelid), s.seqmin - 1)"
+            " AND CASE WHEN has_sequence_privilege(s.seqrelid, 'UPDATE')"
+            " AND has_sequence_privilege(s.seqrelid, 'USAGE, SELECT')"
+            " THEN top > coalesce(pg_sequence_last_value(s.seqrelid), s.seqmin - 1) END"
         ).format(sequence=sql.Literal(sequence.oid), highest=highest)
     )

@@ -65,6 +65,7 @@ from syncdata.apply.postgres.held import require_copied, require_visible
 from syncdata.apply.postgres.keyed import KeyedWriter, ReplayNeededError
 from syncdata.apply.postgres.keyless import KeylessWriter
 from syncdata.apply.postgres.pieces import TargetNames
+from syncdata.apply.postgres.rests import Rests
 from syncdata.apply.postgres.staging import Staging
 from syncdata.apply.postgres.whole_table import empty
 
@@ -77,18 +78,18 @@ class RowWriter:
     """
 
     def __init__(self, connection: Connection[Any]) -> None:
-        self.connection = self._connection = connection
+        self.connection = connection
         self.cursor = psycopg.Cursor(connection)
         self.is_silent = self._may_silence()
-        self.staging = self._staging = Staging(self.cursor)
-        self._keyed = KeyedWriter(self.cursor, self._staging, is_silent=self.is_silent)
-        self._keyless = KeylessWriter(self.cursor, self._staging, is_silent=self.is_silent)
-        self.direct = self._direct = DirectWriter(connection, is_silent=self.is_silent)
-        self.straight = self._straight = StraightCopies()
+        self.staging = Staging(self.cursor)
+        self._keyed = KeyedWriter(self.cursor, self.staging, is_silent=self.is_silent)
+        self._keyless = KeylessWriter(self.cursor, self.staging, is_silent=self.is_silent)
+        self.direct = DirectWriter(connection, is_silent=self.is_silent)
+        self.straight_rests = Rests()
 
     def _may_silence(self) -> bool:
         try:
-            with self._connection.transaction(force_rollback=True):
+            with self.connection.transaction(force_rollback=True):
                 self.cursor.execute("SET LOCAL session_replication_role = replica")
         except psycopg.errors.InsufficientPrivilege:
             return False
@@ -96,7 +97,7 @@ class RowWriter:
 
     def begin(self) -> None:
         """Prepare the transaction that has just begun. Its settings end with it."""
-        self._staging.begin()
+        self.staging.begin()
         if self.is_silent:
             self.cursor.execute("SET LOCAL session_replication_role = replica")
         else:
@@ -107,7 +108,7 @@ class RowWriter:
 
     def savepoint(self) -> AbstractContextManager[object]:
         """Take back what the block writes, if it raises."""
-        return self._connection.transaction()
+        return self.connection.transaction()
 
     def write(self, plan: TablePlan, *, removes_first: bool = False) -> Counts:
         """Write *plan*, or nothing of it; return its counts with the rows that were missing.
@@ -125,7 +126,7 @@ class RowWriter:
             return counts
         if plan.only_inserts and self._copy_straight(target, plan):
             return replace(plan.counts)
-        with self._connection.transaction():
+        with self.connection.transaction():
             if plan.truncate:
                 empty(self.cursor, plan.schema, is_silent=self.is_silent)
             if plan.schema.key:
@@ -144,7 +145,7 @@ class RowWriter:
         None, with nothing done, where that cannot be, or the server refuses one of them.
         """
         try:
-            missing = self._direct.write(plans)
+            missing = self.direct.write(plans)
         except (psycopg.Error, DoubtfulError) as error:
             if is_servers_fault(error):
                 raise
@@ -156,7 +157,7 @@ class RowWriter:
 
     def may_write_in_turn(self, schema: TableSchema) -> bool:
         """Tell whether `write_in_turn` is worth trying with a table."""
-        return self._direct.is_for(schema)
+        return self.direct.is_for(schema)
 
     def _write_directly(self, plan: TablePlan) -> Counts | None:
         """Write a plan of few rows without a staging table; None, with nothing done, where that cannot be.
@@ -164,7 +165,7 @@ class RowWriter:
         What the server refuses here is left to staging, which knows more ways, and whom to blame. Tests:
         test_a_small_batch_needs_no_staging_table, test_what_a_small_batch_is_refused_is_tried_with_staging.
         """
-        return self.write_in_turn([plan]) if self._direct.suits(plan) else None
+        return self.write_in_turn([plan]) if self.direct.suits(plan) else None
 
     def _copy_straight(self, target: TargetNames, plan: TablePlan) -> bool:
         """COPY a batch of inserts into the target; False, with nothing done, when a key exists already."""
@@ -180,50 +181,21 @@ class RowWriter:
             for guard in schema.awake_guards(is_silent=self.is_silent)
         ):
             return False
-        if not self._straight.may_try(schema.oid):
+        if not self.straight_rests.may_try(schema.oid):
             return False
         ((shape, rows),) = plan.writes.items()
         try:
-            with self._connection.transaction():
+            with self.connection.transaction():
                 if plan.truncate:
                     empty(self.cursor, schema, is_silent=self.is_silent)
-                copied = self._staging.copy(
+                copied = self.staging.copy(
                     target.relation, [sql.Identifier(name) for name in shape.columns], rows
                 )
                 require_copied(schema, "INSERT", found=len(rows), changed=copied, is_silent=self.is_silent)
         # The index of another constraint may be older than the key's, and refuse the row first. Test:
         # test_an_insert_of_an_existing_key_is_an_upsert_whatever_other_constraint_is_asked_first.
         except (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation):
-            self._straight.note_failure(schema.oid)
+            self.straight_rests.note_failure(schema.oid)
             return False
-        self._straight.note_success(schema.oid)
+        self.straight_rests.note_success(schema.oid)
         return True
-
-
-class StraightCopies:
-    """Remembers the tables whose inserts met existing keys, so that the next ones do not pay for the attempt.
-
-    A COPY that fails has been paid for, and leaves dead rows behind. After the first failure one batch of
-    inserts of that table goes the other way, after the next two, then four, and so on: a file that is applied
-    again costs a few attempts, and so does a table where inserts of existing keys are the rule. Test:
-    test_the_straight_copy_is_tried_less_often_the_more_often_it_fails.
-    """
-
-    _LONGEST = 64
-
-    def __init__(self) -> None:
-        # By the table's oid: how many batches it still goes the other way, and how many it did so last.
-        self._rests: dict[int, tuple[int, int]] = {}
-
-    def may_try(self, oid: int) -> bool:
-        left, last = self._rests.get(oid, (0, 0))
-        if left:
-            self._rests[oid] = (left - 1, last)
-        return not left
-
-    def note_failure(self, oid: int) -> None:
-        rest = min(self._LONGEST, 2 * self._rests.get(oid, (0, 0))[1] or 1)
-        self._rests[oid] = (rest, rest)
-
-    def note_success(self, oid: int) -> None:
-        self._rests.pop(oid, None)
