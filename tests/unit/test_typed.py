@@ -114,6 +114,16 @@ old_keys = st.none() | st.builds(lambda key: {"id": key, "part": '"x"'}, keys)
 whole = st.builds(
     lambda op, data, old: line(op, data, old, ts="t"), st.sampled_from(["INSERT", "UPDATE"]), rows, old_keys
 )
+# With some columns alone; under identity FULL beside the whole old row.
+parts = st.builds(
+    lambda op, data, left_out, old: line(
+        op, {c: v for c, v in data.items() if c not in left_out}, old and {**old, "id": data["id"]}, ts="t"
+    ),
+    st.sampled_from(["UPDATE", "UPDATE", "INSERT"]),
+    rows,
+    st.sampled_from([["amount"], ["amount"], ["rate", "flag"], ["tags", "from"], ["amount", "tags", "from"]]),
+    st.none() | st.none() | st.just({"part": '"x"'}) | rows,
+)
 deletes = st.builds(lambda key: line("DELETE", None, {"id": key, "part": '"x"'}, ts="t"), keys)
 odd = st.builds(
     lambda op, data, left_out, old: line(
@@ -128,7 +138,7 @@ odd = st.builds(
 
 @settings(max_examples=400, deadline=None)
 @given(
-    lines=st.lists(whole | whole | deletes, min_size=1, max_size=8),
+    lines=st.lists(whole | whole | parts | parts | deletes, min_size=1, max_size=8),
     schema=st.sampled_from(SCHEMAS),
     is_plain=st.booleans(),
 )
@@ -137,9 +147,50 @@ def test_both_ways_make_the_same_plan(lines: list[bytes], schema: TableSchema, i
     assert by_runs == one_by_one
 
 
+plain_rows = st.builds(
+    lambda key, amount, tags: {**ROW, "id": key, "amount": amount, "tags": tags},
+    st.sampled_from(["1", "2"]),
+    st.sampled_from(["1.5", "2.5", "null"]),
+    st.sampled_from(['"a"', '"b"', "null"]),
+)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(
+    changes=st.lists(
+        st.tuples(
+            st.sampled_from(["INSERT", "UPDATE", "UPDATE", "DELETE"]),
+            plain_rows,
+            st.sampled_from([(), ("amount",), ("amount",), ("tags",), ("amount", "tags", "from")]),
+            st.sampled_from(["no old row", "no old row", "its key", "all of it"]),
+        ),
+        min_size=2,
+        max_size=8,
+    ),
+    split=st.integers(1, 8),
+    is_plain=st.booleans(),
+)
+def test_both_ways_make_the_same_plan_of_rows_that_lack_columns(
+    changes: list[tuple[str, dict[str, str], tuple[str, ...], str]], split: int, is_plain: bool
+) -> None:
+    lines = []
+    for op, row, left_out, what in changes:
+        texts = row if is_plain else {c: v if v[0] in '"n' else f'"{v}"' for c, v in row.items()}
+        old = {"its key": {"id": texts["id"]}, "all of it": texts | {"amount": texts["tags"]}}.get(what)
+        data = {name: value for name, value in texts.items() if name not in left_out}
+        if op == "DELETE":
+            lines.append(line(op, None, old or {"id": texts["id"]}, ts="t"))
+        else:
+            lines.append(line(op, data, old, ts="t"))
+    runs = [run_of(*lines[at : at + split], first=at + 1) for at in range(0, len(lines), split)]
+    batch = replace(batch_of(SCHEMA, runs[0], is_plain=is_plain), records=Records(runs))
+    one_by_one = try_plan(replace(batch, records=[located for run in runs for located in run.records()]))
+    assert told(plan_runs(batch) or "the general way") == told(one_by_one)
+
+
 @settings(max_examples=400, deadline=None)
 @given(
-    lines=st.lists(whole | deletes | odd, min_size=1, max_size=5),
+    lines=st.lists(whole | parts | deletes | odd, min_size=1, max_size=5),
     schema=st.sampled_from(SCHEMAS),
     is_plain=st.booleans(),
 )
@@ -163,16 +214,24 @@ STRINGS = {name: '"x"' for name in KINDS}
             [line("INSERT", dict(reversed(STRINGS.items())), commit_lsn="0/1", lsn="0/1", xid=5, more=[1])],
             False,
         ),
+        ([line("UPDATE", {"id": '"x"', "amount": '"1"'}), line("DELETE", None, {"id": '"x"'})], False),
+        (
+            [line("INSERT", {"id": "7", "amount": "1.10"}), line("UPDATE", {"id": "7", "rate": "2"}, ROW)],
+            True,
+        ),
     ],
 )
-def test_whole_rows_and_deletes_go_the_short_way(lines: list[bytes], is_plain: bool) -> None:
+def test_rows_and_deletes_go_the_short_way(lines: list[bytes], is_plain: bool) -> None:
     assert plan_runs(batch_of(SCHEMA, run_of(*lines), is_plain=is_plain)) is not None
 
 
 @pytest.mark.parametrize(
     "odd_line",
     [
-        line("UPDATE", {"id": '"x"', "amount": '"1"'}),
+        line("UPDATE", {"amount": '"1"'}),
+        line("UPDATE", {"amount": '"1"'}, {"id": '"x"'}),
+        line("UPDATE", {"id": '"x"', "new": '"1"'}),
+        line("UPDATE", {"id": '"x"', "amount": '"1"'}, {"id": '"another"'}),
         line("UPDATE", STRINGS, {"id": '"another"'}),
         line("INSERT", STRINGS | {"new": '"1"'}),
         line("INSERT", STRINGS | {"tags": "{}"}),

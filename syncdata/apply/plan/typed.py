@@ -1,14 +1,23 @@
 """The net change of runs of lines, whose rows are decoded as the table has them. Pure.
 
 net_change.py has the theory; here is the same plan by a shorter way, for records that leave nothing to
-decide: INSERTs and UPDATEs that carry the whole row at the key that it has, and DELETEs by the key. Each
-leaves a row, or none, at its key, whatever came before: so the last one of each key says all. Where one
-record is of another kind, `plan_runs` returns None, and the general way is taken, which knows what to make of
-it, or to say. Test: test_both_ways_make_the_same_plan.
+decide: INSERTs and UPDATEs of a row at the key that it has, and DELETEs by the key. Where one record is of
+another kind, `plan_runs` returns None, and the general way is taken, which knows what to make of it, or to
+say. Test: test_both_ways_make_the_same_plan.
 
-The decoder does the telling. A table's row is a struct whose fields are its columns, all of them required and
-no other allowed, of types whose values stand in a plan as they stand in the line. So a row that lacks a
-column, has an unknown one, or carries a nested value is refused.
+The decoder does the telling. A table's row is a struct whose fields are its columns, and no other allowed, of
+types whose values stand in a plan as they stand in the line. So a row that has an unknown column or carries a
+nested value is refused. At first all columns are required: while each record carries the whole row, it leaves
+a row, or none, at its key, whatever came before, and the last one of each key says all.
+
+From the first run on in which a row lacks columns, only those of the key are required, the others are
+`UNSET`, and each row is completed by the one that the batch left at its key. An example: table orders (id,
+status, note), and nothing before in the batch.
+
+    UPDATE {id: 7, status: 'paid'}               7: (7, 'paid', UNSET), which may only be updated
+    UPDATE {id: 7, note: 'none'}                 7: (7, 'paid', 'none'), still: neither would be inserted
+    INSERT {id: 8, status: 'new'}                8: (8, 'new', UNSET), to upsert: its note has a default
+    DELETE {id: 9}, UPDATE {id: 9, note: ''}     9 is gone, and one record is missing its row
 """
 
 from __future__ import annotations
@@ -17,12 +26,13 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import compress, count, islice
+from functools import lru_cache, partial
+from itertools import compress, count, islice, repeat
 from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from msgspec.structs import astuple
 
 from syncdata.apply.counts import Counts
@@ -49,13 +59,15 @@ _KeyText = str | tuple[str, ...]
 class _RowType:
     """A table's rows as structs. ``decode_lines`` makes of each line a struct with ``data``, the row, and
     ``old_keys``. ``key``: the places of the key's columns among ``columns``. ``has_numbers``: values may be
-    numbers. ``may_nest``: the places where nested values pass the decoder."""
+    numbers. ``may_nest``: the places where nested values pass the decoder. ``may_lack``: rows may lack
+    columns outside the key."""
 
     columns: tuple[str, ...]
     key: tuple[int, ...]
     decode_lines: Callable[[bytes], list[Any]]
     has_numbers: bool
     may_nest: tuple[int, ...]
+    may_lack: bool
 
     def keys(self, rows: Sequence[Row]) -> list[_KeyText]:
         return self._texts([map(itemgetter(at), rows) for at in self.key])
@@ -76,13 +88,14 @@ def plan_runs(batch: TableBatch) -> TablePlan | None:
     schema = batch.schema
     if not runs or sum(map(len, runs)) < len(batch.records):
         return None
-    row_type = _row_type(schema.columns, schema.key, batch.file.is_plain)
+    row_type_of = partial(_row_type, schema.columns, schema.key, batch.file.is_plain)
+    row_type = row_type_of(may_lack=False)
     if row_type is None or (row_type.has_numbers and any(may_hold_negative_zero(run.text) for run in runs)):
         return None
-    net = _Net()
+    net = _Net(row_type, row_type_of)
     try:
         for run in runs:
-            net.add(row_type, run)
+            net.add(run)
     except (msgspec.MsgspecError, ValueError, RecursionError, _UndecidedError):
         return None
     added, updated, deleted = (
@@ -93,10 +106,9 @@ def plan_runs(batch: TableBatch) -> TablePlan | None:
         (key,) if isinstance(key, str) else key: is_expected for key, is_expected in net.gone.items()
     }
     plan = TablePlan(schema=schema, counts=counts, gone=gone, last_ts=runs[-1].times[-1])
-    if net.rows:
-        plan.writes[Shape("upsert", row_type.columns)] = list(net.rows.values())
+    plan.writes = net.writes()
     # A key that is inserted twice is no new row.
-    plan.only_inserts = counts.added == len(net.rows) == len(batch.records)
+    plan.only_inserts = counts.added == len(net.rows) == len(batch.records) and len(plan.writes) == 1
     return plan
 
 
@@ -105,53 +117,131 @@ class _UndecidedError(Exception):
 
 
 class _Net:
-    """The rows that the last record of each key leaves; ``gone`` and ``missing`` as in a plan."""
+    """The rows that the records leave, with `UNSET` for a column that none of them has told; ``gone`` and
+    ``missing`` as in a plan. ``updates``: the keys of rows that no record so far would insert."""
 
-    def __init__(self) -> None:
+    def __init__(self, row_type: _RowType, row_type_of: Callable[..., _RowType | None]) -> None:
         self.rows: dict[_KeyText, Row] = {}
         self.gone: dict[_KeyText, bool] = {}
+        self.updates: set[_KeyText] = set()
         self.missing = 0
+        self._row_type = row_type
+        self._row_type_of = row_type_of
 
-    def add(self, row_type: _RowType, run: Run) -> None:
-        """Fold the records of *run*. Raises _UndecidedError where the last one of a key does not say all."""
-        records = row_type.decode_lines(run.text)
+    def add(self, run: Run) -> None:
+        """Fold the records of *run*. Raises _UndecidedError, and what the decoder raises."""
+        records = self._decode(run)
+        row_type = self._row_type
         if "DELETE" not in run.ops:
-            rows = _rows(row_type, records)
-            self.rows.update(zip(_keys(row_type, records, rows), rows, strict=True))
+            rows = _rows(row_type, records, run.ops)
+            self._write(zip(_keys(row_type, records, rows), rows, strict=True), run.ops)
             return
         are_deletes = [op == "DELETE" for op in run.ops]
-        writes = list(compress(records, map(operator.not_, are_deletes)))
+        are_writes = list(map(operator.not_, are_deletes))
+        writes, ops = list(compress(records, are_writes)), list(compress(run.ops, are_writes))
         old_rows = list(map(_old_keys_of, compress(records, are_deletes)))
         if None in old_rows:
             raise _UndecidedError
-        rows = _rows(row_type, writes)
+        rows = _rows(row_type, writes, ops)
         written = zip(_keys(row_type, writes, rows), rows, strict=True)
+        ops_left = iter(ops)
         done = 0
         for at, key in zip(compress(count(), are_deletes), row_type.old_keys(old_rows), strict=True):
-            self.rows.update(islice(written, at - done))
+            self._write(islice(written, at - done), ops_left)
             self._delete(key)
             done = at + 1
-        self.rows.update(written)
+        self._write(written, ops_left)
+
+    def _decode(self, run: Run) -> list[Any]:
+        try:
+            return self._row_type.decode_lines(run.text)
+        except msgspec.ValidationError:
+            if self._row_type.may_lack:
+                raise
+        if (row_type := self._row_type_of(may_lack=True)) is None:
+            raise _UndecidedError
+        self._row_type = row_type
+        return row_type.decode_lines(run.text)
+
+    def _write(self, written: Iterable[tuple[_KeyText, Row]], ops: Iterable[str]) -> None:
+        """Put the rows *written* at their keys; *ops* go on with their operations."""
+        if not self._row_type.may_lack:
+            self.rows.update(written)
+            return
+        # In this order, for zip takes one more of its first when the other has ended.
+        for (key, row), op in zip(written, ops, strict=False):
+            known = self.rows.get(key)
+            is_insertable = op == "INSERT" or UNSET not in row
+            if known is None:
+                if not is_insertable:
+                    if key in self.gone:
+                        self.missing += 1
+                        continue
+                    self.updates.add(key)
+                self.rows[key] = row
+            else:
+                self.rows[key] = _completed(row, known)
+                if is_insertable:
+                    self.updates.discard(key)
 
     def _delete(self, key: _KeyText) -> None:
         if self.rows.pop(key, None) is not None:
-            # The batch has written a row there; whether the target holds one is not known.
-            self.gone.setdefault(key, False)
+            if key in self.updates:
+                self.updates.remove(key)
+                self.gone[key] = True
+            else:
+                # The batch has written a row there; whether the target holds one is not known.
+                self.gone.setdefault(key, False)
         elif key in self.gone:
             self.missing += 1
         else:
             self.gone[key] = True
 
+    def writes(self) -> dict[Shape, list[Row]]:
+        """Return the rows as a plan has them: without what they lack, by the columns that they have."""
+        columns = self._row_type.columns
+        if not self._row_type.may_lack:
+            return {Shape("upsert", columns): list(self.rows.values())} if self.rows else {}
+        parts: dict[tuple[bool, tuple[bool, ...]], list[Row]] = {}
+        for key, row in self.rows.items():
+            are_there = tuple(map(operator.is_not, row, repeat(UNSET)))
+            values = row if all(are_there) else tuple(compress(row, are_there))
+            parts.setdefault((key in self.updates, are_there), []).append(values)
+        return {
+            Shape(mode, tuple(compress(columns, are_there))): rows
+            for mode in ("update", "upsert")
+            for (is_update, are_there), rows in parts.items()
+            if is_update == (mode == "update")
+        }
 
-def _rows(row_type: _RowType, records: Sequence[Any]) -> list[Row]:
+
+def _rows(row_type: _RowType, records: Sequence[Any], ops: Sequence[str]) -> list[Row]:
+    """Return the rows of *records*, which are no DELETEs, as their lines have them."""
     data = list(map(_data_of, records))
     if data.count(None):
         raise _UndecidedError
     rows = list(map(astuple, data))
+    if row_type.may_lack and "UPDATE" in ops:
+        # Under identity FULL the old row completes the new one. Of an INSERT nobody looks at it.
+        old_rows = [
+            None if op == "INSERT" else old for op, old in zip(ops, map(_old_keys_of, records), strict=True)
+        ]
+        if old_rows.count(None) < len(old_rows):
+            rows = [
+                row if old is None else _completed(row, astuple(old))
+                for row, old in zip(rows, old_rows, strict=True)
+            ]
     for at in row_type.may_nest:
         if not _NESTED.isdisjoint(map(type, map(itemgetter(at), rows))):
             raise _UndecidedError
     return rows
+
+
+def _completed(row: Row, other: Row) -> Row:
+    """Return *row* with the values of *other* for the columns that it lacks."""
+    if UNSET not in row:
+        return row
+    return tuple([old if value is UNSET else value for value, old in zip(row, other, strict=True)])
 
 
 def _keys(row_type: _RowType, records: Sequence[Any], rows: Sequence[Row]) -> list[_KeyText]:
@@ -171,7 +261,9 @@ def may_hold_negative_zero(text: bytes) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _row_type(columns: tuple[Column, ...], key: tuple[str, ...], is_plain: bool) -> _RowType | None:
+def _row_type(
+    columns: tuple[Column, ...], key: tuple[str, ...], is_plain: bool, *, may_lack: bool
+) -> _RowType | None:
     """Return the structs of a table with *columns*; None where its values are read in the general way."""
     names = tuple(column.name for column in columns if not column.is_generated)
     kinds = {column.type.kind for column in columns}
@@ -182,27 +274,27 @@ def _row_type(columns: tuple[Column, ...], key: tuple[str, ...], is_plain: bool)
     for at, name in enumerate(names):
         if name in key:
             types[at] = str | int if is_plain and types[at] != str | None else str
-    try:
-        data = msgspec.defstruct(
-            "Row",
-            list(zip(fields, types, strict=True)),
-            rename=dict(zip(fields, names, strict=True)),
-            forbid_unknown_fields=True,
-            frozen=True,
-            gc=False,
-        )
-        old = msgspec.defstruct(
-            "OldKeys",
-            [
-                (field, type_) if name in key else (field, Any, msgspec.UNSET)
-                for field, name, type_ in zip(fields, names, types, strict=True)
-            ],
+    required: list[Any] = list(zip(fields, types, strict=True))
+    # Old values of other columns than the key's matter only where they may complete a row.
+    optional: list[Any] = [
+        field if name in key else (*field, UNSET) if may_lack else (field[0], Any, UNSET)
+        for field, name in zip(required, names, strict=True)
+    ]
+
+    def struct(name: str, members: list[Any]) -> type[msgspec.Struct]:
+        return msgspec.defstruct(
+            name,
+            members,
             rename=dict(zip(fields, names, strict=True)),
             forbid_unknown_fields=True,
             frozen=True,
             kw_only=True,
             gc=False,
         )
+
+    try:
+        data = struct("Row", optional if may_lack else required)
+        old = struct("OldKeys", optional)
         record = msgspec.defstruct(
             "Record", [("data", data | None, None), ("old_keys", old | None, None)], frozen=True, gc=False
         )
@@ -215,6 +307,7 @@ def _row_type(columns: tuple[Column, ...], key: tuple[str, ...], is_plain: bool)
         decode_lines=decoder.decode_lines,
         has_numbers=is_plain,
         may_nest=tuple(at for at, type_ in enumerate(types) if type_ is Any),
+        may_lack=may_lack,
     )
 
 
