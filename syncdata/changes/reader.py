@@ -46,9 +46,10 @@ BLOCK_BYTES = 1 << 18
 # It has room for a text of 50 MB in which every character is escaped; docs/configuration.md: what it costs.
 DEFAULT_MAX_RECORD_BYTES = 128 << 20
 
-# A run keeps its lines beside the values that are made of them: much memory where lines are long on an
-# average, and little time is won there.
-MAX_RUN_LINE_BYTES = 1 << 12
+# A run keeps its lines beside the values that are made of them, and little time is won where lines are long on
+# an average. But a record that is in no run costs its whole batch the short way to a plan, so that a few long
+# lines, the last of a file for example, are not to be one by one.
+MAX_RUN_LINE_BYTES = 1 << 15
 
 # Headers, footers and announcements are shorter. A longer comment line is any comment, and skipped.
 MAX_COMMENT_BYTES = 1 << 16
@@ -158,7 +159,7 @@ def read_pieces(
         if simple_lines and number >= skip and catalog is None and text is not None:
             lines = range(first_line, first_line + simple_lines)
             may_run = size_bytes <= simple_lines * MAX_RUN_LINE_BYTES and _holds_none(lines, ignored)
-            if may_run and (run := try_run(bytes(text), first_line, name)) is not None:
+            if may_run and (run := try_run(bytes(text), first_line, name, lines=simple_lines)) is not None:
                 number += simple_lines
                 record = msgspec.structs.replace(UNREADABLE, ts=run.times[-1], commit_lsn=run.last_commit)
                 yield run

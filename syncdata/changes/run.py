@@ -228,13 +228,14 @@ def is_simple(text: bytes, lines: int) -> bool:
     return text.startswith(b"{") and text.endswith(b"}\n") and text.count(b"}\n{") == lines - 1
 
 
-def try_run(text: bytes, first_line: int, file: str) -> Run | None:
-    """Return the lines of *text*, which `is_simple`, as a run; None where one of them is anything else."""
+def try_run(text: bytes, first_line: int, file: str, *, lines: int | None = None) -> Run | None:
+    """Return the *lines* of *text*, which `is_simple`, as a run; None where one of them is anything else."""
     try:
         if not text.isascii():
             text.decode()
         outlines = _decode_lines(text)
-        lines = text.count(b"\n")
+        # Whoever knows their number says it: to count costs as much as to decode, where lines are long.
+        lines = text.count(b"\n") if lines is None else lines
         # Two objects in one line are no record, and two in two lines are two.
         if len(outlines) != lines:
             return None
