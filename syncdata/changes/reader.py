@@ -46,9 +46,9 @@ BLOCK_BYTES = 1 << 18
 # It has room for a text of 50 MB in which every character is escaped; docs/configuration.md: what it costs.
 DEFAULT_MAX_RECORD_BYTES = 128 << 20
 
-# A run keeps its lines beside the values that are made of them, and little time is won where lines are long on
-# an average. But a record that is in no run costs its whole batch the short way to a plan, so that a few long
-# lines, the last of a file for example, are not to be one by one.
+# A run keeps its lines beside the values that are made of them, and little time is won where lines are long
+# on an average. But one record that is in no run costs its whole batch the short way to a plan, so a few long
+# lines, as a file's last block may have, must not be read one by one.
 MAX_RUN_LINE_BYTES = 1 << 15
 
 # Headers, footers and announcements are shorter. A longer comment line is any comment, and skipped.

@@ -80,8 +80,8 @@ def test_a_batch_ends_at_the_first_commit_after_so_many_records(
 def test_a_batch_holds_no_more_bytes_than_it_may_and_cuts_only_what_alone_is_too_large(
     transactions: list[tuple[int, int]], batch_bytes: int, expected: list[int]
 ) -> None:
-    unit = cost_of(0)
-    records = [record(mark, size=(size - 1) * unit // cost_of(1, 0)) for mark, size in transactions]
+    unit = int(cost_of(0))
+    records = [record(mark, size=int((size - 1) * unit // cost_of(1, 0))) for mark, size in transactions]
     assert ends(cut(records, Limits(batch_records=100, batch_bytes=batch_bytes * unit))) == expected
 
 
@@ -122,7 +122,7 @@ def test_a_record_that_does_not_tell_its_commit_is_never_taken_for_a_repeat() ->
 
 def test_the_commit_lsn_is_that_of_the_last_whole_transaction() -> None:
     records = [record(1), record(2), record(2), record(2), record(3)]
-    limits = Limits(batch_records=100, batch_bytes=2 * cost_of(100))
+    limits = Limits(batch_records=100, batch_bytes=int(2 * cost_of(100)))
     batches = cut(records, limits)
     assert [(batch.end_record, batch.commit_lsn) for batch in batches] == [(1, 1), (3, 1), (5, 3)]
 
@@ -197,7 +197,7 @@ def test_a_batch_ends_where_marks_say_that_a_transaction_ends(
 
 
 def test_a_marked_transaction_is_cut_only_where_it_alone_outgrows_the_memory() -> None:
-    unit = cost_of(100)
+    unit = int(cost_of(100))
     batches = cut(marked("BtCBtttCBtC"), Limits(batch_records=100, batch_bytes=2 * unit))
     assert ends(batches) == [3, 6, 11]
 
@@ -234,7 +234,7 @@ all_limits = st.builds(
 )
 
 
-def cost(records: Iterable[LocatedRecord]) -> int:
+def cost(records: Iterable[LocatedRecord]) -> float:
     return sum(cost_of(item.size_bytes) for item in records if item.record.table == "t")
 
 

@@ -413,7 +413,7 @@ def test_runs_are_cut_where_their_records_are(
 def test_a_batch_that_ends_at_a_border_in_a_run_has_the_commit_before_it() -> None:
     lines = [line("INSERT", STRINGS, commit_lsn=f"0/{lsn}") for lsn in (1, 2, 3, 3, 4)]
     runs = [run_of(*lines[:3]), run_of(*lines[3:], first=4)]
-    limits = Limits(batch_records=100, batch_bytes=3 * cost_of(len(lines[0])))
+    limits = Limits(batch_records=100, batch_bytes=int(3 * cost_of(len(lines[0])) + 1))
     batches = cut_batches(
         runs, file=BatchFile(name="f.json", is_plain=True), watermarks=WANTED, limits=limits
     )
@@ -435,7 +435,7 @@ def test_records_take_about_the_memory_that_a_batch_counts_for_them(width: int) 
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert isinstance(plan, TablePlan)
-    assert 0.5 < taken / cost_of(sum(map(len, lines)), len(lines)) < 1.7
+    assert 0.6 < taken / cost_of(sum(map(len, lines)), len(lines)) < 1.4
 
 
 # Lines of several tables

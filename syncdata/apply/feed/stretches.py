@@ -39,7 +39,7 @@ class Part:
     end: Position
 
     @property
-    def cost_bytes(self) -> int:
+    def cost_bytes(self) -> float:
         return cost_of(self.batch.size_bytes, len(self.batch.records))
 
     def goes_on(self, before: Part) -> bool:
@@ -113,7 +113,7 @@ def gather(
     caller to close, and nothing comes after it. What reading *files* raises comes after the stretch before.
     """
     parts: list[Part] = []
-    records = cost_bytes = 0
+    records, cost_bytes = 0, 0.0
     try:
         for fetched in files:
             part = _read_and_close(read, fetched)

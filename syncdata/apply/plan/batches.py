@@ -23,10 +23,12 @@ from syncdata.changes.record import MARKS
 from syncdata.changes.run import Piece, Run, pieces_of, records_of, size_of
 from syncdata.errors import ParseError
 
-# Measured on rows of 8 and of 60 columns, which cost 1,000 to 1,100 and 4,200 to 4,900 bytes a record: a line
-# is kept beside its values, which take more than their text, and there is a row around them.
-_COST_OF_TEXT = 2
-_COST_OF_RECORD = 300
+# A line is kept beside its values, each of which takes some 55 bytes more than its text. Measured on rows of
+# 2, 8, 20 and 60 columns, whose lines of 170, 400, 700 and 1,400 to 1,800 bytes cost 330, 1,000, 2,200 and
+# 4,700 to 6,200; a long text costs twice its line. Many records must cost what they cost one by one, to the
+# bit, so the factor is of quarters. Test: test_records_take_about_the_memory_that_a_batch_counts_for_them.
+_COST_OF_TEXT = 2.75
+_COST_OF_RECORD = 10
 
 # The mark of all records between a ``B`` and its ``C``.
 _OPEN = "B"
@@ -145,7 +147,7 @@ class Batch:
         )
 
 
-def cost_of(text_bytes: int, records: int = 1) -> int:
+def cost_of(text_bytes: int, records: int = 1) -> float:
     """Return about how much memory *records* take once they are planned; their lines have *text_bytes*."""
     return _COST_OF_TEXT * text_bytes + _COST_OF_RECORD * records
 
@@ -161,7 +163,7 @@ class _Tally(msgspec.Struct):
     skipped: int = 0
     repeated: int = 0
     size_bytes: int = 0
-    cost_bytes: int = 0
+    cost_bytes: float = 0
 
 
 class _Draft:
@@ -179,7 +181,7 @@ class _Draft:
         self.border = self.taken = copy(self.read)
 
     @property
-    def cost_bytes(self) -> int:
+    def cost_bytes(self) -> float:
         return self.read.cost_bytes - self.taken.cost_bytes
 
     @property
@@ -197,7 +199,7 @@ class _Draft:
         """How many records it holds."""
         return self.read.kept - self.taken.kept
 
-    def keep(self, located: LocatedRecord, cost_bytes: int) -> None:
+    def keep(self, located: LocatedRecord, cost_bytes: float) -> None:
         self.pieces.append(located)
         self.read.kept += 1
         self.read.cost_bytes += cost_bytes
@@ -292,7 +294,7 @@ def _kept(run: Run, kept: Sequence[int], end: int) -> Run | None:
     return part if kept[end] == end else part.only([kept[at] < kept[at + 1] for at in range(end)])
 
 
-def _cost(run: Run) -> int:
+def _cost(run: Run) -> float:
     return cost_of(len(run.text), len(run))
 
 
