@@ -34,7 +34,7 @@ from syncdata.changes.names import TableName
 from syncdata.changes.proof import has_frame, require_frame, require_sound
 from syncdata.changes.record import ChangeRecord, odd_record, parse_record
 from syncdata.changes.run import LocatedRecord as LocatedRecord
-from syncdata.changes.run import Piece, is_simple, records_in, try_run
+from syncdata.changes.run import Piece, Run, is_simple, parted_at_marks, records_in, try_run
 from syncdata.errors import ParseError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -156,15 +156,18 @@ def read_pieces(
     ):
         # Also of a catalog that was announced among the records to skip: it holds after them.
         catalog = announced or catalog
-        if simple_lines and number >= skip and catalog is None and text is not None:
+        may_run = False
+        if simple_lines and number >= skip and catalog is None:
             lines = range(first_line, first_line + simple_lines)
             may_run = size_bytes <= simple_lines * MAX_RUN_LINE_BYTES and _holds_none(lines, ignored)
-            if may_run and (run := try_run(bytes(text), first_line, name, lines=simple_lines)) is not None:
-                number += simple_lines
-                record = msgspec.structs.replace(UNREADABLE, ts=run.times[-1], commit_lsn=run.last_commit)
-                yield run
+        for piece in _pieces(text, first_line, simple_lines, name, may_run=may_run):
+            if isinstance(piece, Run):
+                number += len(piece)
+                record = msgspec.structs.replace(UNREADABLE, ts=piece.times[-1], commit_lsn=piece.last_commit)
+                yield piece
                 continue
-        for line_number, line in enumerate(_each(text, simple_lines), start=first_line):
+            line_number, line = piece
+            del piece
             number += 1
             if number <= skip:
                 continue
@@ -187,6 +190,25 @@ def read_pieces(
             hint=REFETCH_HINT,
             file=name,
         )
+
+
+def _pieces(
+    text: bytes | bytearray | None, first_line: int, simple_lines: int, name: str, *, may_run: bool
+) -> Iterator[Run | tuple[int, bytes | bytearray | None]]:
+    """Yield *text* as a run; where it is none, as runs of the lines between marks, and line by line, each
+    with its number, what is none either."""
+    parts: list[tuple[int, bytes | bytearray | None, int]] = [(first_line, text, simple_lines)]
+    if may_run and text is not None:
+        if (run := try_run(bytes(text), first_line, name, lines=simple_lines)) is not None:
+            yield run
+            return
+        parts = list(parted_at_marks(bytes(text), first_line, simple_lines))
+    is_parted = len(parts) > 1
+    for part_line, part, lines in parts:
+        if is_parted and part and (run := try_run(bytes(part), part_line, name, lines=lines)) is not None:
+            yield run
+            continue
+        yield from enumerate(_each(part, lines), start=part_line)
 
 
 def _holds_none(lines: range, ignored: Collection[int]) -> bool:

@@ -13,6 +13,7 @@ decodes, but for UTF-8, which is checked here. Test: test_a_run_holds_only_lines
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, compress, count
 from typing import Annotated, Literal, TypeVar, overload
@@ -115,6 +116,12 @@ class Run:
     @property
     def last_commit(self) -> str | None:
         return self.marks[-1] if self.tells_commits else None
+
+    def within(self, mark: str) -> Run:
+        """Return its lines as those of one transaction, which is called *mark*. They tell no commits."""
+        run = Run(self.file, self.text, self.lines, self._entries(slice(None)))
+        run.marks = [mark] * len(run)
+        return run
 
     def split(self, at: int) -> tuple[Run, Run]:
         """Return its first *at* lines, and the others; there are some of each."""
@@ -242,6 +249,29 @@ def try_run(text: bytes, first_line: int, file: str, *, lines: int | None = None
         return Run(file, text, range(first_line, first_line + lines), _entries_of(outlines))
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+
+
+# As the predecessor's script writes them. A line that says the same in another way is in no run, either.
+_find_marks = re.compile(rb'\n\{"table": ?"", ?"op": ?"[BCM]"[^\n]*').finditer
+
+# Where transactions are smaller, a run of each would cost more than it saves.
+MIN_LINES_A_MARK = 8
+
+
+def parted_at_marks(text: bytes, first_line: int, lines: int) -> list[tuple[int, bytes, int]]:
+    """Return the lines between the predecessor's marks of transactions, and each mark apart, as (first line,
+    text, lines). It is all of *text*, whose *lines* lines are simple, where marks are none or many."""
+    marks = [match.span() for match in _find_marks(b"\n" + text)]
+    if not marks or len(marks) * MIN_LINES_A_MARK > lines:
+        return [(first_line, text, lines)]
+    parts = []
+    done = 0
+    for at in (*chain.from_iterable(marks), len(text)):
+        if part := text[done:at]:
+            parts.append((first_line, part, part.count(b"\n")))
+            first_line += parts[-1][2]
+        done = at
+    return parts
 
 
 Piece = LocatedRecord | Run

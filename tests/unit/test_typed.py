@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tracemalloc
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.plan.typed import plan_runs
 from syncdata.changes.names import TableName
+from syncdata.changes.reader import read_pieces
 from syncdata.changes.record import odd_record, parse_record
 from syncdata.changes.run import LocatedRecord, Piece, Records, Run, by_table, records_in, records_of, try_run
 from syncdata.errors import ParseError, SyncError
@@ -408,6 +410,56 @@ def test_runs_are_cut_where_their_records_are(
         ]
 
     assert cut(runs) == cut([located for run in runs for located in run.records()])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    letters=st.lists(st.sampled_from(["B", "C", "M", *"tttttttuuxx"]), min_size=1, max_size=30),
+    limits=st.builds(
+        lambda r, b: Limits(batch_records=r, batch_bytes=b), st.integers(1, 9), st.integers(1, 3_000)
+    ),
+    skip=st.integers(0, 30),
+    seconds=st.integers(1, 4),
+)
+def test_lines_between_marks_are_cut_where_their_records_are(
+    letters: list[str], limits: Limits, skip: int, seconds: int
+) -> None:
+    skip = min(skip, len(letters))
+    lines = []
+    for number, letter in enumerate(letters):
+        more: dict[str, Any] = {"lsn": "0/1", "ts": f"t{number // seconds}"}
+        if letter in "BCM":
+            lines.append(json.dumps({"table": "", "op": letter, **more}).encode() + b"\n")
+        else:
+            text = line("INSERT", {"id": f'"{number}"'}, **more)
+            lines.append(text.replace(b'"table":"t"', b'"table":"%b"' % letter.encode()))
+    one_by_one = [
+        LocatedRecord(parse_record(text), number, len(text), file="f.json")
+        for number, text in enumerate(lines, start=1)
+    ]
+    with mock.patch("syncdata.changes.run.MIN_LINES_A_MARK", 0):
+        read = list(read_pieces(io.BytesIO(b"".join(lines)), "f.json", skip=skip))
+    assert list(chain.from_iterable(map(records_in, read))) == one_by_one[skip:]
+    if not skip:
+        are_runs = [isinstance(piece, Run) for piece in read for _ in records_in(piece)]
+        assert are_runs == [letter not in "BCM" for letter in letters]
+
+    def cut(records: Any) -> list[Any]:
+        file = BatchFile(name="f.json", is_plain=True)
+        batches = cut_batches(records, file=file, watermarks=WANTED, limits=limits, start_record=skip)
+        return list(map(pieces, batches))
+
+    assert cut(read) == cut(one_by_one[skip:])
+
+
+@pytest.mark.parametrize(("lines_between", "are_runs"), [(14, True), (13, False)])
+def test_lines_between_marks_are_runs_where_transactions_are_large(
+    lines_between: int, are_runs: bool
+) -> None:
+    marks = [json.dumps({"table": "", "op": op, "ts": "t"}).encode() + b"\n" for op in "BC"]
+    text = b"".join((marks[0], *[line("INSERT", STRINGS)] * lines_between, marks[1]))
+    read = list(read_pieces(io.BytesIO(text), "f.json"))
+    assert (len(read) == 3) is any(isinstance(piece, Run) for piece in read) is are_runs
 
 
 def test_a_batch_that_ends_at_a_border_in_a_run_has_the_commit_before_it() -> None:

@@ -355,9 +355,16 @@ def cut_batches(
             return
         if isinstance(located, Run):
             room = len(located) if until_record is None else until_record - read.end_record
-            if is_open or len(located) > room or min(located.commits(), default=highest + 1) <= highest:
+            if (
+                (is_open and (located.tells_commits or draft.mark != _OPEN))
+                or len(located) > room
+                or min(located.commits(), default=highest + 1) <= highest
+            ):
                 source = chain(located.records(), source)
                 continue
+            if is_open:
+                # Whatever times they tell. Test: test_lines_between_marks_are_cut_where_their_records_are.
+                located = located.within(_OPEN)
             due = wanted
             if (left := (yield from draft.add_run(located, wanted, limits))) is not None:
                 # Only of a transaction that alone is too large is each record looked at.
