@@ -273,6 +273,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         b"# a\n\n" + RECORDS[0] + ANNOUNCEMENTS[0] + RECORDS[2],
         RECORDS[4] + RECORDS[5],
         b"".join(RECORDS[:3]),  # a run
+        RECORDS[4] + RECORDS[0] * 14 + RECORDS[5],  # a run between marks
     ]
     return {
         "record": Target(RECORDS, read_record, 30),
