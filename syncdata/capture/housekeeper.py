@@ -29,13 +29,15 @@ from syncdata.capture.source import connect, read_timeline
 from syncdata.capture.status import retention_warning, unpublished_warning
 from syncdata.changes.names import TableName
 from syncdata.errors import Problem, SyncError
+from syncdata.runtime.retry import Backoff
 from syncdata.runtime.told import Told
 from syncdata.runtime.unexpected import unexpected_error
 
 logger = logging.getLogger(__name__)
 
 _FIRST_WATCH_S, _WATCH_EVERY_S = 1.0, 10.0
-_COPY_AGAIN_S = 300.0
+# A copy reads whole tables, so one that fails is tried again soon, and then ever later.
+_FIRST_COPY_AGAIN_S, _LAST_COPY_AGAIN_S = 10.0, 300.0
 # PostgreSQL opens the published tables to answer: an ALTER TABLE must not keep us for as long as it takes.
 _LOCK_TIMEOUT = "5s"
 
@@ -134,6 +136,7 @@ class Housekeeper:
         self._prune = prune
         self._copy = copy
         self._copy_due_s = 0.0
+        self._copy_backoff = Backoff(_FIRST_COPY_AGAIN_S, _LAST_COPY_AGAIN_S)
         self._too_large: Sequence[TableName] = ()
         self._prune_every_s = prune_every_s
         self._stop = stop
@@ -177,12 +180,15 @@ class Housekeeper:
         self._warned = frozenset((warning.kind, warning.table) for warning in warnings)
 
     def copy_rewritten(self) -> None:
-        """Take the snapshots that are owed; after a failure, not again for a while."""
+        """Take the snapshots that are owed; after each failure in a row, not again for longer."""
         if time.monotonic() < self._copy_due_s or self._stop.is_set():
             return
-        self._copy_due_s = time.monotonic() + _COPY_AGAIN_S
-        too_large = self._copy()
-        self._copy_due_s = 0.0
+        try:
+            too_large = self._copy()
+        except BaseException:
+            self._copy_due_s = time.monotonic() + self._copy_backoff.next_s()
+            raise
+        self._copy_backoff.reset()
         if too_large and too_large != self._too_large:
             logger.warning("%s", too_large_to_copy(too_large))
         self._too_large = too_large

@@ -257,6 +257,46 @@ def test_many_swaps_of_unique_values_cost_a_few_statements_a_record(world: World
     assert world.value("SELECT count(*) FROM child") == many
 
 
+WITH_TROUBLE = (
+    "CREATE TABLE t (id int PRIMARY KEY, v text UNIQUE, n int CHECK (n >= 0), EXCLUDE (n WITH =))",
+    "CREATE TABLE child (t int REFERENCES t ON DELETE CASCADE)",
+    "INSERT INTO t SELECT n, 'v' || n, n FROM generate_series(1, 50) n",
+    "INSERT INTO child SELECT id FROM t",
+)
+TROUBLES = {
+    "swap": [update(id=1, v="aside"), update(id=2, v="v1"), update(id=1, v="v2")],
+    "exclusion": [update(id=1, n=None), update(id=2, n=1), update(id=1, n=2)],
+    "missing": [update(id=900, v="x"), delete(id=901)],
+    "check": [update(id=1, n=-1), update(id=2, n=200)],
+}
+
+
+@pytest.mark.parametrize("is_ordinary", [False, True])
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_in_a_small_batch_costs_a_few_round_trips(
+    open_table: Open, trouble: str, is_ordinary: bool
+) -> None:
+    table = open_table(*WITH_TROUBLE, is_ordinary=is_ordinary)
+    plain = [update(id=n, v=f"w{n}", n=100 + n) for n in range(3, 49)]
+    _, of_plain = table.apply(*plain, update(id=49, v="w49", n=149))
+    table.connection.execute("UPDATE t SET v = 'v' || id, n = id WHERE id > 2")
+    try:
+        table.apply(*plain, *TROUBLES[trouble])
+    except SyncError as error:
+        assert (trouble, error.line) == ("check", len(plain) + 1)
+    assert table.cost.round_trips <= 14 * of_plain.round_trips, table.cost.text
+    assert table.cost.statements <= 40 * of_plain.statements
+
+
+def test_a_swap_that_production_defers_is_applied_beside_other_records(open_table: Open) -> None:
+    # As a whole the batch cannot be replaced, and one by one the swap is refused.
+    table = open_table(
+        TABLE, "ALTER TABLE t ADD UNIQUE (v)", "INSERT INTO t VALUES (1, 'a'), (2, 'b'), (5, 'e')"
+    )
+    table.apply(move(5, id=6, n=1), update(id=6, n=2), update(id=1, v="b", n=1), update(id=2, v="a", n=1))
+    assert table.rows == [(1, "b", 1), (2, "a", 1), (6, "e", 2)]
+
+
 def test_a_chain_of_keys_that_change_costs_a_few_statements_a_record(open_table: Open) -> None:
     # An ordinary role moves rows in place, and as a set each would go to a key that another one leaves.
     many = 300

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,41 @@ def test_what_is_altered_after_the_first_look_is_told_until_the_archiver_starts_
     assert len(look(anew, {USERS: narrow, ORDERS: narrow})) == 1
     assert look(anew, {USERS: narrow, ORDERS: narrow}) == []
     assert load_parts(tmp_path)[USERS] == narrow
+
+
+def test_a_copy_that_fails_is_tried_again_soon_and_then_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, tried_at_s, is_broken = 1000.0, [], True
+
+    def copy() -> list[TableName]:
+        tried_at_s.append(now_s)
+        if is_broken:
+            raise SourceConnectionError("production is away", hint="wait")
+        return []
+
+    def look_for(seconds: int) -> None:
+        nonlocal now_s
+        for _ in range(seconds):
+            with suppress(SourceConnectionError):
+                kept.copy_rewritten()
+            now_s += 1.0
+
+    monkeypatch.setattr(housekeeper.time, "monotonic", lambda: now_s)
+    kept = Housekeeper(
+        lambda: SourceView(slot=None, unpublished=()),
+        lambda: Removals(),
+        prune_every_s=0.0,
+        copy=copy,
+        stop=threading.Event(),
+    )
+    look_for(3600)
+    pauses = [later - earlier for earlier, later in pairwise(tried_at_s)]
+    assert pauses[0] <= 10 and pauses[1] <= 20
+    assert max(pauses) <= 300 and len(pauses) < 35
+    is_broken = False
+    look_for(400)
+    is_broken, tried_at_s[:] = True, []
+    look_for(60)
+    assert tried_at_s[1] - tried_at_s[0] <= 10
 
 
 def test_each_table_with_a_fault_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -84,9 +84,22 @@ def make_plan(batch: TableBatch) -> TablePlan:
             batch = replace(batch, schema=batch.schema.located_by(other.key))
 
 
-def _fold(batch: TableBatch) -> TablePlan:
+def plan_each(batch: TableBatch) -> list[TablePlan]:
+    """Return the plan of each record of *batch* by itself, as `make_plan` would make it."""
+    reader = RecordReader(batch.schema, is_plain_file=batch.file.is_plain)
+    plans = []
+    for located in batch.records:
+        alone = replace(batch, records=[located])
+        try:
+            plans.append(_fold(alone, reader))
+        except OtherKeyError:
+            plans.append(make_plan(alone))
+    return plans
+
+
+def _fold(batch: TableBatch, reader: RecordReader | None = None) -> TablePlan:
     schema = batch.schema
-    reader = RecordReader(schema, is_plain_file=batch.file.is_plain)
+    reader = reader or RecordReader(schema, is_plain_file=batch.file.is_plain)
     fold = _KeyedFold(reader) if schema.key else KeylessFold(reader)
     plan = fold.plan
     records_by_op = {"INSERT": 0, "UPDATE": 0, "DELETE": 0, "TRUNCATE": 0}

@@ -27,12 +27,12 @@ from syncdata.apply.plan.columns import Key
 from syncdata.apply.plan.copy_text import NulError, copy_text
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import Shape, TablePlan
-from syncdata.apply.postgres.connection import in_one_trip, is_servers_fault
-from syncdata.apply.postgres.direct import DoubtfulError, Sent, missing_of
+from syncdata.apply.postgres.connection import is_servers_fault
+from syncdata.apply.postgres.direct import DoubtfulError, missing_of
 from syncdata.apply.postgres.keyed import UPDATE, UPSERT, parts_of
 from syncdata.apply.postgres.pieces import TargetNames, assignments, names_of, on_conflict
 from syncdata.apply.postgres.rests import Rests
-from syncdata.apply.postgres.script import Statement, StatementError, run_script
+from syncdata.apply.postgres.script import Statement, StatementError, run_pipeline, run_script
 from syncdata.apply.postgres.staging import creation_of
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.sink import LockedError
@@ -136,20 +136,22 @@ class AtOnceWriter:
     # Few rows
 
     def _write_small(self, plans: Mapping[TableName, TablePlan]) -> dict[TableName, int]:
-        if not plans:
-            return {}
-        sent: dict[TableName, list[Sent]] = {}
+        steps, statements = {}, []
+        for table, plan in plans.items():
+            try:
+                steps[table] = self._writer.direct.steps(plan)
+            except (psycopg.DataError, DoubtfulError):
+                raise self._doubtful(plan.schema) from None
+            statements += [(table, statement) for of_kind, _ in steps[table] for statement in of_kind]
         try:
-            with in_one_trip(self._connection):
-                for table, plan in plans.items():
-                    sent[table] = self._writer.direct.send(plan)
-        except (psycopg.Error, DoubtfulError) as error:
-            table = next((table for table in plans if not _is_answered(sent.get(table))), next(iter(plans)))
-            raise self._refused(table, plans[table], error, is_straight=False) from None
+            counts = iter(run_pipeline(self._connection, [statement for _, statement in statements]))
+        except StatementError as failure:
+            table, _ = statements[failure.number]
+            raise self._refused(table, plans[table], failure.error, is_straight=False) from None
         missing = {}
         for table, plan in plans.items():
             try:
-                missing[table] = missing_of(plan, sent[table])
+                missing[table] = missing_of(plan, steps[table], counts)
             except DoubtfulError:
                 raise self._doubtful(plan.schema) from None
         return missing
@@ -285,10 +287,6 @@ class _Queries:
 
     def _copy(self, relation: sql.Composable, columns: sql.Composable) -> sql.Composed:
         return sql.SQL("COPY {} ({}) FROM STDIN").format(relation, columns)
-
-
-def _is_answered(sent: Sequence[Sent] | None) -> bool:
-    return sent is not None and all(cursor.pgresult for cursors, _ in sent for cursor in cursors)
 
 
 def _all_columns(shapes: Iterable[Sequence[str]], key: Sequence[str]) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ between them and the table. When in doubt nothing is written, and staging is the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, LiteralString
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal
 
 import psycopg
 from psycopg import Connection, sql
@@ -19,22 +20,34 @@ from psycopg import Connection, sql
 from syncdata.apply.plan.schema import ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import Shape, TablePlan, key_getter
 from syncdata.apply.plan.values import to_text
-from syncdata.apply.postgres.connection import in_one_trip
+from syncdata.apply.postgres.connection import is_servers_fault
 from syncdata.apply.postgres.pieces import TargetNames, names_of, on_conflict
+from syncdata.apply.postgres.script import Bound, StatementError, run_pipeline
 
 # Measured on a table of eight columns and one more index: with more rows than these, staging costs client and
 # server together less; the server alone breaks even at fifty.
 MOST_ROWS = 20
 
 _MOST_QUERIES = 1_000
+_MOST_TARGETS = 200
 
 
 class DoubtfulError(Exception):
     """A statement did not do what it was expected to do; what was written must be rolled back."""
 
 
-# Statements that were each sent for a row, and what it means if one of them found none.
-Sent = tuple[list[psycopg.Cursor[Any]], Literal["counts", "good", ""]]
+class InTurnError(Exception):
+    """Of plans that were written in turn, the one of that ``number`` is the first that cannot go like this.
+    ``error``: what the server said, if it was the server."""
+
+    def __init__(self, number: int, error: psycopg.Error | None) -> None:
+        super().__init__(number)
+        self.number = number
+        self.error = error
+
+
+# Statements for rows of one kind, and what it means if one of them finds none.
+Step = tuple[list[Bound], Literal["counts", "good", ""]]
 
 
 class DirectWriter:
@@ -44,6 +57,7 @@ class DirectWriter:
         self._connection = connection
         self._is_silent = is_silent
         self._queries: dict[tuple[Any, ...], bytes] = {}
+        self._targets: dict[int, TargetNames] = {}
 
     def is_for(self, schema: TableSchema) -> bool:
         """Tell whether row counts alone say what statements did to the table of *schema*."""
@@ -67,23 +81,48 @@ class DirectWriter:
     def write(self, plans: Sequence[TablePlan]) -> int:
         """Write *plans* of one table in turn; return how many rows they looked for and did not find.
 
-        In a savepoint of its own. Raises DoubtfulError and psycopg.Error, with nothing done.
+        In a savepoint of its own. Raises InTurnError, with nothing done, and psycopg.Error when the server is
+        at fault.
         """
-        target = TargetNames(plans[0].schema)
+        steps, statements = [], []
+        for number, plan in enumerate(plans):
+            try:
+                steps.append(self.steps(plan))
+            except (DoubtfulError, psycopg.DataError):
+                raise InTurnError(number, None) from None
+            statements += [(number, statement) for of_kind, _ in steps[-1] for statement in of_kind]
         with self._connection.transaction():
-            with in_one_trip(self._connection):
-                sent = [(plan, list(self._send(target, plan))) for plan in plans]
-            return sum(missing_of(plan, statements) for plan, statements in sent)
+            try:
+                counts = iter(run_pipeline(self._connection, [statement for _, statement in statements]))
+            except StatementError as failure:
+                if is_servers_fault(failure.error):
+                    raise failure.error from None
+                raise InTurnError(statements[failure.number][0], failure.error) from None
+            missing = 0
+            for number, (plan, of_plan) in enumerate(zip(plans, steps, strict=True)):
+                try:
+                    missing += missing_of(plan, of_plan, counts)
+                except DoubtfulError:
+                    raise InTurnError(number, None) from None
+            return missing
 
-    def send(self, plan: TablePlan) -> list[Sent]:
-        """Send the statements for *plan*, in a pipeline of the caller's; `missing_of` reads the answers.
+    def steps(self, plan: TablePlan) -> list[Step]:
+        """Return the statements for *plan*; `missing_of` reads what came of them.
 
-        Raises DoubtfulError where it cannot go like this.
+        Raises DoubtfulError where it cannot go like this, and psycopg.DataError for a value that cannot be.
         """
-        return list(self._send(TargetNames(plan.schema), plan))
+        return list(self._steps(self._target(plan.schema), plan))
 
-    def _send(self, target: TargetNames, plan: TablePlan) -> Iterator[Sent]:
-        """Send the statements in the order of keyed.py; yield those of a kind, with what it means if one
+    def _target(self, schema: TableSchema) -> TargetNames:
+        target = self._targets.get(schema.oid)
+        if target is None or target.schema is not schema:
+            if len(self._targets) >= _MOST_TARGETS:
+                self._targets.clear()
+            target = self._targets[schema.oid] = TargetNames(schema)
+        return target
+
+    def _steps(self, target: TargetNames, plan: TablePlan) -> Iterator[Step]:
+        """Yield the statements in the order of keyed.py, those of a kind together, with what it means if one
         finds no row: it ``counts``, it is as ``good``, or, if that is empty, it must not be.
 
         Raises DoubtfulError where one of several rows gets another key, or the table is emptied: keyed.py
@@ -93,7 +132,6 @@ class DirectWriter:
             plan.truncate
             or plan.rekeyed
             or plan.is_order_sensitive
-            or plan.schema != target.schema
             or any(not shape.columns for shape in plan.writes)
         ):
             raise DoubtfulError
@@ -101,9 +139,9 @@ class DirectWriter:
             yield self._move_alone(target, plan), "counts"
             return
         if expected := [key for key, is_expected in plan.gone.items() if is_expected]:
-            yield self._run(self._removal(target), expected), "counts"
+            yield _bind(self._removal(target), expected), "counts"
         if others := [key for key, is_expected in plan.gone.items() if not is_expected]:
-            yield self._run(self._removal(target), others), "good"
+            yield _bind(self._removal(target), others), "good"
         for mode in ("update", "upsert"):
             for shape, rows in plan.writes.items():
                 if shape.mode == mode == "update":
@@ -111,14 +149,15 @@ class DirectWriter:
                     settable = target.settable(shape.columns)
                     where = [shape.columns.index(name) for name in settable]
                     values = [(*(row[at] for at in where), *key_of(row)) for row in rows]
-                    yield self._run(self._update(target, shape), values), "counts"
+                    yield _bind(self._update(target, shape), values), "counts"
                 elif shape.mode == mode == "upsert":
                     # What has no column beside the key is left alone where it is.
                     may_stay = not target.settable(shape.columns)
-                    yield self._run(self._upsert(target, shape), rows), "good" if may_stay else ""
+                    yield _bind(self._upsert(target, shape), rows), "good" if may_stay else ""
 
-    def _move_alone(self, target: TargetNames, plan: TablePlan) -> list[psycopg.Cursor[Any]]:
-        """Send the one row of *plan* to its new key, in place. Raises DoubtfulError where there is more.
+    def _move_alone(self, target: TargetNames, plan: TablePlan) -> list[Bound]:
+        """Return what brings the one row of *plan* to its new key, in place. Raises DoubtfulError where there
+        is more.
 
         Orders 7 -> 8, 8 -> 9 and so on, from the last one down: one after the other, each finds its new key
         free. Where a row is there after all, the server refuses.
@@ -131,82 +170,107 @@ class DirectWriter:
         width = len(plan.schema.key)
         moved = [*plan.schema.key, *target.settable(shape.columns)]
         by_name = dict(zip(shape.columns, values[width:], strict=True))
-        return self._run(
-            self._query(
-                target,
-                "move",
-                shape.columns,
-                "UPDATE {rows} t SET {assigned} WHERE {same}",
-                assigned=sql.SQL(", ").join(
-                    sql.SQL("{} = %s").format(sql.Identifier(name)) for name in moved
-                ),
-            ),
-            [[*(by_name[name] for name in moved), *values[:width]]],
-        )
-
-    def _run(self, query: bytes, rows: Iterable[Sequence[Any]]) -> list[psycopg.Cursor[Any]]:
-        """Send *query* for each of *rows*, by a cursor each, for `executemany` would wait for the answers."""
-        # As text without a type, as COPY would send it: the column's input function reads it.
-        return [
-            psycopg.Cursor(self._connection).execute(query, [to_text(value, ColumnType()) for value in row])
-            for row in rows
-        ]
+        query = self._query(target, "move", shape.columns, lambda: _update_of(target, moved))
+        return _bind(query, [[*(by_name[name] for name in moved), *values[:width]]])
 
     def _removal(self, target: TargetNames) -> bytes:
-        return self._query(target, "remove", (), "DELETE FROM {rows} t WHERE {same}")
-
-    def _update(self, target: TargetNames, shape: Shape) -> bytes:
-        settable = target.settable(shape.columns)
-        if not settable:
-            return self._query(target, "find", (), "SELECT FROM {rows} t WHERE {same}")
         return self._query(
             target,
-            "update",
-            shape.columns,
-            "UPDATE {rows} t SET {assigned} WHERE {same}",
-            assigned=sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name in settable),
+            "remove",
+            (),
+            lambda: sql.SQL("DELETE FROM {rows} t WHERE {same}").format(rows=target.rows, same=_same(target)),
+        )
+
+    def _update(self, target: TargetNames, shape: Shape) -> bytes:
+        if settable := target.settable(shape.columns):
+            return self._query(target, "update", shape.columns, lambda: _update_of(target, settable))
+        return self._query(
+            target,
+            "find",
+            (),
+            lambda: sql.SQL("SELECT FROM {rows} t WHERE {same}").format(rows=target.rows, same=_same(target)),
         )
 
     def _upsert(self, target: TargetNames, shape: Shape) -> bytes:
-        return self._query(
-            target,
-            "upsert",
-            shape.columns,
-            # The alias, for a table may be called "excluded".
-            "INSERT INTO {relation} AS t ({names}) VALUES ({values}) ON CONFLICT ({key}) DO {action}",
-            names=names_of(shape.columns),
-            values=sql.SQL(", ").join([sql.Placeholder()] * len(shape.columns)),
-            key=sql.SQL(", ").join(target.key),
-            action=on_conflict(target.settable(shape.columns)),
-        )
+        return self._query(target, "upsert", shape.columns, lambda: _upsert_of(target, shape))
 
     def _query(
         self,
         target: TargetNames,
         kind: str,
         columns: tuple[str, ...],
-        statement: LiteralString,
-        **parts: sql.Composable,
+        compose: Callable[[], sql.Composed],
     ) -> bytes:
-        """Return *statement* as text, which is made once for a table: making it costs more than sending."""
+        """Return what *compose* returns as text. It is done once for a table: it costs more than sending."""
         known = (target.schema.written_to, target.suffix, kind, columns)
         if known not in self._queries:
             if len(self._queries) >= _MOST_QUERIES:
                 self._queries.clear()
-            same = sql.SQL(" AND ").join(sql.SQL("t.{} = %s").format(name) for name in target.key)
-            composed = sql.SQL(statement).format(
-                relation=target.relation, rows=target.rows, same=same, **parts
-            )
-            self._queries[known] = composed.as_bytes(self._connection)
+            self._queries[known] = compose().as_bytes(self._connection)
         return self._queries[known]
 
 
-def missing_of(plan: TablePlan, sent: Sequence[Sent]) -> int:
-    """Return how many rows the statements of *plan* did not find. Raises DoubtfulError."""
+# The parameters of each statement are the values that it sets, in their order, then the key that the row has.
+
+
+def _update_of(target: TargetNames, columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL("UPDATE {rows} t SET {assigned} WHERE {same}").format(
+        rows=target.rows,
+        assigned=sql.SQL(", ").join(
+            sql.SQL("{} = {}").format(sql.Identifier(name), _parameter(number))
+            for number, name in enumerate(columns, start=1)
+        ),
+        same=_same(target, first=len(columns) + 1),
+    )
+
+
+def _upsert_of(target: TargetNames, shape: Shape) -> sql.Composed:
+    # The alias, for a table may be called "excluded".
+    return sql.SQL(
+        "INSERT INTO {relation} AS t ({names}) VALUES ({values}) ON CONFLICT ({key}) DO {action}"
+    ).format(
+        relation=target.relation,
+        names=names_of(shape.columns),
+        values=sql.SQL(", ").join(map(_parameter, range(1, len(shape.columns) + 1))),
+        key=sql.SQL(", ").join(target.key),
+        action=on_conflict(target.settable(shape.columns)),
+    )
+
+
+def _same(target: TargetNames, *, first: int = 1) -> sql.Composed:
+    """Return the condition that ``t`` has the key that the parameters from number *first* on are."""
+    return sql.SQL(" AND ").join(
+        sql.SQL("t.{} = {}").format(name, _parameter(number)) for number, name in enumerate(target.key, first)
+    )
+
+
+def _parameter(number: int) -> sql.Composable:
+    return sql.SQL("$") + sql.Literal(number)
+
+
+def _bind(query: bytes, rows: Iterable[Sequence[Any]]) -> list[Bound]:
+    """Return *query* for each of *rows*, with its values as text, as COPY would send it: the column's input
+    function reads it. Raises psycopg.DataError."""
+    return [Bound(query, [_as_text(value) for value in row]) for row in rows]
+
+
+def _as_text(value: Any) -> bytes | None:
+    text = to_text(value, ColumnType())
+    if text is None:
+        return None
+    if "\x00" in text:  # libpq would take it for the end
+        raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+    return text.encode()
+
+
+def missing_of(plan: TablePlan, steps: Sequence[Step], counts: Iterator[int]) -> int:
+    """Return how many rows the statements of *plan* did not find; take as many *counts* as they are. Raises
+    DoubtfulError."""
     missing = 0
-    for cursors, miss in sent:
-        not_there = len(cursors) - sum(cursor.rowcount for cursor in cursors)
-        if any(cursor.rowcount > 1 for cursor in cursors) or (not_there and not miss):
+    for statements, miss in steps:
+        found = list(islice(counts, len(statements)))
+        not_there = len(statements) - sum(found)
+        if any(number > 1 for number in found) or (not_there and not miss):
             raise DoubtfulError
         if miss == "counts":
             missing += not_there

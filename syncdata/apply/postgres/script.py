@@ -1,10 +1,12 @@
-"""Sends statements as one query, with the rows of those that are COPYs. Knows libpq; knows no table.
+"""Sends many statements in one go: as one query, with the rows of those that are COPYs, or, where they have
+parameters, in a pipeline. Knows libpq; knows no table.
 
 The server answers the statements of one query one after the other, and at a COPY it waits for its rows. So
 the wait for a COPY to begin is also the wait for the answers to all statements before it, and with n COPYs
 one waits n + 1 times, however many statements there are. Sources: "Multiple Statements in a Simple Query" and
 "COPY Operations" in "Message Flow" of the PostgreSQL documentation, "Functions Associated with the COPY
-Command" of libpq's. The driver's own ``copy`` takes a query of one COPY alone.
+Command" and "Pipeline Mode" of libpq's. The driver's own ``copy`` takes a query of one COPY alone, and for
+each statement of its own pipeline it makes a cursor and adapters, and looks at the socket.
 """
 
 from __future__ import annotations
@@ -29,6 +31,15 @@ class Statement:
     rows: Iterable[bytes] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One statement with parameters ``$1`` and so on. ``values``: theirs, as text; the server knows their
+    types."""
+
+    text: bytes
+    values: Sequence[bytes | None]
+
+
 class StatementError(Exception):
     """The server refused the statement of that ``number``; the ``error`` says why."""
 
@@ -46,6 +57,47 @@ def run_script(connection: Connection[Any], statements: Sequence[Statement]) -> 
     """
     with connection.lock:
         return connection.wait(_run(connection.pgconn, statements))
+
+
+def run_pipeline(connection: Connection[Any], statements: Sequence[Bound]) -> list[int]:
+    """Run *statements* in the caller's transaction, in one round trip; return each one's count of rows.
+
+    The server skips those after one that it refuses. Raises as `run_script` does.
+    """
+    if not statements:
+        return []
+    with connection.lock:
+        return connection.wait(_run_pipeline(connection.pgconn, statements))
+
+
+def _run_pipeline(pgconn: pq.abc.PGconn, statements: Sequence[Bound]) -> PQGen[list[int]]:
+    pgconn.enter_pipeline_mode()
+    # The unnamed statement stays until another one is parsed: those with one text are parsed once.
+    parsed = b""
+    answers = []  # the numbers of the statements that the answers are to
+    for number, statement in enumerate(statements):
+        if statement.text != parsed:
+            pgconn.send_prepare(b"", statement.text)
+            parsed = statement.text
+            answers.append(number)
+        pgconn.send_query_prepared(b"", statement.values)
+        answers.append(number)
+    pgconn.pipeline_sync()
+    yield from _flush(pgconn)
+    counts = [0] * len(statements)
+    failure = None
+    for number in answers:
+        result = yield from _next_result(pgconn)
+        if result is not None and result.status in _GOOD:
+            counts[number] = result.command_tuples or 0
+        elif failure is None:
+            failure = StatementError(number, _error_of(result))
+        yield from _finish(pgconn)  # the end of this answer
+    yield from _next_result(pgconn)  # the end of all
+    pgconn.exit_pipeline_mode()
+    if failure is not None:
+        raise failure
+    return counts
 
 
 def _run(pgconn: pq.abc.PGconn, statements: Sequence[Statement]) -> PQGen[list[int]]:

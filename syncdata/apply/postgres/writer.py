@@ -59,8 +59,8 @@ from psycopg import Connection, sql
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TablePlan
-from syncdata.apply.postgres.connection import allow_only_nested_loops, is_servers_fault
-from syncdata.apply.postgres.direct import DirectWriter, DoubtfulError
+from syncdata.apply.postgres.connection import allow_only_nested_loops
+from syncdata.apply.postgres.direct import DirectWriter, InTurnError
 from syncdata.apply.postgres.held import require_copied, require_visible
 from syncdata.apply.postgres.keyed import KeyedWriter, ReplayNeededError
 from syncdata.apply.postgres.keyless import KeylessWriter
@@ -139,18 +139,13 @@ class RowWriter:
                 raise ReplayNeededError
             return replace(plan.counts, missing=plan.counts.missing + missing)
 
-    def write_in_turn(self, plans: Sequence[TablePlan]) -> Counts | None:
+    def write_in_turn(self, plans: Sequence[TablePlan]) -> Counts:
         """Write *plans* of one table one after the other, in one round trip; return what they did.
 
-        None, with nothing done, where that cannot be, or the server refuses one of them.
+        Raises InTurnError, with nothing done, for the first that cannot go like this or is refused, and
+        psycopg.Error when the server is at fault.
         """
-        try:
-            missing = self.direct.write(plans)
-        except (psycopg.Error, DoubtfulError) as error:
-            if is_servers_fault(error):
-                raise
-            return None
-        counts = Counts(missing=missing)
+        counts = Counts(missing=self.direct.write(plans))
         for plan in plans:
             counts.add(plan.counts)
         return counts
@@ -162,10 +157,18 @@ class RowWriter:
     def _write_directly(self, plan: TablePlan) -> Counts | None:
         """Write a plan of few rows without a staging table; None, with nothing done, where that cannot be.
 
-        What the server refuses here is left to staging, which knows more ways, and whom to blame. Tests:
+        What the server refuses here is left to staging, which knows more ways, and whom to blame; but for the
+        rows of several records, which are to be taken apart anyway. Raises psycopg.Error. Tests:
         test_a_small_batch_needs_no_staging_table, test_what_a_small_batch_is_refused_is_tried_with_staging.
         """
-        return self.write_in_turn([plan]) if self.direct.suits(plan) else None
+        if not self.direct.suits(plan):
+            return None
+        try:
+            return self.write_in_turn([plan])
+        except InTurnError as failure:
+            if failure.error is not None and plan.counts.records > 1:
+                raise failure.error from None
+            return None
 
     def _copy_straight(self, target: TargetNames, plan: TablePlan) -> bool:
         """COPY a batch of inserts into the target; False, with nothing done, when a key exists already."""
