@@ -377,9 +377,14 @@ class Worker:
             logger.info("the other tables wait for the resync: %s", error)
             self._resync_requested(connection, request, stop)
             return
-        self._resources.parts = resources.parts = 2
+        resources.parts = 2
         end = threading.Event()
-        rebuilt = threads.submit(self._resync_aside, resources, request, end)
+        try:
+            rebuilt = threads.submit(self._resync_aside, resources, request, end)
+        except RuntimeError:  # the system has no thread to give
+            resources.give_up()
+            raise
+        self._resources.parts = 2
         self._aside = _Aside(request=request, rebuilt=rebuilt, stop=end)
         if self._wake is not None:
             rebuilt.add_done_callback(partial(_call, self._wake))

@@ -109,13 +109,14 @@ class Assembler:
                 if self._catalogs.describe(message, self._commit_lsn or 0):
                     self.announce_catalog()
 
-    def take_all(self, messages: Sequence[bytes]) -> None:
-        """Take in *messages*, those of `ReplicationConnection.read_more`, as `take` would one by one.
+    def take_all(self, messages: Sequence[bytes]) -> Sequence[bytes]:
+        """Take in *messages*, those of `ReplicationConnection.read_more`, as `take` would one by one, up to
+        the end of a file; return those that are left.
 
         Row changes that follow one another in a transaction go together where they are as expected.
         """
-        taken = 0
-        while taken < len(messages):
+        taken, head = 0, self.head
+        while taken < len(messages) and self.head is head:
             # Changes of a transaction that is in the chain already get no lines.
             forms = self._forms.of(messages, taken) if self._lines is not None else []
             if self._lines is not None and len(forms) >= _LEAST_RUN:
@@ -129,6 +130,7 @@ class Assembler:
             for message in messages[taken : taken + max(len(forms), 1)]:
                 self.take(opened(message))
                 taken += 1
+        return messages[taken:]
 
     def locate(self, error: UnreadableChangeError) -> UnreadableChangeError:
         """Return *error* with the transaction that is being received, and with its table where that is sure.

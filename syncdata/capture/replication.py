@@ -145,6 +145,11 @@ class ReplicationConnection:
             self._error = error
         return messages
 
+    @property
+    def is_sound(self) -> bool:
+        """False once an error has ended `read_more`."""
+        return self._error is None
+
     def require_sound(self) -> None:
         """Raise the error that ended `read_more`, if there was one; `read` does, too."""
         if self._error is not None:

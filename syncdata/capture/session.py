@@ -11,7 +11,7 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from syncdata.capture.assembler import Assembler
@@ -78,6 +78,7 @@ class ReplicationSession:
         self._catalogs = catalogs
         self._files = Assembler(settings, chain, uploader.submit, clock, catalogs, held_lsn=held_lsn)
         self._feedback_due_s = self._head_due_s = 0.0
+        self._arrived: Sequence[bytes] = ()  # messages that were read, and wait to be taken in
         self._stopping_since_s: float | None = None
         self._is_asked = False  # by a server that wants to shut down
 
@@ -219,19 +220,24 @@ class ReplicationSession:
 
     def _read_burst(self) -> bool:
         """Read what has arrived, up to some limit; return whether there may be more."""
-        # Looked at once a burst: the files that a burst finishes are on the disk, not in memory.
         if self._uploader.waiting >= MOST_WAITING:
             return False
-        message = self._replication.read()
-        if message is None:
-            return False
-        if isinstance(message, Keepalive):
-            self._note_keepalive(message)
-        else:
+        if not self._arrived:
+            message = self._replication.read()
+            if message is None:
+                return False
+            if isinstance(message, Keepalive):
+                self._note_keepalive(message)
+                return True
             self._files.take(message)
-            self._files.take_all(self._replication.read_more())
-            # At once: what is done between two bursts would meet the same error in other words.
-            self._replication.require_sound()
+            self._arrived = self._replication.read_more()
+        while self._arrived:
+            # Test: test_while_the_archive_refuses_only_some_files_wait.
+            if self._uploader.waiting >= MOST_WAITING and self._replication.is_sound:
+                return True
+            self._arrived = self._files.take_all(self._arrived)
+        # At once: what is done between two bursts would meet the same error in other words.
+        self._replication.require_sound()
         return True
 
     def _note_keepalive(self, keepalive: Keepalive) -> None:

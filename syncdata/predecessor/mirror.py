@@ -95,7 +95,8 @@ class StateFileMirror:
 
         Raises StateSaveError, or WhitelistListError when the database cannot be read.
         """
-        is_fresh = now - self._saved_at < _SAVED_AGAIN_AFTER
+        # abs: the clock may have gone back.
+        is_fresh = abs(now - self._saved_at) < _SAVED_AGAIN_AFTER
         with errors_as(WhitelistListError, "the whitelist cannot be read"):
             versions = read_versions(connection)
             if is_fresh and versions == self._versions and self._path.exists():

@@ -6,6 +6,7 @@ import errno
 import platform
 import shutil
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,16 @@ def test_a_daemon_at_rest_waits_once_until_the_next_cycle(
         service.run_loop(interval_s=600, stop=stop)
     (timeout_s,) = waits
     assert timeout_s > 500
+
+
+def test_a_wait_may_be_as_long_as_an_interval_may_be(users: World) -> None:
+    """A year has more milliseconds than the system takes."""
+    with users.connect() as connection, closing(Wake()) as wake:
+        listener = Listener(connection)
+        listener.take_notice()
+        wake.call()
+        listener.wait(365 * 24 * 3600, wake)
+        assert wake.take()
 
 
 @pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EMFILE, errno.ENFILE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from syncdata.apply.position import START
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.run import Run
 from syncdata.apply.state.checkpoints import TableCheckpoint, open_checkpoints
 from syncdata.apply.state.kept import KeptCheckpoints
 from syncdata.changes.names import TableName
-from syncdata.predecessor.statefile import STATE_FILE_NAME
+from syncdata.predecessor.mirror import StateFileMirror
+from syncdata.predecessor.statefile import STATE_FILE_NAME, load_state
 from syncdata.service import SyncDataService
 from tests import catalogs
 from tests.framed import Writer
@@ -190,6 +193,21 @@ def test_the_state_file_is_written_when_something_has_changed(world: World) -> N
         path.unlink()
         run.cycle(stop)
         assert SECOND in path.read_text()
+
+
+def test_the_state_file_is_written_when_the_clock_has_gone_back(world: World) -> None:
+    """The time of its last cycle would lie in the future for long."""
+    many_tables(world, 1)
+    world.write(FIRST, [insert("item_0", id=1)])
+    world.sync()
+    mirror, path = StateFileMirror(world.state_dir), world.state_dir / STATE_FILE_NAME
+    noon = dt.datetime(2026, 2, 5, 12, tzinfo=dt.UTC)
+    with world.connect() as connection:
+        for now in (noon, noon - dt.timedelta(hours=1)):
+            mirror.save(connection, START, now=now)
+            state = load_state(path)
+            assert state is not None
+            assert state.last_sync_cycle == now
 
 
 def test_what_production_publishes_is_not_written_again_with_each_file(world: World) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -291,6 +292,19 @@ def test_a_daemon_that_lost_its_lock_says_nothing_of_a_request_that_another_has_
         assert outcome(bags, request) == ("done", "1 records", None)
 
 
+def test_a_daemon_that_lost_its_lock_says_nothing_of_a_request_that_another_has_put_back(bags: World) -> None:
+    request = ask(bags, "resync", "bag")
+    with bags.connect() as connection:
+        first = queue.take(connection)
+        second = queue.take(connection)
+        assert first is not None
+        assert second is not None
+        queue.put_back(connection, second)
+        queue.fail(connection, first, RequestError("it failed", hint=""))
+        assert outcome(bags, request) == ("waiting", "", None)
+        assert queue.take(connection) == second
+
+
 def test_a_checkpoint_that_is_replaced_meanwhile_is_locked_all_the_same(bags: World) -> None:
     """Two rebuilds of a table end at the same time."""
     table = TableName("public", "bag")
@@ -323,6 +337,33 @@ def test_a_server_without_room_for_another_session_has_resyncs_between_cycles(
         request = ask(bags, "resync", "bag")
         wait_until(lambda: is_over(bags, request))
     assert outcome(bags, request) == ("done", "1 records", None)
+
+
+def test_a_resync_for_which_there_is_no_thread_leaves_the_cycles_their_limits_and_no_session(
+    bags: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    made: list[Limits] = []
+    context = Resources.context
+
+    def note(self: Resources, stop: threading.Event) -> Any:
+        made.append(context(self, stop).limits)
+        return context(self, stop)
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Resources, "context", note)
+    with daemon(bags):
+        before = bags.value(sessions)
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadPoolExecutor, "submit", refuse)
+            request = ask(bags, "resync", "bag")
+            wait_until(lambda: is_over(bags, request))
+        write_more(bags)
+        wait_until(lambda: bags.value(sessions) == before)
+    assert outcome(bags, request)[0] == "failed"
+    assert len(set(made)) == 1
 
 
 # Beside the cycles

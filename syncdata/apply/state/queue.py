@@ -27,6 +27,8 @@ _CYCLE = "cycle"  # what a notification says that announces no request
 MOST_ATTEMPTS = 3
 # Requests that are over are dropped after this time; the audit log keeps what was done.
 _KEEP = "interval '90 days'"
+# The system counts a wait in milliseconds, of which it takes 25 days; an interval may be a year.
+_LONGEST_WAIT_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +119,11 @@ def put_back(connection: Connection[Any], request: Request) -> None:
 def _update(
     connection: Connection[Any], request: Request, changes: LiteralString, **parameters: object
 ) -> None:
-    """Note *changes* of *request*, unless it has been taken again since."""
+    """Note *changes* of *request*, unless it has been taken again since; or put back, too, which makes its
+    attempts fewer again."""
     connection.execute(
-        f"UPDATE data_sync_requests SET {changes} WHERE id = %(id)s AND attempts = %(attempts)s",
+        f"UPDATE data_sync_requests SET {changes}"
+        " WHERE id = %(id)s AND attempts = %(attempts)s AND state = 'running'",
         {"id": request.id, "attempts": request.attempts, **parameters},
     )
 
@@ -157,7 +161,8 @@ class Listener:
         return self._has_requests
 
     def wait(self, timeout_s: float, *wakes: Wake) -> None:
-        """Wait until the server sends something, or until one of *wakes* is called, at most *timeout_s*.
+        """Wait until the server sends something, or until one of *wakes* is called, at most *timeout_s*, or a
+        day.
 
         Raises psycopg.Error when the server has gone.
         """
@@ -168,7 +173,7 @@ class Listener:
         for wake in wakes:
             poller.register(wake, POLLIN)
         # One that ends a moment early would be followed by others of no length.
-        ready = poller.poll(math.ceil(timeout_s * 1000))
+        ready = poller.poll(math.ceil(min(timeout_s, _LONGEST_WAIT_S) * 1000))
         if any(descriptor == self._connection.fileno() for descriptor, _ in ready):
             self._connection.execute("SELECT")
 
