@@ -181,6 +181,7 @@ class Pass:
         positions = {checkpoint.table: checkpoint.position for checkpoint in self.sink.checkpoints()}
 
         def load(hand: Hand, table: TableName) -> Beginning:
+            hand.sink.begin_file(snapshots.keys())  # A new hand looks them up together.
             start = positions.get(table, START)
             return begin(hand.context, hand.sink, table, snapshots[table], start=start)
 
