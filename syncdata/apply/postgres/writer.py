@@ -139,8 +139,8 @@ class RowWriter:
             return replace(plan.counts, missing=plan.counts.missing + missing)
 
     def copy_new(self, plan: TablePlan) -> Counts:
-        """COPY the rows of *plan*, which has only inserts, into a table without guards, by a statement that is
-        a transaction of its own. Raises psycopg.Error, with nothing done."""
+        """COPY the rows of *plan*, which has only inserts, into a table without guards, by a statement
+        that is a transaction of its own. Raises psycopg.Error, with nothing done."""
         ((shape, rows),) = plan.writes.items()
         names = [sql.Identifier(name) for name in shape.columns]
         copied = self._staging.copy(TargetNames(plan.schema).relation, names, rows)
