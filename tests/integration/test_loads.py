@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -274,6 +275,29 @@ def test_as_many_tables_are_loaded_at_once_as_there_are_jobs(world: World, sourc
         assert world.rows(f"SELECT count(*), max(id) FROM {name}") == [(41, 1000)]
         assert world.checkpoint(name)[:3] == (file_name(1), 8, "active")
     assert world.value("SELECT sum(records_synced) FROM data_sync_runs") == 8 * 41
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_new_tables_begin_together_however_short_the_interval_is(
+    world: World, source: Writer, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """The time of the cycle is up before they begin."""
+    monkeypatch.setattr(bootstrap, "_LEAST_LOADING_S", 600.0)
+    names = [f"t{n}" for n in range(8)]
+    with_snapshots(world, source, names)
+    world.options["jobs"] = jobs
+    with world.service() as service, service._worker.running(1) as run:
+        run.cycle(threading.Event(), deadline=time.monotonic())
+    assert [world.checkpoint(name)[:3] for name in names] == [(file_name(1), 8, "active")] * 8
+
+
+@pytest.mark.parametrize(
+    ("deadline", "now_s", "until_s"), [(None, 50, None), (41, 40.5, 45.5), (100, 60, 100), (41, 60, 80)]
+)
+def test_new_tables_have_as_long_as_the_others(
+    deadline: float | None, now_s: float, until_s: float | None
+) -> None:
+    assert bootstrap.loading_deadline(deadline, started_s=40, now_s=now_s) == until_s
 
 
 def test_a_bad_table_keeps_none_of_those_loaded_beside_it(world: World, source: Writer) -> None:
