@@ -185,7 +185,6 @@ class Pass:
         positions = {checkpoint.table: checkpoint.position for checkpoint in self.sink.checkpoints()}
 
         def load(hand: Hand, table: TableName) -> Beginning:
-            hand.sink.begin_file(snapshots.keys())  # A new hand looks them up together.
             start = positions.get(table, START)
             return begin(hand.context, hand.sink, table, snapshots[table], start=start)
 
@@ -276,7 +275,7 @@ class Pass:
 
 
 def loading_deadline(deadline: float | None, *, started_s: float, now_s: float) -> float | None:
-    """Return until when new tables may begin in a pass that began at *started_s* and is to end at *deadline*, if
+    """Return until when new tables may begin in a pass that began at *started_s* and ends at *deadline*, if
     ever. The first of them begins at *now_s*. All are monotonic seconds.
 
     They have as long as the pass has taken so far, and at least some seconds. Tests:

@@ -10,7 +10,8 @@ import pytest
 
 from syncdata.apply import bootstrap
 from syncdata.apply.load import load_newest
-from syncdata.apply.postgres import shadow
+from syncdata.apply.postgres import definitions, shadow
+from syncdata.apply.postgres.catalog import read_schemas
 from syncdata.apply.postgres.shadow import ShadowTarget
 from syncdata.apply.progress import NoProgress
 from syncdata.connections import AliasSession
@@ -298,6 +299,27 @@ def test_new_tables_have_as_long_as_the_others(
     deadline: float | None, now_s: float, until_s: float | None
 ) -> None:
     assert bootstrap.loading_deadline(deadline, started_s=40, now_s=now_s) == until_s
+
+
+def test_tables_that_are_loaded_at_once_are_looked_up_once(
+    world: World, source: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"t{n}" for n in range(8)]
+    with_snapshots(world, source, names)
+    world.options["jobs"] = 3
+    looked_up: list[int] = []
+
+    def counting(connection: Any, tables: Any) -> Any:
+        looked_up.append(len(tables))
+        return read_schemas(connection, tables)
+
+    monkeypatch.setattr(definitions, "read_schemas", counting)
+    assert world.sync().errors == ()
+    assert looked_up == [8]
+    looked_up.clear()
+    with world.service() as service:
+        service.resync_tables(names)
+    assert looked_up == [8]
 
 
 def test_a_bad_table_keeps_none_of_those_loaded_beside_it(world: World, source: Writer) -> None:
