@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 _AHEAD = dt.timedelta(seconds=5)
 # When a rebuild from the same snapshot is tried again: what kept it, such as a lock, may have gone.
 _TRY_AGAIN_S = 3600.0
+# How long new tables may be begun in a pass, even where that leaves the others behind the interval. They go
+# on from their snapshots together: with few of them a pass, the same change files are read again and again.
+_LEAST_LOADING_S = 5.0
 
 
 class RequestedError(Exception):
@@ -50,11 +53,11 @@ class RequestedError(Exception):
 class Pass:
     """One pass over all whitelisted tables into *sink*; *result* grows as it commits.
 
-    *watch* makes the watcher of each cycle's progress. *is_called* tells whether a request waits. *jobs*: how
-    many tables are loaded at once, all but one by hands of *open_hand*. *deadline*: monotonic seconds after
-    which new tables and those behind wait for the next pass. *tried*: by table, the newest snapshot when it
-    was rebuilt for lacking rows, and the monotonic seconds then; the run keeps it, and waits for another
-    snapshot, or for an hour.
+    *watch* makes the watcher of each cycle's progress. *is_called* tells whether a request waits. *jobs*:
+    how many tables are loaded at once, all but one by hands of *open_hand*. *deadline*: monotonic seconds
+    after which tables behind wait for the next pass, and new ones, too, when they have had their share.
+    *tried*: by table, the newest snapshot when it was rebuilt for lacking rows, and the monotonic seconds
+    then; the run keeps it, and waits for another snapshot, or for an hour.
     """
 
     context: Context
@@ -65,6 +68,7 @@ class Pass:
     open_hand: OpenHand
     jobs: int = 1
     deadline: float | None = None
+    started_s: float = field(default_factory=time.monotonic)
     tried: dict[TableName, tuple[str, float]] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -206,11 +210,10 @@ class Pass:
         """
         own = Hand(context=self.context, sink=self.sink)
         left = set(tables)
+        deadline = loading_deadline(self.deadline, started_s=self.started_s, now_s=time.monotonic())
 
         def may_begin() -> bool:
-            is_late = (
-                len(left) < len(tables) and self.deadline is not None and time.monotonic() > self.deadline
-            )
+            is_late = len(left) < len(tables) and deadline is not None and time.monotonic() > deadline
             return not (is_late or self.context.stop.is_set() or self.is_called())
 
         try:
@@ -269,6 +272,16 @@ class Pass:
 
     def _checkpoints(self) -> list[TableCheckpoint]:
         return [checkpoint for checkpoint in self.sink.checkpoints() if not checkpoint.is_paused]
+
+
+def loading_deadline(deadline: float | None, *, started_s: float, now_s: float) -> float | None:
+    """Return until when new tables may begin in a pass that began at *started_s* and ends at *deadline*, if
+    ever. The first of them begins at *now_s*. All are monotonic seconds.
+
+    They have as long as the pass has taken so far, and at least some seconds. Tests:
+    test_new_tables_have_as_long_as_the_others, test_new_tables_begin_together_however_short_the_interval_is.
+    """
+    return None if deadline is None else max(deadline, now_s + max(_LEAST_LOADING_S, now_s - started_s))
 
 
 def is_healed_by_snapshot(checkpoint: TableCheckpoint) -> bool:

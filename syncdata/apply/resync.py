@@ -69,6 +69,7 @@ def resync(
         # A whitelisted table has a checkpoint from now on, whatever happens.
         paused = {checkpoint.table for checkpoint in sink.checkpoints() if checkpoint.is_paused}
         snapshots = find_snapshots(context.archive, tables, stop=context.stop)
+        sink.begin_file(tables)
         with ExitStack() as opened:
             begun = []
             for table in tables:

@@ -241,7 +241,10 @@ class Run:
         """Lend a hand, with a session and an archive of its own, that counts for this run."""
         resources = self._resources.another()
         try:
-            yield Hand(context=resources.context(stop), sink=resources.open_sink(run_id=self.id))
+            sink = resources.open_sink(run_id=self.id)
+            if self._sink is not None:
+                sink.learn_from(self._sink)
+            yield Hand(context=resources.context(stop), sink=sink)
         finally:
             resources.give_up()
 

@@ -193,6 +193,11 @@ class DaemonSink(Sink[P], Protocol[P]):
         """Tell whether the sink works on *connection*; if not, its own was lost, and the sink is replaced."""
         ...
 
+    def learn_from(self, other: DaemonSink[P]) -> None:
+        """Take over what *other*, a sink of the same kind, has looked up of the tables. It may be at work in
+        another thread."""
+        ...
+
     def checkpoints(self) -> list[TableCheckpoint]:
         """Return the checkpoint of every whitelisted table, paused ones too, new ones at the beginning."""
         ...

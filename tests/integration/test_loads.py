@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from syncdata.apply import bootstrap
 from syncdata.apply.load import load_newest
-from syncdata.apply.postgres import shadow
+from syncdata.apply.postgres import definitions, shadow
+from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.shadow import ShadowTarget
 from syncdata.apply.progress import NoProgress
 from syncdata.connections import AliasSession
 from syncdata.errors import ServiceInitError, SyncError
 from syncdata.service import SyncResult
 from tests.framed import Writer, file_name
+from tests.integration.test_fallback import counted
+from tests.integration.test_round_trips import trips
 from tests.world import World, insert, update
 
 
@@ -133,6 +138,76 @@ def test_a_table_that_cannot_be_resynced_stops_none_of_those_beside_it(world: Wo
     assert world.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'syncdata_rebuild%'") == 0
 
 
+def test_a_resync_leaves_rows_that_do_not_differ_where_they_are(world: World, source: Writer) -> None:
+    """Each of the others differs in its own way; some are equal to PostgreSQL, and yet not the same."""
+    world.execute(
+        "CREATE TABLE t (a int, b text, n numeric, j json, l int DEFAULT 7, PRIMARY KEY (a, b))",
+        "CREATE INDEX ON t (n)",
+        "CREATE UNIQUE INDEX ON t (l) WHERE l <> 7",
+    )
+    world.whitelist("t")
+    rows: list[dict[str, Any]] = [
+        {"a": a, "b": "x", "n": "1.0", "j": '{"v": 1}' if a else None} for a in range(9)
+    ]
+    source.snapshot(1, "t", 5, rows, prev=None)
+    source.changes(1, [(6, [insert("t", a=9, b="y", n="2.0", j=None)])])
+    assert world.sync().errors == ()
+    before = dict(world.rows("SELECT a, t.ctid::text || t.xmin FROM t"))
+    world.execute(
+        "UPDATE t SET n = 1.00 WHERE a = 1",
+        "UPDATE t SET j = '{ \"v\": 1}' WHERE a = 2",
+        "UPDATE t SET j = '{}' WHERE a = 0",
+        "UPDATE t SET l = NULL WHERE a = 3",
+        "UPDATE t SET l = 8 WHERE a = 4",
+        "UPDATE t SET b = 'X' WHERE a = 5",
+        "DELETE FROM t WHERE a = 6",
+        "INSERT INTO t VALUES (100, 'local')",
+    )
+    with world.service() as service:
+        service.resync("t")
+    assert world.rows("SELECT a, b, n::text, j::text, l FROM t ORDER BY a") == [
+        *((a, "x", "1.0", '{"v": 1}' if a else None, 7) for a in range(9)),
+        (9, "y", "2.0", None, 7),
+    ]
+    after = dict(world.rows("SELECT a, t.ctid::text || t.xmin FROM t"))
+    assert {a for a in after if after[a] == before[a]} == {7, 8, 9}
+
+
+def test_a_snapshots_batch_is_one_statement(
+    world: World, source: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.options["batch_records"] = 10
+    with_snapshots(world, source, ["t"])
+    apply, costs = ShadowTarget.apply, []
+
+    def counting(target: ShadowTarget, *arguments: Any) -> Any:
+        with counted(target._connection) as cost:
+            outcome = apply(target, *arguments)
+        costs.append(cost.statements)
+        return outcome
+
+    monkeypatch.setattr(ShadowTarget, "apply", counting)
+    assert world.sync().errors == ()
+    assert costs == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_table_more_is_loaded_in_a_few_round_trips(world: World, source: Writer, again: bool) -> None:
+    """Its catalog is read together with that of the others."""
+    costs = []
+    for names in (["a"], [f"t{n}" for n in range(8)]):
+        with_snapshots(world, source, names)
+        world.options["jobs"] = 1
+        if again:
+            world.sync()
+        with world.service() as service, counted(service._worker._resources.connect()) as cost:
+            outcomes = service.resync_tables(names) if again else {"": service.run_once()}
+        assert all(isinstance(outcome, SyncResult) for outcome in outcomes.values())
+        costs.append(trips(cost))
+    # In a resync the change file behind the snapshot is applied to each table by itself.
+    assert (costs[1] - costs[0]) / 7 <= (33 if again else 26)
+
+
 def test_only_the_exchange_of_a_loaded_tables_rows_waits_for_the_disk(
     world: World, source: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +276,50 @@ def test_as_many_tables_are_loaded_at_once_as_there_are_jobs(world: World, sourc
         assert world.rows(f"SELECT count(*), max(id) FROM {name}") == [(41, 1000)]
         assert world.checkpoint(name)[:3] == (file_name(1), 8, "active")
     assert world.value("SELECT sum(records_synced) FROM data_sync_runs") == 8 * 41
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_new_tables_begin_together_however_short_the_interval_is(
+    world: World, source: Writer, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """The time of the cycle is up before they begin."""
+    monkeypatch.setattr(bootstrap, "_LEAST_LOADING_S", 600.0)
+    names = [f"t{n}" for n in range(8)]
+    with_snapshots(world, source, names)
+    world.options["jobs"] = jobs
+    with world.service() as service, service._worker.running(1) as run:
+        run.cycle(threading.Event(), deadline=time.monotonic())
+    assert [world.checkpoint(name)[:3] for name in names] == [(file_name(1), 8, "active")] * 8
+
+
+@pytest.mark.parametrize(
+    ("deadline", "now_s", "until_s"), [(None, 50, None), (41, 40.5, 45.5), (100, 60, 100), (41, 60, 80)]
+)
+def test_new_tables_have_as_long_as_the_others(
+    deadline: float | None, now_s: float, until_s: float | None
+) -> None:
+    assert bootstrap.loading_deadline(deadline, started_s=40, now_s=now_s) == until_s
+
+
+def test_tables_that_are_loaded_at_once_are_looked_up_once(
+    world: World, source: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"t{n}" for n in range(8)]
+    with_snapshots(world, source, names)
+    world.options["jobs"] = 3
+    looked_up: list[int] = []
+
+    def counting(connection: Any, tables: Any) -> Any:
+        looked_up.append(len(tables))
+        return read_schemas(connection, tables)
+
+    monkeypatch.setattr(definitions, "read_schemas", counting)
+    assert world.sync().errors == ()
+    assert looked_up == [8]
+    looked_up.clear()
+    with world.service() as service:
+        service.resync_tables(names)
+    assert looked_up == [8]
 
 
 def test_a_bad_table_keeps_none_of_those_loaded_beside_it(world: World, source: Writer) -> None:

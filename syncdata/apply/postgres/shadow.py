@@ -3,7 +3,7 @@
 A snapshot's rows come before the temporary table's indexes. Rows that these would not have let in are found
 when they are made; then the snapshot is loaded once more, now with the indexes in place.
 
-The temporary table vanishes with the connection. In the end the old rows are deleted and the new ones
+The temporary table vanishes with the connection. In the end old rows that differ are deleted and new ones
 inserted. Renaming the temporary table instead would lose the table's oid, rights, views and foreign keys;
 truncating the old one would show readers with an older database snapshot an empty table. Test:
 test_readers_never_see_a_half_built_table_during_a_resync. Knows snapshots and batches; knows nothing of which
@@ -34,6 +34,7 @@ from syncdata.apply.position import Advance, Position
 from syncdata.apply.postgres.connection import (
     constraint_error,
     do_not_wait_for_disk,
+    in_one_trip,
     is_servers_fault,
     kind_of,
     limit_lock_waits,
@@ -59,8 +60,8 @@ from syncdata.apply.state.checkpoints import (
     reset_checkpoints,
 )
 from syncdata.apply.state.holds import add_mark, mark_paused
-from syncdata.apply.state.marks import unlogged
-from syncdata.apply.state.published import Known, after_truncate, keep_known, look, read_known, suspicion
+from syncdata.apply.state.marks import partial, unlogged
+from syncdata.apply.state.published import Known, after_truncate, keep_known, look, suspicion
 from syncdata.apply.state.runs import add_to_run
 from syncdata.changes.filenames import is_change_file
 from syncdata.changes.names import TableName
@@ -138,11 +139,12 @@ class ShadowTarget:
         self._known = Known(is_rebuild=True)
         self._looked_under: str | None = None
         self._newest = Effect()
+        self._may_copy = True  # as long as no two rows of the snapshot were found to have one key
         self.is_exchanged = False
         _drop(connection, shadow)
         # INCLUDING IDENTITY: an identity column that production lacks gets its values here. Test:
         # test_a_first_load_fills_columns_that_production_lacks.
-        with self._waiting(), connection.transaction():
+        with self._waiting(), connection.transaction(), in_one_trip(connection):
             do_not_wait_for_disk(connection)  # No crash leaves anything of it that would have to be there.
             limit_lock_waits(connection, _WAIT_S)
             connection.execute(
@@ -199,20 +201,29 @@ class ShadowTarget:
             except (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation):
                 self.restart()
                 self._make_unique_indexes()
+                self._may_copy = False
                 return False
             return True
 
     def _make_unique_indexes(self) -> None:
-        with self._connection.transaction():
+        with self._connection.transaction(), in_one_trip(self._connection):
             do_not_wait_for_disk(self._connection)
             for statement in self._missing.unique:
                 self._connection.execute(statement)
         self._missing = replace(self._missing, unique=())
 
+    def _are_new(self, plan: TablePlan | SyncError, file: BatchFile) -> bool:
+        """Tell whether *plan* holds rows of a snapshot that no other one can have been before."""
+        return (
+            isinstance(plan, TablePlan)
+            and plan.only_inserts
+            and not is_change_file(file.name)
+            and not self._schema.is_key_deferrable
+        )
+
     def _make_indexes_for(self, share: TableShare, file: BatchFile) -> None:
         """Make the indexes that *share* needs to be applied. New rows of a snapshot need none."""
-        are_new = isinstance(share.plan, TablePlan) and share.plan.only_inserts
-        if are_new and not is_change_file(file.name) and not self._schema.is_key_deferrable:
+        if self._are_new(share.plan, file):
             return
         if self._missing.unique:
             self._make_unique_indexes()
@@ -262,6 +273,10 @@ class ShadowTarget:
         self._look(prepared.batch)
         if not prepared.shares:
             return outcome
+        if (counts := self._copy_new(prepared)) is not None:
+            outcome.counts[self._schema.name] = counts
+            self._newest = effect_of(prepared.shares[self._schema.name], counts)
+            return outcome
         with self._translated(), self._connection.transaction():
             self._writer.begin()
             for table, share in prepared.shares.items():
@@ -276,6 +291,23 @@ class ShadowTarget:
                 if outcome.counts[table].truncated:
                     self._known = after_truncate(self._known, last_truncate(share))
         return outcome
+
+    def _copy_new(self, prepared: PreparedBatch) -> Counts | None:
+        """COPY the rows of a snapshot, by this one statement alone; return their counts.
+
+        None, with nothing done, where it is another batch, or the server refuses a row: the way that finds
+        the row needs a transaction. Test: test_a_snapshots_batch_is_one_statement.
+        """
+        plan = prepared.shares[self._schema.name].plan
+        if not self._may_copy or not isinstance(plan, TablePlan) or not self._are_new(plan, prepared.file):
+            return None
+        with self._translated():
+            try:
+                return self._writer.copy_new(plan)
+            except psycopg.Error as error:
+                if is_servers_fault(error):
+                    raise
+                return None
 
     def _look(self, batch: Batch) -> None:
         """Look at the table under the catalog of *batch*; a snapshot's is what its rows agree with.
@@ -324,8 +356,9 @@ class ShadowTarget:
                 is_paused = self._lock_checkpoint().is_paused and not self._purpose.ends_pause
             else:
                 require_position(self._connection, {live.name: only_from.commit_lsn}, only_from)
-            self._writer.begin()
-            limit_lock_waits(self._connection, _WAIT_S)
+            with in_one_trip(self._connection):
+                self._writer.begin()
+                limit_lock_waits(self._connection, _WAIT_S)
             exchange(self._writer.cursor, live, self._schema, is_silent=self._writer.is_silent)
             self._require_as_begun(live)
             advance_sequences(self._writer.cursor, live)
@@ -339,27 +372,27 @@ class ShadowTarget:
                 local_oid=live.oid,
                 newest=self._newest,
             )
-            if is_paused:
-                mark_paused(self._connection, [live.name])
-            marks = read_known(self._connection, [live.name])[live.name].marks
-            marks = tuple(dict.fromkeys([*marks, *self._known.marks]))
-            keep_known(self._connection, {live.name: replace(self._known, marks=marks)})
-            if self._unlogged_part:
-                add_mark(self._connection, live.name, unlogged(live.name, self._unlogged_part))
-            log_action(
-                self._connection,
-                live.name,
-                action=self._purpose.action,
-                reference=reference,
-                now=now,
-                counts=counts,
-                duration_ms=duration_ms,
-                requested_by=self._purpose.requested_by,
-            )
-            if self._run_id is not None:
-                add_to_run(self._connection, self._run_id, records=counts.records)
-            # By itself it would wait for the disk once more, as whatever removes files does.
-            _drop(self._connection, self._schema.written_to)
+            marks = tuple(dict.fromkeys([*(() if is_whole else (partial(live.name),)), *self._known.marks]))
+            with in_one_trip(self._connection):
+                if is_paused:
+                    mark_paused(self._connection, [live.name])
+                keep_known(self._connection, {live.name: replace(self._known, marks=marks)})
+                if self._unlogged_part:
+                    add_mark(self._connection, live.name, unlogged(live.name, self._unlogged_part))
+                log_action(
+                    self._connection,
+                    live.name,
+                    action=self._purpose.action,
+                    reference=reference,
+                    now=now,
+                    counts=counts,
+                    duration_ms=duration_ms,
+                    requested_by=self._purpose.requested_by,
+                )
+                if self._run_id is not None:
+                    add_to_run(self._connection, self._run_id, records=counts.records)
+                # By itself it would wait for the disk once more, as whatever removes files does.
+                _drop(self._connection, self._schema.written_to)
         self.is_exchanged = True
 
     def _lock_checkpoint(self) -> TableCheckpoint:

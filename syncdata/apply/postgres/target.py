@@ -132,6 +132,10 @@ class Target:
     def is_on(self, connection: Connection[Any]) -> bool:
         return self._connection is connection
 
+    def learn_from(self, other: Any) -> None:
+        if isinstance(other, Target):
+            self._definitions.learn_from(other._definitions)
+
     def checkpoints(self) -> list[TableCheckpoint]:
         with translated_errors(), self._connection.transaction():
             return self._kept.read()

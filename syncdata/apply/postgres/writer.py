@@ -139,6 +139,15 @@ class RowWriter:
                 raise ReplayNeededError
             return replace(plan.counts, missing=plan.counts.missing + missing)
 
+    def copy_new(self, plan: TablePlan) -> Counts:
+        """COPY the rows of *plan*, which has only inserts, into a table without guards, by a statement that
+        is a transaction of its own. Raises psycopg.Error, with nothing done."""
+        ((shape, rows),) = plan.writes.items()
+        names = [sql.Identifier(name) for name in shape.columns]
+        copied = self.staging.copy(TargetNames(plan.schema).relation, names, rows)
+        require_copied(plan.schema, "INSERT", found=len(rows), changed=copied, is_silent=True)
+        return replace(plan.counts)
+
     def write_in_turn(self, plans: Sequence[TablePlan]) -> Counts:
         """Write *plans* of one table one after the other, in one round trip; return what they did.
 

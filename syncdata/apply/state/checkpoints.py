@@ -345,16 +345,14 @@ def reset_checkpoints(
             )
             if position != START:
                 values |= _newest_of(cursor.fetchone() or {}, newest or Effect())
+            columns = [sql.Identifier(name) for name in values]
+            entries: list[sql.Composable] = [sql.Placeholder(name) for name in values]
             if local_oid is not None:
-                home = cursor.execute(
-                    "SELECT 'data_sync_checkpoints'::regclass::oid::bigint AS oid"
-                ).fetchone()
-                assert home is not None
-                values |= {"local_oid": local_oid, "home_oid": home["oid"]}
+                columns += [sql.Identifier("local_oid"), sql.Identifier("home_oid")]
+                entries += [sql.Literal(local_oid), sql.SQL("'data_sync_checkpoints'::regclass::oid::bigint")]
             cursor.execute(
                 sql.SQL("INSERT INTO data_sync_checkpoints ({}) VALUES ({})").format(
-                    sql.SQL(", ").join(map(sql.Identifier, values)),
-                    sql.SQL(", ").join(map(sql.Placeholder, values)),
+                    sql.SQL(", ").join(columns), sql.SQL(", ").join(entries)
                 ),
                 values,
             )
