@@ -198,10 +198,9 @@ class _Comparison:
         """Tell whether rows were written anew by other than VACUUM FULL, which keeps their xmin, and by
         other than a TRUNCATE, which leaves none that is as old as the new storage."""
         seen = self._seen
-        return (
-            self._has_older_rows(seen, self._xmin, None, "0") is not True
-            and self._has_older_rows(seen, seen.stored_by, None, _ANY_STEP) is not False
-        )
+        return self._has_older_rows(
+            seen, self._xmin, None, "0"
+        ) is not True and self._may_have_rows_of_its_making(seen)
 
     def _is_filled(self, column: SeenColumn) -> bool:
         if self._known is None or column.generated:
@@ -218,14 +217,26 @@ class _Comparison:
         return may_be and self._has_older_rows(self._seen, column.changed, None, _ANY_STEP) is not False
 
     def _was_written_anew(self, *, has_default: bool) -> bool:
-        """Tell whether the rows may have been written anew since the last look, by other than VACUUM FULL."""
+        """Tell whether the rows may have been written anew since the last look, by other than VACUUM FULL and
+        TRUNCATE."""
         seen = self._seen
         parts: Sequence[SeenTable | SeenLeaf] = seen.leaves if seen.kind == "p" else (seen,)
         old = [self._storages.get(part.oid) for part in parts]
         if seen.kind == "r" and old == [None]:
             return has_default
-        changed = any(storage not in (None, part.storage) for part, storage in zip(parts, old, strict=True))
-        return changed and self._has_older_rows(seen, self._xmin, None, "0") is not True
+        changed = [
+            part for part, storage in zip(parts, old, strict=True) if storage not in (None, part.storage)
+        ]
+        return (
+            bool(changed)
+            and self._has_older_rows(seen, self._xmin, None, "0") is not True
+            and any(self._may_have_rows_of_its_making(part) for part in changed)
+        )
+
+    def _may_have_rows_of_its_making(self, part: SeenTable | SeenLeaf) -> bool:
+        """Tell whether the table or leaf may have rows as old as its storage. A TRUNCATE leaves none."""
+        leaf = part if isinstance(part, SeenLeaf) else None
+        return self._has_older_rows(self._seen, part.stored_by, leaf, _ANY_STEP) is not False
 
     def _partition(self, leaf: SeenLeaf) -> Partition:
         old = None

@@ -40,6 +40,18 @@ SELECT oid::bigint AS oid, puballtables AS has_all_tables, pubviaroot AS is_via_
 FROM pg_publication p WHERE pubname = {publication}
 """
 
+# TRUNCATE and ALTER TABLE give a table's storage, its TOAST table's and its indexes' anew together, and a
+# later ALTER TABLE that only adds a column notes that with the table alone. So the oldest of their rows in
+# pg_class is as old as the storage, or newer, and nearest to it.
+# Test: test_a_column_that_came_after_a_truncate_and_new_rows_is_like_any_other.
+_STORED_BY: LiteralString = """(
+    SELECT k.xmin::text
+    FROM pg_class k
+    WHERE k.oid IN (
+        SELECT c.oid UNION ALL SELECT c.reltoastrelid
+        UNION ALL SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid)
+    ORDER BY age(k.xmin) DESC LIMIT 1)"""
+
 # Through the root, a partition counts as published only where none of its ancestors is; else the leaves do.
 _TABLES = """
 WITH RECURSIVE listed AS (
@@ -66,7 +78,7 @@ WITH RECURSIVE listed AS (
     SELECT b.oid FROM below b JOIN pg_class c ON c.oid = b.oid WHERE NOT {is_via_root} AND c.relkind = 'r'
 )
 SELECT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid, c.relkind::text AS kind,
-       c.relfilenode::bigint AS storage, c.xmin::text AS stored_by, c.relreplident::text AS identity,
+       c.relfilenode::bigint AS storage, {stored_by} AS stored_by, c.relreplident::text AS identity,
        coalesce(r.oid, 0)::bigint AS membership,
        to_jsonb(r) -> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered
 FROM published
@@ -143,7 +155,7 @@ WITH RECURSIVE below AS (
     FROM below b JOIN pg_inherits i ON i.inhparent = b.oid AND NOT i.inhdetachpending
 )
 SELECT below.root::bigint AS root, n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid,
-       c.relfilenode::bigint AS storage, c.xmin::text AS stored_by,
+       c.relfilenode::bigint AS storage, {stored_by} AS stored_by,
        below.attached::text AS attached, below.command::text AS command
 FROM below JOIN pg_class c ON c.oid = below.oid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind <> 'p' AND below.oid <> below.root
@@ -184,7 +196,7 @@ class SeenColumn(msgspec.Struct, frozen=True):
 
 class SeenLeaf(msgspec.Struct, frozen=True):
     """A leaf partition. ``attached`` and ``command``: the transaction and its step that attached it.
-    ``stored_by``: the transaction that gave it its storage, or has altered the relation since."""
+    ``stored_by``: the transaction that gave it its storage, or one that has altered all of it since."""
 
     schema: str
     name: str
@@ -346,13 +358,15 @@ class _Looking:
             schemas=_array(self._schemas(oid)),
             has_all_tables=publication["has_all_tables"],
             is_via_root=publication["is_via_root"],
+            stored_by=sql.SQL(_STORED_BY),
         )
         oids = _array(row["oid"] for row in rows)
         filtered = _array(row["oid"] for row in rows if row["is_filtered"])
         filters = self._by_oid(_FILTERS, filtered, publication=oid)
         columns = self._by_oid(_COLUMNS, oids, base=sql.SQL(_BASE), collation=sql.SQL(BLIND_COLLATION))
         keys = self._by_oid(_KEYS, oids)
-        leaves = self._by_oid(_LEAVES, _array(row["oid"] for row in rows if row["kind"] == "p"), by="root")
+        parted = _array(row["oid"] for row in rows if row["kind"] == "p")
+        leaves = self._by_oid(_LEAVES, parted, by="root", stored_by=sql.SQL(_STORED_BY))
         return tuple(
             _table(
                 row,

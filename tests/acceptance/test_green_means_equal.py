@@ -482,6 +482,10 @@ RIGHT = {
     ),
     "production writes its table anew": Way(there=("VACUUM FULL t",)),
     "production empties its table and fills it": Way(there=("TRUNCATE t", "INSERT INTO t VALUES (1, 'new')")),
+    "production refills its table and adds a column": Way(
+        there=("TRUNCATE t", "INSERT INTO t VALUES (1, 'new')", "ALTER TABLE t ADD n int"),
+        here=("ALTER TABLE t ADD n int",),
+    ),
     "production refills its table in one transaction": Way(
         there=("BEGIN; TRUNCATE t; INSERT INTO t VALUES (1, 'new'); COMMIT",),
     ),

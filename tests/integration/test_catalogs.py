@@ -333,6 +333,36 @@ def test_a_column_that_found_no_rows_is_like_any_other(source: Source, added: st
     assert source.archive().column("t", "c").filled is False
 
 
+DROPPED_DEFAULT = ("ADD c float8 DEFAULT random()", "ALTER c DROP DEFAULT, ADD d int")
+AFTER_A_TRUNCATE: dict[str, tuple[tuple[str, ...], bool]] = {
+    "plain": (("ADD c int",), False),
+    "plain_more": (("ADD c text", "ADD CHECK (c <> 'x')", "ADD UNIQUE (c)"), False),
+    "counted": (("ADD c bigserial",), True),
+    "dropped": (DROPPED_DEFAULT, True),
+    "dropped_more": ((*DROPPED_DEFAULT, "ADD UNIQUE (c)"), True),
+    "worked_out": (("ADD c int", "ALTER c TYPE text USING id::text"), True),
+}
+
+
+def test_a_column_that_came_after_a_truncate_and_new_rows_is_like_any_other(any_source: Source) -> None:
+    """The storage that the TRUNCATE has made is not taken for one that the column's default has made."""
+    source = any_source
+    for table in AFTER_A_TRUNCATE:
+        source.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, v text)")
+        source.publish(table)
+        source.execute(f"INSERT INTO {table} VALUES (1)")
+    source.archive()
+    before = {table: source.table(table).storage for table in AFTER_A_TRUNCATE}
+    for table, (changes, _) in AFTER_A_TRUNCATE.items():
+        source.execute(f"TRUNCATE {table}", f"INSERT INTO {table} VALUES (2)")
+        source.execute(*(f"ALTER TABLE {table} {change}" for change in changes))
+        source.execute(f"INSERT INTO {table} VALUES (3)", f"UPDATE {table} SET v = 'new' WHERE id = 3")
+    source.archive()
+    for table, (_, is_filled) in AFTER_A_TRUNCATE.items():
+        assert source.column(table, "c").filled is is_filled, table
+        assert (source.table(table).storage != before[table]) is is_filled, table
+
+
 def test_a_default_of_the_moment_that_a_migration_drops_again_is_told(any_source: Source) -> None:
     source = any_source
     source.execute("CREATE TABLE t (id int PRIMARY KEY)")

@@ -1,4 +1,4 @@
-"""What breaks: each fault is a block, broken while it runs and whole again afterwards."""
+"""What breaks: each fault is a block, broken while it runs and whole again after it, also after an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.proxy import Link
 
 Fault = Callable[[World, Random], AbstractContextManager[None]]
 FAULTS: dict[str, Fault] = {}
-_FRESH_S = 3.0
+_FRESH_S = 20.0
 # Steps of an archive on a disk of its own; ours is behind SFTP.
 _LOCAL_STEPS = {
     "before the archive has the bytes",
@@ -47,15 +47,19 @@ def _fault(function: Callable[[World, Random], Iterator[None]]) -> Fault:
 @_fault
 def daemon_killed(world: World, chance: Random) -> Iterator[None]:
     world.daemon.kill()
-    yield
-    world.daemon.ensure()
+    try:
+        yield
+    finally:
+        world.daemon.ensure()
 
 
 @_fault
 def archiver_killed(world: World, chance: Random) -> Iterator[None]:
     world.archiver.kill()
-    yield
-    world.archiver.ensure()
+    try:
+        yield
+    finally:
+        world.archiver.ensure()
 
 
 @_fault
@@ -75,23 +79,23 @@ def archiver_killed_at_a_step(world: World, chance: Random) -> Iterator[None]:
 def _killed_at(program: Program, step: str, passage: int) -> Iterator[None]:
     program.kill()
     program.start(dies_at=(step, passage))
-    yield
-    program.kill()  # unless it has done so itself
-    program.ensure()
+    try:
+        yield
+    finally:
+        program.kill()  # unless it has done so itself
+        program.ensure()
 
 
 @_fault
 def daemon_frozen(world: World, chance: Random) -> Iterator[None]:
-    world.daemon.send(signal.SIGSTOP)
-    yield
-    world.daemon.send(signal.SIGCONT)
+    with _frozen(world.daemon):
+        yield
 
 
 @_fault
 def archiver_frozen(world: World, chance: Random) -> Iterator[None]:
-    world.archiver.send(signal.SIGSTOP)
-    yield
-    world.archiver.send(signal.SIGCONT)
+    with _frozen(world.archiver):
+        yield
 
 
 # Servers
@@ -100,15 +104,19 @@ def archiver_frozen(world: World, chance: Random) -> Iterator[None]:
 @_fault
 def local_server_crashed(world: World, chance: Random) -> Iterator[None]:
     world.local.server.crash()
-    yield
-    world.local.server.restart()
+    try:
+        yield
+    finally:
+        world.local.server.restart()
 
 
 @_fault
 def production_crashed(world: World, chance: Random) -> Iterator[None]:
     world.source.server.crash()
-    yield
-    world.source.server.restart()
+    try:
+        yield
+    finally:
+        world.source.server.restart()
 
 
 @_fault
@@ -136,15 +144,17 @@ def table_locked(world: World, chance: Random) -> Iterator[None]:
 def lock_timeouts(world: World, chance: Random) -> Iterator[None]:
     """New sessions are given timeouts that are far too short; ours pin their own."""
     name = chance.choice(("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"))
-    with world.local.connect(autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {world.local.name} SET {name} = '50ms'")
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-    yield
-    with world.local.connect(autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {world.local.name} RESET {name}")
+    try:
+        with world.local.connect(autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {world.local.name} SET {name} = '50ms'")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        yield
+    finally:
+        with world.local.connect(autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {world.local.name} RESET {name}")
 
 
 # Connections
@@ -152,46 +162,48 @@ def lock_timeouts(world: World, chance: Random) -> Iterator[None]:
 
 @_fault
 def connection_cut(world: World, chance: Random) -> Iterator[None]:
-    _link(world, chance).cut()
-    yield
+    with _broken_link(world, chance) as link:
+        link.cut()
+        yield
 
 
 @_fault
 def connection_cut_in_a_transfer(world: World, chance: Random) -> Iterator[None]:
-    link = _link(world, chance)
-    link.cut_after(chance.choice((1_000, 10_000, 100_000)) + chance.randrange(1_000))
-    yield
-    link.mend()
+    with _broken_link(world, chance) as link:
+        link.cut_after(chance.choice((1_000, 10_000, 100_000)) + chance.randrange(1_000))
+        yield
 
 
 @_fault
 def connection_stalled(world: World, chance: Random) -> Iterator[None]:
-    link = _link(world, chance)
-    link.stall()
-    yield
-    if chance.random() < 0.5:
-        link.cut()
-    link.mend()
+    with _broken_link(world, chance) as link:
+        link.stall()
+        yield
+        if chance.random() < 0.5:
+            link.cut()
 
 
 @_fault
 def connection_slow(world: World, chance: Random) -> Iterator[None]:
-    link = _link(world, chance)
-    link.slow_down(0.02)
-    yield
-    link.mend()
+    with _broken_link(world, chance) as link:
+        link.slow_down(0.02)
+        yield
 
 
 @_fault
 def connection_refused(world: World, chance: Random) -> Iterator[None]:
-    link = _link(world, chance)
-    link.refuse()
-    yield
-    link.mend()
+    with _broken_link(world, chance) as link:
+        link.refuse()
+        yield
 
 
-def _link(world: World, chance: Random) -> Link:
-    return world.links[chance.choice(sorted(world.links))]
+@contextmanager
+def _broken_link(world: World, chance: Random) -> Iterator[Link]:
+    link = world.links[chance.choice(sorted(world.links))]
+    try:
+        yield link
+    finally:
+        link.mend()
 
 
 # Files of the archive
@@ -220,12 +232,14 @@ def file_missing(world: World, chance: Random) -> Iterator[None]:
     with _frozen(world.daemon):
         if path is not None:
             shutil.move(path, aside)
-    yield
-    if path is not None:
-        unfinished = path.with_name(f".{path.name}.tmp")
-        shutil.copy(aside, unfinished)
-        unfinished.rename(path)
-        aside.unlink()
+    try:
+        yield
+    finally:
+        if path is not None:
+            unfinished = path.with_name(f".{path.name}.tmp")
+            shutil.copy(aside, unfinished)
+            unfinished.rename(path)
+            aside.unlink()
 
 
 @_fault
@@ -235,9 +249,11 @@ def file_duplicated(world: World, chance: Random) -> Iterator[None]:
     copy = None if path is None else path.with_name(f"{path.name}.copy")
     if path is not None and copy is not None:
         shutil.copy(path, copy)
-    yield
-    if copy is not None:
-        copy.unlink()
+    try:
+        yield
+    finally:
+        if copy is not None:
+            copy.unlink()
 
 
 def _spoilt(world: World, spoil: Callable[[bytes], bytes], *, in_place: bool) -> Iterator[None]:
@@ -246,9 +262,11 @@ def _spoilt(world: World, spoil: Callable[[bytes], bytes], *, in_place: bool) ->
         whole = b"" if path is None else path.read_bytes()
         if path is not None and whole:
             _put(path, spoil(whole), in_place=in_place)
-    yield
-    if path is not None and whole:
-        _put(path, whole, in_place=in_place)
+    try:
+        yield
+    finally:
+        if path is not None and whole:
+            _put(path, whole, in_place=in_place)
 
 
 def _put(path: Path, content: bytes, *, in_place: bool) -> None:
@@ -270,7 +288,7 @@ def _frozen(program: Program) -> Iterator[None]:
 
 
 def _fresh_file(world: World) -> Path | None:
-    """Wait for the next change file; None if none comes."""
+    """Wait for the next change file, of which there is one a second; None if none comes."""
     known = {path.name for path in world.archive.glob("changes_*")}
     deadline = time.monotonic() + _FRESH_S
     while time.monotonic() < deadline:
@@ -287,10 +305,12 @@ def _fresh_file(world: World) -> Path | None:
 @_fault
 def disk_full(world: World, chance: Random) -> Iterator[None]:
     disk = world.disks[chance.choice(sorted(world.disks))]
-    if disk.is_mounted:
-        disk.fill()
-    yield
-    disk.empty()
+    try:
+        if disk.is_mounted:
+            disk.fill()
+        yield
+    finally:
+        disk.empty()
 
 
 @_fault
@@ -304,9 +324,11 @@ def disk_read_only(world: World, chance: Random) -> Iterator[None]:
             world.daemon.kill()
             is_so = disk.remount("ro")
             world.supervise()
-    yield
-    if is_so:
-        disk.remount("rw")
+    try:
+        yield
+    finally:
+        if is_so:
+            disk.remount("rw")
 
 
 # Operators
@@ -335,8 +357,10 @@ def resync_asked_of_the_daemon(world: World, chance: Random) -> Iterator[None]:
             _request(world, "clear", [table])
         case 2:
             _request(world, "pause", [table])
-    yield
-    _request(world, "resume", [table])
+    try:
+        yield
+    finally:
+        _request(world, "resume", [table])
 
 
 def _request(world: World, action: str, tables: list[str]) -> None:
@@ -354,16 +378,20 @@ def table_cleared(world: World, chance: Random) -> Iterator[None]:
 def table_paused(world: World, chance: Random) -> Iterator[None]:
     table = chance.choice(model.SINGLE)
     world.here("pause_tables", table)
-    yield
-    world.here("resume_tables", table)
+    try:
+        yield
+    finally:
+        world.here("resume_tables", table)
 
 
 @_fault
 def table_off_the_whitelist(world: World, chance: Random) -> Iterator[None]:
     table = chance.choice(model.SINGLE)
     world.here("remove_tables", table)
-    yield
-    world.here("add_tables", table)
+    try:
+        yield
+    finally:
+        world.here("add_tables", table)
 
 
 @_fault

@@ -250,7 +250,6 @@ class Judge:
                     == (0,)
                 ),
                 lambda: "temporary tables are left",
-                10,
             )
         left = [path for path in (*_files(world.archive), *_files(world.disks["copies"].folder))]
         require(not left, f"files are left: {left}")

@@ -14,8 +14,8 @@ from threading import Event
 from syncsite.demo.postgres import PostgresServer
 from tests.acceptance.soak.faults import FAULTS
 from tests.acceptance.soak.judge import Judge, Judged, Observer
-from tests.acceptance.soak.workload import Workload
-from tests.acceptance.soak.world import SoakError, World, running_world
+from tests.acceptance.soak.workload import WRITER_PAUSE_S, Workload
+from tests.acceptance.soak.world import PATIENCE_S, SoakError, World, running_world
 
 _HOLD_S = (0.1, 1.5)
 _PAUSE_S = (0.0, 0.5)
@@ -72,6 +72,7 @@ def run_world(
     faults_a_round: int,
     deck: Iterator[str],
     report: Report,
+    writer_pause_s: float = WRITER_PAUSE_S,
     say: Callable[[str], None] = print,
 ) -> None:
     """Run *rounds* in a new world of *seed*. Raises SoakError, with the round and its faults."""
@@ -85,7 +86,8 @@ def run_world(
         for number in range(1, rounds + 1):
             done: list[str] = []
             try:
-                _run_round(world, judge, f"{seed} {number}", chance, deck, faults_a_round, done, report)
+                workload = Workload(world.source, world.local, f"{seed} {number}", pause_s=writer_pause_s)
+                _run_round(world, judge, workload, chance, deck, faults_a_round, done, report)
             except BaseException as error:
                 (folder / "failure.txt").write_text(traceback.format_exc())
                 if not isinstance(error, Exception):
@@ -103,14 +105,14 @@ def run_world(
 def _run_round(
     world: World,
     judge: Judge,
-    seed: str,
+    workload: Workload,
     chance: Random,
     deck: Iterator[str],
     faults_a_round: int,
     done: list[str],
     report: Report,
 ) -> None:
-    workload, pause = Workload(world.source, world.local, seed), Event()
+    pause = Event()
     with Observer(world.local, report.judged):
         with workload:
             for _ in range(faults_a_round):
@@ -130,6 +132,6 @@ def _stop(world: World) -> None:
     """Let both programs end as an operator lets them."""
     for program in (world.archiver, world.daemon):
         program.send(signal.SIGTERM)
-        if program.process is not None and (status := program.process.wait(30)) != 0:
+        if program.process is not None and (status := program.process.wait(PATIENCE_S)) != 0:
             raise SoakError(f"{program.name} stopped with status {status}")
         program.process = None

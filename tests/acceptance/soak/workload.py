@@ -16,17 +16,19 @@ from tests.acceptance.soak.model import Plan, Transaction
 from tests.postgres import Database
 
 WRITERS = 3
-_PAUSE_S = 0.03
+WRITER_PAUSE_S = 0.03
 # Two that wait for each other, or for a prepared transaction that a crash has left, give up soon.
 _OPTIONS = "-c lock_timeout=1s -c deadlock_timeout=50ms -c timezone=UTC"
 
 
 class Workload:
     """Runs in the block. ``committed`` and ``given_up`` count transactions; a writer whose connection is lost
-    begins another one and goes on with the next."""
+    begins another one and goes on with the next. A writer rests for *pause_s* after each."""
 
-    def __init__(self, source: Database, local: Database, seed: str) -> None:
-        self._source, self._local = source, local
+    def __init__(
+        self, source: Database, local: Database, seed: str, *, pause_s: float = WRITER_PAUSE_S
+    ) -> None:
+        self._source, self._local, self._pause_s = source, local, pause_s
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.committed = self.given_up = 0
@@ -74,7 +76,7 @@ class Workload:
             with self._lock:
                 self.committed += is_committed
                 self.given_up += not is_committed
-            self._stop.wait(_PAUSE_S)
+            self._stop.wait(self._pause_s)
 
     def _transact(self, connection: psycopg.Connection[Any], transaction: Transaction, gid: str) -> bool:
         """Tell whether it has ended as planned. Raises OperationalError when the connection is lost."""
@@ -89,7 +91,7 @@ class Workload:
                     connection.execute("ROLLBACK")
                 case _:
                     connection.execute(f"PREPARE TRANSACTION '{gid}'")
-                    self._stop.wait(_PAUSE_S)
+                    self._stop.wait(WRITER_PAUSE_S)
                     verb = "COMMIT" if transaction.ending == "prepare and commit" else "ROLLBACK"
                     connection.execute(f"{verb} PREPARED '{gid}'")
             return True

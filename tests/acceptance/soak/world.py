@@ -73,7 +73,7 @@ class Program:
     def kill(self) -> None:
         if self.process is not None:
             self.send(signal.SIGKILL)
-            self.ends.append(self.process.wait(10))
+            self.ends.append(self.process.wait(PATIENCE_S))
             self.process = None
 
     def ensure(self) -> None:
@@ -81,7 +81,7 @@ class Program:
         self.send(signal.SIGCONT)
         if not self.is_running:
             if self.process is not None:
-                self.ends.append(self.process.wait(10))
+                self.ends.append(self.process.wait(PATIENCE_S))
             self.start()
 
 
