@@ -1,6 +1,7 @@
 """Run a random workload on two real servers, break what lies between them, and compare what arrives.
 
-    python -m tests.acceptance.soak [--minutes N] [--seed S] [--rounds N] [--faults N] [--only FAULT ...]
+    python -m tests.acceptance.soak [--minutes N] [--seed S] [--rounds N] [--faults N] [--at-once N]
+        [--only FAULT ...]
 
 Every seed is a new pair of databases, an sshd, an archiver and a daemon; every round of it is a workload, a
 few faults, and a judgement when all is quiet again. A seed plans the same transactions and faults each
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first; the others follow (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each seed (%(default)s)")
     parser.add_argument("--faults", type=int, default=3, help="in each round (%(default)s)")
+    parser.add_argument("--at-once", type=int, default=1, help="so many of each, together (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), metavar="FAULT", help="no other ones")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and everything that was started, too
@@ -54,6 +56,7 @@ def main() -> int:
                     rounds=options.rounds,
                     faults_a_round=options.faults,
                     deck=iter(deck),
+                    at_once=options.at_once,
                     report=report,
                 )
                 shutil.rmtree(folder / str(seed))

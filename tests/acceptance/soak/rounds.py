@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from random import Random
-from threading import Event
+
+import psycopg
 
 from syncsite.demo.postgres import PostgresServer
 from tests.acceptance.soak.faults import FAULTS
@@ -72,10 +76,12 @@ def run_world(
     faults_a_round: int,
     deck: Iterator[str],
     report: Report,
+    at_once: int = 1,
     writer_pause_s: float = WRITER_PAUSE_S,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Run *rounds* in a new world of *seed*. Raises SoakError, with the round and its faults."""
+    """Run *rounds* in a new world of *seed*, with that many faults *at_once*. Raises SoakError, with the
+    round and its faults."""
     report.seeds.append(seed)
     chance = Random(f"faults {seed}")
     with running_world(*servers, folder, f"soak_{seed}") as world:
@@ -87,7 +93,8 @@ def run_world(
             done: list[str] = []
             try:
                 workload = Workload(world.source, world.local, f"{seed} {number}", pause_s=writer_pause_s)
-                _run_round(world, judge, workload, chance, deck, faults_a_round, done, report)
+                groups = [[*islice(deck, at_once)] for _ in range(faults_a_round)]
+                _run_round(world, judge, workload, chance, groups, done, report)
             except BaseException as error:
                 (folder / "failure.txt").write_text(traceback.format_exc())
                 if not isinstance(error, Exception):
@@ -107,25 +114,36 @@ def _run_round(
     judge: Judge,
     workload: Workload,
     chance: Random,
-    deck: Iterator[str],
-    faults_a_round: int,
+    groups: Iterable[Sequence[str]],
     done: list[str],
     report: Report,
 ) -> None:
-    pause = Event()
     with Observer(world.local, report.judged):
         with workload:
-            for _ in range(faults_a_round):
-                name = next(deck)
-                done.append(name)
-                pause.wait(chance.uniform(*_PAUSE_S))
-                with FAULTS[name](world, chance):
-                    pause.wait(chance.uniform(*_HOLD_S))
-                report.faults[name] += 1
+            for names in groups:
+                done.append(" with ".join(names))
+                report.faults.update(_break(world, chance, names))
         judge.settle()
     judge.judge()
     report.committed += workload.committed
     report.given_up += workload.given_up
+
+
+def _break(world: World, chance: Random, names: Sequence[str]) -> list[str]:
+    """Break all of *names*, each while those before it are broken; return those that could be."""
+    done: list[str] = []
+    with ExitStack() as broken:
+        for name in names:
+            time.sleep(chance.uniform(*_PAUSE_S))
+            try:
+                broken.enter_context(FAULTS[name](world, chance))
+            except psycopg.OperationalError:  # the server is away that it would break
+                if not done:
+                    raise
+            else:
+                done.append(name)
+            time.sleep(chance.uniform(*_HOLD_S))
+    return done
 
 
 def _stop(world: World) -> None:
