@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -864,6 +865,32 @@ def test_tables_beside_a_blocked_one_go_on_under_the_new_catalog(shop: World, so
     assert "made anew" in blocked(shop)
     assert shop.value("SELECT count(*) FROM beside") == 2
     assert shop.checkpoint("beside")[2] == "active"
+
+
+def test_a_blocked_table_of_which_no_record_comes_goes_on_once_it_is_altered(
+    shop: World, source: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What was looked at a moment ago is not looked at again before a file.
+    for name in ("REST", "LOOK_AGAIN_S"):
+        monkeypatch.setattr(f"syncdata.apply.postgres.definitions.{name}", 1_000_000)
+    shop.execute(
+        "CREATE TABLE beside (id int PRIMARY KEY)",
+        "ALTER TABLE orders ADD n int GENERATED ALWAYS AS (id) STORED",
+    )
+    shop.whitelist("beside")
+    beside = table("beside", "id integer", oid=30000)
+    now = table(*FIELDS, "n integer")
+    source.changes(1, [(10, [insert("orders", id=1, price="1"), insert("beside", id=1)])],
+                   **under(shop, ORDERS, beside))  # fmt: skip
+    stop = threading.Event()
+    with shop.service() as service, service._worker.running(600) as run:
+        run.cycle(stop)
+        source.changes(2, [(20, [insert("beside", id=2)])], **under(shop, now, beside, lsn=15))
+        run.cycle(stop)
+        assert blocked(shop)
+        shop.execute("ALTER TABLE orders ALTER n DROP EXPRESSION")
+        run.cycle(stop)
+    assert shop.checkpoint("orders")[2] == "active"
 
 
 def test_names_that_sql_keeps_for_itself_are_quoted_in_remedies(world: World) -> None:
