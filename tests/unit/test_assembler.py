@@ -129,12 +129,13 @@ def test_messages_taken_together_keep_to_what_one_by_one_they_keep_to(
     fourth = 22188600
 
     def made(name: str, burst: int) -> list[bytes]:
-        given: dict[str, Any] = {
+        cases: dict[str, dict[str, Any]] = {
             "in the chain": {"chain": msgspec.structs.replace(CHAIN, last_commit_lsn=format_lsn(fourth))},
             "held": {"held_lsn": fourth, "rotate_bytes": 1 << 30},
             "announced": {"catalogs": Catalogs(changes=True)},
-        }[case]
-        options = {"rotate_s": 3600.0, "rotate_bytes": 4_000, "compression": "none"} | given
+        }
+        options: dict[str, Any] = {"rotate_s": 3600.0, "rotate_bytes": 4_000, "compression": "none"}
+        options |= cases[case]
         return [file.path.read_bytes() for file in assembled(tmp_path / name, burst=burst, **options)]
 
     expected = made("one", 0)
