@@ -116,6 +116,8 @@ class ReplicationConnection:
             keepalive, self._left = self._left, None
             return keepalive
         content = self._next()
+        if content is None and self._take_in(0):
+            content = self._next()
         if content is None:
             return None
         return opened(content) if content[0] == _XLOG_DATA else _keepalive(content)

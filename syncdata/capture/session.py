@@ -223,12 +223,11 @@ class ReplicationSession:
         if self._uploader.waiting >= MOST_WAITING:
             return False
         if not self._arrived:
-            message = self._replication.read()
+            # After a stop, this may be the last burst: what has arrived behind a keepalive is of it.
+            while isinstance(message := self._replication.read(), Keepalive):
+                self._note_keepalive(message)
             if message is None:
                 return False
-            if isinstance(message, Keepalive):
-                self._note_keepalive(message)
-                return True
             self._files.take(message)
             self._arrived = self._replication.read_more()
         while self._arrived:

@@ -90,6 +90,13 @@ def test_a_burst_goes_on_until_nothing_has_arrived(connected: Connect) -> None:
     assert connection.read() is None
 
 
+def test_what_has_just_arrived_is_read_without_a_wait(connected: Connect) -> None:
+    """The first look of a session is the last one where it is to stop at once."""
+    connection = connected(Stream(change(1), pauses=(0,)))
+    assert connection.read() == XLogData(1, b"x")
+    assert connection.read() is None
+
+
 def test_a_keepalive_ends_a_burst_and_is_read_in_its_place(connected: Connect) -> None:
     """It says that all before it was sent: said earlier, or never, what is confirmed would be wrong."""
     connection = connected(Stream(change(1), keepalive(2), change(3), b"?", change(4), keepalive(5)))
