@@ -104,7 +104,7 @@ def test_a_copy_that_fails_is_tried_again_soon_and_then_ever_later(monkeypatch: 
                 kept.copy_rewritten()
             now_s += 1.0
 
-    monkeypatch.setattr(housekeeper.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr("syncdata.capture.housekeeper.time.monotonic", lambda: now_s)
     kept = Housekeeper(
         lambda: SourceView(slot=None, unpublished=()),
         lambda: Removals(),
