@@ -66,6 +66,7 @@ class Run:
         self._tried: dict[TableName, tuple[str, float]] = {}
         self._pruned_at: dt.datetime | None = None
         self._interval_s = interval_s
+        self._noted_waiting: tuple[int, int, int] | None = None
         self.id = self._start()
 
     def _start(self) -> int:
@@ -232,9 +233,13 @@ class Run:
             self._pruned_at = now
 
     def _note_waiting(self, files: int, size_bytes: int) -> None:
-        connection = self._resources.connect()
-        with translated_errors():
-            note_waiting(connection, self.id, files=files, size_bytes=size_bytes)
+        """Test: test_what_waits_is_noted_when_it_changes."""
+        waiting = (self.id, files, size_bytes)
+        if waiting != self._noted_waiting:
+            connection = self._resources.connect()
+            with translated_errors():
+                note_waiting(connection, self.id, files=files, size_bytes=size_bytes)
+            self._noted_waiting = waiting
 
     @contextmanager
     def _open_hand(self, stop: threading.Event) -> Iterator[Hand]:

@@ -14,11 +14,15 @@ from django.db import connections
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from syncdata.apply import run
 from syncdata.apply.cycle import Cycle
 from syncdata.apply.feed import stretches
 from syncdata.apply.position import Advance
 from syncdata.apply.postgres.shadow import ShadowTarget
 from syncdata.apply.postgres.target import Target
+from syncdata.apply.state import checkpoints
+from syncdata.apply.state.checkpoints import TableCheckpoint, array_text
+from syncdata.apply.state.runs import note_waiting
 from syncdata.errors import ApplyError
 from tests.proxy import CommitLosingProxy
 from tests.world import World, delete, insert, truncate, update, with_header
@@ -416,3 +420,40 @@ def test_a_hundred_small_files_need_few_statements(one: World, monkeypatch: pyte
     of_a_hundred = statements(2, 100)
     assert one.value("SELECT count(*) FROM t") == 102
     assert of_a_hundred < 12 * of_one
+
+
+def test_names_of_all_kinds_stand_in_an_array(world: World) -> None:
+    values = ["plain", 'a "quoted" one', "back\\slash\\", "{a,b}", "NULL", "", " ", "é", None, 7]
+    with world.connect() as connection:
+        row = connection.execute("SELECT %s::text[]", (array_text(values),)).fetchone()
+    assert row == ([value if value is None else str(value) for value in values],)
+
+
+def test_checkpoints_are_made_of_their_rows_once(one: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    one.sync()
+    made = 0
+
+    def counted_init(*arguments: Any, **values: Any) -> TableCheckpoint:
+        nonlocal made
+        made += 1
+        return TableCheckpoint(*arguments, **values)
+
+    monkeypatch.setattr(checkpoints, "TableCheckpoint", counted_init)
+    write_files(one, inserts(1))
+    assert one.sync().records_added == 1
+    assert made <= 2  # s and t, which the cycle reads and the batch reads again
+
+
+def test_what_waits_is_noted_when_it_changes(one: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[tuple[int, int]] = []
+
+    def note(connection: Any, run_id: int, *, files: int, size_bytes: int) -> None:
+        noted.append((files, size_bytes))
+        note_waiting(connection, run_id, files=files, size_bytes=size_bytes)
+
+    monkeypatch.setattr(run, "note_waiting", note)
+    write_files(one, inserts(1))
+    one.sync()
+    size_bytes = (one.archive / name(0)).stat().st_size
+    assert noted == [(1, size_bytes), (0, 0)]
+    assert one.rows("SELECT waiting_files, waiting_bytes FROM data_sync_runs") == [(0, 0)]
