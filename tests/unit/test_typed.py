@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from syncdata.apply.plan.batches import BatchFile, Limits, Segment, cost_of, cut_batches
@@ -416,15 +416,15 @@ def test_runs_are_cut_where_their_records_are(
 @given(
     # Lines of two wanted tables, of an unwanted one, and of one with commits of its own, which no mark of the
     # predecessor's is around.
-    letters=st.lists(
-        st.sampled_from([*"BCMtttttttuuxx"]) | st.sampled_from([*"BCtttttttttc"]), min_size=1, max_size=30
-    ),
+    letters=st.lists(st.sampled_from([*"BCMtttttttuuxx"]), min_size=1, max_size=30)
+    | st.lists(st.sampled_from([*"BBCMccct"]), min_size=1, max_size=12),
     limits=st.builds(
         lambda r, b: Limits(batch_records=r, batch_bytes=b), st.integers(1, 9), st.integers(1, 3_000)
     ),
     skip=st.integers(0, 30),
     seconds=st.integers(1, 4),
 )
+@example(letters=list("BcMtC"), limits=Limits(batch_records=1, batch_bytes=3_000), skip=0, seconds=1)
 def test_lines_between_marks_are_cut_where_their_records_are(
     letters: list[str], limits: Limits, skip: int, seconds: int
 ) -> None:
