@@ -86,8 +86,8 @@ def _other_column_text(values: Sequence[Any]) -> Sequence[str]:
     if NoneType in kinds:
         texts = iter(_column_text([value for value in values if value is not None]))
         return [_NULL if value is None else next(texts) for value in values]
-    if kinds == {int}:
-        return list(map(str, values))
+    if kinds <= {int, str}:  # numbers, of which those with a fraction are texts already
+        return _column_text(list(map(str, values)))
     return _column_text([to_text(value, ColumnType()) or "" for value in values])
 
 
