@@ -120,6 +120,8 @@ class SourceConfig:
     rotate_bytes: int = 64 * 1024 * 1024
     compression: str = "zstd"
     snapshot_bytes: int = 1 << 30
+    verify_rows_per_second: int = 1_000
+    verify_days: int = 1
     keep_days: int = 14
     prune_hours: int = 0
     signing_key_file: Path | None = None

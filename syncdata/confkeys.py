@@ -133,6 +133,8 @@ SOURCE_KEYS = {
     "rotate_bytes": Key(whole_number(1, 2**40)),
     "compression": Key(one_of("zstd", "gzip", "none")),
     "snapshot_bytes": Key(whole_number(0, 2**50)),
+    "verify_rows_per_second": Key(whole_number(0, 10_000_000)),
+    "verify_days": Key(whole_number(1, 36_500)),
     "keep_days": Key(whole_number(0, 36_500)),
     "signing_key_file": Key(a_path),
     "prune_hours": Key(whole_number(0, _YEAR_HOURS)),

@@ -301,6 +301,8 @@ class ProductionService:
             compression=cast(Compression, config.compression),
             snapshot_bytes=config.snapshot_bytes,
             signer=self._signer,
+            verify_rows_per_s=config.verify_rows_per_second,
+            verify_days=config.verify_days,
         )
 
     @property

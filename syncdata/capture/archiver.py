@@ -22,7 +22,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 from syncdata.archive.archive import Archive
 from syncdata.capture import opening
@@ -46,6 +46,7 @@ from syncdata.capture.unreadable import (
     note_unreadable,
 )
 from syncdata.capture.uploader import Uploader
+from syncdata.capture.verifier import Verifier
 from syncdata.changes.position import format_lsn
 from syncdata.errors import (
     ArchiveConnectionError,
@@ -290,11 +291,20 @@ class Archiver:
             chain, spooled = opening.open_chain(settings, replication, archive, identity, self._clock())
             # Before the stream begins: it would not be answered while a look takes its time.
             catalogs = StreamCatalog(settings.spool_dir, eye, rotate_s=settings.rotate_s)
-            replication.start(settings.slot_name, settings.publication)
+            # A run that ends by itself is over before there is anything to verify.
+            verifier = Verifier(settings, self._clock) if settings.verify_rows_per_s and not once else None
+            replication.start(settings.slot_name, settings.publication, with_messages=verifier is not None)
             opening.require_unmoved(settings, chain)
-            with Uploader(archive) as uploader:
+            with Uploader(archive) as uploader, verifier or nullcontext():
                 session = ReplicationSession(
-                    settings, replication, chain, uploader, self._clock, catalogs, held_lsn=held_lsn
+                    settings,
+                    replication,
+                    chain,
+                    uploader,
+                    self._clock,
+                    catalogs,
+                    held_lsn=held_lsn,
+                    verification=None if verifier is None else verifier.exchange,
                 )
                 session.take_up(spooled)
                 with self._forgetting_trouble():

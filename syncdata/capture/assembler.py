@@ -16,7 +16,8 @@ import msgspec
 
 from syncdata.capture.chain import Chain
 from syncdata.capture.encoder import LineWriter
-from syncdata.capture.pgoutput import Begin, Commit, Decoder, Relation, RowChange, Truncate
+from syncdata.capture.pgoutput import Begin, Commit, Decoder, Mark, Relation, RowChange, Truncate
+from syncdata.capture.proof_of_reads import TouchedTables
 from syncdata.capture.replication import XLogData, opened
 from syncdata.capture.runs import RunForms, encode_run
 from syncdata.capture.settings import CaptureSettings
@@ -31,6 +32,8 @@ from syncdata.errors import CaptureError, UnreadableChangeError
 _MOST_NAMES = 5
 # Of fewer changes, the preparations for a run cost more than they save.
 _LEAST_RUN = 2
+# So many checks wait at most for a file.
+_MOST_KEPT = 200
 
 
 class Assembler:
@@ -49,9 +52,15 @@ class Assembler:
         catalogs: StreamCatalog,
         *,
         held_lsn: int | None = None,
+        touched: TouchedTables | None = None,
+        take_mark: Callable[[Mark], None] = lambda mark: None,
     ) -> None:
         """*held_lsn*: the commit LSN of a transaction that could not be read the last time. A file ends
-        before it, so that what was committed before is delivered."""
+        before it, so that what was committed before is delivered.
+
+        *take_mark* gets each mark in its place, between two transactions; *touched* each transaction with the
+        tables that it has changed.
+        """
         self.head = head
         self.received_lsn = 0
         self._settings = settings
@@ -61,6 +70,10 @@ class Assembler:
         self._held_lsn = held_lsn
         self._catalog = ""  # the one that the open file has named last
         self._named: set[str] = set()
+        self._touched = touched
+        self._take_mark = take_mark
+        self._kept: list[bytes] = []
+        self._kept_since_s = 0.0
         self._decoder = Decoder()
         self._forms = RunForms()
         self._writer: FileWriter | None = None
@@ -70,6 +83,9 @@ class Assembler:
         # For the transaction that is being received. It gets no lines when it is in the chain already.
         self._commit_lsn: int | None = None
         self._lines: LineWriter | None = None
+        # The oids of the tables that it has changed; None where nobody asks for them.
+        self._changed: set[int] | None = None
+        self._xid = 0
         # The tables that the stream has described, in this order.
         self._described: dict[str, None] = {}
 
@@ -93,6 +109,8 @@ class Assembler:
             raise CaptureError(f"at {format_lsn(received.lsn)}: {error.message}", hint=error.hint) from error
         match message:
             case RowChange():
+                if self._changed is not None:
+                    self._changed.add(message.relation.oid)
                 if self._lines is not None:
                     self._write(self._lines.change(message, received.lsn))
             case Begin():
@@ -100,6 +118,8 @@ class Assembler:
             case Commit():
                 self._commit(message)
             case Truncate():
+                if self._changed is not None:
+                    self._changed.update(relation.oid for relation in message.relations)
                 if self._lines is not None:
                     for line in self._lines.truncate(message, received.lsn):
                         self._write(line)
@@ -108,6 +128,9 @@ class Assembler:
                 self._described[str(TableName(message.schema, message.name))] = None
                 if self._catalogs.describe(message, self._commit_lsn or 0):
                     self.announce_catalog()
+            case Mark():
+                if self._commit_lsn is None:
+                    self._take_mark(message)
 
     def take_all(self, messages: Sequence[bytes]) -> Sequence[bytes]:
         """Take in *messages*, those of `ReplicationConnection.read_more`, as `take` would one by one, up to
@@ -123,6 +146,8 @@ class Assembler:
                 run = messages[taken : taken + len(forms)]
                 block = encode_run(run, forms, self._lines.end)
                 if block is not None:
+                    if self._changed is not None:
+                        self._changed.update(form.table for form in set(forms))
                     self._write(block, records=len(run))
                     taken += len(run)
                     continue
@@ -174,8 +199,31 @@ class Assembler:
             self._writer.write(catalog_comment(catalog.digest, catalog.lsn))
             self._note_named(catalog.digest)
 
+    def add_check(self, line: bytes) -> None:
+        """Write *line*, which holds between the transaction before and the next one; a record it is not.
+        Where no file is open it is kept for the next one: nothing that is published lies between."""
+        assert self._commit_lsn is None
+        if self._writer is not None:
+            self._writer.write(line)
+            return
+        if not self._kept:
+            self._kept_since_s = time.monotonic()
+        self._kept.append(line)
+        if len(self._kept) >= _MOST_KEPT:
+            self.write_announcement()
+
+    @property
+    def has_kept_checks(self) -> bool:
+        return bool(self._kept)
+
+    @property
+    def has_old_checks(self) -> bool:
+        """True when checks have been kept for as long as a file may be open."""
+        return bool(self._kept) and time.monotonic() - self._kept_since_s >= self._settings.rotate_s
+
     def write_announcement(self) -> None:
-        """Make a file without records, for the catalog in its header: production may say nothing for long."""
+        """Make a file without records, for the catalog in its header and the checks that are kept: production
+        may say nothing for long."""
         assert self._writer is None and self._commit_lsn is None
         self._open_file(start_lsn=None)
         self._counts.end_lsn = max(self.received_lsn, self.head.confirmed)
@@ -222,7 +270,8 @@ class Assembler:
         if begin.commit_lsn == self._held_lsn and self._writer is not None:
             # Test: test_what_was_committed_before_a_change_that_cannot_be_read_is_delivered.
             self.finish_file()
-        self._commit_lsn = begin.commit_lsn
+        self._commit_lsn, self._xid = begin.commit_lsn, begin.xid
+        self._changed = set() if self._touched is not None and self._touched.is_recording else None
         is_in_chain = begin.commit_lsn <= max(self.head.watermark, self._counts.last_commit_lsn or -1)
         self._lines = None if is_in_chain else LineWriter(begin)
         self._counts.records_before = self._counts.records
@@ -235,6 +284,8 @@ class Assembler:
             counts.end_lsn = commit.end_lsn
             if counts.first_commit_lsn is None:
                 counts.first_commit_lsn = commit.commit_lsn
+        if self._touched is not None and self._changed:
+            self._touched.note(self._xid, self._changed)
         self._commit_lsn = self._lines = None
         self.received_lsn = max(self.received_lsn, commit.end_lsn)
         # At each commit: a busy stream may be in the midst of a transaction whenever the session looks.
@@ -263,6 +314,9 @@ class Assembler:
         self._opened_s = time.monotonic()
         self._named.clear()
         self._note_named(catalog.digest)
+        for line in self._kept:
+            self._writer.write(line)
+        self._kept.clear()
         return self._writer
 
     def _note_named(self, digest: str) -> None:

@@ -35,8 +35,10 @@ _IS_KEY = 1
 SHORT_TEXT, PACKED_TEXT, PACKED_ROW = b"t\0\0", b"\xdb\0\0", b"\xdc"
 SHORT_BYTES = 1 << 16
 _unpack_row = msgspec.msgpack.Decoder(list[str | int]).decode
-# Left out of change files: types (the names of columns' types), origins, and logical messages.
-_IGNORED = frozenset(b"YOM")
+# Left out of change files: types (the names of columns' types) and origins.
+_IGNORED = frozenset(b"YO")
+_MESSAGE = struct.Struct(">BQ").unpack_from
+_IS_TRANSACTIONAL = 1
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -99,7 +101,16 @@ class Truncate:
     relations: tuple[Relation, ...]
 
 
-Message = Begin | Commit | RowChange | Truncate | Relation
+class Mark(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A message that an application has written into the WAL, between two transactions of the stream: at
+    ``lsn``, under its ``prefix``. Those inside of transactions are left out."""
+
+    lsn: int
+    prefix: str
+    content: bytes
+
+
+Message = Begin | Commit | RowChange | Truncate | Relation | Mark
 
 
 class Decoder:
@@ -151,6 +162,8 @@ class Decoder:
                 return Truncate(
                     relations=tuple(self._relation(message, 6 + 4 * number) for number in range(count))
                 )
+            case b"M":
+                return _read_mark(message)
         if message[0] in _IGNORED:
             return None
         raise ValueError(kind)
@@ -275,6 +288,18 @@ def _read_relation(message: bytes, oid: int) -> Relation:
         identity=identity,
         types=tuple(types),
     )
+
+
+def _read_mark(message: bytes) -> Mark | None:
+    flags, lsn = _MESSAGE(message, 1)
+    if flags & _IS_TRANSACTIONAL:
+        return None
+    prefix, position = _read_name(message, 10)
+    (size,) = _UINT32(message, position)
+    content = message[position + 4 :]
+    if len(content) != size:
+        raise ValueError("a message that is cut short")
+    return Mark(lsn=lsn, prefix=prefix, content=content)
 
 
 def _read_name(message: bytes, position: int) -> tuple[str, int]:

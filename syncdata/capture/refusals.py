@@ -73,6 +73,13 @@ def source_error(error: psycopg.Error) -> SyncError:
     )
 
 
+def refusal_of_read(error: psycopg.Error) -> str:
+    """Return why the source does not hand over rows of a table, without any value of them."""
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return error.diag.message_primary or "the role lacks a right"
+    return _telling(error.sqlstate or "", error.diag.message_primary or type(error).__name__)
+
+
 def replication_error(sqlstate: str, message: str) -> SyncError:
     """Return the error for *message*, which the server sent in place of the replication stream.
 

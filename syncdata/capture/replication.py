@@ -92,14 +92,19 @@ class ReplicationConnection:
         with source_errors():
             return read_slot(self._connection, name)
 
-    def start(self, slot: str, publication: str) -> None:
-        """Let the server send what was committed after the slot's confirmed position.
+    def start(self, slot: str, publication: str, *, with_messages: bool = False) -> None:
+        """Let the server send what was committed after the slot's confirmed position; *with_messages*: and
+        what applications write into the WAL by themselves.
 
         Raises SlotError when the slot cannot be read.
         """
         command = sql.SQL(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {})"
-        ).format(sql.Identifier(slot), sql.Literal(sql.Identifier(publication).as_string(None)))
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}{})"
+        ).format(
+            sql.Identifier(slot),
+            sql.Literal(sql.Identifier(publication).as_string(None)),
+            sql.SQL(", messages 'true'" if with_messages else ""),
+        )
         result = self._pgconn.exec_(command.as_bytes(self._connection))
         if result.status != pq.ExecStatus.COPY_BOTH:
             raise self._failed(result)

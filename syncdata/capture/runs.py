@@ -47,13 +47,14 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 _UNEXPECTED = (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError)
 
 
-class Form(msgspec.Struct, frozen=True, gc=False):
+class Form(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What the changes of one kind to one table have in common: their line up to its values, the number of
-    columns, and what makes the values to be written of the columns' values."""
+    columns, what makes the values to be written of the columns' values, and the table's oid."""
 
     start: bytes
     width: int
     make: Callable[..., Any]
+    table: int
 
 
 class RunForms:
@@ -77,7 +78,7 @@ class RunForms:
             if row == b"K":
                 make = _key_maker(relation)
             if make is not None:
-                self._forms[key] = Form(start, width, make)
+                self._forms[key] = Form(start, width, make, oid)
 
     def of(self, messages: Sequence[bytes], first: int) -> list[Form]:
         """Return the forms of the changes from *first* on, up to a message that is none or has no form."""

@@ -14,15 +14,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from syncdata.capture.assembler import Assembler
 from syncdata.capture.chain import Chain, continue_chain, save_chain
 from syncdata.capture.lifesign import head_interval_s, make_head, write_head
+from syncdata.capture.pgoutput import Mark
+from syncdata.capture.proof_of_reads import TouchedTables, Verdict
+from syncdata.capture.published import SeenTable
 from syncdata.capture.replication import Keepalive, ReplicationConnection
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import SpooledFile, remove_from_spool
 from syncdata.capture.stream_catalog import StreamCatalog
 from syncdata.capture.uploader import Uploader
-from syncdata.changes.position import parse_lsn
+from syncdata.capture.verifier import Exchange
+from syncdata.capture.verify_reads import MARK_PREFIX
+from syncdata.changes.position import format_lsn, parse_lsn
+from syncdata.changes.verification import check_comment
 from syncdata.errors import UnreadableChangeError
 
 logger = logging.getLogger(__name__)
@@ -67,8 +75,10 @@ class ReplicationSession:
         catalogs: StreamCatalog,
         *,
         held_lsn: int | None = None,
+        verification: Exchange | None = None,
     ) -> None:
-        """*held_lsn*: the transaction that could not be read the last time; see `Assembler`."""
+        """*held_lsn*: the transaction that could not be read the last time; see `Assembler`. *verification*:
+        with the verifier, where there is one."""
         self.archived = Archived()
         self._settings = settings
         self._replication = replication
@@ -76,7 +86,18 @@ class ReplicationSession:
         self._uploader = uploader
         self._clock = clock
         self._catalogs = catalogs
-        self._files = Assembler(settings, chain, uploader.submit, clock, catalogs, held_lsn=held_lsn)
+        self._verification = verification
+        self._touched = TouchedTables()
+        self._files = Assembler(
+            settings,
+            chain,
+            uploader.submit,
+            clock,
+            catalogs,
+            held_lsn=held_lsn,
+            touched=None if verification is None else self._touched,
+            take_mark=self._take_mark,
+        )
         self._feedback_due_s = self._head_due_s = 0.0
         self._arrived: Sequence[bytes] = ()  # messages that were read, and wait to be taken in
         self._stopping_since_s: float | None = None
@@ -108,6 +129,7 @@ class ReplicationSession:
                 self._note_uploaded()
                 is_busy = self._read_burst()
                 self._follow_catalog()
+                self._follow_verifier()
                 self._files.finish_if_due()
                 self._write_head_if_due()
                 self._give_feedback_if_due(wants_reply=not is_daemon)
@@ -155,7 +177,7 @@ class ReplicationSession:
         if not self._files.is_in_transaction:
             if self._files.has_open_file:
                 self._files.finish_file()
-            if not self._catalogs.is_announced:
+            if not self._catalogs.is_announced or self._files.has_kept_checks:
                 self._files.write_announcement()
         deadline_s = time.monotonic() + STOP_PATIENCE_S
         while self._uploader.waiting:
@@ -192,8 +214,10 @@ class ReplicationSession:
             return
         if catalogs.look_if_due(received_lsn=files.received_lsn):
             files.announce_catalog()
+        if files.has_open_file:
+            return
         is_at_look = files.received_lsn >= catalogs.position
-        if is_at_look and not files.has_open_file and not catalogs.is_announced:
+        if (is_at_look and not catalogs.is_announced) or files.has_old_checks:
             files.write_announcement()
 
     def _write_head_if_due(self) -> None:
@@ -248,6 +272,39 @@ class ReplicationSession:
             self._files.want_file()
             # Not at once: it asks again after each answer that does not satisfy it.
             self._feedback_due_s = min(self._feedback_due_s, time.monotonic() + _ANSWER_AFTER_S)
+
+    def _take_mark(self, mark: Mark) -> None:
+        """Say whether what the verifier has read for *mark* is proved, and then write its check, here."""
+        verification = self._verification
+        if verification is None or mark.prefix != MARK_PREFIX:
+            return
+        question = verification.question_at(mark.content.decode(errors="replace"))
+        if question is None:
+            return
+        seen = question.seen
+        verdict = self._touched.judge(
+            question.snapshot,
+            None if seen is None else seen.oid,
+            generation=question.generation,
+            since=question.since,
+        )
+        if verdict is Verdict.PROVED and seen is not None:
+            verdict = self._write_check(verification, seen, mark.lsn)
+        verification.answer(verdict, self._touched.generation)
+
+    def _follow_verifier(self) -> None:
+        if self._verification is not None and (shown := self._verification.take_offered()) is not None:
+            self._touched.forget_shown(shown)
+
+    def _write_check(self, verification: Exchange, seen: SeenTable, lsn: int) -> Verdict:
+        if not self._catalogs.shows(seen):
+            return Verdict.ALTERED
+        # Nothing is read meanwhile, so that the stream stands at the mark.
+        check = verification.wait_for_rows()
+        if check is None:
+            return Verdict.LATE
+        self._files.add_check(check_comment(msgspec.structs.replace(check, lsn=format_lsn(lsn))))
+        return Verdict.PROVED
 
     # Positions
 

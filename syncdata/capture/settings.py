@@ -17,7 +17,8 @@ class CaptureSettings:
     """``params`` are psycopg's, for the source. A change file ends at the first commit after it has been open
     for ``rotate_s`` seconds, or has ``rotate_bytes`` of text (before compression). Tables of up to
     ``snapshot_bytes`` are copied by the archiver itself when their rows changed without a record. ``signer``,
-    where there is one, signs what goes to the archive."""
+    where there is one, signs what goes to the archive. ``verify_rows_per_s`` are read for checks (0: none), a
+    round of all tables every ``verify_days``."""
 
     params: Mapping[str, Any] = field(repr=False)
     slot_name: str
@@ -28,3 +29,5 @@ class CaptureSettings:
     compression: Compression = "zstd"
     snapshot_bytes: int = 1 << 30
     signer: Signer | None = None
+    verify_rows_per_s: int = 0
+    verify_days: float = 1.0

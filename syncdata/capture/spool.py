@@ -35,6 +35,7 @@ _OURS = (
     ".published.json.",
     ".trouble.json.",
     ".unreadable.json.",
+    ".verification.json.",
 )
 
 

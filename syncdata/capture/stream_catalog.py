@@ -117,6 +117,11 @@ class StreamCatalog:
             is_new = True
         return self._renew() if is_new else changed
 
+    def shows(self, seen: SeenTable) -> bool:
+        """Tell whether *seen*, of another look, is read as the table that the stream stands at."""
+        known = self._seen.get(seen.oid)
+        return known is not None and seen.oid not in self._by_stream and _is_read_alike(known, seen)
+
     def note_naming(self, file_name: str, digests: set[str]) -> None:
         """Remember durably that the file *file_name*, which is about to be finished, names *digests*."""
         stamp = stamp_of(file_name)
@@ -252,6 +257,14 @@ class StreamCatalog:
         if saved is None or msgspec.structs.replace(saved, lsn=state.lsn, xmin=state.xmin) != state:
             save_state(self._directory, state)
             self._saved = state
+
+
+def _is_read_alike(one: SeenTable, other: SeenTable) -> bool:
+    def what_is_read(seen: SeenTable) -> object:
+        columns = [(column.name, column.type_oid, column.is_sent) for column in seen.columns]
+        return seen.table, seen.kind, seen.row_filter, columns, [leaf.oid for leaf in seen.leaves]
+
+    return what_is_read(one) == what_is_read(other)
 
 
 def _describes(relation: Relation, seen: SeenTable | None) -> bool:

@@ -1,0 +1,583 @@
+"""The verifier: a thread that reads published tables beside the stream, chunk by chunk, for checks.
+
+It has a connection of its own and uses no slot. For each chunk it takes a snapshot, writes a mark, and
+reads the rows; at the mark's place in the stream the session says whether the rows are proved
+(`proof_of_reads`), and writes the check there. Whatever goes wrong here is told in the log and in the
+status, and the archiver goes on.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import psycopg
+
+from syncdata.capture.proof_of_reads import Snapshot, Verdict
+from syncdata.capture.published import Look, SeenTable, look_at
+from syncdata.capture.refusals import refusal_of_read
+from syncdata.capture.settings import CaptureSettings
+from syncdata.capture.source import connect
+from syncdata.capture.verify_reads import Key, Reads, TablePlan, plan_table, take_snapshot
+from syncdata.capture.verify_walk import (
+    MOST_ROWS,
+    ChunkSize,
+    VerificationState,
+    fitting_keys,
+    load_verification,
+    pause_s,
+    save_verification,
+)
+from syncdata.changes.verification import LONGEST_CHECK, SESSION, Check, check_comment
+from syncdata.errors import SyncError
+from syncdata.runtime.retry import Backoff
+from syncdata.runtime.session_settings import pin_statement
+from syncdata.runtime.told import Told
+from syncdata.runtime.unexpected import unexpected_error
+
+logger = logging.getLogger(__name__)
+
+_APPLICATION = "syncdata-verifier"
+# A session that has gone on for so long is in step with the source, as a rule.
+SETTLE_S = 30.0
+# A mark that has taken longer shows that it is not.
+_IN_STEP_S = 10.0
+_READ_MS, _COUNT_MS, _LOCK_MS, _LOOK_MS = 100, 1_000, 50, 60_000
+# A busy stream has the mark before the rows are read, and says at once when that is of no use.
+_EARLY_ANSWER_S = 0.02
+# So long the session waits for the rows, and reads nothing meanwhile.
+HOLD_S, _HOLD_COUNT_S = 0.25, 1.25
+_PATIENCE_S = 60.0
+_TRIES, _BAD_LUCK_TRIES = 5, 50
+_SAVE_EVERY_S = 10.0
+_POLL_S = 1.0
+# A check's line grows a little when its place is known.
+_MOST_KEY_BYTES, _ROOM_BYTES = LONGEST_CHECK // 2, 100
+_FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 300.0
+
+_SETTINGS = {
+    **SESSION,
+    "search_path": "pg_catalog",
+    "statement_timeout": f"{_READ_MS}ms",
+    "lock_timeout": f"{_LOCK_MS}ms",
+    "idle_in_transaction_session_timeout": "60s",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What the session has to judge at a mark: a *snapshot*, and the table that is read (None: none is).
+    *generation* and *since*: see `TouchedTables.judge`."""
+
+    snapshot: Snapshot
+    seen: SeenTable | None
+    generation: int
+    since: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Which rows come next: those up to *upto* (None: to the end), perhaps listed by their *keys*; or, for
+    *is_count*, all of them, only to be counted."""
+
+    upto: Key | None = None
+    keys: tuple[Key, ...] | None = None
+    is_last: bool = False
+    is_count: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    """Rows that were read, and their check, which lacks its place."""
+
+    check: Check
+    part: _Part
+    rows: int
+
+
+class _NotCountedError(Exception):
+    """To count the rows takes too long."""
+
+
+class _TooWideError(Exception):
+    """The check does not fit into a line."""
+
+
+class Exchange:
+    """What verifier and session tell each other about one mark at a time. For two threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._mark = ""
+        self._question: Question | None = None
+        self._check: Check | None = None
+        self._is_read = False
+        self._hold_s = HOLD_S
+        self._offered: Snapshot | None = None
+        self._answer: tuple[Verdict, int] | None = None
+        self._is_closed = False
+
+    # The verifier's side.
+
+    def begin(self, mark: str) -> None:
+        """Announce *mark*, which is about to be written; the one before is of no matter any more."""
+        with self._changed:
+            self._mark, self._question, self._check = mark, None, None
+            self._is_read, self._hold_s, self._answer = False, HOLD_S, None
+
+    def ask(self, question: Question) -> None:
+        with self._changed:
+            self._question = question
+            self._changed.notify_all()
+
+    def give_rows(self, check: Check | None) -> None:
+        """Hand over what was read; None: it could not be read."""
+        with self._changed:
+            self._check, self._is_read = check, True
+            self._changed.notify_all()
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Give the session a newer snapshot, so that it can forget what that shows."""
+        with self._changed:
+            self._offered = snapshot
+
+    def hold(self, timeout_s: float) -> None:
+        """Let the session wait so long for the rows."""
+        with self._changed:
+            self._hold_s = timeout_s
+            self._changed.notify_all()
+
+    def wait_for_answer(self, timeout_s: float) -> tuple[Verdict, int] | None:
+        """Return the verdict and the generation that holds; None when there is none in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._answer is not None or self._is_closed, timeout_s)
+            return self._answer
+
+    # The session's side.
+
+    def take_offered(self) -> Snapshot | None:
+        """Return the newest snapshot that was offered since the last call, if there was one."""
+        with self._changed:
+            offered, self._offered = self._offered, None
+            return offered
+
+    def question_at(self, mark: str) -> Question | None:
+        """Return the question of *mark*; None for somebody else's mark, or one that is not waited for."""
+        with self._changed:
+            if mark != self._mark:
+                return None
+            self._changed.wait_for(lambda: self._question is not None or self._is_read, HOLD_S)
+            return self._question
+
+    def wait_for_rows(self) -> Check | None:
+        """Return the check of what was read; None when there is none in time."""
+        started_s = time.monotonic()
+        with self._changed:
+            while not self._is_read and (left_s := started_s + self._hold_s - time.monotonic()) > 0:
+                self._changed.wait(left_s)
+            return self._check
+
+    def answer(self, verdict: Verdict, generation: int) -> None:
+        with self._changed:
+            self._answer = verdict, generation
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+
+class Verifier:
+    """The thread; a context manager. Leaving it cancels the statement that runs."""
+
+    def __init__(
+        self,
+        settings: CaptureSettings,
+        clock: Callable[[], dt.datetime],
+        *,
+        settle_s: float | None = None,
+    ) -> None:
+        self.exchange = Exchange()
+        self._settings = settings
+        self._clock = clock
+        self._settle_s = SETTLE_S if settle_s is None else settle_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="syncdata-verifier", daemon=True)
+        self._connection: psycopg.Connection[Any] | None = None
+        self._told = Told()
+        self._state = load_verification(settings.spool_dir)
+        self._saved_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self.exchange.close()
+        while self._thread.is_alive():
+            if (connection := self._connection) is not None:
+                with suppress(psycopg.Error):
+                    connection.cancel()
+            self._thread.join(_POLL_S / 10)
+
+    def _run(self) -> None:
+        backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
+        wait_s = self._settle_s
+        while not self._ended.wait(wait_s):
+            try:
+                with connect({**self._settings.params, "application_name": _APPLICATION}) as connection:
+                    self._connection = connection
+                    # Each statement is planned for its own bounds.
+                    connection.prepare_threshold = None
+                    connection.execute(pin_statement(_SETTINGS))
+                    _Walking(self, connection).go_on()
+            except SyncError as error:
+                self.tell(error)
+            except Exception as error:  # the archiver goes on, whatever it is
+                self.tell(unexpected_error(error))
+            else:
+                backoff.reset()
+            finally:
+                self._connection = None
+            wait_s = backoff.next_s()
+        with suppress(SyncError):
+            self.save()
+
+    # What the walking needs.
+
+    @property
+    def state(self) -> VerificationState:
+        return self._state
+
+    @property
+    def settings(self) -> CaptureSettings:
+        return self._settings
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
+
+    def now(self) -> dt.datetime:
+        return self._clock()
+
+    def rest(self, seconds: float) -> None:
+        self._ended.wait(seconds)
+
+    def note(self, state: VerificationState, *, at_once: bool = False) -> None:
+        """Take *state*, and write it when the last one is some seconds old; *at_once*: now."""
+        self._state = state
+        if at_once or time.monotonic() - self._saved_s > _SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        self._saved_s = time.monotonic()
+        save_verification(self._settings.spool_dir, self._state)
+
+    def tell(self, error: SyncError) -> None:
+        """Log *error*, once while it lasts, and leave it for the status."""
+        if self._ended.is_set():
+            return  # it is our own end that made a statement fail
+        self._told.trouble(logger, error, "verifier", level=logging.WARNING, extra=error.fields)
+        with suppress(SyncError):
+            self.note(msgspec.structs.replace(self._state, trouble=str(error)), at_once=True)
+
+    def say(self, why: str) -> None:
+        """Leave for the status why nothing is verified just now, which is no trouble."""
+        if self._state.trouble != why:
+            self.note(msgspec.structs.replace(self._state, trouble=why), at_once=True)
+
+    def trouble_is_over(self) -> None:
+        self._told.over(logger, "verifier", "rows are verified again")
+        if self._state.trouble:
+            self.note(msgspec.structs.replace(self._state, trouble=""), at_once=True)
+
+
+class _Walking:
+    """The walk on one connection. What the driver raises passes through."""
+
+    def __init__(self, verifier: Verifier, connection: psycopg.Connection[Any]) -> None:
+        self._verifier = verifier
+        self._exchange = verifier.exchange
+        self._connection = connection
+        self._rate = verifier.settings.verify_rows_per_s
+        self._size = ChunkSize(min(MOST_ROWS, max(int(self._rate * 10), 1)))
+        self._generation = self._since = 0
+        self._marks = f"{secrets.token_hex(8)}-"
+        self._mark_number = self._tries = self._bad_luck = 0
+
+    def go_on(self) -> None:
+        """Walk, round after round, until the end."""
+        while not self._verifier.has_ended:
+            if not self._verifier.state.is_due(self._verifier.now(), self._verifier.settings.verify_days):
+                self._verifier.rest(_POLL_S)
+            elif self._come_into_step():
+                self._walk_round()
+
+    def _come_into_step(self) -> bool:
+        """Send a mark without rows; return whether it came soon. From there on, the session remembers."""
+        started_s = time.monotonic()
+        is_answered = self._judged(None)[0] is not None
+        if is_answered and time.monotonic() - started_s < _IN_STEP_S:
+            return True
+        self._verifier.say("waits until the archiver is in step with the source")
+        self._verifier.rest(_IN_STEP_S)
+        return False
+
+    def _walk_round(self) -> None:
+        verifier, look = self._verifier, self._look()
+        if not verifier.state.began_at or verifier.state.ended_at:
+            verifier.note(verifier.state.begun(verifier.now()), at_once=True)
+        while not verifier.has_ended:
+            name = verifier.state.next_table(table.table for table in look.tables)
+            if name is None:
+                verifier.note(verifier.state.ended(verifier.now()), at_once=True)
+                logger.info("round %d of verification is over", verifier.state.rounds)
+                return
+            state = msgspec.structs.replace(verifier.state.at(name), tables=len(look.tables))
+            verifier.note(state)
+            seen = next(table for table in look.tables if table.table == name)
+            if not self._walk_table(seen):
+                look = self._look()
+
+    def _look(self) -> Look:
+        with self._transaction(_LOOK_MS):
+            return look_at(self._connection, self._verifier.settings.publication)
+
+    def _walk_table(self, seen: SeenTable) -> bool:
+        """Read chunk after chunk of the table under way; return False when the look is too old for it."""
+        verifier = self._verifier
+        plan = plan_table(self._connection, seen)
+        while not verifier.has_ended and not verifier.state.is_done:
+            state = verifier.state
+            try:
+                if not self._read_next(plan):
+                    return False
+            except _NotCountedError:
+                self._pass_uncounted(plan)
+            except _TooWideError:
+                verifier.note(state.past_table(left_out="its columns make a line that is too long"))
+            except psycopg.errors.QueryCanceled:
+                if not verifier.has_ended and not self._size.note_slow():
+                    verifier.note(state.past_table(left_out=f"to read a row takes more than {_READ_MS} ms"))
+            except psycopg.errors.LockNotAvailable:
+                self._try_later("it was locked by another transaction")
+            except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+                self._try_later("it was altered while it was read")
+                return False
+            except psycopg.Error as error:
+                if self._connection.broken:
+                    raise
+                verifier.note(state.past_table(left_out=refusal_of_read(error)), at_once=True)
+        return True
+
+    def _read_next(self, plan: TablePlan) -> bool:
+        """Read the next chunk, and take in what became of it; return False when the look is too old."""
+        verifier, started_s = self._verifier, time.monotonic()
+        verdict, chunk = self._judged(plan)
+        pause = pause_s(chunk.rows if chunk else 0, time.monotonic() - started_s, rows_per_second=self._rate)
+        match verdict:
+            case Verdict.PROVED if chunk is not None:
+                self._tries = self._bad_luck = 0
+                self._pass(chunk.part, chunk.rows, is_proved=True)
+                verifier.trouble_is_over()
+            case Verdict.TOUCHED:
+                self._bad_luck += 1
+                if self._bad_luck > _BAD_LUCK_TRIES:
+                    self._bad_luck = 0
+                    self._leave_gap(plan)
+            case Verdict.LATE:
+                self._size.note_slow()
+            case Verdict.EARLY:
+                self._wait_for_older_ones()
+            case Verdict.ALTERED:
+                self._try_later("the stream describes it otherwise")
+                return False
+            case None:
+                while not verifier.has_ended and not self._come_into_step():
+                    pass
+        self._rest(pause)
+        return True
+
+    def _judged(self, plan: TablePlan | None) -> tuple[Verdict | None, _Chunk | None]:
+        """Take a snapshot with a mark, read the next chunk of *plan*, and return what the session says of it;
+        None: nothing, for long."""
+        exchange = self._exchange
+        self._mark_number += 1
+        mark = f"{self._marks}{self._mark_number}"
+        exchange.begin(mark)
+        chunk = None
+        try:
+            with self._transaction():
+                reads = None if plan is None else Reads(self._connection, plan)
+                if reads is not None:
+                    reads.lock()
+                snapshot = take_snapshot(self._connection, mark)
+                exchange.ask(
+                    Question(
+                        snapshot=snapshot,
+                        seen=None if plan is None else plan.seen,
+                        generation=self._generation,
+                        since=self._since,
+                    )
+                )
+                if reads is not None and exchange.wait_for_answer(_EARLY_ANSWER_S) is None:
+                    chunk = self._read(reads)
+        finally:
+            exchange.give_rows(None if chunk is None else chunk.check)
+        answer = exchange.wait_for_answer(_PATIENCE_S)
+        if answer is None:
+            return None, chunk
+        verdict, self._generation = answer
+        if verdict is Verdict.ANEW:
+            self._since = take_snapshot(self._connection, None).xmax
+        return verdict, chunk
+
+    def _read(self, reads: Reads) -> _Chunk:
+        """Read the next chunk of the table under way."""
+        state, plan = self._verifier.state, reads.plan
+        started_s = time.monotonic()
+        part = self._next_part(reads)
+        rows_s = time.monotonic()
+        if part.is_count:
+            rows, digest = self._count(reads), None
+        else:
+            rows, digest = reads.rows(state.after, part.upto)
+        now_s = time.monotonic()
+        self._note_time(max(rows_s - started_s, now_s - rows_s))
+        has_bounds = state.after is not None or part.upto is not None or part.keys is not None
+        is_bounded = has_bounds and not part.is_count
+        check = Check(
+            schema=plan.seen.schema,
+            table=plan.seen.name,
+            columns=plan.columns,
+            left_out=plan.left_out,
+            key=tuple(column.name for column in plan.key) if is_bounded else (),
+            after=state.after if is_bounded and part.keys is None else None,
+            upto=part.upto if part.keys is None else None,
+            keys=part.keys,
+            rows=rows,
+            hash=digest,
+            lsn="0/0",
+            round=state.rounds,
+            chunk=state.chunks + 1,
+            seen=state.seen + (0 if part.is_count else rows),
+            is_last=part.is_last,
+        )
+        if len(check_comment(check)) > LONGEST_CHECK - _ROOM_BYTES:
+            raise _TooWideError
+        if not part.is_count:
+            self._size.note_read(now_s - started_s)
+        return _Chunk(check=check, part=part, rows=rows)
+
+    def _next_part(self, reads: Reads) -> _Part:
+        """Return which rows come next. Where the order of keys is production's own, a table that is more than
+        one chunk begins with the number of its rows, and goes on with lists of keys."""
+        state, plan = self._verifier.state, reads.plan
+        if not plan.key:
+            return _Part(is_last=True, is_count=reads.has_more_than(self._size.rows))
+        if plan.has_same_order or not state.chunks:
+            upto = reads.end_of(state.after, self._size.rows)
+            if plan.has_same_order or upto is None:
+                return _Part(upto=upto, is_last=upto is None)
+            return _Part(is_count=True)
+        most = self._size.keys
+        found = reads.keys(state.after, most)
+        keys = tuple(found[: fitting_keys(found, most_bytes=_MOST_KEY_BYTES)])
+        is_last = len(keys) == len(found) < most
+        return _Part(upto=None if is_last else keys[-1], keys=keys, is_last=is_last)
+
+    def _count(self, reads: Reads) -> int:
+        self._exchange.hold(_HOLD_COUNT_S)
+        self._connection.execute(f"SET LOCAL statement_timeout = {_COUNT_MS}")
+        try:
+            return reads.count()
+        except psycopg.errors.QueryCanceled:
+            raise _NotCountedError from None
+
+    def _pass(self, part: _Part, rows: int, *, is_proved: bool) -> None:
+        state = self._verifier.state
+        behind = state.past_chunk(
+            rows=0 if part.is_count else rows,
+            after=state.after if part.is_count else part.upto,
+            is_proved=is_proved,
+            is_last=part.is_last,
+        )
+        self._verifier.note(behind)
+
+    def _pass_uncounted(self, plan: TablePlan) -> None:
+        verifier = self._verifier
+        if verifier.has_ended:
+            return
+        verifier.note(verifier.state.noting(f"to count its rows takes more than {_COUNT_MS} ms"))
+        self._pass(_Part(is_count=True, is_last=not plan.key), 0, is_proved=False)
+
+    def _leave_gap(self, plan: TablePlan) -> None:
+        """Go on behind a chunk that cannot be proved: the table is changed too often."""
+        with self._transaction():
+            reads = Reads(self._connection, plan)
+            part = self._next_part(reads)
+            rows = len(part.keys) if part.keys is not None else 0 if part.is_last else self._size.rows
+        self._pass(part, rows, is_proved=False)
+
+    def _try_later(self, why: str) -> None:
+        """Wait a moment before another try; after some of them, leave the table out of this round."""
+        self._tries += 1
+        if self._tries > _TRIES and not self._verifier.has_ended:
+            self._tries = 0
+            self._verifier.note(self._verifier.state.past_table(left_out=why), at_once=True)
+        self._verifier.rest(_POLL_S)
+
+    def _wait_for_older_ones(self) -> None:
+        verifier = self._verifier
+        verifier.say(
+            "waits for the transactions at the source, also prepared ones, that began before the archiver's"
+            " connection did"
+        )
+        while not verifier.has_ended and take_snapshot(self._connection, None).xmin < self._since:
+            verifier.rest(_POLL_S)
+
+    def _rest(self, seconds: float) -> None:
+        """Rest, and let the session forget now and then what shows by now."""
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0 and not self._verifier.has_ended:
+            self._verifier.rest(min(left_s, _POLL_S))
+            if left_s > _POLL_S:
+                self._exchange.offer(take_snapshot(self._connection, None))
+
+    def _note_time(self, seconds: float) -> None:
+        state = self._verifier.state
+        if (milliseconds := round(seconds * 1000)) > state.longest_ms:
+            self._verifier.note(msgspec.structs.replace(state, longest_ms=milliseconds))
+
+    @contextmanager
+    def _transaction(self, limit_ms: int = _READ_MS) -> Iterator[None]:
+        """A transaction of one snapshot for the block; each of its statements may take so long."""
+        connection = self._connection
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            if limit_ms != _READ_MS:
+                connection.execute(f"SET LOCAL statement_timeout = {limit_ms}")
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            if not connection.broken:
+                connection.execute("ROLLBACK")
+            raise

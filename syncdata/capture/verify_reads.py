@@ -1,0 +1,225 @@
+"""The statements that read rows for a check, all under one snapshot. Knows SQL; decides nothing.
+
+The table is locked (ACCESS SHARE) before the snapshot is taken: a TRUNCATE or a rewrite that committed
+between the two would show an older snapshot an empty table. Test:
+test_a_truncate_between_the_snapshot_and_the_rows_makes_no_false_check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from syncdata.capture.proof_of_reads import Snapshot
+from syncdata.capture.published import SeenTable
+from syncdata.changes.verification import hash_of_rows
+
+Key = tuple[str, ...]
+
+MARK_PREFIX = "syncdata"
+
+# Their text names something of one server, or is of its language.
+_LOCAL_TYPES = (
+    *("money", "aclitem", "regproc", "regprocedure", "regoper", "regoperator", "regclass", "regtype"),
+    *("regrole", "regnamespace", "regconfig", "regdictionary", "regcollation"),
+)
+_SAME_ORDER = (
+    *("int2", "int4", "int8", "oid", "numeric", "uuid", "date", "timestamp", "timestamptz", "bytea"),
+    *("text", "varchar"),
+)
+
+# By column: whether a type in it (in a domain, an array, a composite, a range) is a local one; the type that
+# it is made of; and whether its values have the same order everywhere: texts, that of their bytes.
+_COLUMNS = """
+WITH RECURSIVE inside AS (
+    SELECT a.attnum AS number, a.atttypid AS oid
+    FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+    UNION
+    SELECT i.number, part.oid
+    FROM inside i JOIN pg_type t ON t.oid = i.oid CROSS JOIN LATERAL (
+        SELECT t.typbasetype WHERE t.typtype = 'd'
+        UNION ALL SELECT t.typelem WHERE t.typelem <> 0
+        UNION ALL SELECT c.atttypid FROM pg_attribute c
+            WHERE t.typtype = 'c' AND c.attrelid = t.typrelid AND c.attnum > 0 AND NOT c.attisdropped
+        UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+    ) AS part (oid)
+), base AS (
+    SELECT a.attnum AS number, a.atttypid AS oid
+    FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT b.number, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid AND t.typtype = 'd'
+)
+SELECT a.attname::text,
+       EXISTS (SELECT FROM inside i JOIN pg_type t ON t.oid = i.oid
+               WHERE i.number = a.attnum AND t.typnamespace = 'pg_catalog'::regnamespace
+               AND t.typname::text = ANY(%(local_types)s)) AS is_local,
+       n.nspname::text, t.typname::text,
+       t.typnamespace = 'pg_catalog'::regnamespace AND t.typname::text = ANY(%(same_order)s)
+       AND (a.attcollation = 0 OR current_setting('server_encoding') = 'UTF8' AND (
+           a.attcollation IN ('pg_catalog."C"'::regcollation, 'pg_catalog."POSIX"'::regcollation)
+           OR a.attcollation = 'pg_catalog."default"'::regcollation AND (
+               SELECT coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' AND d.datcollate IN ('C', 'POSIX')
+               FROM pg_database d WHERE d.datname = current_database()))) AS has_same_order
+FROM pg_attribute a
+JOIN base b ON b.number = a.attnum
+JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd'
+JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyColumn:
+    """A column of a key, and the type (schema, name) that its texts are read as."""
+
+    name: str
+    type: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePlan:
+    """How a table, as it was *seen*, is read: the ``columns`` that are hashed, those that are ``left_out``,
+    and the key, () where there is none. ``has_same_order``: its keys have the same order on every
+    server."""
+
+    seen: SeenTable
+    columns: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    key: tuple[KeyColumn, ...] = ()
+    has_same_order: bool = False
+
+
+def plan_table(connection: psycopg.Connection[Any], seen: SeenTable) -> TablePlan:
+    """Return how to read *seen*. Raises psycopg.Error."""
+    values = {"oid": seen.oid, "local_types": list(_LOCAL_TYPES), "same_order": list(_SAME_ORDER)}
+    found = {row[0]: row[1:] for row in connection.execute(_COLUMNS, values)}
+    sent = [column.name for column in seen.columns if column.is_sent and not column.generated]
+    is_local = {name for name in sent if name not in found or found[name][0]}
+    key = _key_of(seen, [name for name in sent if name not in is_local])
+    return TablePlan(
+        seen=seen,
+        columns=tuple(name for name in sent if name not in is_local),
+        left_out=tuple(name for name in sent if name in is_local),
+        key=tuple(KeyColumn(name=name, type=(found[name][1], found[name][2])) for name in key),
+        has_same_order=bool(key) and all(found[name][3] for name in key),
+    )
+
+
+def _key_of(seen: SeenTable, columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that tell rows apart, and of which none is NULL: the primary key's, or those of the
+    index that is the replica identity; () where they do not travel."""
+    candidates = [seen.key]
+    if seen.identity == "i":
+        candidates.append(seen.identity_columns)
+    return next((key for key in candidates if key and set(key) <= set(columns)), ())
+
+
+class Reads:
+    """The statements of one transaction on the rows of *plan*. Every method raises psycopg.Error."""
+
+    def __init__(self, connection: psycopg.Connection[Any], plan: TablePlan) -> None:
+        self.plan = plan
+        self._connection = connection
+        only = sql.SQL("" if plan.seen.kind == "p" else "ONLY ")
+        self._table = sql.SQL("{}{}").format(only, sql.Identifier(plan.seen.schema, plan.seen.name))
+        self._keys = [sql.SQL("r.{}").format(sql.Identifier(column.name)) for column in plan.key]
+        # It is the publication's own text, as the source spells it.
+        row_filter = (plan.seen.row_filter or "true").replace("%", "%%")
+        self._filter = sql.SQL("({})").format(sql.SQL(row_filter))
+
+    def lock(self) -> None:
+        self._connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(self._table))
+
+    def end_of(self, after: Key | None, rows: int) -> Key | None:
+        """Return the key of the last of so many *rows* above *after*; None where there are fewer."""
+        query = sql.SQL(
+            "SELECT {texts} FROM {table} AS r WHERE {filter} AND {bounds}"
+            " ORDER BY {keys} LIMIT 1 OFFSET {skip}"
+        ).format(**self._parts(after, None), skip=sql.Literal(rows - 1))
+        row = self._connection.execute(query, _values(after, None)).fetchone()
+        return None if row is None else tuple(row)
+
+    def keys(self, after: Key | None, rows: int) -> list[Key]:
+        """Return the keys of so many *rows* above *after*, in production's own order."""
+        query = sql.SQL(
+            "SELECT {texts} FROM {table} AS r WHERE {filter} AND {bounds} ORDER BY {keys} LIMIT {rows}"
+        ).format(**self._parts(after, None), rows=sql.Literal(rows))
+        return [tuple(row) for row in self._connection.execute(query, _values(after, None))]
+
+    def rows(self, after: Key | None, upto: Key | None) -> tuple[int, str | None]:
+        """Return the number of the rows above *after* and not above *upto*, and their hash."""
+        columns = [sql.SQL("r.{}").format(sql.Identifier(name)) for name in self.plan.columns]
+        quoted = [column.as_string(None).replace("%", "%%") for column in columns]
+        query = sql.SQL("SELECT count(*), {hash} FROM {table} AS r WHERE {filter} AND {bounds}").format(
+            **self._parts(after, upto),
+            hash=sql.SQL(hash_of_rows(quoted)),
+        )
+        row = self._connection.execute(query, _values(after, upto)).fetchone()
+        assert row is not None
+        return row[0], row[1]
+
+    def has_more_than(self, rows: int) -> bool:
+        query = sql.SQL("SELECT count(*) FROM (SELECT FROM {table} AS r WHERE {filter} LIMIT {rows}) AS some")
+        row = self._connection.execute(
+            query.format(table=self._table, filter=self._filter, rows=sql.Literal(rows + 1)), {}
+        ).fetchone()
+        assert row is not None
+        return bool(row[0] > rows)
+
+    def count(self) -> int:
+        """Return the number of all rows."""
+        query = sql.SQL("SELECT count(*) FROM {table} AS r WHERE {filter}")
+        row = self._connection.execute(query.format(table=self._table, filter=self._filter), {}).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def _parts(self, after: Key | None, upto: Key | None) -> dict[str, sql.Composable]:
+        bounds: list[sql.Composable] = [sql.SQL("true")]
+        if after is not None:
+            bounds.append(self._compared(">", "after"))
+        if upto is not None:
+            bounds.append(self._compared("<=", "upto"))
+        return {
+            "table": self._table,
+            "filter": self._filter,
+            "bounds": sql.SQL(" AND ").join(bounds),
+            # The table's own columns, not the texts, which would have the same names.
+            "keys": sql.SQL(", ").join(self._keys),
+            "texts": sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in self._keys),
+        }
+
+    def _compared(self, operator: str, name: str) -> sql.Composed:
+        values = [
+            sql.SQL("CAST({} AS {})").format(sql.Placeholder(f"{name}{number}"), sql.Identifier(*column.type))
+            for number, column in enumerate(self.plan.key)
+        ]
+        if len(values) == 1:
+            return sql.SQL("{} {} {}").format(self._keys[0], sql.SQL(operator), values[0])
+        return sql.SQL("ROW({}) {} ROW({})").format(
+            sql.SQL(", ").join(self._keys),
+            sql.SQL(operator),
+            sql.SQL(", ").join(values),
+        )
+
+
+def take_snapshot(connection: psycopg.Connection[Any], mark: str | None) -> Snapshot:
+    """Take the transaction's snapshot and, in the same statement, write *mark* into the WAL.
+
+    The mark is no part of the transaction: it stands between two of them. Raises psycopg.Error.
+    """
+    query = "SELECT pg_current_snapshot()::text"
+    if mark is not None:
+        query += ", pg_logical_emit_message(false, %(prefix)s, CAST(%(mark)s AS text))"
+    row = connection.execute(query, {"prefix": MARK_PREFIX, "mark": mark}).fetchone()
+    assert row is not None
+    return Snapshot.parse(row[0])
+
+
+def _values(after: Key | None, upto: Key | None) -> dict[str, str]:
+    values = {f"after{number}": value for number, value in enumerate(after or ())}
+    return values | {f"upto{number}": value for number, value in enumerate(upto or ())}
