@@ -27,9 +27,16 @@ from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import Slot
 from syncdata.capture.snapshot import PartlyTakenError, TakenSnapshot, take_snapshots
 from syncdata.capture.spool import list_finished, make_spool
-from syncdata.capture.status import ArchiverStatus, archiver_status, unpublished_warning
+from syncdata.capture.status import (
+    ArchiverStatus,
+    VerificationStatus,
+    archiver_status,
+    unpublished_warning,
+    verification_status,
+)
 from syncdata.capture.trouble import trouble_problems
 from syncdata.capture.unreadable import load_left_out, load_unreadable
+from syncdata.capture.verify_walk import load_verification
 from syncdata.changes.filenames import Compression
 from syncdata.changes.names import TableName
 from syncdata.conf import SourceConfig
@@ -250,9 +257,16 @@ class ProductionService:
             problems=tuple(problems),
             left_out=tuple(entry.commit_lsn for entry in load_left_out(self._config.spool_dir)),
             signs_with=signer.fingerprint if signer else None,
+            verification=self._verification_status(),
         )
 
     # Inside
+
+    def _verification_status(self) -> VerificationStatus | None:
+        rate = self._config.verify_rows_per_second
+        if not rate:
+            return None
+        return verification_status(load_verification(self._config.spool_dir), rows_per_second=rate)
 
     def _source_problems(self, view: SourceView) -> list[Problem]:
         problems = []

@@ -93,7 +93,7 @@ def _replay(
     if record["op"] == "TRUNCATE":
         rows.clear()
         return
-    old = record.get("old_keys") or record.get("data")
+    old = record.get("old_keys") or record["data"]
     before = rows.pop(tuple(old[column] for column in key), {})
     if record["op"] != "DELETE":
         row = before | record["data"]

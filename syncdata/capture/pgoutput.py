@@ -25,6 +25,7 @@ _BEGIN = struct.Struct(">QqI")
 _COMMIT = struct.Struct(">BQQq")
 _UINT16 = struct.Struct(">H").unpack_from
 _UINT32 = struct.Struct(">I").unpack_from
+_LSN = struct.Struct(">Q").unpack_from
 _TYPE = struct.Struct(">Ii").unpack_from
 
 NULL, UNCHANGED, _TEXT = b"nut"
@@ -35,10 +36,11 @@ _IS_KEY = 1
 SHORT_TEXT, PACKED_TEXT, PACKED_ROW = b"t\0\0", b"\xdb\0\0", b"\xdc"
 SHORT_BYTES = 1 << 16
 _unpack_row = msgspec.msgpack.Decoder(list[str | int]).decode
-# Left out of change files: types (the names of columns' types) and origins.
-_IGNORED = frozenset(b"YO")
-_MESSAGE = struct.Struct(">BQ").unpack_from
-_IS_TRANSACTIONAL = 1
+# Left out of change files: types (the names of columns' types), origins, and messages of applications.
+_IGNORED = frozenset(b"YOM")
+# A mark: a message that is part of no transaction (0), its position, our prefix, and its length.
+MARK_PREFIX = "syncdata"
+_MARK_START, _MARK_LSN, _MARK_NAME, _MARK_CONTENT = b"M\0", 2, slice(10, 19), 23
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -102,11 +104,9 @@ class Truncate:
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A message that an application has written into the WAL, between two transactions of the stream: at
-    ``lsn``, under its ``prefix``. Those inside of transactions are left out."""
+    """What the archiver itself has written into the WAL, at ``lsn``: it stands between two transactions."""
 
     lsn: int
-    prefix: str
     content: bytes
 
 
@@ -291,15 +291,10 @@ def _read_relation(message: bytes, oid: int) -> Relation:
 
 
 def _read_mark(message: bytes) -> Mark | None:
-    flags, lsn = _MESSAGE(message, 1)
-    if flags & _IS_TRANSACTIONAL:
+    """Return the mark; None for the message of another application, whatever is in it."""
+    if message[:2] != _MARK_START or message[_MARK_NAME] != MARK_PREFIX.encode() + b"\0":
         return None
-    prefix, position = _read_name(message, 10)
-    (size,) = _UINT32(message, position)
-    content = message[position + 4 :]
-    if len(content) != size:
-        raise ValueError("a message that is cut short")
-    return Mark(lsn=lsn, prefix=prefix, content=content)
+    return Mark(lsn=_LSN(message, _MARK_LSN)[0], content=message[_MARK_CONTENT:])
 
 
 def _read_name(message: bytes, position: int) -> tuple[str, int]:

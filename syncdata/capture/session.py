@@ -28,7 +28,6 @@ from syncdata.capture.spool import SpooledFile, remove_from_spool
 from syncdata.capture.stream_catalog import StreamCatalog
 from syncdata.capture.uploader import Uploader
 from syncdata.capture.verifier import Exchange
-from syncdata.capture.verify_reads import MARK_PREFIX
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.changes.verification import check_comment
 from syncdata.errors import UnreadableChangeError
@@ -276,7 +275,7 @@ class ReplicationSession:
     def _take_mark(self, mark: Mark) -> None:
         """Say whether what the verifier has read for *mark* is proved, and then write its check, here."""
         verification = self._verification
-        if verification is None or mark.prefix != MARK_PREFIX:
+        if verification is None:
             return
         question = verification.question_at(mark.content.decode(errors="replace"))
         if question is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from syncdata.capture.chain import Chain
 from syncdata.capture.slot import Slot
+from syncdata.capture.verify_walk import VerificationState
 from syncdata.errors import Problem
 
 # The source keeps WAL for the slot up to a limit, and removes it beyond. From this share on, it is a warning.
@@ -16,12 +18,45 @@ _OVERDUE_ROTATIONS, _OVERDUE_GRACE_S = 3, 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationStatus:
+    """How far the checks are. ``round``: the last one that has begun (0: none), of whose tables ``share`` are
+    done, with so many ``rows`` and ``chunks``, some of them ``unproved``. ``left_out`` says by table what
+    cannot be verified, and why; ``trouble`` why nothing is, just now."""
+
+    round: int
+    began_at: str
+    share: float
+    rows: int
+    rows_per_second: int
+    chunks: int
+    unproved: int
+    longest_ms: int
+    left_out: Mapping[str, str]
+    trouble: str
+
+
+def verification_status(state: VerificationState, *, rows_per_second: int) -> VerificationStatus:
+    return VerificationStatus(
+        round=state.rounds,
+        began_at=state.began_at,
+        share=1.0 if state.ended_at else state.tables_done / max(state.tables, 1),
+        rows=state.rows,
+        rows_per_second=rows_per_second,
+        chunks=state.proved + state.unproved,
+        unproved=state.unproved,
+        longest_ms=state.longest_ms,
+        left_out=dict(state.left_out),
+        trouble=state.trouble,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiverStatus:
     """The archiver's status. ``lag_bytes`` of WAL and ``lag_seconds`` of changes are not in the archive yet.
     ``retention_share``: of the WAL that may be kept for the slot (None: no limit). ``problems`` says why it
     is not healthy, and is empty when it is; a problem's ``str()`` is its text. ``left_out``: the commit LSNs
     of the transactions that an operator has left out. ``signs_with``: the fingerprint of the key, None where
-    nothing is signed."""
+    nothing is signed. ``verification``: how far the checks are, None where they are switched off."""
 
     status: str
     slot: str
@@ -40,6 +75,7 @@ class ArchiverStatus:
     problems: tuple[Problem, ...] = ()
     left_out: tuple[str, ...] = ()
     signs_with: str | None = None
+    verification: VerificationStatus | None = None
 
     @property
     def is_healthy(self) -> bool:
@@ -58,6 +94,7 @@ def archiver_status(
     problems: tuple[Problem, ...] = (),
     left_out: tuple[str, ...] = (),
     signs_with: str | None = None,
+    verification: VerificationStatus | None = None,
 ) -> ArchiverStatus:
     """Return the status. *waiting*: name and size of the files in the spool. *problems*: those that the
     caller has found already."""
@@ -86,6 +123,7 @@ def archiver_status(
             *_find_problems(slot, chain, lag_seconds, is_active=is_active, rotate_s=rotate_s),
         ),
         signs_with=signs_with,
+        verification=verification,
     )
 
 
@@ -152,11 +190,29 @@ def format_archiver_status(status: ArchiverStatus) -> str:
         f"WAL kept for the slot: {kept}",
         f"signs with: {status.signs_with or 'nothing is signed'}",
     ]
+    lines += _verification_lines(status.verification)
     if status.left_out:
         lines.append(f"transactions left out: {len(status.left_out)}, the last at {status.left_out[-1]}")
     if status.problems:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status.problems)]
     return "\n".join(lines)
+
+
+def _verification_lines(verification: VerificationStatus | None) -> list[str]:
+    if verification is None:
+        return ["verification: off"]
+    if not verification.round:
+        return [f"verification: not begun{'; ' * bool(verification.trouble)}{verification.trouble}"]
+    lines = [
+        f"verification: round {verification.round}, begun at {verification.began_at},"
+        f" {verification.share:.0%} of the tables, {verification.rows:,} rows, at most"
+        f" {verification.rows_per_second:,} a second, longest read {verification.longest_ms} ms"
+    ]
+    if verification.unproved:
+        lines.append(f"  not proved: {verification.unproved:,} of {verification.chunks:,} chunks")
+    if verification.trouble:
+        lines.append(f"  {verification.trouble}")
+    return lines + [f"  {table}: {why}" for table, why in sorted(verification.left_out.items())]
 
 
 def format_bytes(size: int) -> str:

@@ -14,13 +14,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from syncdata.capture.pgoutput import MARK_PREFIX
 from syncdata.capture.proof_of_reads import Snapshot
 from syncdata.capture.published import SeenTable
 from syncdata.changes.verification import hash_of_rows
 
 Key = tuple[str, ...]
-
-MARK_PREFIX = "syncdata"
 
 # Their text names something of one server, or is of its language.
 _LOCAL_TYPES = (

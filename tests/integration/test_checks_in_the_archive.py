@@ -1,4 +1,4 @@
-"""What the archiver's checks say: at each one's place, the rows are those that the records before it leave."""
+"""What the checks of an archive say: at its place, the rows are those that the records before it leave."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from syncdata.capture import verifier
 from syncdata.capture.verify_walk import load_verification
 from syncdata.changes.verification import Check
+from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.chains import archived_records
 from tests.checked import checks_of, wrong_checks
 from tests.production import Production
@@ -28,10 +30,25 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def source(make_production: Callable[..., Production], monkeypatch: pytest.MonkeyPatch) -> Production:
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifier, "SETTLE_S", 0.0)
+
+
+@pytest.fixture
+def source(make_production: Callable[..., Production]) -> Production:
     return make_production(**OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def server(postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """A server that takes prepared transactions."""
+    server = PostgresServer(
+        binaries=postgres.binaries, settings=SETTINGS | {"max_prepared_transactions": "9"}
+    )
+    server.start()
+    yield server
+    server.stop()
 
 
 @contextmanager
@@ -100,9 +117,11 @@ def churn(source: Production, stop: threading.Event, seed: int) -> None:
     chance = random.Random(seed)
     with source.connect() as connection:
         while not stop.is_set():
-            low = chance.randrange(4_000)
+            low = chance.randrange(4) * 1_000 + chance.randrange(900)
             many = chance.choice([1, 3, 50])
             with connection.transaction(force_rollback=chance.random() < 0.2):
+                # One lock, so that no two wait for each other.
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (low // 1_000,))
                 for table, key in (("item", "id"), ("tag", "b"), ("part", "id")):
                     if chance.random() < 0.5:
                         continue
@@ -110,25 +129,29 @@ def churn(source: Production, stop: threading.Event, seed: int) -> None:
             if chance.random() < 0.1:
                 name = f"prepared {seed}"
                 connection.execute("BEGIN")
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (low // 1_000,))
                 change(connection, "item", "id", low, many, chance)
                 connection.execute(f"PREPARE TRANSACTION '{name}'")
                 connection.execute(f"COMMIT PREPARED '{name}'")
             if seed == 1 and chance.random() < 0.02:
                 connection.execute("TRUNCATE item")
-                connection.execute("INSERT INTO item SELECT n, 'again' FROM generate_series(1, 2000) AS n")
+                connection.execute(
+                    "INSERT INTO item SELECT n, 'again' FROM generate_series(1, 2000) AS n"
+                    " ON CONFLICT DO NOTHING"
+                )
 
 
 def change(
     connection: psycopg.Connection[Any], table: str, key: str, low: int, many: int, chance: random.Random
 ) -> None:
     # In one order, so that no two wait for each other.
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", (low // 1_000,))
     within = f"{key}::int BETWEEN {low} AND {low + many}"
     with connection.transaction(force_rollback=chance.random() < 0.2):
         connection.execute(f"DELETE FROM {table} WHERE {within}")
         if chance.random() < 0.7:
             connection.execute(
-                f"INSERT INTO {table} SELECT {ROW_OF[table]} FROM generate_series({low}, {low + many}) AS n"
+                f"INSERT INTO {table} SELECT {ROW_OF[table]}"
+                f" FROM generate_series({low}, {low + many}) AS n ON CONFLICT DO NOTHING"
             )
     connection.execute(f"UPDATE {table} SET v = v || '+' WHERE {within}")
 
@@ -140,7 +163,10 @@ ROW_OF = {
 }
 
 
-def test_each_check_of_a_busy_source_has_the_rows_of_its_place(source: Production) -> None:
+def test_each_check_of_a_busy_source_has_the_rows_of_its_place(
+    make_production: Callable[..., Production], server: PostgresServer
+) -> None:
+    source = make_production(server, **OPTIONS)
     source.execute(
         "CREATE TABLE item (id int PRIMARY KEY, v text)",
         'CREATE TABLE tag (a int, b text COLLATE "C", v text, PRIMARY KEY (a, b))',
@@ -152,15 +178,14 @@ def test_each_check_of_a_busy_source_has_the_rows_of_its_place(source: Productio
     for table, row in ROW_OF.items():
         source.execute(f"INSERT INTO {table} SELECT {row} FROM generate_series(1, 4000) AS n")
     stop = threading.Event()
-    writers = [threading.Thread(target=churn, args=(source, stop, seed)) for seed in (1, 2, 3)]
-    for writer in writers:
-        writer.start()
-    try:
-        checks = verified(source, 8)
-    finally:
-        stop.set()
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(churn, source, stop, seed) for seed in (1, 2, 3)]
+        try:
+            checks = verified(source, 8)
+        finally:
+            stop.set()
         for writer in writers:
-            writer.join(PATIENCE_S)
+            writer.result()
     wrong, count = wrong_checks(
         source.archive_dir,
         keys={"item": ("id",), "tag": ("a", "b"), "part": ("id",)},
