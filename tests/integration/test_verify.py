@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -13,8 +15,8 @@ from tests.world import World
 
 ITEMS = (
     "CREATE TABLE items (id int PRIMARY KEY, a text, b text, n numeric, f double precision)",
-    "INSERT INTO items SELECT i, 'a' || i, CASE WHEN i % 10 = 0 THEN NULL ELSE '' END, (i || '.50')::numeric, i"
-    " FROM generate_series(1, 100) i",
+    "INSERT INTO items SELECT i, 'a' || i, CASE WHEN i % 10 = 0 THEN NULL ELSE '' END,"
+    " (i || '.50')::numeric, i FROM generate_series(1, 100) i",
 )
 COLUMNS = ("id", "a", "b", "n", "f")
 
@@ -27,7 +29,7 @@ def items(production: Production, world: World) -> Catalog:
     return catalog_of(production)
 
 
-def bounded(production: Production, after: int | None, upto: int | None, **options: object) -> Check:
+def bounded(production: Production, after: int | None, upto: int | None, **options: Any) -> Check:
     return check_of(
         production,
         "items",
@@ -180,5 +182,5 @@ def test_rows_of_two_rounds_at_most_are_kept(production: Production, world: Worl
     assert world.rows("SELECT DISTINCT round FROM data_sync_verifications ORDER BY 1") == [(5,), (8,)]
 
 
-def _of_round(check: Check, number: int, **options: object) -> Check:
+def _of_round(check: Check, number: int, **options: Any) -> Check:
     return msgspec.structs.replace(check, round=number, **options)
