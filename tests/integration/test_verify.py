@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
+from syncdata.apply.postgres import verify
+from syncdata.apply.postgres.target import Target
+from syncdata.apply.sink import Verdict
+from syncdata.apply.state.checkpoints import read_checkpoint
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.verification import Check
 from tests.production import Production
@@ -184,3 +189,138 @@ def test_rows_of_two_rounds_at_most_are_kept(production: Production, world: Worl
 
 def _of_round(check: Check, number: int, **options: Any) -> Check:
     return msgspec.structs.replace(check, round=number, **options)
+
+
+def test_an_equal_number_of_rows_takes_no_mark_away(
+    production: Production, world: World, items: Catalog
+) -> None:
+    def of_number(number: int) -> Check:
+        return check_of(production, "items", of_number=True, round=number, seen=0, is_last=True)
+
+    world.execute("DELETE FROM items WHERE id = 50")
+    hold(world, items, of_number(1))
+    assert marks(world, "items") == ["differs"]
+    world.execute("INSERT INTO items VALUES (1000)")
+    hold(world, items, of_number(2))
+    assert marks(world, "items") == ["differs"]
+    found = summary(world, "items")
+    assert (found.rows, found.share, found.verified_at) == (100, 0.0, None)
+
+
+def test_a_table_whose_keys_are_listed_is_proved_by_its_number_and_its_keys(
+    production: Production, world: World, items: Catalog
+) -> None:
+    def checks(number: int) -> list[Check]:
+        keys = [[(str(key),) for key in range(first, first + 50)] for first in (1, 51)]
+        first, second = (
+            check_of(
+                production,
+                "items",
+                *COLUMNS,
+                key=("id",),
+                keys=listed,
+                round=number,
+                chunk=2 + place,
+                seen=50 + 50 * place,
+                is_last=place == 1,
+            )
+            for place, listed in enumerate(keys)
+        )
+        return [check_of(production, "items", of_number=True, round=number, seen=0), first, second]
+
+    assert [verdict.is_equal for verdict in hold(world, items, *checks(1))] == [True, True, True]
+    assert summary(world, "items").share == 1.0
+    world.execute("INSERT INTO items VALUES (1000)")
+    assert [verdict.is_equal for verdict in hold(world, items, *checks(2))] == [False, True, True]
+    world.execute("DELETE FROM items WHERE id IN (1, 1000)", "UPDATE items SET a = 'x' WHERE id = 60")
+    assert [verdict.is_equal for verdict in hold(world, items, *checks(3))] == [False, False, False]
+    world.execute(
+        "UPDATE items SET a = 'a60' WHERE id = 60", "INSERT INTO items VALUES (1, 'a1', '', 1.50, 1)"
+    )
+    assert marks(world, "items") == ["differs"]
+    assert [verdict.is_equal for verdict in hold(world, items, *checks(4))] == [True, True, True]
+    assert marks(world, "items") == []
+
+
+def test_an_empty_table_is_verified(production: Production, world: World, items: Catalog) -> None:
+    production.execute("TRUNCATE items")
+    production.archive()
+    assert world.sync().errors == ()
+    hold(world, items, check_of(production, "items", *COLUMNS, is_last=True))
+    found = summary(world, "items")
+    assert (found.rows, found.share, found.verified_at is not None) == (0, 1.0, True)
+
+
+# What a verdict stands on
+
+
+def test_a_table_that_stands_elsewhere_has_no_verdict(
+    production: Production, world: World, items: Catalog
+) -> None:
+    check = bounded(production, None, None)
+    with world.connect() as connection:
+        checkpoint = read_checkpoint(connection, check.name)
+        assert checkpoint is not None
+        target = Target(connection, metric_freq_hours=24)
+        stands = checkpoint.position
+        behind = replace(stands, file="changes_20990101_000000.json")
+        within = replace(stands, is_finished=False)
+        for elsewhere in (behind, within, replace(stands, source_id="another")):
+            assert target.verify([check], items, position=elsewhere, file="f") == []
+        is_ahead = msgspec.structs.replace(check, lsn="0/1")
+        assert target.verify([is_ahead], items, position=stands, file="f") == []
+        assert world.rows("SELECT * FROM data_sync_verifications") == []
+        (verdict,) = target.verify([check], items, position=stands, file="f")
+        assert verdict.is_equal
+
+
+def test_a_verdict_on_rows_that_were_exchanged_meanwhile_is_dropped(
+    production: Production, world: World, items: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resync ends between the reading of the rows and the writing of the verdict."""
+    world.execute("DELETE FROM items WHERE id = 50")
+
+    def judge(*args: Any) -> Verdict:
+        with world.service() as service:
+            service.resync("items")
+        return judged(*args)
+
+    judged = verify._judge
+    monkeypatch.setattr(verify, "_judge", judge)
+    assert hold(world, items, bounded(production, None, None)) == []
+    assert marks(world, "items") == []
+
+
+def test_a_check_that_takes_long_is_given_up(
+    production: Production, world: World, items: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "LIMIT_S", 0.05)
+    monkeypatch.setattr(verify, "LOCK_LIMIT_S", 0.02)
+    check = bounded(production, None, None)
+    with world.connect() as holder, holder.transaction():
+        holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+        (verdict,) = hold(world, items, check)
+    assert (verdict.is_equal, verdict.reason) == (None, "others held a lock on the table")
+    monkeypatch.setattr(verify, "hash_of_rows", lambda columns: "(SELECT pg_sleep(60)::text)")
+    (verdict,) = hold(world, items, check)
+    assert (verdict.is_equal, verdict.reason) == (None, "that took longer than 0.05 seconds")
+    assert summary(world, "items").not_comparable == verdict.reason
+    assert marks(world, "items") == []
+
+
+@pytest.mark.parametrize("way", ["resync", "clear", "remove"])
+def test_what_was_found_of_rows_goes_with_them(
+    production: Production, world: World, items: Catalog, way: str
+) -> None:
+    world.execute("DELETE FROM items WHERE id = 50")
+    hold(world, items, *whole_round(production, 1))
+    with world.service() as service:
+        if way == "resync":
+            service.resync("items")
+        elif way == "clear":
+            service.clear()
+        else:
+            service.remove_tables(["items"])
+    assert world.rows("SELECT * FROM data_sync_verifications") == []
+    # Rows of a table that comes back are those that it had.
+    assert marks(world, "items") == {"resync": [], "clear": ["partial"], "remove": ["differs"]}[way]
