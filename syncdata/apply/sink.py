@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import Batch
 from syncdata.apply.position import Advance, Position
+from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
+from syncdata.changes.verification import Check
 from syncdata.errors import ApplyError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
 from syncdata.runtime.prefetch import prefetch
@@ -118,6 +120,34 @@ class Sink(Protocol[P]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The result of holding the rows of *table* to *check*. ``is_equal`` is None where they could not be
+    compared; ``reason`` says why, or in what they differ, without any of their values."""
+
+    table: TableName
+    check: Check
+    is_equal: bool | None
+    rows_here: int = 0
+    reason: str = ""
+
+
+class Verifier(Protocol):
+    """Holds rows to the checks of the archive."""
+
+    def verify(
+        self, checks: Sequence[Check], published: Catalog | None, *, position: Position, file: str
+    ) -> list[Verdict]:
+        """Compare the rows of each of *checks* with it, and keep the verdicts, which are returned.
+
+        *position* is where the tables stand and the checks hold; they are from *file*. *published* is what
+        production publishes there, None where that is not known. Not called while `apply` is at work. A table
+        that does not stand there any more, or cannot be read now, has no verdict or one without a result.
+        Raises SyncError when the sink itself fails.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fitness:
     """What a look at the tables has found, by table as the error that says it. ``unfit``: they cannot take
     rows now. ``replaced``: they were made anew since rows went there, which a rebuild mends."""
@@ -186,8 +216,9 @@ class RebuildSink(Sink[P], Protocol[P]):
     def failed(self) -> Mapping[TableName, SyncError]: ...
 
 
-class DaemonSink(Sink[P], Protocol[P]):
-    """A sink for the daemon, which uses it for cycle after cycle; it knows where its tables stand."""
+class DaemonSink(Sink[P], Verifier, Protocol[P]):
+    """A sink for the daemon, which uses it for cycle after cycle; it knows where its tables stand, and holds
+    their rows to the archive's checks."""
 
     def is_on(self, connection: Any) -> bool:
         """Tell whether the sink works on *connection*; if not, its own was lost, and the sink is replaced."""

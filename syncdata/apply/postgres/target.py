@@ -64,10 +64,11 @@ from syncdata.apply.postgres.rests import Rests
 from syncdata.apply.postgres.sequences import Sequences
 from syncdata.apply.postgres.shadow import ShadowGroup, ShadowTarget, open_shadow
 from syncdata.apply.postgres.stamps import send_stamps, stamps_of
+from syncdata.apply.postgres.verify import verify
 from syncdata.apply.postgres.watch import Watch
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
-from syncdata.apply.sink import ApartError, Fitness, LockedError, Outcome, Purpose
+from syncdata.apply.sink import ApartError, Fitness, LockedError, Outcome, Purpose, Verdict
 from syncdata.apply.state.checkpoints import (
     Skip,
     TableCheckpoint,
@@ -83,8 +84,10 @@ from syncdata.apply.state.marks import Mark, unlogged
 from syncdata.apply.state.metrics import add_metrics, add_to_minute
 from syncdata.apply.state.runs import add_to_run
 from syncdata.apply.state.skips import settle_skips
+from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import NO_TABLE, LocatedRecord
+from syncdata.changes.verification import Check
 from syncdata.errors import MetricsError, SyncError
 
 # How long a batch waits for a lock before it is rolled back, so that a stop is heeded, and tried again.
@@ -201,6 +204,16 @@ class Target:
     def prepare(self, batch: Batch) -> PreparedBatch:
         """Plan *batch*. Does not touch the connection, which is at work on the batch before."""
         return prepare(batch, self._schemas)
+
+    def verify(
+        self, checks: Sequence[Check], published: Catalog | None, *, position: Position, file: str
+    ) -> list[Verdict]:
+        """Hold rows to *checks*, and keep the verdicts."""
+        with translated_errors():
+            self._definitions.refresh({check.name for check in checks})
+            return verify(
+                self._connection, checks, published, self._schemas, position=position, clock=self._clock
+            )
 
     def rest(self) -> None:
         """Drop the staging tables between cycles: they would keep types from being dropped."""

@@ -104,6 +104,18 @@ def healed_in_vain(table: TableName, *, has_failed: bool) -> Mark:
     )
 
 
+def differs(table: TableName, bounds: str, difference: str, *, others: int = 0) -> Mark:
+    """Return the mark of a table in which verification found a *difference* between the rows in *bounds* and
+    production's; *others*: in so many more places of the same round."""
+    also = f"; and so in {others:,} more {'place' if others == 1 else 'places'}" if others else ""
+    return Mark(
+        kind="differs",
+        text=f"rows are not production's: {difference}, in {bounds}{also}",
+        hint=f"run 'python manage.py resync {table.argument}'; if rows differ again afterwards, first run"
+        f" 'archive_changes --snapshot {table.argument}' at production",
+    )
+
+
 # So many subjects of a folded mark are remembered, and so many named.
 _MOST_SUBJECTS, _NAMED_SUBJECTS = 50, 5
 _ALSO = "; the same goes for "

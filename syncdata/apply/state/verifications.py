@@ -8,12 +8,22 @@ one that has ended, and the one that goes on.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection
 from psycopg.rows import dict_row
 from psycopg.types.datetime import TimestamptzLoader
+
+from syncdata.apply.sink import Verdict
+from syncdata.apply.state.marks import Mark, differs, encode_marks
+from syncdata.changes.names import TableName
+from syncdata.changes.position import format_lsn
+from syncdata.changes.verification import Check
+
+if TYPE_CHECKING:
+    from syncdata.apply.state.checkpoints import TableCheckpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,3 +81,122 @@ def _summary(row: dict[str, Any]) -> Verification:
         newest_at=row["newest_at"],
         not_comparable=row["reason"] or "",
     )
+
+
+def keep_verdict(
+    connection: Connection[Any], verdict: Verdict, checkpoint: TableCheckpoint, *, now: dt.datetime
+) -> None:
+    """Keep *verdict*, and have the mark ``differs`` of its table say what is known now.
+
+    Inside the caller's transaction, which has locked the *checkpoint*. Rows that differ give the mark. A
+    round takes it away when all its checks came, in turn and to the last, and found the rows equal: a gap,
+    or rows that could not be compared, leave it. Tests: test_a_whole_round_of_equal_rows_takes_the_mark_away,
+    test_a_round_with_a_gap_leaves_the_mark.
+    """
+    check, table = verdict.check, str(verdict.table)
+    _make_room(connection, table, check)
+    connection.execute(
+        _INSERT,
+        {
+            "table": table,
+            "round": check.round,
+            "chunk": check.chunk,
+            "bounds": check.bounds,
+            "position": f"{checkpoint.position.file}:{checkpoint.position.record_number}",
+            "lsn": None if (lsn := checkpoint.position.commit_lsn) is None else format_lsn(lsn),
+            "rows": check.rows,
+            "rows_here": verdict.rows_here,
+            "seen": check.seen,
+            "is_of_number": check.hash is None,
+            "is_last": check.is_last,
+            "is_equal": verdict.is_equal,
+            "reason": verdict.reason,
+            "now": now,
+        },
+    )
+    if verdict.is_equal is False:
+        mark = differs(verdict.table, check.bounds, verdict.reason, others=_others(connection, table, check))
+        _mark(connection, checkpoint, mark)
+    if check.is_last:
+        connection.execute(
+            "DELETE FROM data_sync_verifications WHERE table_name = %s AND round <> %s", (table, check.round)
+        )
+        if _is_whole(connection, table, check):
+            _mark(connection, checkpoint, None)
+
+
+def forget(connection: Connection[Any], tables: Collection[TableName] | Collection[str]) -> None:
+    """Remove what is kept of *tables*: their rows are others from now on, or not ours to verify."""
+    connection.execute(
+        "DELETE FROM data_sync_verifications WHERE table_name = ANY(%s)", ([str(table) for table in tables],)
+    )
+
+
+_INSERT = """
+INSERT INTO data_sync_verifications (table_name, round, chunk, bounds, position, commit_lsn, rows, rows_here,
+    seen, is_of_number, is_last, is_equal, reason, verified_at)
+VALUES (%(table)s, %(round)s, %(chunk)s, %(bounds)s, %(position)s, %(lsn)s, %(rows)s, %(rows_here)s,
+    %(seen)s, %(is_of_number)s, %(is_last)s, %(is_equal)s, %(reason)s, %(now)s)
+"""
+
+
+def _make_room(connection: Connection[Any], table: str, check: Check) -> None:
+    """Remove what the result of *check* takes the place of.
+
+    An archiver that was started again reads the newest chunks of its round once more, under the same numbers,
+    and may cut them otherwise. One that has lost its numbers begins with the first round again: so a round
+    that has ended, and comes once more with another chunk, is another one.
+    """
+    newest = connection.execute(
+        "SELECT chunk, is_last FROM data_sync_verifications WHERE table_name = %s AND round = %s"
+        " ORDER BY chunk DESC LIMIT 1",
+        (table, check.round),
+    ).fetchone()
+    if newest is None:
+        connection.execute(_DELETE_OLDER, {"table": table, "round": check.round})
+        return
+    chunk, has_ended = newest
+    first = 0 if has_ended and chunk != check.chunk else check.chunk
+    connection.execute(
+        "DELETE FROM data_sync_verifications WHERE table_name = %s AND round = %s AND chunk >= %s",
+        (table, check.round, first),
+    )
+
+
+# All rounds but the newest that has ended.
+_DELETE_OLDER = """
+DELETE FROM data_sync_verifications WHERE table_name = %(table)s AND round <> coalesce((
+    SELECT round FROM data_sync_verifications WHERE table_name = %(table)s AND is_last
+    ORDER BY verified_at DESC, id DESC LIMIT 1), %(round)s)
+"""
+
+
+def _others(connection: Connection[Any], table: str, check: Check) -> int:
+    """Return how many other chunks of the round of *check* differ."""
+    row = connection.execute(
+        "SELECT count(*) FROM data_sync_verifications WHERE table_name = %s AND round = %s AND NOT is_equal"
+        " AND chunk <> %s",
+        (table, check.round, check.chunk),
+    ).fetchone()
+    return row[0] if row else 0
+
+
+def _is_whole(connection: Connection[Any], table: str, check: Check) -> bool:
+    """Tell whether all chunks of the round that *check* ends are there, and equal. The first has number 1."""
+    row = connection.execute(
+        "SELECT count(*) FROM data_sync_verifications WHERE table_name = %s AND round = %s AND is_equal"
+        " AND chunk BETWEEN 1 AND %s",
+        (table, check.round, check.chunk),
+    ).fetchone()
+    return row is not None and row[0] == check.chunk
+
+
+def _mark(connection: Connection[Any], checkpoint: TableCheckpoint, mark: Mark | None) -> None:
+    """Have *mark* be the only one of its kind that the table has, or take that away."""
+    others = tuple(known for known in checkpoint.marks if known.kind != "differs")
+    marks = others if mark is None else (*others, mark)
+    if marks != checkpoint.marks:
+        connection.execute(
+            "UPDATE data_sync_checkpoints SET marks = %s::jsonb WHERE id = %s",
+            (encode_marks(marks), checkpoint.id),
+        )
