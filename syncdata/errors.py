@@ -206,6 +206,10 @@ class RequestError(SyncError, code="SHD_SYN_056"):
     """An operator's request (pause, resume, retry, skip) cannot be carried out."""
 
 
+class VerificationError(SyncError, code="SHD_SYN_057"):
+    """A table's rows are not production's."""
+
+
 class ArchiveConnectionError(SyncError, code="SHD_SYN_060"):
     """The backup host cannot be reached, or refuses us, or is not the host we know."""
 

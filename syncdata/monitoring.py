@@ -141,6 +141,12 @@ def status_metrics(status: DaemonStatus, *, now: dt.datetime) -> list[Metric]:
             "LSN of the newest record applied.",
             lambda t: parse_lsn(t.last_lsn) if t.last_lsn else None,
         ),
+        table_gauge(
+            "table_verified_timestamp_seconds",
+            "When the newest whole round of checks found the table's rows to be production's.",
+            lambda t: _timestamp(t.verified_at),
+        ),
+        table_gauge("table_differs", "1 while rows are known not to be production's.", lambda t: t.differs),
     ]
 
 

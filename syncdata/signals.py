@@ -1,6 +1,6 @@
 """The signals that the host project can listen to. Knows Django; knows nothing of files or rows.
 
-All three are sent by the process that syncs, after the commit of the work that they report and outside of any
+All are sent by the process that syncs, after the commit of the work that they report and outside of any
 transaction of the service. Their sender is the class ``SyncDataService``. A receiver that raises is logged,
 once; the other receivers and the sync go on.
 """
@@ -48,6 +48,18 @@ table_blocked = SyncSignal()
 ``database``, ``table``, ``model`` as above. ``code``, ``message``, ``hint``; ``file`` and ``line`` or None.
 """
 
+table_differs = SyncSignal()
+"""Verification has found that rows of a table are not production's; not again while they are known to differ.
+
+``database``, ``table``, ``model`` as above. ``message``: what was found, and what to do.
+"""
+
+table_equal = SyncSignal()
+"""A table that differed does not any more: a whole round of checks was equal, or it was rebuilt.
+
+``database``, ``table``, ``model`` as above.
+"""
+
 sync_cycle_finished = SyncSignal()
 """A cycle has ended. ``database``; ``result``: the ``SyncResult``, of what was applied even when the cycle
 failed; ``error``: the ``SyncError`` that ended it, or None."""
@@ -67,6 +79,10 @@ class SignalObserver:
                     self._announce_table("sync", table, result.activity[table])
             for table in sorted(result.newly_blocked):
                 self._announce_block(table, result.newly_blocked[table])
+            for table, found in sorted(result.newly_differing.items()):
+                self._send(table_differs, table, message=found)
+            for table in sorted(result.equal_again):
+                self._send(table_equal, table)
             sync_cycle_finished.send_robust(
                 self._sender, database=self._database, result=summary, error=error
             )
@@ -78,11 +94,9 @@ class SignalObserver:
 
     def _announce_table(self, action: str, table: TableName, activity: Activity) -> None:
         counts = activity.counts
-        table_synced.send_robust(
-            self._sender,
-            database=self._database,
-            table=str(table),
-            model=find_model_of(table),
+        self._send(
+            table_synced,
+            table,
             action=action,
             records_added=counts.added,
             records_updated=counts.updated,
@@ -92,16 +106,23 @@ class SignalObserver:
         )
 
     def _announce_block(self, table: TableName, reason: SyncError) -> None:
-        table_blocked.send_robust(
-            self._sender,
-            database=self._database,
-            table=str(table),
-            model=find_model_of(table),
+        self._send(
+            table_blocked,
+            table,
             code=reason.code,
             message=reason.message,
             hint=reason.hint,
             file=reason.file,
             line=reason.line,
+        )
+
+    def _send(self, signal: SyncSignal, table: TableName, **arguments: object) -> None:
+        signal.send_robust(
+            self._sender,
+            database=self._database,
+            table=str(table),
+            model=find_model_of(table),
+            **arguments,
         )
 
 

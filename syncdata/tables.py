@@ -175,6 +175,32 @@ class TablesService:
         tables, _ = self._read_tables()
         return tables
 
+    def read_verification(
+        self, names: Sequence[str] = ()
+    ) -> list[tuple[TableInfo, list[queries.UnequalCheck]]]:
+        """Return the tables *names*, or all of the whitelist, each with the checks that did not find its rows
+        equal; differences that are over, since the table was rebuilt, are left out.
+
+        Raises RequestError when one is not whitelisted, WhitelistListError or StatusError.
+        """
+        known = {table.table_name: table for table in self.list_tables()}
+        chosen = self.spelled(names) or list(known)
+        if unknown := [name for name in chosen if name not in known]:
+            raise RequestError(f"not whitelisted: {', '.join(unknown)}", hint="list_tables shows what is")
+        with errors_as(StatusError, "the checks cannot be read"):
+            checks = queries.read_unequal_checks(self._connector.connect())
+        return [
+            (
+                table,
+                [
+                    check
+                    for check in checks
+                    if check.table_name == table.table_name and (check.is_equal is None or table.differs)
+                ],
+            )
+            for table in map(known.__getitem__, chosen)
+        ]
+
     def _read_tables(self) -> tuple[list[TableInfo], list[Problem]]:
         connection = self._connector.connect()
         with errors_as(WhitelistListError, "the whitelist cannot be read"):

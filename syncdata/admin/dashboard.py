@@ -120,6 +120,7 @@ def _table(
         "rows_synced": texts.grouped(table.rows_synced),
         "last_change": texts.moment(table.last_change_at),
         "last_sync": texts.moment(table.last_sync_at),
+        "verified": texts.verified(table),
         "error": table.reason,
         "marks": [{"message": mark.text, "hint": mark.hint} for mark in table.marks],
         "asks": [

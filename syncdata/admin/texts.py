@@ -11,6 +11,8 @@ from django.utils.html import format_html
 from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext as _
 
+from syncdata.apply.state.status import TableInfo, format_share
+
 NOTHING = "-"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -63,6 +65,20 @@ def duration(seconds: float | None) -> str:
 def lag(seconds: float | None) -> str:
     """Return how far a table is behind the farthest one."""
     return _("in\u00a0step") if seconds == 0 else duration(seconds)
+
+
+def verified(table: TableInfo) -> str:
+    """Return when the rows of *table* were proved to be production's, and how many; or why they are not."""
+    if table.differs:
+        return _("differs")
+    if table.verified_at is None:
+        if table.not_comparable:
+            return _("cannot be compared: %(reason)s") % {"reason": table.not_comparable}
+        return _("never") if table.checked_at is None else _("no whole round yet")
+    parts = [_("%(rows)s rows") % {"rows": grouped(table.verified_rows)}]
+    if (share := format_share(table.verified_share)) is not None:
+        parts.append(_("%(share)s of them proved") % {"share": share})
+    return format_html("{}<br>{}", moment(table.verified_at), ", ".join(parts))
 
 
 def describe(value: Any) -> str:

@@ -60,6 +60,7 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
         "checkpoint",
         "rows_synced",
         "last_sync",
+        "verified",
         "error_summary",
         "creator",
         "added",
@@ -124,6 +125,7 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
             "rows_synced",
             "last_change",
             "last_sync",
+            "verified",
             "error",
             "more",
             "creator",
@@ -170,6 +172,10 @@ class TableToSyncAdmin(PlainlyTitledAdmin):
     @admin.display(description=gettext_lazy("last sync"), ordering="checkpoint_last_sync_at")
     def last_sync(self, table: Any) -> str:
         return texts.moment(table.info.last_sync_at)
+
+    @admin.display(description=gettext_lazy("verified"))
+    def verified(self, table: Any) -> str:
+        return texts.verified(table.info)
 
     @admin.display(description=gettext_lazy("added at"), ordering="created_at")
     def added(self, table: TableToSync) -> str:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """The surroundings of one piece of work. ``requested_by`` names the person who asked for it, for the
-    audit log."""
+    audit log. ``needs_snapshot``: a table without a good snapshot is not rebuilt."""
 
     archive: Archive
     limits: Limits
@@ -38,6 +38,7 @@ class Context:
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
     requested_by: str | None = None
+    needs_snapshot: bool = False
     told: Told = field(default_factory=Told)
 
 
@@ -103,12 +104,13 @@ class Mirror(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplySettings:
     """``log_keep_days``: how long the audit log keeps its entries; 0: for ever. ``jobs``: how many tables are
-    loaded at once."""
+    loaded at once. ``heals``: a resync is asked for where verification finds that a table differs."""
 
     limits: Limits
     interval_s: int
     log_keep_days: int = 0
     jobs: int = 1
+    heals: bool = False
 
 
 class Resources:

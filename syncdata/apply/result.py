@@ -49,7 +49,9 @@ class Activity:
 class CycleResult:
     """The result of a cycle. ``skipped``: records of tables that are not whitelisted. ``waiting_for``: the
     newest file, while it is being written. ``activity``: by table, what has been committed.
-    ``newly_blocked``: tables that were not blocked before, or for another reason."""
+    ``newly_blocked``: tables that were not blocked before, or for another reason. ``newly_differing``: those
+    whose rows came to be known not to be production's, with what was found; ``equal_again``: those of which
+    that is over."""
 
     files_processed: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -61,6 +63,8 @@ class CycleResult:
     blocked: dict[TableName, SyncError] = field(default_factory=dict)
     newly_blocked: dict[TableName, SyncError] = field(default_factory=dict)
     waiting_for: str = ""
+    newly_differing: dict[TableName, str] = field(default_factory=dict)
+    equal_again: set[TableName] = field(default_factory=set)
 
     def add(self, later: CycleResult) -> None:
         """Add the result of a *later* pass."""

@@ -80,6 +80,8 @@ def resync(
                     with ExitStack() as stack:
                         rows = stack.enter_context(rebuilding(context, sink, table, purpose))
                         loaded = load_newest(context, rows, table, snapshots.get(table, []))
+                        if context.needs_snapshot and loaded.file is None:
+                            raise _without_snapshot(table)
                         opened.push(stack.pop_all())
                 except SyncError as error:
                     if not is_tables_own(error):
@@ -256,6 +258,13 @@ def where_the_others_stand(
         if c.table not in tables and c.position.file and (counts_paused or not c.is_paused)
     ]
     return max(positions, key=lambda position: position.order, default=None)
+
+
+def _without_snapshot(table: TableName) -> ResyncError:
+    return ResyncError(
+        "the archive has no good snapshot of it, and rows that are older than the archive would be lost",
+        hint=f"run 'archive_changes --snapshot {table.argument}' at production",
+    )
 
 
 def _not_resynced(table: TableName, error: SyncError) -> ResyncError:

@@ -28,6 +28,7 @@ from syncdata.apply.progress import WaitingProgress
 from syncdata.apply.result import CycleResult, SyncResult
 from syncdata.apply.sink import DaemonSink
 from syncdata.apply.state.checkpoints import CheckpointMovedError
+from syncdata.apply.state.healing import ask_for_resyncs, read_differing
 from syncdata.apply.state.metrics import forget_minutes
 from syncdata.apply.state.pruning import BATCH_ENTRIES, prune_batch
 from syncdata.apply.state.runs import end_cycle, end_run, note_head, note_waiting, start_run
@@ -68,6 +69,7 @@ class Run:
         self._interval_s = interval_s
         self._noted_waiting: tuple[int, int, int] | None = None
         self.id = self._start()
+        self._differing = read_differing(resources.connect())
 
     def _start(self) -> int:
         return start_run(
@@ -159,6 +161,8 @@ class Run:
 
     def _end_cycle(self, result: CycleResult, summary: SyncResult) -> None:
         self._open_sink().rest()
+        if result.files_processed:  # else nothing can have been found
+            self._look_at_differences(result)
         now = _utcnow()
         errors = [*summary.errors, *self._save_mirror(result.position, now)]
         self._note_cycle(errors, now=now)
@@ -175,6 +179,21 @@ class Run:
             summary.duration,
             extra={"records": summary.records_synced},
         )
+
+    def _look_at_differences(self, result: CycleResult) -> None:
+        """Add to *result* which tables have begun to differ from production, and which do not any more; have
+        those that differ resynced, where that is wanted."""
+        connection = self._resources.connect()
+        with translated_errors():
+            differing = read_differing(connection)
+            asked_for = ask_for_resyncs(connection) if differing and self._resources.settings.heals else []
+        result.newly_differing = {t: why for t, why in differing.items() if t not in self._differing}
+        result.equal_again = self._differing.keys() - differing.keys()
+        self._differing = differing
+        for table, why in result.newly_differing.items():
+            logger.warning("%s differs from production: %s", table, why, extra={"table": str(table)})
+        for table in asked_for:
+            logger.info("a resync of %s is asked for, since it differs", table, extra={"table": str(table)})
 
     def _save_mirror(self, position: Position, now: dt.datetime) -> list[SyncError]:
         """Save the mirror; return its error instead of raising it: the state is safe in the database."""

@@ -30,7 +30,7 @@ from syncdata.apply.progress import Progress, RequestProgress
 from syncdata.apply.result import Activity, CycleResult, SyncResult
 from syncdata.apply.resync import audit_failure, refuse_unknown, resync
 from syncdata.apply.run import Run, foreseen
-from syncdata.apply.state import queue
+from syncdata.apply.state import healing, queue
 from syncdata.apply.state.queue import Listener, Request
 from syncdata.changes.names import TableName
 from syncdata.errors import RequestError, ResyncError, SchemaError, SyncError
@@ -187,7 +187,11 @@ class Worker:
         """Rebuild *tables* with *resources*, which may be those of a thread; tell nobody yet."""
         started = time.monotonic()
         refused = refuse_unknown(resources.connect(), tables)
-        context = replace(resources.context(stop), requested_by=requested_by)
+        context = replace(
+            resources.context(stop),
+            requested_by=requested_by,
+            needs_snapshot=requested_by == healing.REQUESTED_BY,
+        )
         context = replace(context, progress=progress or context.progress)
         chosen = [table for table in dict.fromkeys(tables) if table not in refused]
         outcomes = resync(context, resources.open_sink, chosen)

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Event
 from typing import Any, Self
 
@@ -42,6 +42,7 @@ COMMANDS = (
     "list_tables",
     "clear",
     "resync",
+    "syncdata_verify",
 )
 NOON = datetime(2026, 2, 5, 12, 0, tzinfo=UTC)
 
@@ -449,20 +450,31 @@ def test_a_command_about_tables_needs_one(name: str) -> None:
 
 def test_the_list_shows_where_each_table_is_and_why_one_is_blocked() -> None:
     tables = [
-        make_table("users", checkpoint="changes_20260205_103000.json:3", rows_synced=3, creator="jane"),
+        make_table(
+            "users",
+            checkpoint="changes_20260205_103000.json:3",
+            rows_synced=3,
+            creator="jane",
+            verified_at=NOON - timedelta(minutes=4),
+            verified_rows=2_159_331,
+            verified_share=1.0,
+        ),
         make_table("shop.orders", state="blocked", error="SHD_SYN_050: table shop.orders: no column total"),
     ]
 
-    assert format_tables(tables).splitlines() == [
-        "TABLE        STATE    CHECKPOINT                      ROWS SYNCED  CREATOR  CREATED",
-        "users        active   changes_20260205_103000.json:3  3            jane     2026-02-05T12:00:00Z",
-        "shop.orders  blocked  -                               0            -        2026-02-05T12:00:00Z",
+    assert format_tables(tables, now=NOON).splitlines() == [
+        "TABLE        STATE    CHECKPOINT                      ROWS SYNCED  CREATOR  CREATED"
+        "               VERIFIED",
+        "users        active   changes_20260205_103000.json:3  3            jane     2026-02-05T12:00:00Z"
+        "  4 minutes ago, 2,159,331 rows",
+        "shop.orders  blocked  -                               0            -        2026-02-05T12:00:00Z"
+        "  never",
         "    SHD_SYN_050: table shop.orders: no column total",
     ]
 
 
 def test_an_empty_list_says_how_to_begin() -> None:
-    assert "add_tables" in format_tables([])
+    assert "add_tables" in format_tables([], now=NOON)
 
 
 def test_the_list_as_json_is_an_array(service: Service, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from syncdata.apply.state.marks import Kind, Mark
+from syncdata.apply.state.marks import Kind, Mark, encode_marks
 from syncdata.apply.state.status import (
     DaemonStatus,
     TableInfo,
@@ -13,8 +14,11 @@ from syncdata.apply.state.status import (
     format_status,
     lag_s,
     record_place,
+    table_info,
     table_state,
+    verification_of,
 )
+from syncdata.apply.state.verifications import Verification
 from syncdata.errors import Reason
 
 NOON = dt.datetime(2026, 2, 5, 12, tzinfo=dt.UTC)
@@ -141,3 +145,62 @@ def test_the_text_lists_the_problems() -> None:
 )
 def test_lag_is_the_time_between_files(own: str, front: str, expected: float | None) -> None:
     assert lag_s(own, front) == expected
+
+
+def verified(*, ago: dt.timedelta, **fields: Any) -> dict[str, Any]:
+    at = NOON - ago
+    return {"verified_at": at, "checked_at": at, "verified_rows": 2_159_331, "verified_share": 1.0} | fields
+
+
+DIFFERS = (Mark("differs", "rows differ"),)
+RECENT = dt.timedelta(minutes=4)
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ({}, "never"),
+        ({"checked_at": NOON}, "no whole round yet"),
+        (verified(ago=RECENT), "4 minutes ago, 2,159,331 rows"),
+        (verified(ago=dt.timedelta(seconds=1), verified_rows=1), "1 second ago, 1 row"),
+        (verified(ago=dt.timedelta(hours=26)), "26 hours ago, 2,159,331 rows"),
+        (verified(ago=dt.timedelta(days=-1)), "0 seconds ago, 2,159,331 rows"),
+        (
+            verified(ago=RECENT, verified_share=0.99999),
+            "4 minutes ago, 2,159,331 rows, 99.9 % of them proved",
+        ),
+        ({"checked_at": NOON, "not_comparable": "column x"}, "cannot be compared: column x"),
+        (verified(ago=RECENT, marks=DIFFERS), "differs"),
+    ],
+)
+def test_what_verification_found_is_said_in_a_few_words(found: dict[str, Any], shown: str) -> None:
+    assert verification_of(make_table("users", **found), now=NOON) == shown
+
+
+def test_the_status_says_how_many_tables_are_verified_within_what_time() -> None:
+    tables = (
+        make_table("a", **verified(ago=RECENT)),
+        make_table("b", **verified(ago=dt.timedelta(hours=26))),
+        make_table("c"),
+        make_table("d", **verified(ago=dt.timedelta(hours=40), marks=DIFFERS)),
+    )
+    status = status_of(*tables, run=make_run())
+    assert "\nverified: 2 of 4 tables within 26 hours\n" in format_status(status)
+    assert "d is differs" not in format_status(status) and "d differs: rows differ" in format_status(status)
+
+
+def test_the_status_says_nothing_of_verification_where_no_archiver_verifies() -> None:
+    assert "verified" not in format_status(status_of(make_table("a"), run=make_run()))
+
+
+@pytest.mark.parametrize(("marks", "differing"), [(DIFFERS, ("id up to 7",)), ((), ())])
+def test_differences_that_a_rebuild_has_ended_are_not_shown(
+    marks: tuple[Mark, ...], differing: tuple[str, ...]
+) -> None:
+    names = [field.name for field in fields(TableInfo)]
+    row = dict.fromkeys((*names, "file", "record_number", "commit_lsn")) | {
+        "table_name": "a",
+        "state": "active",
+        "marks": encode_marks(marks),
+    }
+    assert table_info(row, Verification(differing=("id up to 7",))).differing == differing

@@ -88,6 +88,22 @@ def unlogged(table: TableName, part: str) -> Mark:
     )
 
 
+def healed_in_vain(table: TableName, *, has_failed: bool) -> Mark:
+    """Return the mark of a table that differs although verification has asked for a resync of it."""
+    if has_failed:
+        return Mark(
+            kind="differs",
+            text="the resync that verification asked for has failed",
+            hint=f"its request says why; mend that, then run 'resync {table.argument}'",
+        )
+    return Mark(
+        kind="differs",
+        text="the resync that verification asked for did not help: rows differ again",
+        hint="find what writes to the table here: a trigger, a program, a person; then run"
+        f" 'resync {table.argument}'",
+    )
+
+
 _DIFFERENCE = "rows are not production's"
 
 

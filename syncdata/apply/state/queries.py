@@ -6,6 +6,7 @@ Columns are named one by one, so that a database that has not been migrated is a
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg import Connection, Cursor
@@ -13,6 +14,7 @@ from psycopg.rows import dict_row, tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
 from syncdata.apply.state.status import TableInfo, table_info
+from syncdata.apply.state.verifications import summaries
 
 # ``is_busy``: a batch has committed lately, so a cycle that takes long is at work, not stuck.
 _LATEST_RUN = """
@@ -48,6 +50,12 @@ FROM data_sync_metrics WHERE period_type = 'FREQ' AND period_start > now() - int
 GROUP BY period_start ORDER BY period_start DESC LIMIT 62
 """
 
+_UNEQUAL = """
+SELECT table_name, bounds, rows, rows_here, is_equal, reason, position, commit_lsn::text AS commit_lsn,
+    verified_at
+FROM data_sync_verifications WHERE is_equal IS NOT TRUE ORDER BY table_name, verified_at, id
+"""
+
 _REQUESTS = """
 WITH request AS (
     SELECT id, action, table_names, place, requested_by, requested_at, state, progress, finished_at,
@@ -62,6 +70,23 @@ UNION ALL
 
 # Of a table: its name, its file, its newest LSN, the time of its last sync, and how many rows were synced.
 Progress = tuple[str, str, str | None, dt.datetime | None, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnequalCheck:
+    """A check that did not find the rows in ``bounds`` equal. ``rows``: at production; ``rows_here``: in the
+    local table at that moment, when it stood at ``position``. ``is_equal`` is False, or None where the rows
+    could not be compared, for the ``reason``."""
+
+    table_name: str
+    bounds: str
+    rows: int
+    rows_here: int
+    is_equal: bool | None
+    reason: str
+    position: str
+    commit_lsn: str | None
+    verified_at: dt.datetime
 
 
 def read_minutes(connection: Connection[Any]) -> list[dict[str, Any]]:
@@ -80,9 +105,15 @@ def read_requests(connection: Connection[Any]) -> list[dict[str, Any]]:
 
 
 def read_tables(connection: Connection[Any]) -> list[TableInfo]:
-    """Return the whitelist with each table's checkpoint."""
+    """Return the whitelist with each table's checkpoint, and how far it is verified."""
+    verified = summaries(connection)
     rows = _cursor(connection).execute(_TABLES).fetchall()
-    return [table_info(row) for row in rows]
+    return [table_info(row, verified.get(row["table_name"])) for row in rows]
+
+
+def read_unequal_checks(connection: Connection[Any]) -> list[UnequalCheck]:
+    """Return the checks whose rows differed, or could not be compared, oldest first."""
+    return [UnequalCheck(**row) for row in _cursor(connection).execute(_UNEQUAL).fetchall()]
 
 
 def read_progress(connection: Connection[Any]) -> list[Progress]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from syncdata.apply.state.marks import KINDS, Mark, decode_marks, worst
 from syncdata.apply.state.reasons import read_reason
 from syncdata.apply.state.silence import find_silence, find_wait
+from syncdata.apply.state.verifications import Verification
 from syncdata.changes.filenames import file_time, is_change_file
 from syncdata.errors import Problem, Reason
 
@@ -23,7 +25,13 @@ _OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
 class TableInfo:
     """A whitelisted table. ``state``: new, active, blocked, paused, the kind of its worst mark (differs,
     suspect, partial, unpublished), or stale. ``checkpoint``: ``file:records`` or empty. ``error`` is text for
-    people; ``error_code`` and the others are its parts as data. ``marks``: why it is not simply active."""
+    people; ``error_code`` and the others are its parts as data. ``marks``: why it is not simply active.
+
+    ``verified_at``: when a round of checks ended, all of which were equal; ``verified_rows`` and
+    ``verified_share``, from 0 to 1: how many rows that round had, and the part of them that it proved.
+    ``checked_at``: the newest check of any kind. ``differing``: the bounds of the rows that differ.
+    ``not_comparable``: why rows here cannot be compared with production's.
+    """
 
     table_name: str
     creator: str | None
@@ -44,6 +52,17 @@ class TableInfo:
     error_line: int | None = None
     error_hint: str | None = None
     marks: tuple[Mark, ...] = ()
+    verified_at: dt.datetime | None = None
+    verified_rows: int = 0
+    verified_share: float = 0.0
+    checked_at: dt.datetime | None = None
+    differing: tuple[str, ...] = ()
+    not_comparable: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether verification found rows that are not production's."""
+        return any(mark.kind == "differs" for mark in self.marks)
 
     @property
     def reason(self) -> Reason | None:
@@ -68,7 +87,8 @@ class DaemonStatus:
     is not healthy, and is empty when it is. A problem's ``str()`` is its text; its ``kind`` is one of
     ``blocked`` or that of a mark (then it names the ``table``), ``stale``, ``archiver-waits``,
     ``waiting-for-lock``, ``not-started``, ``cycle-failed`` and ``overdue``. ``verifies_with``: the
-    fingerprints of the keys that files must be signed with; none where they need not be signed."""
+    fingerprints of the keys that files must be signed with; none where they need not be signed.
+    ``verified``: how many of the tables are, and within what time; empty before the first check."""
 
     status: str
     sync_frequency: int
@@ -81,6 +101,7 @@ class DaemonStatus:
     problems: tuple[Problem, ...] = ()
     unexpected_errors: int = 0
     verifies_with: tuple[str, ...] = ()
+    verified: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -126,6 +147,46 @@ def lag_s(checkpoint: str, farthest: str) -> float | None:
     return None if own is None or front is None else (front - own).total_seconds()
 
 
+def verification_of(info: TableInfo, *, now: dt.datetime) -> str:
+    """Return what verification has found of a table in a few words: ``4 minutes ago, 2,159,331 rows``."""
+    if info.differs:
+        return "differs"
+    if info.verified_at is None:
+        if info.not_comparable:
+            return f"cannot be compared: {info.not_comparable}"
+        return "never" if info.checked_at is None else "no whole round yet"
+    share = format_share(info.verified_share)
+    proved = "" if share is None else f", {share} of them proved"
+    return f"{_in_words(now - info.verified_at)} ago, {_counted(info.verified_rows, 'row')}{proved}"
+
+
+def describe_verified(tables: Sequence[TableInfo], *, now: dt.datetime) -> str:
+    """Return how much of all *tables* is verified: ``11 of 12 tables, all within 26 hours``; empty while
+    nothing has been checked at all, as with an archive whose archiver does not verify."""
+    if not any(info.checked_at or info.verified_at for info in tables):
+        return ""
+    times = [info.verified_at for info in tables if info.verified_at and not info.differs]
+    within = f" within {_in_words(now - min(times))}" if times else ""
+    return f"{len(times):,} of {_counted(len(tables), 'table')}{within}"
+
+
+def format_share(share: float) -> str | None:
+    """Return *share* as a percentage, None for all; rounded down, for what is not whole must not look so."""
+    return None if share >= 1 else f"{math.floor(share * 1000) / 10:.1f} %"
+
+
+def _in_words(span: dt.timedelta) -> str:
+    seconds = max(int(span.total_seconds()), 0)
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= 2 * length:  # "26 hours" says more than "1 day"
+            return _counted(seconds // length, unit)
+    return _counted(seconds, "second")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def format_status(status: DaemonStatus) -> str:
     """Return *status* as the text that ``syncdata_status`` prints."""
     lines = [
@@ -142,6 +203,8 @@ def format_status(status: DaemonStatus) -> str:
     changes = [info.last_change_at for info in status.tables if info.last_change_at]
     if changes:
         lines += ["", f"newest change applied: {_format_time(max(changes))}"]
+    if status.verified:
+        lines += ["", f"verified: {status.verified}"]
     if status.verifies_with:
         lines += ["", f"applies only what is signed with: {', '.join(status.verifies_with)}"]
     if status.problems:
@@ -172,6 +235,7 @@ def daemon_status(
         tables=tables,
         last_error=run["last_error"] if run else None,
         unexpected_errors=run["unexpected_errors"] if run else 0,
+        verified=describe_verified(tables, now=now),
         problems=(*_find_problems(is_active, run, tables, frequency_s=frequency_s, now=now), *found),
     )
 
@@ -202,7 +266,7 @@ def _find_problems(
         if info.state == "blocked"
     ]
     problems += [
-        Problem(kind=mark.kind, text=f"{info.table_name} is {mark.kind}: {mark}", table=info.table_name)
+        Problem(kind=mark.kind, text=f"{info.table_name} {_said(mark)}: {mark}", table=info.table_name)
         for info in tables
         for mark in info.marks
         if info.state != "blocked"  # then the error says it
@@ -221,8 +285,13 @@ def _find_problems(
     return problems
 
 
-def table_info(row: dict[str, Any]) -> TableInfo:
+def _said(mark: Mark) -> str:
+    return mark.kind if mark.kind == "differs" else f"is {mark.kind}"
+
+
+def table_info(row: dict[str, Any], verification: Verification | None = None) -> TableInfo:
     """Return the table of *row*: a row of the whitelist, with the columns of its checkpoint or NULLs."""
+    known = verification or Verification()
     marks = decode_marks(row["marks"])
     if not row["file"] and row["commit_lsn"] is None:
         marks = tuple(mark for mark in marks if mark.kind != "partial")  # it has not begun at all
@@ -242,6 +311,12 @@ def table_info(row: dict[str, Any]) -> TableInfo:
         records_updated=row["records_updated"] or 0,
         records_deleted=row["records_deleted"] or 0,
         records_truncated=row["records_truncated"] or 0,
+        verified_at=known.verified_at,
+        verified_rows=known.rows,
+        verified_share=known.share,
+        checked_at=known.newest_at,
+        differing=known.differing if any(mark.kind == "differs" for mark in marks) else (),
+        not_comparable=known.not_comparable,
     )
 
 
