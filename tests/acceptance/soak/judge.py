@@ -284,7 +284,8 @@ def _shortened(rows: list[Any]) -> str:
 class Observer:
     """Reads the promises in the local database again and again, each time in one snapshot.
 
-    Nothing is promised where the tables do not stand at one position (after a clear, say).
+    Nothing is promised where the tables do not stand at one position. After a clear, those that have their
+    snapshot and those that have nothing yet may stand before the first file, and only the commit LSN differs.
     """
 
     def __init__(self, local: Database, judged: Judged) -> None:
@@ -320,7 +321,8 @@ class Observer:
     def _look_once(self, connection: psycopg.Connection[Any]) -> None:
         names = [table.strip('"') for table in MONEY]
         positions = connection.execute(
-            "SELECT file, record_number FROM data_sync_checkpoints WHERE table_name = ANY(%s)", (names,)
+            "SELECT file, record_number, commit_lsn FROM data_sync_checkpoints WHERE table_name = ANY(%s)",
+            (names,),
         ).fetchall()
         if len(positions) != len(names) or len({*positions}) != 1:
             return
