@@ -58,6 +58,7 @@ class SyncDataService(TablesService):
                 interval_s=config.data_sync_freq,
                 log_keep_days=config.log_keep_days,
                 jobs=config.jobs,
+                verifies=config.verify,
             ),
             open_sink=lambda connection, run_id: Target(
                 connection,
