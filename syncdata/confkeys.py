@@ -79,6 +79,10 @@ def _failover(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else one_of("auto", "true", "false")(value)
 
 
+def _switch(value: object) -> bool:
+    return one_of("true", "false")(str(value).lower() if isinstance(value, bool) else value) == "true"
+
+
 # libpq's own words, from the weakest to the one that proves who the server is.
 _sslmode = one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -110,6 +114,7 @@ PACE_KEYS = {
     "jobs": Key(whole_number(1, 1_000)),
     "log_keep_days": Key(whole_number(0, 36_500)),
     "heal": Key(one_of("off", "auto")),
+    "verify": Key(_switch),
 }
 PROOF_KEYS = {"archive_public_keys": Key(_public_keys, "ARCHIVE_PUBLIC_KEYS")}
 DATABASE_KEYS = {
@@ -135,7 +140,7 @@ SOURCE_KEYS = {
     "compression": Key(one_of("zstd", "gzip", "none")),
     "snapshot_bytes": Key(whole_number(0, 2**50)),
     "verify_rows_per_second": Key(whole_number(0, 10_000_000)),
-    "verify_days": Key(whole_number(1, 36_500)),
+    "verify_days": Key(whole_number(0, 36_500)),
     "keep_days": Key(whole_number(0, 36_500)),
     "signing_key_file": Key(a_path),
     "prune_hours": Key(whole_number(0, _YEAR_HOURS)),
