@@ -27,7 +27,7 @@ from syncdata.capture.published import Look, SeenTable, look_at
 from syncdata.capture.refusals import refusal_of_read
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.source import connect
-from syncdata.capture.verify_reads import Key, Reads, TablePlan, plan_table, take_snapshot
+from syncdata.capture.verify_reads import Key, Reads, TablePlan, plan_table, take_snapshot, take_xid
 from syncdata.capture.verify_walk import (
     MOST_ROWS,
     ChunkSize,
@@ -447,7 +447,7 @@ class _Walking:
             return None, chunk
         verdict, self._generation = answer
         if verdict is Verdict.ANEW:
-            self._since = take_snapshot(self._connection, None).xmax
+            self._since = take_xid(self._connection)
         return verdict, chunk
 
     def _read(self, reads: Reads) -> _Chunk:

@@ -219,6 +219,13 @@ def take_snapshot(connection: psycopg.Connection[Any], mark: str | None) -> Snap
     return Snapshot.parse(row[0])
 
 
+def take_xid(connection: psycopg.Connection[Any]) -> int:
+    """Return an xid that is given out now. Raises psycopg.Error."""
+    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def _values(after: Key | None, upto: Key | None) -> dict[str, str]:
     values = {f"after{number}": value for number, value in enumerate(after or ())}
     return values | {f"upto{number}": value for number, value in enumerate(upto or ())}
