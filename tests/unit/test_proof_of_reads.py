@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from syncdata.capture.proof_of_reads import Snapshot, TouchedTables, Verdict
 
 TABLES = (1, 2)
+SETS = [frozenset[int](), frozenset({1}), frozenset({2}), frozenset(TABLES)]
 
 
 class Server:
@@ -101,46 +104,37 @@ class Capture:
                 assert rows == self._rows[table]
 
 
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["begin", "commit", "commit", "show", "abort", "ask", "read", "read"]),
-        st.integers(0, 5),
-        st.frozensets(st.sampled_from(TABLES)),
-    ),
-    max_size=80,
-)
+STEPS = ["begin", "commit", "show", "abort", "ask", "read", "read"]
+WEIGHTS = [20, 15, 15, 2, 20, 20, 20]
 
 
-def take(server: Server, capture: Capture | None, step: str, number: int, tables: frozenset[int]) -> None:
+def go_on(server: Server, capture: Capture | None, chance: Random) -> None:
+    """Let one thing happen."""
+    (step,) = chance.choices(STEPS, WEIGHTS)
     match step:
-        case "begin":
+        case "begin" if len(server.running) < 4:
             server.begin()
         case "commit" if server.running:
-            server.commit(number % len(server.running), tables)
+            server.commit(chance.randrange(len(server.running)), chance.choice(SETS))
         case "show" if server.waiting:
-            server.show(number % len(server.waiting))
+            server.show(chance.randrange(len(server.waiting)))
         case "abort" if server.running:
-            server.abort(number % len(server.running))
+            server.abort(chance.randrange(len(server.running)))
         case "ask" if capture:
-            capture.ask(TABLES[number % 2])
+            capture.ask(chance.choice(TABLES))
         case "read" if capture:
-            capture.read_on(number + 1)
+            capture.read_on(chance.randrange(1, 6))
 
 
-@settings(max_examples=1_000)
-@given(before=STEPS, steps=STEPS, first_xid=st.sampled_from([3, (7 << 32) - 6]), most=st.integers(2, 50))
-def test_a_check_that_is_proved_has_the_rows_of_its_place(
-    before: list[tuple[str, int, frozenset[int]]],
-    steps: list[tuple[str, int, frozenset[int]]],
-    first_xid: int,
-    most: int,
-) -> None:
-    server = Server(first_xid)
-    for step in before:
-        take(server, None, *step)
-    capture = Capture(server, most)
-    for step in steps:
-        take(server, capture, *step)
+@settings(max_examples=150)
+@given(chance=st.integers(0, 1 << 32).map(Random))
+def test_a_check_that_is_proved_has_the_rows_of_its_place(chance: Random) -> None:
+    server = Server(chance.choice([3, (7 << 32) - 20]))
+    for _ in range(chance.randrange(20)):
+        go_on(server, None, chance)
+    capture = Capture(server, chance.choice([3, 50]))
+    for _ in range(150):
+        go_on(server, capture, chance)
     # When all has ended and shows, a few marks do.
     while server.running:
         server.abort(0)
