@@ -77,23 +77,24 @@ class TouchedTables:
     def __init__(self, *, most: int = MOST_REMEMBERED) -> None:
         self.generation = 0
         self._most = most
+        self.is_recording = False
         self._tables: dict[int, frozenset[int]] = {}
-
-    @property
-    def is_recording(self) -> bool:
-        return self.generation > 0
+        self._sets: dict[frozenset[int], frozenset[int]] = {}  # the same ones come again and again
 
     def begin(self) -> None:
         """Begin anew with what comes next in the stream; to be called between two transactions."""
         self.generation += 1
+        self.is_recording = True
         self._tables.clear()
+        self._sets.clear()
 
     def note(self, xid: int, tables: Collection[int]) -> None:
         """Remember that the transaction *xid*, which has just committed in the stream, changed *tables*."""
         if self.is_recording and tables:
             if len(self._tables) >= self._most:
                 self.begin()
-            self._tables[xid] = frozenset(tables)
+            changed = frozenset(tables)
+            self._tables[xid] = self._sets.setdefault(changed, changed)
 
     def forget_shown(self, snapshot: Snapshot) -> None:
         """Forget the transactions that *snapshot* shows: so will each later one."""
