@@ -83,8 +83,9 @@ class Assembler:
         # For the transaction that is being received. It gets no lines when it is in the chain already.
         self._commit_lsn: int | None = None
         self._lines: LineWriter | None = None
-        # The oids of the tables that it has changed; None where nobody asks for them.
-        self._changed: set[int] | None = None
+        # The oids of the tables that it has changed, noted where somebody asks for them.
+        self._changed: set[int] = set()
+        self._is_recording = False
         self._xid = 0
         # The tables that the stream has described, in this order.
         self._described: dict[str, None] = {}
@@ -109,7 +110,7 @@ class Assembler:
             raise CaptureError(f"at {format_lsn(received.lsn)}: {error.message}", hint=error.hint) from error
         match message:
             case RowChange():
-                if self._changed is not None:
+                if self._is_recording:
                     self._changed.add(message.relation.oid)
                 if self._lines is not None:
                     self._write(self._lines.change(message, received.lsn))
@@ -118,7 +119,7 @@ class Assembler:
             case Commit():
                 self._commit(message)
             case Truncate():
-                if self._changed is not None:
+                if self._is_recording:
                     self._changed.update(relation.oid for relation in message.relations)
                 if self._lines is not None:
                     for line in self._lines.truncate(message, received.lsn):
@@ -146,7 +147,7 @@ class Assembler:
                 run = messages[taken : taken + len(forms)]
                 block = encode_run(run, forms, self._lines.end)
                 if block is not None:
-                    if self._changed is not None:
+                    if self._is_recording:
                         self._changed.update(form.table for form in set(forms))
                     self._write(block, records=len(run))
                     taken += len(run)
@@ -271,7 +272,7 @@ class Assembler:
             # Test: test_what_was_committed_before_a_change_that_cannot_be_read_is_delivered.
             self.finish_file()
         self._commit_lsn, self._xid = begin.commit_lsn, begin.xid
-        self._changed = set() if self._touched is not None and self._touched.is_recording else None
+        self._is_recording = self._touched is not None and self._touched.is_recording
         is_in_chain = begin.commit_lsn <= max(self.head.watermark, self._counts.last_commit_lsn or -1)
         self._lines = None if is_in_chain else LineWriter(begin)
         self._counts.records_before = self._counts.records
@@ -286,6 +287,7 @@ class Assembler:
                 counts.first_commit_lsn = commit.commit_lsn
         if self._touched is not None and self._changed:
             self._touched.note(self._xid, self._changed)
+            self._changed.clear()
         self._commit_lsn = self._lines = None
         self.received_lsn = max(self.received_lsn, commit.end_lsn)
         # At each commit: a busy stream may be in the midst of a transaction whenever the session looks.

@@ -8,9 +8,10 @@ the mark when both have the same transactions:
 2. What committed before the mark may be missing in the snapshot: a commit is in the WAL first, and shows when
    it is on the disk and, perhaps, on a standby. So of each transaction of the stream the tables that it has
    changed are remembered until a snapshot shows it. While one of them is of the table, nothing is proved.
-3. What committed before the remembering began is not known. Such a transaction has an xid below the ``xmax``
-   of any snapshot that was taken later. So a snapshot counts when it waits for no xid below such an
-   ``xmax`` (*since*): all of them have ended, and show if they have committed.
+3. What committed before the remembering began is not known. Such a transaction has a lower xid than one that
+   was given out later, say to us (*since*). So a snapshot counts when it waits for no xid below that: all of
+   them have ended, and show if they have committed. The xmax of a snapshot would not do: a transaction that
+   waits for its standby may have a higher xid than all that have ended.
 
 Say xid 7 has changed orders and its commit is on its way to the disk, at 0/500. The snapshot has 7 among
 those that run, the mark is at 0/510. The stream has 7 before the mark, so its rows are there in the
@@ -76,23 +77,24 @@ class TouchedTables:
     def __init__(self, *, most: int = MOST_REMEMBERED) -> None:
         self.generation = 0
         self._most = most
+        self.is_recording = False
         self._tables: dict[int, frozenset[int]] = {}
-
-    @property
-    def is_recording(self) -> bool:
-        return self.generation > 0
+        self._sets: dict[frozenset[int], frozenset[int]] = {}  # the same ones come again and again
 
     def begin(self) -> None:
         """Begin anew with what comes next in the stream; to be called between two transactions."""
         self.generation += 1
+        self.is_recording = True
         self._tables.clear()
+        self._sets.clear()
 
     def note(self, xid: int, tables: Collection[int]) -> None:
         """Remember that the transaction *xid*, which has just committed in the stream, changed *tables*."""
         if self.is_recording and tables:
             if len(self._tables) >= self._most:
                 self.begin()
-            self._tables[xid] = frozenset(tables)
+            changed = frozenset(tables)
+            self._tables[xid] = self._sets.setdefault(changed, changed)
 
     def forget_shown(self, snapshot: Snapshot) -> None:
         """Forget the transactions that *snapshot* shows: so will each later one."""
@@ -101,7 +103,7 @@ class TouchedTables:
     def judge(self, snapshot: Snapshot, table: int | None, *, generation: int, since: int) -> Verdict:
         """Tell whether the rows that *snapshot* has of *table* are those of the mark that has just arrived.
 
-        *since*: the xmax of a snapshot that was taken when *generation* had begun. Call it with one snapshot
+        *since*: an xid that was given out when *generation* had begun. Call it with one snapshot
         after the other, as they were taken. Without a table this only forgets what shows.
         """
         self.forget_shown(snapshot)

@@ -27,7 +27,7 @@ from syncdata.capture.published import Look, SeenTable, look_at
 from syncdata.capture.refusals import refusal_of_read
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.source import connect
-from syncdata.capture.verify_reads import Key, Reads, TablePlan, plan_table, take_snapshot
+from syncdata.capture.verify_reads import Key, Reads, TablePlan, plan_table, take_snapshot, take_xid
 from syncdata.capture.verify_walk import (
     MOST_ROWS,
     ChunkSize,
@@ -122,7 +122,7 @@ class Exchange:
         self._mark = ""
         self._question: Question | None = None
         self._check: Check | None = None
-        self._is_read = False
+        self._is_read = self._is_awaited = False
         self._hold_s = HOLD_S
         self._offered: Snapshot | None = None
         self._answer: tuple[Verdict, int] | None = None
@@ -134,7 +134,8 @@ class Exchange:
         """Announce *mark*, which is about to be written; the one before is of no matter any more."""
         with self._changed:
             self._mark, self._question, self._check = mark, None, None
-            self._is_read, self._hold_s, self._answer = False, HOLD_S, None
+            self._is_read = self._is_awaited = False
+            self._hold_s, self._answer = HOLD_S, None
 
     def ask(self, question: Question) -> None:
         with self._changed:
@@ -157,6 +158,13 @@ class Exchange:
         with self._changed:
             self._hold_s = timeout_s
             self._changed.notify_all()
+
+    def is_in_vain(self, timeout_s: float) -> bool:
+        """Wait a moment, and tell whether the session has an answer already, before the rows are read: it is
+        none that they could change."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._answer or self._is_awaited or self._is_closed, timeout_s)
+            return self._answer is not None
 
     def wait_for_answer(self, timeout_s: float) -> tuple[Verdict, int] | None:
         """Return the verdict and the generation that holds; None when there is none in time."""
@@ -184,6 +192,8 @@ class Exchange:
         """Return the check of what was read; None when there is none in time."""
         started_s = time.monotonic()
         with self._changed:
+            self._is_awaited = True
+            self._changed.notify_all()
             while not self._is_read and (left_s := started_s + self._hold_s - time.monotonic()) > 0:
                 self._changed.wait(left_s)
             return self._check
@@ -438,7 +448,7 @@ class _Walking:
                         since=self._since,
                     )
                 )
-                if reads is not None and exchange.wait_for_answer(_EARLY_ANSWER_S) is None:
+                if reads is not None and not exchange.is_in_vain(_EARLY_ANSWER_S):
                     chunk = self._read(reads)
         finally:
             exchange.give_rows(None if chunk is None else chunk.check)
@@ -447,7 +457,7 @@ class _Walking:
             return None, chunk
         verdict, self._generation = answer
         if verdict is Verdict.ANEW:
-            self._since = take_snapshot(self._connection, None).xmax
+            self._since = take_xid(self._connection)
         return verdict, chunk
 
     def _read(self, reads: Reads) -> _Chunk:

@@ -163,7 +163,7 @@ class Reads:
         return row[0], row[1]
 
     def has_more_than(self, rows: int) -> bool:
-        query = sql.SQL("SELECT count(*) FROM (SELECT FROM {table} AS r WHERE {filter} LIMIT {rows}) AS some")
+        query = sql.SQL("SELECT count(*) FROM (SELECT FROM {table} AS r WHERE {filter} LIMIT {rows}) AS part")
         row = self._connection.execute(
             query.format(table=self._table, filter=self._filter, rows=sql.Literal(rows + 1)), {}
         ).fetchone()
@@ -189,7 +189,8 @@ class Reads:
             "bounds": sql.SQL(" AND ").join(bounds),
             # The table's own columns, not the texts, which would have the same names.
             "keys": sql.SQL(", ").join(self._keys),
-            "texts": sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in self._keys),
+            # What a record has of it; a cast gives other texts of char(n), inet and others.
+            "texts": sql.SQL(", ").join(sql.SQL("concat({})").format(key) for key in self._keys),
         }
 
     def _compared(self, operator: str, name: str) -> sql.Composed:
@@ -217,6 +218,13 @@ def take_snapshot(connection: psycopg.Connection[Any], mark: str | None) -> Snap
     row = connection.execute(query, {"prefix": MARK_PREFIX, "mark": mark}).fetchone()
     assert row is not None
     return Snapshot.parse(row[0])
+
+
+def take_xid(connection: psycopg.Connection[Any]) -> int:
+    """Return an xid that is given out now. Raises psycopg.Error."""
+    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _values(after: Key | None, upto: Key | None) -> dict[str, str]:

@@ -14,12 +14,14 @@ import psycopg
 import pytest
 
 from syncdata.capture import verifier
-from syncdata.capture.verify_walk import load_verification
+from syncdata.capture.proof_of_reads import Snapshot
+from syncdata.capture.verify_reads import take_snapshot
+from syncdata.capture.verify_walk import VERIFICATION_FILE_NAME, VerificationState, load_verification
 from syncdata.changes.verification import Check
 from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.chains import archived_records
 from tests.checked import checks_of, wrong_checks
-from tests.production import Production
+from tests.production import PUBLICATION, Production
 
 PATIENCE_S = 40.0
 OPTIONS: dict[str, Any] = {
@@ -196,3 +198,182 @@ def test_each_check_of_a_busy_source_has_the_rows_of_its_place(
     assert {check.table for check in checks} == {"item", "tag", "part"}
     records = archived_records(source.archive_dir)
     assert len({record.commit_lsn for record in records}) > 100
+
+
+def state_of(source: Production) -> VerificationState:
+    return load_verification(source.spool_dir)
+
+
+def test_what_the_publication_hides_is_in_no_check(source: Production) -> None:
+    source.execute(
+        "CREATE TABLE few (id int PRIMARY KEY, secret text, price money, kind regtype[], v text)",
+        f"ALTER PUBLICATION {PUBLICATION} ADD TABLE few (id, price, kind, v) WHERE (id % 2 = 0)",
+        "INSERT INTO few SELECT n, 'x', 1, '{int}', '50 %' FROM generate_series(1, 100) AS n",
+    )
+    (check, *_) = verified(source)
+    assert (check.columns, check.left_out) == (("id", "v"), ("price", "kind"))
+    assert check.rows == 50 and check.is_of_whole_table and check.is_last
+    assert not wrong_checks(source.archive_dir, keys={"few": ("id",)})[0]
+
+
+def test_keys_whose_order_is_the_servers_own_are_listed(source: Production) -> None:
+    source.execute(
+        "CREATE TABLE word (w char(5), n int, PRIMARY KEY (w, n))",
+        "CREATE TYPE mood AS ENUM ('z', 'a')",
+        "CREATE TABLE small (m mood PRIMARY KEY)",
+    )
+    source.publish("word", "small")
+    source.execute(
+        "INSERT INTO small VALUES ('a'), ('z')",
+        "INSERT INTO word SELECT chr(65 + n % 50) || n % 700, n FROM generate_series(1, 10500) AS n",
+    )
+    checks = first_round(verified(source), "word")
+    total, *parts = checks
+    assert (total.rows, total.hash, total.keys, total.is_last) == (10_500, None, None, False)
+    assert all(check.keys and check.after is None and check.upto is None for check in parts)
+    assert sum(check.rows for check in parts) == 10_500 == parts[-1].seen
+    assert [check.is_last for check in parts] == [False] * (len(parts) - 1) + [True]
+    assert len({key for check in parts for key in check.keys or ()}) == 10_500
+    assert not wrong_checks(source.archive_dir, keys={"word": ("w", "n"), "small": ("m",)})[0]
+    (small,) = first_round(checks_of(source.archive_dir), "small")
+    assert small.is_of_whole_table and small.hash is not None and small.is_last
+
+
+def test_rows_without_a_key_are_checked_as_a_whole_or_counted(source: Production) -> None:
+    source.execute(
+        "CREATE TABLE small (v text)",
+        "CREATE TABLE large (v text)",
+        "CREATE TABLE void (id int PRIMARY KEY)",
+        "ALTER TABLE small REPLICA IDENTITY FULL",
+        "ALTER TABLE large REPLICA IDENTITY FULL",
+    )
+    source.publish("small", "large", "void")
+    source.execute(
+        "INSERT INTO small SELECT n % 3 FROM generate_series(1, 30) AS n",
+        "INSERT INTO large SELECT n FROM generate_series(1, 10001) AS n",
+    )
+    checks = [check for check in verified(source) if check.round == 1]
+    assert [(check.table, check.rows, check.hash is not None, check.is_last) for check in checks] == [
+        ("large", 10_001, False, True),
+        ("small", 30, True, True),
+        ("void", 0, False, True),
+    ]
+
+
+def test_a_table_that_may_not_be_read_is_left_out_by_name(source: Production) -> None:
+    source.execute(
+        "CREATE TABLE open (id int PRIMARY KEY)",
+        "CREATE TABLE shut (id int PRIMARY KEY)",
+        "DROP ROLE IF EXISTS checker",
+        "CREATE ROLE checker LOGIN REPLICATION PASSWORD 'checker'",
+        "GRANT SELECT ON open TO checker",
+    )
+    source.publish("open", "shut")
+    source.login = {"user": "checker", "password": "checker"}
+    checks = verified(source)
+    assert {check.table for check in checks} == {"open"}
+    assert state_of(source).left_out == {"shut": "permission denied for table shut"}
+    source.login = {}
+    source.execute("DROP OWNED BY checker", "DROP ROLE checker")
+
+
+def test_a_truncate_between_the_snapshot_and_the_rows_makes_no_false_check(
+    source: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.execute("CREATE TABLE item (id int PRIMARY KEY, v text)")
+    source.publish("item")
+    source.execute("INSERT INTO item SELECT n, 'v' FROM generate_series(1, 100) AS n")
+    refused = 0
+
+    def truncating(connection: psycopg.Connection[Any], mark: str | None) -> Snapshot:
+        nonlocal refused
+        snapshot = take_snapshot(connection, mark)
+        with source.connect(options="-c lock_timeout=20ms") as other:
+            try:
+                other.execute("TRUNCATE item")
+            except psycopg.errors.LockNotAvailable:
+                refused += 1
+        return snapshot
+
+    monkeypatch.setattr(verifier, "take_snapshot", truncating)
+    verified(source, 3)
+    assert refused
+    assert not wrong_checks(source.archive_dir, keys={"item": ("id",)})[0]
+
+
+def test_nothing_is_proved_while_an_older_transaction_goes_on(source: Production) -> None:
+    source.execute("CREATE TABLE item (id int PRIMARY KEY, v text)")
+    source.publish("item")
+    with source.connect() as older:
+        older.execute("BEGIN")
+        older.execute("INSERT INTO item VALUES (1, 'older')")
+        with archiving(source):
+            until(lambda: "that began before" in state_of(source).trouble)
+            assert state_of(source).proved == 0
+            older.execute("COMMIT")
+            until(lambda: rounds(source) >= 1)
+    assert not state_of(source).trouble
+    wrong, count = wrong_checks(source.archive_dir, keys={"item": ("id",)})
+    assert not wrong and count
+
+
+def test_a_commit_that_waits_for_its_standby_is_in_no_check(
+    make_production: Callable[..., Production], server: PostgresServer
+) -> None:
+    """Its record is in the archive before any snapshot shows it."""
+    source = make_production(server, **OPTIONS)
+    source.execute("CREATE TABLE item (id int PRIMARY KEY)")
+    source.publish("item")
+    with archiving(source), ThreadPoolExecutor() as pool:
+        until(lambda: rounds(source) >= 1)
+        source.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()")
+        waiting = pool.submit(source.execute, "SET synchronous_commit = on", "INSERT INTO item VALUES (7)")
+        until(lambda: archived_records(source.archive_dir))
+        source.execute("SET synchronous_commit = local", "ALTER SYSTEM RESET synchronous_standby_names")
+        assert not waiting.done()
+        proved = state_of(source).proved
+        until(lambda: state_of(source).unproved or state_of(source).rounds > 3 + proved)
+        source.execute("SELECT pg_reload_conf()")
+        waiting.result(PATIENCE_S)
+        wanted = rounds(source) + 2
+        until(lambda: rounds(source) >= wanted)
+    wrong, count = wrong_checks(source.archive_dir, keys={"item": ("id",)})
+    assert not wrong and count
+    assert checks_of(source.archive_dir)[-1].rows == 1
+
+
+def test_checks_of_a_silent_source_come_in_files_of_their_own(source: Production) -> None:
+    source.execute("CREATE TABLE item (id int PRIMARY KEY)")
+    source.publish("item")
+    source.archive()
+    with archiving(source):
+        until(lambda: len(checks_of(source.archive_dir)) > 3)
+    assert archived_records(source.archive_dir) == []
+
+
+def test_a_walk_goes_on_where_it_stood(source: Production, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.execute("CREATE TABLE item (id int PRIMARY KEY)", "CREATE TABLE tag (id int PRIMARY KEY)")
+    source.publish("item", "tag")
+    source.execute("INSERT INTO item SELECT generate_series(1, 3000)")
+    source.options["verify_rows_per_s"] = 100  # so 1,000 rows at once, and then a rest of ten seconds
+    with archiving(source):
+        until(lambda: checks_of(source.archive_dir))
+    assert state_of(source).after == ("1000",)
+    source.options["verify_rows_per_s"] = 1_000_000
+    checks = first_round(verified(source), "item")
+    assert_whole_round(checks, rows=3_000)
+    assert checks[0].upto == ("1000",)
+
+
+def test_without_a_rate_nothing_is_read_and_nothing_asked_for(source: Production) -> None:
+    source.options["verify_rows_per_s"] = 0
+    source.execute("CREATE TABLE item (id int PRIMARY KEY)")
+    source.publish("item")
+    source.execute("SELECT pg_logical_emit_message(false, 'syncdata', 'another archiver''s')")
+    with archiving(source):
+        source.execute("INSERT INTO item VALUES (1)")
+        until(lambda: archived_records(source.archive_dir))
+        activity = "SELECT application_name FROM pg_stat_activity WHERE application_name ~ 'verify'"
+        assert source.rows(activity) == []
+    assert checks_of(source.archive_dir) == []
+    assert not (source.spool_dir / VERIFICATION_FILE_NAME).exists()
