@@ -350,6 +350,44 @@ class SyncRequest(models.Model):
         return f"{self.action} {', '.join(self.table_names)}"
 
 
+class SyncVerification(models.Model):
+    """What came of one check: some rows of a table held to what production had at the same position.
+
+    ``position`` and ``commit_lsn`` are the checkpoint's. ``is_equal`` is NULL where the rows could not be
+    compared, for the ``reason``; ``seen`` and ``is_last`` are the check's (changes/verification.py).
+    ``is_of_number``: the number of all rows was compared, and nothing else.
+    """
+
+    table_name = models.TextField(_("table"))
+    round = models.BigIntegerField()
+    chunk = models.BigIntegerField()
+    bounds = models.TextField(db_default="")
+    position = models.TextField(db_default="")
+    commit_lsn = LsnField(_("commit LSN"), null=True)
+    rows = models.BigIntegerField(db_default=0)
+    rows_here = models.BigIntegerField(db_default=0)
+    seen = models.BigIntegerField(db_default=0)
+    is_of_number = models.BooleanField(db_default=False)
+    is_last = models.BooleanField(db_default=False)
+    is_equal = models.BooleanField(_("equal"), null=True)
+    reason = models.TextField(db_default="")
+    verified_at = models.DateTimeField(_("verified"), db_default=Now())
+
+    class Meta:
+        db_table = "data_sync_verifications"
+        verbose_name = _("verification")
+        default_permissions = ("view",)
+        constraints = [
+            models.UniqueConstraint(
+                fields=["table_name", "round", "chunk"],
+                name="data_sync_verifications_table_name_round_chunk_key",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.table_name} {self.bounds}"
+
+
 class Dashboard(SyncRun):
     """A proxy without rows of its own: it gives the dashboard its place and its permission in the admin."""
 

@@ -26,6 +26,7 @@ from syncdata.apply.postgres.relations import read_relations
 from syncdata.apply.state import queries, queue
 from syncdata.apply.state.silence import DEFAULT_STALE_AFTER_S
 from syncdata.apply.state.status import DaemonStatus, TableInfo, as_of_archiver, daemon_status
+from syncdata.apply.state.verifications import forget
 from syncdata.apply.whitelist import (
     RESERVED,
     add_to_whitelist,
@@ -158,8 +159,10 @@ class TablesService:
         """
         known = self._whitelist()
         wanted = list(dict.fromkeys(_spelled_in_whitelist(name, known) for name in names))
-        with errors_as(WhitelistRemoveError, "nothing is removed"):
-            remove_from_whitelist(self._connector.connect(), wanted)
+        connection = self._connector.connect()
+        with errors_as(WhitelistRemoveError, "nothing is removed"), connection.transaction():
+            remove_from_whitelist(connection, wanted)
+            forget(connection, wanted)
         return wanted
 
     def spelled(self, names: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ RESERVED = frozenset(
         "data_sync_runs",
         "data_sync_minutes",
         "data_sync_requests",
+        "data_sync_verifications",
         "django_migrations",
     }
 )

@@ -31,6 +31,7 @@ TABLES = [
     "data_sync_runs",
     "data_sync_minutes",
     "data_sync_requests",
+    "data_sync_verifications",
 ]
 
 

@@ -23,6 +23,7 @@ from syncdata.apply.result import Effect
 from syncdata.apply.state.audit import log_files, parameters_of
 from syncdata.apply.state.marks import Mark, decode_marks, encode_marks, partial
 from syncdata.apply.state.reasons import NO_ERROR, error_parameters, read_reason
+from syncdata.apply.state.verifications import forget
 from syncdata.apply.whitelist import parse_all, parse_syncable
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
@@ -115,6 +116,12 @@ def read_checkpoints(connection: Connection[Any], *, without: Collection[str] = 
     """
     rows = _rows(connection, f"{_SELECT} ORDER BY table_name")
     return [_checkpoint(row) for row in rows if row[1] not in without]
+
+
+def read_checkpoint(connection: Connection[Any], table: TableName) -> TableCheckpoint | None:
+    """Return the checkpoint of *table*; None where it has none, or is not whitelisted."""
+    rows = _rows(connection, _OF_TABLES, names=[str(table)])
+    return _checkpoint(rows[0]) if rows else None
 
 
 def _open_missing(connection: Connection[Any]) -> None:
@@ -321,9 +328,11 @@ def reset_checkpoints(
 ) -> None:
     """Replace the checkpoints of *tables* by new active ones at *position*, with *counts*.
 
-    They have no marks, but for one when not *is_whole*. *newest* tells of the newest record applied; an older
-    checkpoint's newer one stays, for production had it by then.
+    They have no marks, but for one when not *is_whole*, and nothing that was verified of the old rows counts.
+    *newest* tells of the newest record applied; an older checkpoint's newer one stays, for production had it
+    by then.
     """
+    forget(connection, tables)
     with connection.cursor(row_factory=dict_row) as cursor:
         for table in tables:
             values: dict[str, Any] = {
