@@ -16,6 +16,8 @@ from tests.framed import Writer
 from tests.verified import marks
 from tests.world import World, insert, update
 
+Transactions = list[tuple[int, list[Any]]]
+
 ORDERS = table("orders", "id integer", "price numeric(10,2)")
 
 
@@ -63,7 +65,7 @@ def test_rows_are_equal_to_each_check_at_its_place_however_files_go_together(
     rows: dict[int, str] = {}
     chunk = 0
 
-    def checks(lsn: int, is_due: bool) -> list[tuple[int, list[Any]]]:
+    def checks(lsn: int, is_due: bool) -> Transactions:
         nonlocal chunk
         if not is_due:
             return []
@@ -72,7 +74,7 @@ def test_rows_are_equal_to_each_check_at_its_place_however_files_go_together(
 
     for number in range(1, 41):
         lsn = number * 100
-        transactions: list[tuple[int, list[Any]]] = checks(lsn, number % 10 == 9)
+        transactions: Transactions = checks(lsn, number % 10 == 9)
         rows[number] = "1"
         transactions.append((lsn + 10, [insert("orders", id=number, price="1")]))
         transactions += checks(lsn + 20, number % 8 == 3)
@@ -87,7 +89,7 @@ def test_rows_are_equal_to_each_check_at_its_place_however_files_go_together(
 
 
 def test_a_row_that_was_changed_here_differs_from_the_next_check(world: World, source: Writer) -> None:
-    begun = [(10, [insert("orders", id=1, price="1")]), (20, [check(world, 1, 20, {1: "1"})])]
+    begun: Transactions = [(10, [insert("orders", id=1, price="1")]), (20, [check(world, 1, 20, {1: "1"})])]
     source.changes(1, begun, **under(world))
     world.sync()
     world.execute("UPDATE orders SET price = 1.01")
@@ -100,7 +102,7 @@ def test_a_row_that_was_changed_here_differs_from_the_next_check(world: World, s
 def test_a_check_at_which_the_daemon_dies_is_passed_over_and_nothing_else(
     world: World, source: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transactions = [
+    transactions: Transactions = [
         (10, [insert("orders", id=1, price="1")]),
         (20, [check(world, 1, 20, {1: "1"})]),
         (30, [insert("orders", id=2, price="2")]),
@@ -122,7 +124,10 @@ def test_a_check_at_which_the_daemon_dies_is_passed_over_and_nothing_else(
 
 
 def test_without_verify_checks_are_passed_over(world: World, source: Writer) -> None:
-    transactions = [(10, [insert("orders", id=1, price="1")]), (20, [check(world, 1, 20, {1: "1"})])]
+    transactions: Transactions = [
+        (10, [insert("orders", id=1, price="1")]),
+        (20, [check(world, 1, 20, {1: "1"})]),
+    ]
     source.changes(1, transactions, **under(world))
     world.options["verify"] = False
     world.sync()
@@ -133,7 +138,10 @@ def test_a_daemon_that_has_spent_its_time_passes_checks_over(
     world: World, source: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Budget, "AT_FIRST_S", -60.0)
-    transactions = [(10, [insert("orders", id=1, price="1")]), (20, [check(world, 1, 20, {1: "1"})])]
+    transactions: Transactions = [
+        (10, [insert("orders", id=1, price="1")]),
+        (20, [check(world, 1, 20, {1: "1"})]),
+    ]
     source.changes(1, transactions, **under(world))
     world.sync()
     assert found(world) == [] and world.value("SELECT count(*) FROM orders") == 1
