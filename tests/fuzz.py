@@ -38,9 +38,10 @@ from syncdata.changes.catalog import catalog_comment, digest_of, parse_announcem
 from syncdata.changes.head import parse_head
 from syncdata.changes.header import parse_footer, parse_header
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import inspect, read_pieces
+from syncdata.changes.reader import inspect, read_with_checks
 from syncdata.changes.record import parse_record
 from syncdata.changes.run import by_table, pieces_of, records_in
+from syncdata.changes.verification import parse_check
 from syncdata.conf import config_from_toml, parse_toml, source_from_toml
 from syncdata.errors import SyncError
 from syncdata.predecessor.statefile import load_state
@@ -71,6 +72,10 @@ FOOTERS = [
     b'# {"end":true,"records":0,"sha256":"x"}\n',
 ]
 ANNOUNCEMENTS = [catalog_comment("9f86d081884c7d65"), catalog_comment("9f86d081884c7d65", "0/16B3D40")]
+CHECKS = [
+    b'# {"verify":{"schema":"public","table":"t","columns":["id"],"rows":2,"lsn":"0/16B3D40","round":1,'
+    b'"chunk":2,"seen":9,"key":["id"],"after":["1"],"upto":["9"],"keys":[["2"]],"hash":"-46","is_last":true}}\n',
+]
 CATALOGS = [
     b'{"version":1,"publication":"p","tables":[{"schema":"public","name":"t","oid":1,"columns":[{"name":"id",'
     b'"number":1,"type":"numeric(10,2)[]","not_null":true}],"key":["id"],"identity_columns":["id"],'
@@ -249,11 +254,14 @@ def read_file(content: bytes) -> None:
         return
     # Lines of which one is ignored are no run.
     ignored = {2, 3} if len(text) % 2 else set[int]()
-    pieces = read_pieces(stream, name, ignored=ignored, max_record_bytes=50_000)
+    pieces = read_with_checks(stream, name, ignored=ignored, max_record_bytes=50_000)
     limits = Limits(batch_records=2, batch_bytes=10_000, max_record_bytes=50_000)
     file = BatchFile(name=name, is_plain=inspection.header is None)
     watermarks = {TableName("public", "t"): 5, TableName("public", "users"): None}
-    for segment in cut_batches(pieces, file=file, watermarks=watermarks, limits=limits):
+    segments = cut_batches(
+        pieces, file=file, watermarks=watermarks, limits=limits, is_wanted=lambda check: True
+    )
+    for segment in segments:
         parts = by_table(pieces_of(segment.records))
         read = sum(sum(1 for _ in records_in(piece)) for part in parts.values() for piece in part)
         if read != len(segment.records):
@@ -274,12 +282,14 @@ def make_targets(folder: Path) -> dict[str, Target]:
         RECORDS[4] + RECORDS[5],
         b"".join(RECORDS[:3]),  # a run
         RECORDS[4] + RECORDS[0] * 14 + RECORDS[5],  # a run between marks
+        RECORDS[0] + CHECKS[0] + RECORDS[1],
     ]
     return {
         "record": Target(RECORDS, read_record, 30),
         "header": Target(HEADERS, lambda content: parse_header(content, "f.json"), 20),
         "footer": Target(FOOTERS, parse_footer, 20),
         "announcement": Target(ANNOUNCEMENTS, parse_announcement),
+        "check": Target(CHECKS, parse_check, 20),
         "catalog": Target(CATALOGS, read_catalog, 20),
         "head": Target(HEADS, parse_head, 20),
         "names": Target(NAMES, read_name),

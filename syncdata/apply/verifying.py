@@ -20,8 +20,6 @@ from syncdata.changes.verification import Check
 
 # A batch that ends at a check does not go together with what follows, which takes time as well.
 _BORDER_S = 0.01
-# So many checks of one place are handed on together; between them a stop is heeded.
-_AT_ONCE = 10
 
 
 class Budget:
@@ -78,15 +76,17 @@ class Verifying:
         watermarks = group.watermarks_in(group.position.source_id)
         checks = [check for check in batch.checks if _is_of(watermarks, check)]
         verdicts: list[Verdict] = []
-        for at in range(0, len(checks), _AT_ONCE):
+        for check in checks:
             started_s = self._clock()
             if self._stop.is_set() or not self._budget.has_left(started_s):
                 break
             verdicts += self._verifier.verify(
-                checks[at : at + _AT_ONCE], batch.published, position=group.position, file=batch.file.name
+                [check], batch.published, position=group.position, file=batch.file.name
             )
             now_s = self._clock()
-            self._budget.spend(now_s - started_s + _BORDER_S, now_s=now_s)
+            self._budget.spend(now_s - started_s, now_s=now_s)
+        # The batch could have gone together with what follows.
+        self._budget.spend(_BORDER_S, now_s=self._clock())
         return verdicts
 
 
