@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,11 +94,11 @@ def catalog_of(production: Production) -> Catalog:
 def hold(world: World, published: Catalog | None, *checks: Check) -> list[Verdict]:
     """Hold the rows of *world* to *checks*, as if it stood exactly there."""
     with world.connect() as connection:
+        target = Target(connection, metric_freq_hours=24)
         verdicts = []
         for check in checks:
             checkpoint = read_checkpoint(connection, check.name)
             assert checkpoint is not None
-            target = Target(connection, metric_freq_hours=24, clock=lambda: dt.datetime.now(dt.UTC))
             position = checkpoint.position
             verdicts += target.verify([check], published, position=position, file=position.file)
     return verdicts

@@ -78,13 +78,31 @@ def verify(
         if checkpoint is None or not _is_at(checkpoint, position, check):
             continue
         verdict = _judge(check, comparison, found)
-        with connection.transaction():
-            locked = next(iter(lock_checkpoints(connection, [check.name])), None)
-            if locked is None or locked.id != checkpoint.id or not _is_at(locked, position, check):
-                continue
-            keep_verdict(connection, verdict, locked, now=clock())
-        verdicts.append(verdict)
+        if _keep(connection, verdict, checkpoint, position, now=clock()):
+            verdicts.append(verdict)
     return verdicts
+
+
+def _keep(
+    connection: Connection[Any],
+    verdict: Verdict,
+    checkpoint: TableCheckpoint,
+    position: Position,
+    *,
+    now: dt.datetime,
+) -> bool:
+    """Keep *verdict*, which was found at *checkpoint*; return False where that has moved, or is locked."""
+    try:
+        with connection.transaction():
+            # A resync that ends just now may hold it for longer.
+            limit_lock_waits(connection, LOCK_LIMIT_S)
+            locked = next(iter(lock_checkpoints(connection, [verdict.table])), None)
+            if locked is None or locked.id != checkpoint.id or not _is_at(locked, position, verdict.check):
+                return False
+            keep_verdict(connection, verdict, locked, now=now)
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
 
 
 def _is_at(checkpoint: TableCheckpoint, position: Position, check: Check) -> bool:
