@@ -77,6 +77,7 @@ class SyncConfig:
     jobs: int = field(default_factory=lambda: min(os.cpu_count() or 1, _MOST_JOBS))
     log_keep_days: int = 0
     heal: str = "off"
+    verify: bool = True
     archive_public_keys: tuple[str, ...] = ()
     state_dir: Path
     config_file: Path | None = None

@@ -79,6 +79,10 @@ def _failover(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else one_of("auto", "true", "false")(value)
 
 
+def _switch(value: object) -> bool:
+    return one_of("true", "false")(str(value).lower() if isinstance(value, bool) else value) == "true"
+
+
 # libpq's own words, from the weakest to the one that proves who the server is.
 _sslmode = one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -109,6 +113,7 @@ PACE_KEYS = {
     "apply_synchronous_commit": Key(one_of("off", "on")),
     "jobs": Key(whole_number(1, 1_000)),
     "log_keep_days": Key(whole_number(0, 36_500)),
+    "verify": Key(_switch),
     "heal": Key(one_of("off", "auto")),
 }
 PROOF_KEYS = {"archive_public_keys": Key(_public_keys, "ARCHIVE_PUBLIC_KEYS")}

@@ -60,6 +60,7 @@ class SyncDataService(TablesService):
                 log_keep_days=config.log_keep_days,
                 jobs=config.jobs,
                 heals=config.heal == "auto",
+                verifies=config.verify,
             ),
             open_sink=lambda connection, run_id: Target(
                 connection,

@@ -29,6 +29,7 @@ from syncdata.apply.resync import (
 )
 from syncdata.apply.sink import DaemonSink, Outcome, Purpose, Sink
 from syncdata.apply.state.checkpoints import TableCheckpoint
+from syncdata.apply.verifying import Verifying
 from syncdata.archive.archive import SnapshotFile
 from syncdata.changes.filenames import file_time, parse_stamp
 from syncdata.changes.names import TableName
@@ -155,15 +156,20 @@ class Pass:
         bad_snapshots: Mapping[TableName, ParseError] | None = None,
     ) -> None:
         """Run a cycle for the tables of *checkpoints*."""
+        context = self.context
+        verifying = None
+        if context.budget is not None:
+            verifying = Verifying(self.sink, context.budget, stop=context.stop)
         cycle = Cycle(
-            self.context.archive,
+            context.archive,
             _InterruptibleSink(self.sink, self.is_called),
-            limits=self.context.limits,
+            limits=context.limits,
             progress=self.watch(),
-            stop=self.context.stop,
+            stop=context.stop,
             deadline=self.deadline,
             bad_snapshots=bad_snapshots,
-            told=self.context.told,
+            told=context.told,
+            verifying=verifying,
         )
         try:
             cycle.run(checkpoints)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from syncdata.apply.position import Position
 from syncdata.apply.progress import NoProgress, Progress
 from syncdata.apply.result import Activity, CycleResult, SyncResult
 from syncdata.apply.sink import DaemonSink
+from syncdata.apply.verifying import Budget
 from syncdata.archive.archive import Archive
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
@@ -30,7 +32,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """The surroundings of one piece of work. ``requested_by`` names the person who asked for it, for the
-    audit log. ``needs_snapshot``: a table without a good snapshot is not rebuilt."""
+    audit log. ``needs_snapshot``: a table without a good snapshot is not rebuilt. ``budget``: the time for
+    verifying; without it nothing is verified."""
 
     archive: Archive
     limits: Limits
@@ -40,6 +43,7 @@ class Context:
     requested_by: str | None = None
     needs_snapshot: bool = False
     told: Told = field(default_factory=Told)
+    budget: Budget | None = None
 
 
 def divided(limits: Limits, parts: int) -> Limits:
@@ -104,13 +108,15 @@ class Mirror(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplySettings:
     """``log_keep_days``: how long the audit log keeps its entries; 0: for ever. ``jobs``: how many tables are
-    loaded at once. ``heals``: a resync is asked for where verification finds that a table differs."""
+    loaded at once. ``verifies``: rows are held to the archive's checks; ``heals``: and a resync is asked for
+    where a table is found to differ."""
 
     limits: Limits
     interval_s: int
     log_keep_days: int = 0
     jobs: int = 1
     heals: bool = False
+    verifies: bool = True
 
 
 class Resources:
@@ -119,7 +125,7 @@ class Resources:
 
     *open_sink* makes the sink on a connection, for the run whose number it is given, if any. All changes go
     through it, those of snapshots and resyncs too. ``parts``: among so many pieces of work that go on at the
-    same time the limits are divided.
+    same time the limits are divided. ``budget``: the time that verifying may take of this process's.
     """
 
     def __init__(
@@ -140,6 +146,7 @@ class Resources:
         self.progress = progress
         self.told = Told()
         self.parts = 1
+        self.budget = Budget(now_s=time.monotonic()) if settings.verifies else None
         self._open_archive = open_archive
         self._open_sink = open_sink
         self._archive: Archive | None = None
@@ -193,4 +200,5 @@ class Resources:
             progress=self.progress or NoProgress(),
             stop=stop,
             told=self.told,
+            budget=self.budget,
         )

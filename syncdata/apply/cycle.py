@@ -10,6 +10,8 @@ the ordinary, and the sink applies them as one batch, each with its own audit ro
 not go through as they are (ApartError), it has done nothing, and they are applied one by one. Any other file
 ends the stretch before it. So what a file does, counts and blocks is the same in a stretch as by itself.
 
+A batch may end at checks of the archive: when it has committed, the rows are held to them (`verifying`).
+
 Tables that stand at one position advance together, so that the database shows only states that the
 source showed. The group that is farthest ahead goes first, so that it does not grow stale. Then the groups
 behind (new tables, tables that were blocked) catch up, and each joins the next one that it reaches.
@@ -21,7 +23,7 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from itertools import chain
@@ -41,10 +43,10 @@ from syncdata.apply.feed.stretches import (
     require_next,
     whole_part,
 )
-from syncdata.apply.plan.batches import Batch, Limits
+from syncdata.apply.plan.batches import Batch, Limits, no_check
 from syncdata.apply.position import START, FileCounts, Position
 from syncdata.apply.progress import NoProgress, Progress
-from syncdata.apply.result import Activity, CycleResult
+from syncdata.apply.result import Activity, CycleResult, Verified
 from syncdata.apply.sink import (
     LOCK_LIMIT_S,
     PREPARING,
@@ -55,9 +57,11 @@ from syncdata.apply.sink import (
     prepare_ahead,
 )
 from syncdata.apply.state.checkpoints import Skip, TableCheckpoint
+from syncdata.apply.verifying import Verifying
 from syncdata.archive.archive import Archive, ChangeFile
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
+from syncdata.changes.verification import Check
 from syncdata.errors import DiscoveryError, ParseError, SyncError
 from syncdata.runtime.bounded_stream import ReadingStopped
 from syncdata.runtime.prefetch import prefetch
@@ -71,7 +75,7 @@ class Cycle:
 
     *deadline*: monotonic seconds after which tables behind wait for the next cycle. *bad_snapshots*: for
     tables that have snapshots but no good one, the error of the newest; it is reported when such a table
-    cannot begin with the change files either.
+    cannot begin with the change files either. Without *verifying*, rows are held to no checks.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Cycle:
         deadline: float | None = None,
         bad_snapshots: Mapping[TableName, ParseError] | None = None,
         told: Told | None = None,
+        verifying: Verifying | None = None,
     ) -> None:
         self._archive = archive
         self._sink = sink
@@ -94,6 +99,7 @@ class Cycle:
         self._deadline = deadline
         self._bad_snapshots = bad_snapshots or {}
         self._told = told or Told()
+        self._verifying = verifying
         self._at_end: set[TableName] = set()
         self._reasons: dict[TableName, str | None] = {}
         self._skips: dict[TableName, tuple[Skip, ...]] = {}
@@ -252,7 +258,21 @@ class Cycle:
             return None
         require_next(group.position, fetched, now=dt.datetime.now(dt.UTC))
         ignored = _ignored_lines(group, name, self._skips)
-        return batches_for(group, fetched, limits=self._limits, until=until, ignored=ignored)
+        return batches_for(
+            group,
+            fetched,
+            limits=self._limits,
+            until=until,
+            ignored=ignored,
+            is_wanted=self._wanted(group, fetched),
+        )
+
+    def _wanted(self, group: Group, fetched: Fetched) -> Callable[[Check], bool]:
+        """Return what tells at which checks of the file a batch is to end."""
+        header = fetched.inspection.header
+        if self._verifying is None or header is None:
+            return no_check
+        return self._verifying.wanted(group.watermarks_in(header.source_id))
 
     def _is_finished(self, fetched: Fetched, *, is_newest: bool) -> bool:
         """Tell whether the file is whole; False while it is being written. Raises ParseError if broken."""
@@ -318,7 +338,14 @@ class Cycle:
     def _read_part(self, ahead: Group, until: Position | None, fetched: Fetched) -> Part | None:
         """Read all of a file that may join a stretch, and move *ahead*, which stands before it, behind it."""
         with_skips = {stem(skip.file) for table in ahead.tables for skip in self._skips.get(table, ())}
-        part = whole_part(ahead, fetched, limits=self._limits, until=until, with_skips=with_skips)
+        part = whole_part(
+            ahead,
+            fetched,
+            limits=self._limits,
+            until=until,
+            with_skips=with_skips,
+            is_wanted=self._wanted(ahead, fetched),
+        )
         if part is not None:
             ahead.move_to(part.end)
         return part
@@ -357,6 +384,7 @@ class Cycle:
         self._note_failed(stretch.batch, outcome)
         group.leave(outcome.blocked)
         group.move_to(stretch.end)
+        self._verify(stretch.batch, group)
         return True
 
     def _apply_part(self, group: Group, part: Part, prepared: Any) -> None:
@@ -381,6 +409,14 @@ class Cycle:
         self._note_failed(batch, outcome)
         group.leave(outcome.blocked)
         group.move_to(end)
+        self._verify(batch, group)
+
+    def _verify(self, batch: Batch, group: Group) -> None:
+        """Hold the rows to the checks at the end of *batch*, which has committed. After a crash in between
+        they are not looked at again: only a round then lacks them."""
+        if self._verifying is not None and batch.checks:
+            for verdict in self._verifying.verify(batch, group):
+                self.result.verified.setdefault(verdict.table, Verified()).add(verdict.is_equal)
 
     def _apply(
         self, prepared: Any, group: Group, end: Position, *, files: tuple[FileCounts, ...] = ()

@@ -46,16 +46,37 @@ class Activity:
 
 
 @dataclass(slots=True, kw_only=True)
+class Verified:
+    """How many checks one table's rows were held to: those that they were equal to, those that they differed
+    from, and those that they could not be compared with."""
+
+    equal: int = 0
+    differing: int = 0
+    not_compared: int = 0
+
+    def add(self, is_equal: bool | None) -> None:
+        self.equal += is_equal is True
+        self.differing += is_equal is False
+        self.not_compared += is_equal is None
+
+    def join(self, later: Verified) -> None:
+        self.equal += later.equal
+        self.differing += later.differing
+        self.not_compared += later.not_compared
+
+
+@dataclass(slots=True, kw_only=True)
 class CycleResult:
     """The result of a cycle. ``skipped``: records of tables that are not whitelisted. ``waiting_for``: the
-    newest file, while it is being written. ``activity``: by table, what has been committed.
-    ``newly_blocked``: tables that were not blocked before, or for another reason. ``newly_differing``: those
-    whose rows came to be known not to be production's, with what was found; ``equal_again``: those of which
-    that is over."""
+    newest file, while it is being written. ``activity``: by table, what has been committed. ``verified``: by
+    table, what its rows were held to. ``newly_blocked``: tables that were not blocked before, or for another
+    reason. ``newly_differing``: those whose rows came to be known not to be production's, with what was
+    found; ``equal_again``: those of which that is over."""
 
     files_processed: int = 0
     counts: Counts = field(default_factory=Counts)
     activity: dict[TableName, Activity] = field(default_factory=dict)
+    verified: dict[TableName, Verified] = field(default_factory=dict)
     skipped: int = 0
     failed: int = 0
     last_lsn: str = ""
@@ -72,6 +93,8 @@ class CycleResult:
         self.counts.add(later.counts)
         for table, activity in later.activity.items():
             self.activity.setdefault(table, Activity()).join(activity)
+        for table, verified in later.verified.items():
+            self.verified.setdefault(table, Verified()).join(verified)
         self.skipped += later.skipped
         self.failed += later.failed
         self.last_lsn = later.last_lsn or self.last_lsn

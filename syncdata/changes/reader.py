@@ -35,6 +35,7 @@ from syncdata.changes.proof import has_frame, require_frame, require_sound
 from syncdata.changes.record import ChangeRecord, odd_record, parse_record
 from syncdata.changes.run import LocatedRecord as LocatedRecord
 from syncdata.changes.run import Piece, Run, is_simple, parted_at_marks, records_in, try_run
+from syncdata.changes.verification import VERIFY_PREFIX, Check, parse_check
 from syncdata.errors import ParseError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -61,6 +62,15 @@ MAX_ANNOUNCED = 10_000
 UNREADABLE = ChangeRecord(table="", schema="", op="UPDATE")
 
 NO_TABLE = TableName(UNREADABLE.schema, UNREADABLE.table)
+
+
+class LocatedCheck(msgspec.Struct, frozen=True, gc=False):
+    """A check, where it stands among the records. ``catalog``: the catalog that holds there, where it was
+    announced since the last record; the next record names it, too."""
+
+    check: Check
+    size_bytes: int
+    catalog: Announcement | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +149,23 @@ def read_pieces(
     ignored: Collection[int] = (),
     max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES,
 ) -> Iterator[Piece]:
-    """Yield the records of *stream* after the first *skip*, in the file's order; many of them as runs.
+    """Yield what `read_with_checks` does, but for the checks."""
+    pieces = read_with_checks(stream, name, skip=skip, ignored=ignored, max_record_bytes=max_record_bytes)
+    return (piece for piece in pieces if not isinstance(piece, LocatedCheck))
+
+
+def read_with_checks(
+    stream: BinaryIO,
+    name: str,
+    *,
+    skip: int = 0,
+    ignored: Collection[int] = (),
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES,
+) -> Iterator[Piece | LocatedCheck]:
+    """Yield the records of *stream* after the first *skip*, in the file's order; many of them as runs. The
+    checks stand among them where they stand in the file; the last may be behind all records.
+
+    A check directly behind the records to skip is left out: who begins there has met it.
 
     The marks of a plain file's transactions (`MARKS`) are yielded and count, too: a position is a number of
     lines, whatever they say. Test: test_a_position_counts_the_marks_of_transactions.
@@ -151,9 +177,13 @@ def read_pieces(
     number = 0
     record = UNREADABLE
     catalog: Announcement | None = None
-    for first_line, text, size_bytes, announced, simple_lines in _number_lines(
-        stream, name, max_record_bytes
-    ):
+    for item in _number_lines(stream, name, max_record_bytes):
+        if isinstance(item, LocatedCheck):
+            if number > skip or not skip:
+                yield msgspec.structs.replace(item, catalog=item.catalog or catalog)
+            continue
+        first_line, text, size_bytes, announced, simple_lines = item
+        del item
         # Also of a catalog that was announced among the records to skip: it holds after them.
         catalog = announced or catalog
         may_run = False
@@ -262,7 +292,7 @@ _COMMENT = ord("#")
 _SPACE = ord(" ")
 
 
-def _number_lines(stream: BinaryIO, name: str, limit: int) -> Iterator[_Line]:
+def _number_lines(stream: BinaryIO, name: str, limit: int) -> Iterator[_Line | LocatedCheck]:
     try:
         yield from _lines(decompress(stream, name), limit)
     except (EOFError, zlib.error, zstandard.ZstdError) as error:
@@ -270,8 +300,9 @@ def _number_lines(stream: BinaryIO, name: str, limit: int) -> Iterator[_Line]:
         raise _corrupt(error, name) from None
 
 
-def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
-    """Yield the lines of *stream* but for blank ones and comments, however many of these there are."""
+def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line | LocatedCheck]:
+    """Yield the lines of *stream* but for blank ones and comments, however many of these there are; of those,
+    the checks."""
     number = 1
     announced: Announcement | None = None
     at = one_by_one = 0
@@ -289,6 +320,8 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
         if end > at:
             skipped = block[at:end]
             number += skipped.count(b"\n")
+            if VERIFY_PREFIX in skipped:
+                yield from _checks(skipped, announced)
             announced = _last_announced(skipped) or announced
             at = end
             continue
@@ -320,6 +353,7 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line]:
             kinds, one_by_one = b"", 0
             line, size_bytes, block, at = _read_long_line(stream, block[at:], limit)
             if line is not None and line[0] == _COMMENT:
+                yield from _checks(line, announced)
                 announced = parse_announcement(line) or announced
             elif line is None or not line.isspace():
                 # The line is left to whoever takes it: it may be large.
@@ -494,6 +528,14 @@ def _last_announced(lines: bytes) -> Announcement | None:
         for announcement in _announcements(lines):
             last = announcement
     return last
+
+
+def _checks(lines: bytes | bytearray, announced: Announcement | None) -> Iterator[LocatedCheck]:
+    """Yield the checks among comment *lines*, each under what was *announced* before it."""
+    for line in lines.split(b"\n"):
+        announced = parse_announcement(line) or announced
+        if (check := parse_check(line)) is not None:
+            yield LocatedCheck(check, len(line), announced)
 
 
 def _why_plain_is_unfinished(last_line: bytes | bytearray, head: bytes) -> str:

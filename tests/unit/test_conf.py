@@ -93,6 +93,7 @@ def test_the_least_configuration_has_the_documented_defaults(monkeypatch: pytest
         batch_records=50_000,
         batch_bytes=32 * 1024 * 1024,
         log_keep_days=0,
+        verify=True,
         state_dir=Path("/etc/syncdata"),
         config_file=FILE,
     )

@@ -70,7 +70,8 @@ def test_every_configuration_key_has_a_row(key: str) -> None:
 def test_the_row_of_a_key_tells_its_default(key: str) -> None:
     default = FIELDS[key].default
     if isinstance(default, int | str) and default:
-        assert str(default) in row_of(key, "configuration")
+        spelled = str(default).lower() if isinstance(default, bool) else str(default)
+        assert spelled in row_of(key, "configuration")
 
 
 def test_the_row_of_the_archives_backend_tells_its_default_and_the_others() -> None:

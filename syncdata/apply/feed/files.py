@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, TypeVar
 
-from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches
+from syncdata.apply.plan.batches import Batch, BatchFile, Limits, cut_batches, no_check
 from syncdata.archive.archive import Archive, ArchivedFile
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.proof import Count
-from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, Inspection, inspect
-from syncdata.changes.run import Piece, Run
+from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, Inspection, LocatedCheck, inspect
+from syncdata.changes.run import LocatedRecord, Piece, Run
+from syncdata.changes.verification import Check
 from syncdata.errors import DiscoveryError, FetchError, ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.interruptible import interruptible
@@ -127,12 +128,13 @@ def ask(
 
 def read_batches(
     fetched: Fetched,
-    records: Iterable[Piece],
+    records: Iterable[Piece | LocatedCheck],
     *,
     watermarks: Mapping[TableName, int | None],
     limits: Limits,
     start_record: int = 0,
     until_record: int | None = None,
+    is_wanted: Callable[[Check], bool] = no_check,
 ) -> Iterator[Batch]:
     """Cut *records*, which are those of *fetched* after *start_record*, into batches (see `cut_batches`).
 
@@ -149,6 +151,7 @@ def read_batches(
         start_record=start_record,
         until_record=until_record,
         catalog=fetched.inspection.catalog,
+        is_wanted=is_wanted,
     )
     for segment in segments:
         # Checked before the file's last batch is handed on: once that is applied, the file counts as applied.
@@ -163,16 +166,20 @@ def read_batches(
         last = fetched.inspection.last_catalog
         if segment.ends_file and last is not None and last != segment.catalog and segment.catalog is not None:
             # Test: test_a_catalog_announced_behind_the_last_record_holds_from_there_on.
-            if segment.size_bytes:
+            if segment.size_bytes or segment.checks:
                 yield Batch(segments=(replace(segment, ends_file=False),))
-            segment = replace(segment, records=[], skipped=0, repeated=0, size_bytes=0, catalog=last)
+            segment = replace(
+                segment, records=[], skipped=0, repeated=0, size_bytes=0, catalog=last, checks=()
+            )
         yield Batch(segments=(segment,))
 
 
-def _counted(records: Iterable[Piece], count: Count, name: str) -> Iterator[Piece]:
+def _counted(
+    records: Iterable[Piece | LocatedCheck], count: Count, name: str
+) -> Iterator[Piece | LocatedCheck]:
     for piece in records:
         if isinstance(piece, Run):
             count.add_run(piece, name)
-        else:
+        elif isinstance(piece, LocatedRecord):
             count.add(piece.record, name)
         yield piece

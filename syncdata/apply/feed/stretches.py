@@ -18,12 +18,13 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.feed.continuity import check_chain, check_plain
 from syncdata.apply.feed.files import Fetched, read_batches
 from syncdata.apply.feed.groups import Group
-from syncdata.apply.plan.batches import Batch, Limits, cost_of
+from syncdata.apply.plan.batches import Batch, Limits, cost_of, no_check
 from syncdata.apply.position import START, Position
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import NO_TABLE, read_pieces
+from syncdata.changes.reader import NO_TABLE, read_pieces, read_with_checks
 from syncdata.changes.run import Run
+from syncdata.changes.verification import Check
 from syncdata.errors import DiscoveryError, ParseError, SyncError
 
 # A file that holds more than this share of a batch goes by itself: joining it would save next to nothing.
@@ -127,7 +128,8 @@ def gather(
                 or records + len(part.batch.records) > limits.batch_records
                 or cost_bytes + part.cost_bytes > limits.batch_bytes
             )
-            if parts and (is_full or not part.goes_on(parts[-1])):
+            # Its checks hold where the part ends, so that the stretch ends there, too.
+            if parts and (is_full or parts[-1].batch.checks or not part.goes_on(parts[-1])):
                 yield joined(parts)
                 parts, records, cost_bytes = [], 0, 0
             parts.append(part)
@@ -169,13 +171,14 @@ def whole_part(
     limits: Limits,
     until: Position | None,
     with_skips: Collection[str],
+    is_wanted: Callable[[Check], bool] = no_check,
 ) -> Part | None:
     """Read all of a file for *group*, which stands before it; None where the file has to go by itself.
 
     That is so where it is large, broken, unfinished, or not the next one; where *group* or *until* stands
     inside of it, or *group* at the archive's beginning; where an operator has said to skip a record of it
-    (*with_skips*, stems of files); where its catalog changes or does not say when it was read; and where it
-    empties a table.
+    (*with_skips*, stems of files); where its catalog changes or does not say when it was read; where a check
+    that *is_wanted* stands before its last record; and where it empties a table.
     """
     inspection, position, own = fetched.inspection, group.position, stem(fetched.name)
     if (
@@ -197,7 +200,7 @@ def whole_part(
         return None
     try:
         require_next(position, fetched, now=dt.datetime.now(dt.UTC))
-        batches = list(islice(batches_for(group, fetched, limits=limits), 2))
+        batches = list(islice(batches_for(group, fetched, limits=limits, is_wanted=is_wanted), 2))
     except (ParseError, DiscoveryError):
         return None  # It is told of when the file comes by itself.
     if len(batches) != 1 or any(op == "TRUNCATE" for _, op in _operations(batches[0])):
@@ -235,15 +238,20 @@ def batches_for(
     limits: Limits,
     until: Position | None = None,
     ignored: Collection[int] = (),
+    is_wanted: Callable[[Check], bool] = no_check,
 ) -> Iterator[Batch]:
-    """Return the batches of the file from where *group* stands, up to *until* where that lies inside it."""
+    """Return the batches of the file from where *group* stands, up to *until* where that lies inside it.
+
+    Only of a file with a header and a footer a check is believed.
+    """
     position, own = group.position, stem(fetched.name)
     start_record = position.record_number if stem(position.file) == own else 0
     is_last = until is not None and stem(until.file) == own and not until.is_finished
     header = fetched.inspection.header
+    read = read_pieces if header is None or is_wanted is no_check else read_with_checks
     return read_batches(
         fetched,
-        read_pieces(
+        read(
             fetched.stream,
             fetched.name,
             skip=start_record,
@@ -256,6 +264,7 @@ def batches_for(
         limits=limits,
         start_record=start_record,
         until_record=until.record_number if until is not None and is_last else None,
+        is_wanted=is_wanted,
     )
 
 

@@ -3,24 +3,27 @@
 A batch is what one local transaction applies. It ends where a transaction of the source ended, so that
 the local database only shows states that the source showed; only a transaction that alone outgrows
 ``batch_bytes`` is cut inside. Memory is bounded by ``batch_bytes``, whatever the file holds.
+
+It ends at a check, too, where that is wanted: what a check says of a table's rows holds at its place alone.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, groupby
 
 import msgspec
 
 from syncdata.changes.catalog import Announcement, Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
-from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, LocatedRecord
+from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES, LocatedCheck, LocatedRecord
 from syncdata.changes.record import MARKS
 from syncdata.changes.run import Piece, Run, pieces_of, records_of, size_of
+from syncdata.changes.verification import Check
 from syncdata.errors import ParseError
 
 # A line is kept beside its values, each of which takes some 55 bytes more than its text. Measured on rows of
@@ -32,6 +35,9 @@ _COST_OF_RECORD = 10
 
 # The mark of all records between a ``B`` and its ``C``.
 _OPEN = "B"
+
+# The checks of one place are in memory together, and more text of them than this is not kept.
+MAX_CHECK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,7 @@ class Segment:
     ``records`` holds only those to apply, ``skipped`` counts those of unwanted tables, ``repeated`` those
     applied before.
     ``commit_lsn`` is that of the last whole transaction read, None before any. ``catalog``: the one that
-    holds for all of them, None where the file names none."""
+    holds for all of them, None where the file names none. ``checks``: those wanted, which hold at its end."""
 
     file: BatchFile
     records: Sequence[LocatedRecord]
@@ -72,6 +78,7 @@ class Segment:
     size_bytes: int
     ends_file: bool
     catalog: Announcement | None = None
+    checks: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +122,11 @@ class Batch:
     @property
     def ends_file(self) -> bool:
         return self.last.ends_file
+
+    @property
+    def checks(self) -> Sequence[Check]:
+        """Those that hold at its end."""
+        return self.last.checks
 
     @property
     def catalog(self) -> Announcement | None:
@@ -168,12 +180,14 @@ class _Tally(msgspec.Struct):
 
 class _Draft:
     """The batch being gathered. Its records up to ``border`` are whole transactions; those up to ``taken``
-    have gone into batches already. ``mark``: that of the transaction of the last record."""
+    have gone into batches already. ``mark``: that of the transaction of the last record. ``checks``: those
+    that stand behind the last record."""
 
     def __init__(self, file: BatchFile, end_record: int, catalog: Announcement | None) -> None:
         self.file = file
         self.catalog = catalog
         self.pieces: list[Piece] = []
+        self.checks: list[LocatedCheck] = []
         self.mark: str | None = None
         self.read = _Tally(end_record)
         self.commit_lsn: int | None = None
@@ -257,8 +271,27 @@ class _Draft:
         if part:
             self.pieces.append(part)
 
-    def take_all(self, *, ends_file: bool = False) -> Segment:
-        return self._take(copy(self.read), ends_file=ends_file)
+    def add_check(self, located: LocatedCheck) -> None:
+        if sum(check.size_bytes for check in self.checks) + located.size_bytes <= MAX_CHECK_BYTES:
+            self.checks.append(located)
+
+    def take_to_checks(self, *, ends_file: bool = False) -> Iterator[Segment]:
+        """Take all, which are whole transactions, with the checks behind them; each under its catalog."""
+        checks, self.checks = self.checks, []
+        self.mark_border()
+        parts = [
+            (catalog, tuple(located.check for located in part))
+            for catalog, part in groupby(checks, key=lambda located: located.catalog or self.catalog)
+        ]
+        # Test: test_a_check_behind_a_new_catalog_is_under_that_one.
+        if not parts or (parts[0][0] != self.catalog and self.holds_whole_transactions):
+            parts.insert(0, (self.catalog, ()))
+        for number, (catalog, part) in enumerate(parts, 1):
+            self.catalog = catalog
+            yield self.take_all(ends_file=ends_file and number == len(parts), checks=part)
+
+    def take_all(self, *, ends_file: bool = False, checks: tuple[Check, ...] = ()) -> Segment:
+        return replace(self._take(copy(self.read), ends_file=ends_file), checks=checks)
 
     def take_whole_transactions(self) -> Segment:
         return self._take(self.border, ends_file=False)
@@ -315,8 +348,19 @@ def names_in(piece: Piece) -> Collection[tuple[str, str]]:
     return piece.names if isinstance(piece, Run) else ((piece.record.schema, piece.record.table),)
 
 
+def _continues(piece: Piece, mark: str | None) -> bool:
+    """Tell whether *piece* goes on with the transaction of that *mark*, as far as can be seen."""
+    own = piece.marks[0] if isinstance(piece, Run) else piece.record.commit_lsn or piece.record.ts
+    return own is not None and own == mark
+
+
+def no_check(check: Check) -> bool:
+    """Want no check."""
+    return False
+
+
 def cut_batches(
-    records: Iterable[Piece],
+    records: Iterable[Piece | LocatedCheck],
     *,
     file: BatchFile,
     watermarks: Mapping[TableName, int | None],
@@ -324,6 +368,7 @@ def cut_batches(
     start_record: int = 0,
     until_record: int | None = None,
     catalog: Announcement | None = None,
+    is_wanted: Callable[[Check], bool] = no_check,
 ) -> Iterator[Segment]:
     """Yield *records* cut into batches, each a segment; they begin after *start_record* records of *file*.
 
@@ -331,7 +376,8 @@ def cut_batches(
     are in that table's rows already and left out, for that table. *catalog* holds until a record names
     another; the transaction of that record is under the new one as a whole. Stops after record *until_record*
     where one is given; else the last batch, perhaps an empty one, has ``ends_file``. A ParseError of
-    *records* is raised after the batch of the whole transactions before it.
+    *records* is raised after the batch of the whole transactions before it. A batch ends at checks of which
+    *is_wanted* is true, and has them; inside of a transaction they hold nowhere, and are passed over.
     """
     draft = _Draft(file, start_record, catalog)
     read = draft.read
@@ -339,7 +385,7 @@ def cut_batches(
     highest = max((watermark for watermark in wanted.values() if watermark is not None), default=-1)
     due: Collection[tuple[str, str]] = wanted
     is_open = False
-    source: Iterator[Piece] = iter(records)
+    source: Iterator[Piece | LocatedCheck] = iter(records)
     while until_record is None or read.end_record < until_record:
         try:
             located = next(source, None)
@@ -350,9 +396,18 @@ def cut_batches(
                 yield draft.take_whole_transactions()
             raise
         if located is None:
-            draft.mark_border()
-            yield draft.take_all(ends_file=True)
+            yield from draft.take_to_checks(ends_file=True)
             return
+        if isinstance(located, LocatedCheck):
+            if not is_open and is_wanted(located.check):
+                draft.add_check(located)
+            continue
+        if draft.checks and _continues(located, draft.mark):
+            # Half of a transaction would be a batch, and its other half a repeat once the daemon begins anew.
+            # Test: test_a_check_inside_a_transaction_ends_no_batch.
+            draft.checks = []
+        elif draft.checks:
+            yield from draft.take_to_checks()
         if isinstance(located, Run):
             room = len(located) if until_record is None else until_record - read.end_record
             if (

@@ -104,16 +104,24 @@ def healed_in_vain(table: TableName, *, has_failed: bool) -> Mark:
     )
 
 
+_DIFFERENCE = "rows are not production's"
+
+
 def differs(table: TableName, bounds: str, difference: str, *, others: int = 0) -> Mark:
     """Return the mark of a table in which verification found a *difference* between the rows in *bounds* and
     production's; *others*: in so many more places of the same round."""
     also = f"; and so in {others:,} more {'place' if others == 1 else 'places'}" if others else ""
     return Mark(
         kind="differs",
-        text=f"rows are not production's: {difference}, in {bounds}{also}",
+        text=f"{_DIFFERENCE}: {difference}, in {bounds}{also}",
         hint=f"run 'python manage.py resync {table.argument}'; if rows differ again afterwards, first run"
         f" 'archive_changes --snapshot {table.argument}' at production",
     )
+
+
+def is_of_check(mark: Mark) -> bool:
+    """Tell whether *mark* says what a check has found, which a later one may say anew."""
+    return mark.kind == "differs" and mark.text.startswith(_DIFFERENCE)
 
 
 # So many subjects of a folded mark are remembered, and so many named.

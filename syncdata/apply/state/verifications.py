@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 from psycopg.types.datetime import TimestamptzLoader
 
 from syncdata.apply.sink import Verdict
-from syncdata.apply.state.marks import Mark, differs, encode_marks
+from syncdata.apply.state.marks import Mark, differs, encode_marks, is_of_check
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 from syncdata.changes.verification import Check
@@ -54,8 +54,10 @@ WITH ended AS (
     FROM data_sync_verifications v LEFT JOIN ended e ON e.table_name = v.table_name
 )
 SELECT table_name, ended_seen, ended_at, max(verified_at) AS newest_at,
+    coalesce(max(rows) FILTER (WHERE has_ended AND is_of_number), 0)::bigint AS counted,
     coalesce(sum(rows) FILTER (WHERE has_ended AND is_equal AND NOT is_of_number), 0)::bigint AS proved,
-    coalesce(bool_or(is_equal) FILTER (WHERE has_ended), false) AS has_equal,
+    coalesce(bool_or(is_equal AND (rows = 0 OR NOT is_of_number)) FILTER (WHERE has_ended), false)
+        AS has_equal,
     coalesce(bool_or(NOT is_equal) FILTER (WHERE has_ended), false) AS has_differing,
     array_agg(bounds ORDER BY verified_at, id) FILTER (WHERE NOT is_equal) AS differing,
     (array_agg(reason ORDER BY verified_at DESC, id DESC) FILTER (WHERE is_equal IS NULL))[1] AS reason
@@ -71,7 +73,8 @@ def summaries(connection: Connection[Any]) -> dict[str, Verification]:
 
 
 def _summary(row: dict[str, Any]) -> Verification:
-    rows = row["ended_seen"] or 0
+    # Where only the number of rows was compared, or first, no rows were read for it.
+    rows = max(row["ended_seen"] or 0, row["counted"])
     whole = 1.0 if row["has_equal"] else 0.0
     return Verification(
         verified_at=row["ended_at"] if row["has_equal"] and not row["has_differing"] else None,
@@ -182,18 +185,27 @@ def _others(connection: Connection[Any], table: str, check: Check) -> int:
 
 
 def _is_whole(connection: Connection[Any], table: str, check: Check) -> bool:
-    """Tell whether all chunks of the round that *check* ends are there, and equal. The first has number 1."""
+    """Tell whether all chunks of the round that *check* ends are there, and equal, and not by their number
+    alone. The first has number 1. Test: test_an_equal_number_of_rows_takes_no_mark_away."""
     row = connection.execute(
-        "SELECT count(*) FROM data_sync_verifications WHERE table_name = %s AND round = %s AND is_equal"
-        " AND chunk BETWEEN 1 AND %s",
+        "SELECT count(*), coalesce(max(rows) FILTER (WHERE is_of_number), 0),"
+        " coalesce(sum(rows) FILTER (WHERE NOT is_of_number), 0) FROM data_sync_verifications"
+        " WHERE table_name = %s AND round = %s AND is_equal AND chunk BETWEEN 1 AND %s",
         (table, check.round, check.chunk),
     ).fetchone()
-    return row is not None and row[0] == check.chunk
+    assert row is not None
+    chunks, counted, proved = row
+    return bool(chunks == check.chunk and proved >= max(counted, check.seen))
 
 
 def _mark(connection: Connection[Any], checkpoint: TableCheckpoint, mark: Mark | None) -> None:
-    """Have *mark* be the only one of its kind that the table has, or take that away."""
-    others = tuple(known for known in checkpoint.marks if known.kind != "differs")
+    """Have *mark* take the place of an earlier one of the same, or, where it is None, all that say that rows
+    differ away."""
+    others = tuple(
+        known
+        for known in checkpoint.marks
+        if known.kind != "differs" or (mark is not None and not is_of_check(known))
+    )
     marks = others if mark is None else (*others, mark)
     if marks != checkpoint.marks:
         connection.execute(
