@@ -113,8 +113,8 @@ PACE_KEYS = {
     "apply_synchronous_commit": Key(one_of("off", "on")),
     "jobs": Key(whole_number(1, 1_000)),
     "log_keep_days": Key(whole_number(0, 36_500)),
-    "heal": Key(one_of("off", "auto")),
     "verify": Key(_switch),
+    "heal": Key(one_of("off", "auto")),
 }
 PROOF_KEYS = {"archive_public_keys": Key(_public_keys, "ARCHIVE_PUBLIC_KEYS")}
 DATABASE_KEYS = {

@@ -20,6 +20,7 @@ from syncdata.apply.postgres.connection import errors_as
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.progress import NoProgress, Progress
 from syncdata.apply.result import SyncResult
+from syncdata.apply.sink import Differences
 from syncdata.apply.state.pruning import count_before, prune
 from syncdata.apply.state.status import DaemonStatus, TableInfo, format_status
 from syncdata.apply.worker import Worker
@@ -163,6 +164,21 @@ class SyncDataService(TablesService):
                 )
             outcomes |= {table: done[name] for table, name in names.items()}
         return {table: outcomes[table] for table in tables}
+
+    def verify_now(
+        self, tables: Sequence[str], *, stop: threading.Event | None = None
+    ) -> dict[str, Differences | SyncError]:
+        """Compare *tables* with what the archive says they are at their checkpoints: each is built anew
+        beside the live one. Nothing is changed, and a daemon goes on.
+
+        Returns, by the name given, in how many rows each differs, or the error that kept it from being
+        compared: it has no snapshot, say. Raises SchemaError for a name that cannot be a table's.
+        """
+        whitelist = self._whitelist()
+        names = {table: resolve(table, whitelist) for table in tables}
+        with _translated():
+            found = self._worker.verify_now(list(names.values()), stop=stop or threading.Event())
+        return {name: found[table] for name, table in names.items()}
 
     def clear(self, tables: Sequence[str] | None = None, *, requested_by: str | None = None) -> list[str]:
         """Empty *tables* (all synced ones without it) and set their checkpoints back, so that the next cycle

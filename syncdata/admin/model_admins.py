@@ -24,7 +24,15 @@ from syncdata.admin.dashboard import read_dashboard
 from syncdata.admin.lists import ReadOnlyAdmin, TableFilter, columns
 from syncdata.admin.zones import in_users_time_zone
 from syncdata.apply.state.status import STATES
-from syncdata.models import Checkpoint, Dashboard, SyncLog, SyncMetric, SyncRequest, SyncRun
+from syncdata.models import (
+    Checkpoint,
+    Dashboard,
+    SyncLog,
+    SyncMetric,
+    SyncRequest,
+    SyncRun,
+    SyncVerification,
+)
 
 
 @admin.register(Dashboard)
@@ -261,3 +269,28 @@ class SyncRequestAdmin(ReadOnlyAdmin):
     @admin.display(description=gettext_lazy("tables"))
     def tables(self, row: SyncRequest) -> str:
         return ", ".join(row.table_names)
+
+
+@admin.register(SyncVerification)
+class SyncVerificationAdmin(ReadOnlyAdmin):
+    """The checks of the newest rounds. They name rows by the bounds of their keys."""
+
+    list_display = columns(
+        SyncVerification,
+        "verified_at",
+        "table_name",
+        "bounds",
+        "result",
+        "rows",
+        "rows_here",
+        "reason",
+        "position",
+    )
+    list_filter = ("is_equal", TableFilter)
+    ordering = ("-id",)
+    empty_hint = gettext_lazy("Rows are verified where the archiver has put checks into the change files.")
+
+    @admin.display(description=gettext_lazy("result"))
+    def result(self, check: SyncVerification) -> str:
+        results = {True: _("equal"), False: _("differs"), None: _("not compared")}
+        return results[check.is_equal]

@@ -145,7 +145,7 @@ def _follow(
     """
     until = goal()
     for rounds_left in reversed(range(_MOST_ROUNDS)):
-        _replay(cycle, groups, until)
+        replay(cycle, groups, until)
         if context.stop.is_set():
             raise ReadingStopped
         later = goal()
@@ -155,7 +155,7 @@ def _follow(
     return until
 
 
-def _replay(cycle: Cycle, groups: Sequence[Group], until: Position | None) -> None:
+def replay(cycle: Cycle, groups: Sequence[Group], until: Position | None) -> None:
     """Apply the change files to *groups*, those farthest behind first, up to *until*.
 
     They go up to those before them, and join them: so each file is read once.

@@ -161,7 +161,7 @@ class Run:
 
     def _end_cycle(self, result: CycleResult, summary: SyncResult) -> None:
         self._open_sink().rest()
-        if result.files_processed:  # else nothing can have been found
+        if result.files_processed or result.verified:  # else nothing can have been found
             self._look_at_differences(result)
         now = _utcnow()
         errors = [*summary.errors, *self._save_mirror(result.position, now)]

@@ -168,6 +168,21 @@ class Purpose:
     requested_by: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """The result of comparing a table with new rows. ``rows``: the new ones. ``missing`` of them are not
+    here, ``too_many`` here are not among them, ``different`` have the same key and other values."""
+
+    rows: int
+    missing: int = 0
+    too_many: int = 0
+    different: int = 0
+
+    @property
+    def are_none(self) -> bool:
+        return not (self.missing or self.too_many or self.different)
+
+
 class Rebuild(Sink[P], Protocol[P]):
     """New rows for one table, which nobody sees before `exchange`: a sink for batches of that table.
 
@@ -187,6 +202,14 @@ class Rebuild(Sink[P], Protocol[P]):
     def accept(self) -> bool:
         """Check the rows of the snapshot that was loaded, as a whole. False when it must be loaded once more:
         its rows are thrown away, and from now on each is checked as it comes."""
+        ...
+
+    def compare(self, position: Position) -> Differences | None:
+        """Compare the new rows, which stand at *position*, with the old ones, and change nothing.
+
+        None where the table stands at another place, or has other transactions. Raises SyncError where it is
+        not known which of its columns production has.
+        """
         ...
 
     def exchange(

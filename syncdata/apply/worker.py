@@ -30,8 +30,10 @@ from syncdata.apply.progress import Progress, RequestProgress
 from syncdata.apply.result import Activity, CycleResult, SyncResult
 from syncdata.apply.resync import audit_failure, refuse_unknown, resync
 from syncdata.apply.run import Run, foreseen
+from syncdata.apply.sink import Differences
 from syncdata.apply.state import healing, queue
 from syncdata.apply.state.queue import Listener, Request
+from syncdata.apply.verify_now import verify_now
 from syncdata.changes.names import TableName
 from syncdata.errors import RequestError, ResyncError, SchemaError, SyncError
 from syncdata.runtime.retry import Backoff
@@ -175,6 +177,13 @@ class Worker:
         # A daemon did this when it began; beside its cycles it could set checkpoints that these have moved.
         self._resources.mirror.adopt(self._resources.connect())
         return self._announce(self._rebuild(self._resources, tables, stop, progress, requested_by))
+
+    def verify_now(
+        self, tables: Sequence[TableName], *, stop: threading.Event
+    ) -> dict[TableName, Differences | SyncError]:
+        """Compare *tables* with what the archive says they are; change nothing. Raises psycopg.Error."""
+        context = self._resources.context(stop)
+        return verify_now(context, self._resources.open_sink, tables)
 
     def _rebuild(
         self,

@@ -28,6 +28,7 @@ from syncdata.models import (
     SyncMinute,
     SyncRequest,
     SyncRun,
+    SyncVerification,
     TableToSync,
 )
 
@@ -193,6 +194,28 @@ def test_requests_are_shown_with_their_progress_and_error(client: Client) -> Non
     assert "taken up when a daemon starts" in shown, "it runs no more, for no daemon does"
     assert "a, b" in shown
     assert "SHD_SYN_054" in shown
+
+
+def test_pages_show_what_verification_has_found(client: Client) -> None:
+    for table in ("checked", "spoilt", "fresh", "odd"):
+        TableToSync.objects.create(table_name=table)
+        Checkpoint.objects.create(table_name=table, file="changes_20260205_103000.json")
+    found = {"chunk": 1, "round": 1, "is_last": True, "rows": 1234, "seen": 1234}
+    create = SyncVerification.objects.create
+    create(table_name="checked", is_equal=True, bounds="all rows", **found)
+    create(table_name="spoilt", is_equal=False, bounds="id up to 7", rows_here=1233, **found)
+    create(table_name="odd", is_equal=None, reason="column x is another here", **found)
+    Checkpoint.objects.filter(table_name="spoilt").update(
+        marks=[{"kind": "differs", "text": "rows are not production's"}]
+    )
+    for shown in (news(client)["sections"]["tables"], page(client, "tabletosync_changelist")):
+        assert "1,234 rows" in shown
+        assert shown.count("cannot be compared: column x is another here") == 1
+        assert "never" in shown
+    checks = page(client, "syncverification_changelist")
+    for text in ("id up to 7", "1,233", "not compared", "equal", "differs"):
+        assert text in checks
+    assert "all rows" not in page(client, "syncverification_changelist", is_equal__exact="0")
 
 
 def test_the_summary_stands_once_where_it_belongs(client: Client) -> None:

@@ -21,7 +21,10 @@ from syncdata.models import Checkpoint, SyncLog, SyncMetric, SyncRequest, SyncRu
 
 pytestmark = pytest.mark.django_db
 
-MODELS = ["tabletosync", "checkpoint", "synclog", "syncmetric", "syncrun", "syncrequest", "dashboard"]
+MODELS = [
+    *("tabletosync", "checkpoint", "synclog", "syncmetric", "syncrun", "syncrequest", "dashboard"),
+    "syncverification",
+]
 PLACE = "changes_20260205_103000.json:13"
 # Each action, with a table that it makes sense for, and the permission it takes.
 ACTIONS = {
@@ -105,7 +108,7 @@ def every_url() -> list[str]:
             reverse(f"{name}_add"),
             *(reverse(f"{name}_{page}", args=[pk]) for page in ("change", "delete")),
         ]
-    for listed in ("checkpoint", "synclog", "syncmetric", "syncrun", "syncrequest"):
+    for listed in ("checkpoint", "synclog", "syncmetric", "syncrun", "syncrequest", "syncverification"):
         urls += [reverse(f"admin:syncdata_{listed}_export", args=[kind]) for kind in ("csv", "json")]
     return urls + [ask_url(action) for action in ACTIONS]
 

@@ -14,14 +14,19 @@ from django.test import override_settings
 
 from syncdata.apply.state.healing import ask_for_resyncs
 from syncdata.apply.state.marks import Mark, encode_marks
+from syncdata.apply.state.status import verification_of
+from syncdata.changes.position import format_lsn
+from syncdata.changes.verification import Check, check_comment, hash_of_rows
 from syncdata.errors import RequestError, StatusError, VerificationError
 from syncdata.monitoring import render_metrics
 from syncdata.service import DaemonStatus, TableInfo
 from syncdata.signals import table_differs, table_equal
+from tests import catalogs
 from tests.framed import Writer
 from tests.integration.test_monitoring import embedded, samples
 from tests.world import World, insert
 
+NOW = dt.datetime.now(dt.UTC)
 FOUND = Mark("differs", "rows with id up to 7 are not production's", "run 'resync users'")
 
 
@@ -159,6 +164,55 @@ def test_many_differences_are_cut_short(
     with pytest.raises(VerificationError):
         call_command("syncdata_verify")
     assert "    and 5 more: --json has all" in capsys.readouterr().out.splitlines()
+
+
+# From the file to the list
+
+
+def check_of_users(world: World, *, round_: int, lsn: int) -> str:
+    """Return the check that says that production's users are what they are here just now."""
+    columns = ("id", "name")
+    ((rows, hash_),) = world.rows(f"SELECT count(*), {hash_of_rows(columns)} FROM users")
+    check = Check(
+        schema="public",
+        table="users",
+        columns=columns,
+        key=("id",),
+        rows=rows,
+        hash=hash_,
+        lsn=format_lsn(lsn),
+        round=round_,
+        chunk=1,
+        seen=rows,
+        is_last=True,
+    )
+    return check_comment(check).decode().rstrip()
+
+
+def test_a_check_in_a_file_is_shown_and_a_difference_is_mended(users: World) -> None:
+    users.options["heal"] = "auto"
+    catalog = catalogs.put(users.archive, catalogs.table("users", "id integer", "name text"))
+    source = Writer(users.archive)
+    row = {"id": 7, "name": "Ann"}
+    source.changes(1, [(10, [insert("users", **row)])], catalog=catalog)
+    source.snapshot(1, "users", 10, [row], prev=1, catalog=catalog)
+    users.sync()
+    assert verification_of(info(users), now=NOW) == "never"
+
+    equal = check_of_users(users, round_=1, lsn=15)
+    source.changes(2, [(12, [insert("orders", id=1)]), (20, [equal])], catalog=catalog)
+    users.sync()
+    assert verification_of(info(users), now=NOW).endswith("ago, 1 row")
+
+    users.execute("UPDATE users SET name = 'spoilt'")
+    again = equal.replace('"round":1', '"round":2').replace("0/F", "0/18")
+    source.changes(3, [(22, [insert("orders", id=2)]), (30, [again])], catalog=catalog)
+    users.sync()
+    assert verification_of(info(users), now=NOW) == "differs"
+    assert requests(users) == [("resync", ["users"], "verification", "waiting")]
+    users.sync()
+    assert users.rows("SELECT * FROM users") == [(7, "Ann")]
+    assert info(users).state == "active"
 
 
 # Told

@@ -48,14 +48,15 @@ from syncdata.apply.postgres.late_indexes import read_late_indexes
 from syncdata.apply.postgres.locks import lock_waits, locked_error
 from syncdata.apply.postgres.refusals import explain_refusal
 from syncdata.apply.postgres.relations import read_relations
-from syncdata.apply.postgres.whole_table import advance_sequences, exchange
+from syncdata.apply.postgres.whole_table import advance_sequences, differences, exchange
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
-from syncdata.apply.sink import ApartError, LockedError, Outcome, Purpose
+from syncdata.apply.sink import ApartError, Differences, LockedError, Outcome, Purpose
 from syncdata.apply.state.audit import log_action
 from syncdata.apply.state.checkpoints import (
     TableCheckpoint,
     lock_checkpoints,
+    read_checkpoint,
     require_position,
     reset_checkpoints,
 )
@@ -65,7 +66,7 @@ from syncdata.apply.state.published import Known, after_truncate, keep_known, lo
 from syncdata.apply.state.runs import add_to_run
 from syncdata.changes.filenames import is_change_file
 from syncdata.changes.names import TableName
-from syncdata.errors import ApplyError, SyncError
+from syncdata.errors import ApplyError, SyncError, VerificationError
 
 logger = logging.getLogger(__name__)
 
@@ -335,6 +336,34 @@ class ShadowTarget:
         self._known = found.known
         self._looked_under = None if older else catalog.digest
 
+    # Beside the table
+
+    def compare(self, position: Position) -> Differences | None:
+        live = replace(self._schema, shadow=None)
+        with self._translated(), self._connection.transaction():
+            # Rows and checkpoint of one moment, and nobody waits.
+            self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            checkpoint = read_checkpoint(self._connection, live.name)
+            if checkpoint is None or not _is_same_place(checkpoint.position, position):
+                return None
+            return differences(self._writer.cursor, live, self._schema, columns=self._published_columns())
+
+    def _published_columns(self) -> list[str]:
+        """Return the columns whose values come from production. Of others, the new rows have what the table
+        itself gives them. Test: test_a_column_that_production_lacks_is_not_compared."""
+        baseline = self._known.baseline
+        if baseline is None:
+            raise VerificationError(
+                "cannot be verified: the archive does not say which of its columns production has",
+                hint="take a new snapshot of it with the archiver of this version",
+                table=str(self._schema.name),
+            )
+        table = baseline.table
+        published = {column.name for column in table.columns}
+        if table.column_list is not None:
+            published &= set(table.column_list)
+        return [column.name for column in self._schema.writable if column.name in published]
+
     # Into the table's place
 
     def exchange(
@@ -489,6 +518,10 @@ def _reason(error: psycopg.Error, table: TableName, purpose: Purpose) -> ApplyEr
         hint=refusal.remedy,
         table=str(table),
     )
+
+
+def _is_same_place(one: Position, other: Position) -> bool:
+    return one.has_reached(other) and other.has_reached(one) and one.commit_lsn == other.commit_lsn
 
 
 def _drop(connection: Connection[Any], shadow: TableName) -> None:

@@ -23,6 +23,7 @@ from syncdata.apply.postgres.pieces import (
     relation_of,
     rows_of,
 )
+from syncdata.apply.sink import Differences
 
 Cursor = psycopg.Cursor[Any]
 
@@ -161,6 +162,41 @@ def _exchange_by_key(cursor: Cursor, target: TargetNames, shadow: TableSchema) -
             sql.SQL(", ").join(target.key), on_conflict(settable)
         )
     _insert_from(cursor, target, shadow, those_there=those_there)
+
+
+# A row stands for its text. Of the texts that one side has more often, those with one key on both sides are a
+# row with other values; where there is no key, the text is the key.
+_DIFFERENCES = """
+SELECT coalesce(sum(missing - least(missing, too_many)), 0)::bigint,
+    coalesce(sum(too_many - least(missing, too_many)), 0)::bigint,
+    coalesce(sum(least(missing, too_many)), 0)::bigint
+FROM (
+    SELECT sum(greatest(wanted - here, 0)) AS missing, sum(greatest(here - wanted, 0)) AS too_many
+    FROM (
+        SELECT key, sum(here) AS here, sum(1 - here) AS wanted
+        FROM (
+            SELECT ROW({key})::text AS key, ROW({columns})::text AS row, 1 AS here FROM {live}
+            UNION ALL SELECT ROW({key})::text, ROW({columns})::text, 0 FROM {shadow}
+        ) AS rows (key, row, here) GROUP BY key, row HAVING sum(here) <> sum(1 - here)
+    ) AS unequal GROUP BY key
+) AS keys
+"""
+
+
+def differences(
+    cursor: Cursor, live: TableSchema, shadow: TableSchema, *, columns: Sequence[str]
+) -> Differences:
+    """Return in how many rows *live* differs from *shadow*, by their key and the texts of *columns*."""
+    require_visible(live)
+    statement = sql.SQL(_DIFFERENCES).format(
+        key=names_of(live.key or columns),
+        columns=names_of(columns),
+        live=rows_of(live),
+        shadow=relation_of(shadow),
+    )
+    missing, too_many, different = cursor.execute(statement).fetchone() or (0, 0, 0)
+    rows = _count(cursor, relation_of(shadow))
+    return Differences(rows=rows, missing=missing, too_many=too_many, different=different)
 
 
 def _count(cursor: Cursor, rows: sql.Composable) -> int:
