@@ -1,11 +1,14 @@
 """A command of ours that kills itself at a step: `deadly.py daemon|archiver STEP PASSAGE command ...`.
 
 Each step of the daemon is a call of a library that it cannot do without, so that the steps stay what they are
-however the code above is cut. The archiver's are those of `tests.archiver_runner`.
+however the code above is cut. The archiver's are those of `tests.archiver_runner`. Without a step it lives.
+The variable SOAK_SETTINGS names constants of ours that are to have another value, as JSON.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -29,11 +32,14 @@ def main() -> None:
     side, step, passage, *command = sys.argv[1:]
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     sys.argv = ["manage.py", *command]
-    if side == "archiver":
+    for place, value in json.loads(os.environ.get("SOAK_SETTINGS", "{}")).items():
+        module, _, name = place.rpartition(".")
+        setattr(import_module(module), name, value)
+    if side == "archiver" and step:
         from tests.archiver_runner import die_at
 
         die_at(step, int(passage))
-    else:
+    elif step:
         _die_at(step, int(passage))
 
     from manage import main as manage

@@ -49,6 +49,7 @@ class Report:
             f" {self.judged.reads} reads in one snapshot\n"
             f"processes killed: {self.kills}; ended otherwise: {ended or 'none'}\n"
             f"remedies: {remedies or 'none'}\n"
+            f"{self.judged.verified}\n"
             f"{self.faults.total()} faults:\n{faults}"
         )
 
@@ -78,13 +79,14 @@ def run_world(
     report: Report,
     at_once: int = 1,
     writer_pause_s: float = WRITER_PAUSE_S,
+    verifies: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Run *rounds* in a new world of *seed*, with that many faults *at_once*. Raises SoakError, with the
     round and its faults."""
     report.seeds.append(seed)
     chance = Random(f"faults {seed}")
-    with running_world(*servers, folder, f"soak_{seed}") as world:
+    with running_world(*servers, folder, f"soak_{seed}", verifies=verifies) as world:
         judge = Judge(world)
         judge.judged = report.judged
         judge.settle()
@@ -125,6 +127,7 @@ def _run_round(
                 report.faults.update(_break(world, chance, names))
         judge.settle()
     judge.judge()
+    judge.judge_verification(chance)
     report.committed += workload.committed
     report.given_up += workload.given_up
 

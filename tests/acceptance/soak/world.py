@@ -31,6 +31,13 @@ PATIENCE_S = 180.0
 _TEMPLATE = "soak_template"
 _MANAGE = "manage.py"
 _DEADLY = str(Path(__file__).with_name("deadly.py"))
+# Round after round, from the first second on, in chunks that are small for tables of some twenty rows.
+_VERIFYING = {"verify_rows_per_second": 100_000, "verify_days": 0.00001}
+_QUICK = {
+    "syncdata.capture.verifier.SETTLE_S": 0.2,
+    "syncdata.capture.verifier.MOST_ROWS": 50,
+    "syncdata.capture.verify_walk.MOST_ROWS": 50,
+}
 _FOREIGN = ("ARCHIVE_", "PG", "SOURCE_PG_", "DATA_SYNC_", "METRIC_FREQ", "BATCH_", "SSH_AUTH_SOCK", "DJANGO_")
 
 
@@ -56,8 +63,8 @@ class Program:
     def start(self, *, dies_at: tuple[str, int] | None = None) -> None:
         """Start it; with *dies_at*, one that kills itself at the n-th passage of that step."""
         head = [_MANAGE]
-        if dies_at is not None:
-            head = [_DEADLY, self.name, dies_at[0], str(dies_at[1])]
+        if dies_at is not None or "SOAK_SETTINGS" in self.environment:
+            head = [_DEADLY, self.name, *map(str, dies_at or ("", 0))]
         with self.log.open("a") as log:
             log.write(f"--- start {dies_at or ''}\n")
             log.flush()
@@ -117,7 +124,8 @@ class Disk:
 
 @dataclass(kw_only=True)
 class World:
-    """``links`` are named by their ends; ``folder`` keeps configurations and logs."""
+    """``links`` are named by their ends; ``folder`` keeps configurations and logs. ``verifies``: production's
+    rows are read for checks all the time, in small chunks, and the local rows are held to them."""
 
     source: Database
     local: Database
@@ -128,6 +136,7 @@ class World:
     daemon: Program
     archiver: Program
     environments: dict[str, dict[str, str]]
+    verifies: bool = False
 
     @property
     def archive(self) -> Path:
@@ -174,7 +183,9 @@ def running_servers() -> Iterator[tuple[PostgresServer, PostgresServer]]:
 
 
 @contextmanager
-def running_world(source: PostgresServer, local: PostgresServer, folder: Path, name: str) -> Iterator[World]:
+def running_world(
+    source: PostgresServer, local: PostgresServer, folder: Path, name: str, *, verifies: bool = False
+) -> Iterator[World]:
     """A new world in the new directory *folder*, healthy and at work, as long as the block runs."""
     with ExitStack() as cleanup:
         folder.mkdir(parents=True)
@@ -197,7 +208,7 @@ def running_world(source: PostgresServer, local: PostgresServer, folder: Path, n
         }
         for link in links.values():
             cleanup.callback(link.close)
-        world = _make(databases, folder, sshd, links, disks)
+        world = _make(databases, folder, sshd, links, disks, verifies=verifies)
         _create_local(world)
         cleanup.callback(_drop, local, name)
         with world.source.connect(autocommit=True) as connection:
@@ -223,6 +234,8 @@ def _make(
     sshd: SshServer,
     links: Mapping[str, Link],
     disks: dict[str, Disk],
+    *,
+    verifies: bool,
 ) -> World:
     host_key = sshd.known_hosts.read_text().split(" ", 1)[1]
     with sshd.known_hosts.open("a") as known_hosts:
@@ -255,11 +268,15 @@ def _make(
         "rotate_seconds": 1,
         "rotate_bytes": 200_000,
     }
+    if verifies:
+        production |= _VERIFYING
     there = archive | {"archive_port": links["archiver to archive"].port}
     environments = {
         "daemon": _environment(folder / "here", _toml(here), disks["copies"].folder),
         "archiver": _environment(folder / "there", f"{_toml(there)}[source]\n{_toml(production)}", None),
     }
+    if verifies:
+        environments["archiver"]["SOAK_SETTINGS"] = json.dumps(_QUICK)
     return World(
         source=source,
         local=local,
@@ -270,6 +287,7 @@ def _make(
         daemon=Program("daemon", ("syncdata_start",), environments["daemon"], folder / "daemon.log"),
         archiver=Program("archiver", ("archive_changes",), environments["archiver"], folder / "archiver.log"),
         environments=environments,
+        verifies=verifies,
     )
 
 
