@@ -2,12 +2,11 @@
 
 Each step of the daemon is a call of a library that it cannot do without, so that the steps stay what they are
 however the code above is cut. The archiver's are those of `tests.archiver_runner`. Without a step it lives.
-The variable SOAK_SETTINGS names constants of ours that are to have another value, as JSON.
+With the variable SOAK_VERIFIES, all rows are verified all the time, in small chunks.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -32,9 +31,8 @@ def main() -> None:
     side, step, passage, *command = sys.argv[1:]
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     sys.argv = ["manage.py", *command]
-    for place, value in json.loads(os.environ.get("SOAK_SETTINGS", "{}")).items():
-        module, _, name = place.rpartition(".")
-        setattr(import_module(module), name, value)
+    if "SOAK_VERIFIES" in os.environ:
+        _verify_all_the_time(side)
     if side == "archiver" and step:
         from tests.archiver_runner import die_at
 
@@ -45,6 +43,16 @@ def main() -> None:
     from manage import main as manage
 
     manage()
+
+
+def _verify_all_the_time(side: str) -> None:
+    """Let round follow round, soon after a start; and nothing be passed over for want of time."""
+    if side == "daemon":
+        import_module("syncdata.apply.verifying").Budget.SHARE = 1.0
+        return
+    verifier: Any = import_module("syncdata.capture.verifier")
+    verifier.SETTLE_S, verifier.MOST_ROWS = 0.2, 50
+    import_module("syncdata.capture.verify_walk").VerificationState.is_due = lambda *_: True
 
 
 def _die_at(step: str, passage: int) -> None:

@@ -31,13 +31,6 @@ PATIENCE_S = 180.0
 _TEMPLATE = "soak_template"
 _MANAGE = "manage.py"
 _DEADLY = str(Path(__file__).with_name("deadly.py"))
-# Round after round, from the first second on, in chunks that are small for tables of some twenty rows.
-_VERIFYING = {"verify_rows_per_second": 100_000, "verify_days": 0.00001}
-_QUICK = {
-    "syncdata.capture.verifier.SETTLE_S": 0.2,
-    "syncdata.capture.verifier.MOST_ROWS": 50,
-    "syncdata.capture.verify_walk.MOST_ROWS": 50,
-}
 _FOREIGN = ("ARCHIVE_", "PG", "SOURCE_PG_", "DATA_SYNC_", "METRIC_FREQ", "BATCH_", "SSH_AUTH_SOCK", "DJANGO_")
 
 
@@ -63,7 +56,7 @@ class Program:
     def start(self, *, dies_at: tuple[str, int] | None = None) -> None:
         """Start it; with *dies_at*, one that kills itself at the n-th passage of that step."""
         head = [_MANAGE]
-        if dies_at is not None or "SOAK_SETTINGS" in self.environment:
+        if dies_at is not None or "SOAK_VERIFIES" in self.environment:
             head = [_DEADLY, self.name, *map(str, dies_at or ("", 0))]
         with self.log.open("a") as log:
             log.write(f"--- start {dies_at or ''}\n")
@@ -269,14 +262,15 @@ def _make(
         "rotate_bytes": 200_000,
     }
     if verifies:
-        production |= _VERIFYING
+        production["verify_rows_per_second"] = 2000
     there = archive | {"archive_port": links["archiver to archive"].port}
     environments = {
         "daemon": _environment(folder / "here", _toml(here), disks["copies"].folder),
         "archiver": _environment(folder / "there", f"{_toml(there)}[source]\n{_toml(production)}", None),
     }
     if verifies:
-        environments["archiver"]["SOAK_SETTINGS"] = json.dumps(_QUICK)
+        for environment in environments.values():
+            environment["SOAK_VERIFIES"] = "yes"
     return World(
         source=source,
         local=local,
