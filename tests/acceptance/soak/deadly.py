@@ -2,11 +2,13 @@
 
 Each step of the daemon is a call of a library that it cannot do without, so that the steps stay what they are
 however the code above is cut. The archiver's are those of `tests.archiver_runner`. Without a step it lives.
-With the variable SOAK_VERIFIES, all rows are verified all the time, in small chunks.
+The file SOAK_CLOCK says by how many seconds the wall clock is wrong; locks of others are waited for only
+briefly. With the variable SOAK_VERIFIES, all rows are verified all the time, in small chunks.
 """
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+LOCK_LIMIT_S = 1.0
+Right = datetime.datetime
 # Each step: the class, in its module, whose method takes it, and whether we die before it or after it.
 DAEMON_STEPS: dict[str, tuple[str, str, str, str]] = {
     "before a statement": ("psycopg", "Cursor", "execute", "before"),
@@ -31,6 +35,9 @@ def main() -> None:
     side, step, passage, *command = sys.argv[1:]
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     sys.argv = ["manage.py", *command]
+    _set_clock(Path(os.environ["SOAK_CLOCK"]))
+    for module in ("syncdata.apply.sink", "syncdata.apply.cycle"):
+        import_module(module).LOCK_LIMIT_S = LOCK_LIMIT_S  # type: ignore[attr-defined]
     if "SOAK_VERIFIES" in os.environ:
         _verify_all_the_time(side)
     if side == "archiver" and step:
@@ -43,6 +50,24 @@ def main() -> None:
     from manage import main as manage
 
     manage()
+
+
+def _set_clock(wrong_by: Path) -> None:
+    """Let whoever asks `datetime.now` be told a time that is wrong by the seconds in the file *wrong_by*."""
+
+    class Clock(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, Right)
+
+    class Wrong(Right, metaclass=Clock):
+        def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+            return Right(*arguments, **keywords)
+
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return Right.now(tz) + datetime.timedelta(seconds=float(wrong_by.read_text()))
+
+    datetime.datetime = Wrong  # type: ignore[misc]
 
 
 def _verify_all_the_time(side: str) -> None:

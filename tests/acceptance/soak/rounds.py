@@ -36,10 +36,14 @@ class Report:
     kills: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
     judged: Judged = field(default_factory=Judged)
 
     def __str__(self) -> str:
-        faults = "\n".join(f"  {count:5} {name}" for name, count in sorted(self.faults.items()))
+        faults, done = (
+            "\n".join(f"  {count:5} {name}" for name, count in sorted(counts.items()))
+            for counts in (self.faults, self.done)
+        )
         remedies = ", ".join(f"{kind} {count}" for kind, count in sorted(self.judged.remedies.items()))
         ended = ", ".join(f"{name} {count}" for name, count in sorted(self.ended.items()))
         return (
@@ -50,6 +54,7 @@ class Report:
             f"processes killed: {self.kills}; ended otherwise: {ended or 'none'}\n"
             f"remedies: {remedies or 'none'}\n"
             f"{self.judged.verified}\n"
+            f"in the transactions:\n{done}\n"
             f"{self.faults.total()} faults:\n{faults}"
         )
 
@@ -130,6 +135,7 @@ def _run_round(
     judge.judge_verification(chance)
     report.committed += workload.committed
     report.given_up += workload.given_up
+    report.done.update(workload.done)
 
 
 def _break(world: World, chance: Random, names: Sequence[str]) -> list[str]:

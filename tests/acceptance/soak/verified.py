@@ -20,7 +20,7 @@ from psycopg import sql
 
 from syncdata.changes.names import TableName
 from tests.acceptance.soak import model
-from tests.acceptance.soak.world import PATIENCE_S, World, require, until
+from tests.acceptance.soak.world import World, require, until
 from tests.postgres import Database
 
 _COLUMNS = "table_name, round, chunk, bounds, rows, rows_here, seen, is_of_number, is_last, is_equal, reason"
@@ -238,16 +238,22 @@ class Verification:
             rounds.update(whole_rounds(self._verdicts(), begun))
             return {*rounds} == {*model.TABLES}
 
-        until(
-            are_there,
-            lambda: f"no whole round of {sorted({*model.TABLES} - {*rounds})} within {PATIENCE_S} s",
-        )
+        until(are_there, lambda: f"no whole round of:\n{self._newest(set(model.TABLES) - set(rounds))}")
         compared = {table: self._compare(table) for table in model.TABLES}
         differing = {table: found for table, (found, _) in compared.items() if found is not None}
         said = disagreements(rounds, differing, {table: count for table, (_, count) in compared.items()})
         require(not said, "verification and the comparison row by row disagree:\n" + "\n".join(said))
         self.verified.rounds += len(rounds)
         return rounds
+
+    def _newest(self, tables: Iterable[str]) -> str:
+        """Return the newest verdicts on *tables*, for people."""
+        told = []
+        for table in sorted(tables):
+            newest = [verdict for verdict in self._verdicts() if verdict.table == table][-8:]
+            chunks = [(v.round, v.chunk, v.is_last, v.is_equal, v.reason) for v in newest]
+            told.append(f"{table}, (round, chunk, last, equal, reason): {chunks}")
+        return "\n".join(told)
 
     def _require_states(self, rounds: Mapping[str, Sequence[Verdict]]) -> None:
         """Tables that differ in a whole round say so, and only they."""

@@ -55,15 +55,20 @@ class Program:
 
     def start(self, *, dies_at: tuple[str, int] | None = None) -> None:
         """Start it; with *dies_at*, one that kills itself at the n-th passage of that step."""
-        head = [_MANAGE]
-        if dies_at is not None or "SOAK_VERIFIES" in self.environment:
-            head = [_DEADLY, self.name, *map(str, dies_at or ("", 0))]
+        head = [_DEADLY, self.name, *map(str, dies_at or ("", 0))]
         with self.log.open("a") as log:
             log.write(f"--- start {dies_at or ''}\n")
             log.flush()
             self.process = processes.Process(
                 [*head, *self.arguments], env=self.environment, stdin=DEVNULL, stdout=log, stderr=log
             )
+
+    def set_clock(self, wrong_by_s: float) -> None:
+        """Let its wall clock be wrong from now on."""
+        clock = Path(self.environment["SOAK_CLOCK"])
+        unfinished = clock.with_suffix(".tmp")
+        unfinished.write_text(str(wrong_by_s))
+        unfinished.rename(clock)
 
     def send(self, number: signal.Signals) -> None:
         if self.process is not None:
@@ -294,8 +299,14 @@ def _environment(folder: Path, content: str, copies: Path | None) -> dict[str, s
     config = folder / "syncdata.toml"
     config.touch(mode=0o600)
     config.write_text(content)
+    clock = folder / "clock"
+    clock.write_text("0")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    return kept | {"DATA_SYNC_CONFIG": str(config)} | ({"TMPDIR": str(copies)} if copies else {})
+    return (
+        kept
+        | {"DATA_SYNC_CONFIG": str(config), "SOAK_CLOCK": str(clock)}
+        | ({"TMPDIR": str(copies)} if copies else {})
+    )
 
 
 def _create_local(world: World) -> None:
