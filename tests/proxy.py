@@ -122,6 +122,10 @@ class Link:
         self._is_refused = True
         self.cut()
 
+    def lead_to(self, port: int) -> None:
+        """Serve new connections from another *port*."""
+        self._target_port = port
+
     def close(self) -> None:
         self._listener.close()
         self.refuse()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +83,29 @@ def make_pair() -> Iterator[Callable[[Path], Pair]]:
             primary = PostgresServer(binaries=binaries)
             primary.start()
             cleanup.callback(primary.stop)
-            execute(
-                primary,
-                f"CREATE ROLE follower LOGIN REPLICATION PASSWORD '{primary.password}'",
-                f"SELECT pg_create_physical_replication_slot('{_SLOT}', true)",
-            )
-            standby = _copy(primary)
+            standby = follow(primary)
             cleanup.callback(standby.stop)
-            standby._launch()
             return Pair(primary, standby)
 
         yield make
+
+
+def follow(primary: PostgresServer) -> PostgresServer:
+    """Return a standby of *primary*, which runs; it is for the caller to stop."""
+    if _row(primary, "SELECT FROM pg_roles WHERE rolname = 'follower'") is None:
+        execute(primary, f"CREATE ROLE follower LOGIN REPLICATION PASSWORD '{primary.password}'")
+    execute(primary, f"SELECT pg_create_physical_replication_slot('{_SLOT}', true)")
+    standby = _copy(primary)
+    standby._launch()
+    return standby
+
+
+def exchange(one: PostgresServer, other: PostgresServer) -> None:
+    """Let each of the two be the server that the other was, for all who know it."""
+    for each in fields(PostgresServer):
+        first, second = getattr(one, each.name), getattr(other, each.name)
+        setattr(one, each.name, second)
+        setattr(other, each.name, first)
 
 
 def _copy(primary: PostgresServer) -> PostgresServer:

@@ -7,14 +7,25 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from syncsite.demo.postgres import PostgresServer
 from tests.acceptance.soak.faults import FAULTS
 from tests.acceptance.soak.judge import Judge, Observer
-from tests.acceptance.soak.model import Plan
+from tests.acceptance.soak.model import TABLES, Plan
 from tests.acceptance.soak.rounds import Deck, Report, run_world
+from tests.acceptance.soak.verified import (
+    KINDS,
+    Difference,
+    Verdict,
+    Verification,
+    disagreements,
+    read_verdicts,
+    spoil,
+    whole_rounds,
+)
 from tests.acceptance.soak.world import SoakError, World, running_servers, running_world, until
 
 Servers = tuple[PostgresServer, PostgresServer]
@@ -135,3 +146,67 @@ def test_a_seed_plans_the_same_transactions_each_time_and_another_one_others() -
 def test_every_fault_comes_up_before_any_comes_up_again() -> None:
     names = [*FAULTS]
     assert sorted(islice(Deck(1, names), len(names))) == sorted(names)
+
+
+def _verdict(table: str, chunk: int, is_equal: bool | None = True, **values: Any) -> Verdict:
+    parts = {"number": chunk, "round": 7, "bounds": f"chunk {chunk}", "rows": 10, "rows_here": 10, "seen": 0}
+    flags = {"is_of_number": False, "is_last": False, "reason": ""}
+    return Verdict(**{"table": table, "chunk": chunk, "is_equal": is_equal, **parts, **flags, **values})
+
+
+def test_a_round_is_whole_when_no_chunk_of_it_lacks_and_it_has_begun_since() -> None:
+    whole = [_verdict("a", 1), _verdict("a", 2), _verdict("a", 3, is_last=True)]
+    again = _verdict("a", 2, is_equal=False, number=9)
+    assert whole_rounds([*whole, again], {}) == {"a": [whole[0], again, whole[2]]}
+    assert whole_rounds(whole, {"a": 6}) == {"a": whole}
+    assert whole_rounds(whole, {"a": 7}) == {}
+    assert [*map(len, (whole_rounds(whole[1:], {}), whole_rounds(whole[:2], {})))] == [0, 0]
+    assert whole_rounds([whole[0], whole[2]], {}) == {}
+
+
+def test_the_judge_of_verification_finds_false_alarms_and_differences_that_were_not_found() -> None:
+    rows, missing, changed = {"a": 20}, Difference(missing=1, surplus=0), Difference(missing=1, surplus=1)
+
+    def said(second: Verdict, difference: Difference | None = None) -> list[str]:
+        differing = {} if difference is None else {"a": difference}
+        return disagreements({"a": [_verdict("a", 1), second]}, differing, rows)
+
+    equal, found = _verdict("a", 2), _verdict("a", 2, is_equal=False, reason="11 here")
+    assert said(equal) == said(found, missing) == said(found, changed) == []
+    assert said(found) == ["false alarm: a is equal, but not chunk 2: 11 here"]
+    (complaint,) = said(equal, changed)
+    assert complaint.startswith("not found: a has ")
+    assert said(_verdict("a", 2, rows=9)) == ["a: the chunks have 19 rows together, production 20"]
+    # Where the number of rows alone is compared, a changed value cannot be found.
+    number = [_verdict("a", 1, is_of_number=True)]
+    assert disagreements({"a": number}, {"a": changed}, rows) == []
+    assert len(disagreements({"a": number}, {"a": missing}, rows)) == 1
+
+
+@pytest.mark.xdist_group("soak")
+def test_each_way_of_spoiling_rows_makes_a_table_differ_and_its_verdicts_are_kept(
+    own_servers: Servers, tmp_path: Path
+) -> None:
+    with running_world(*own_servers, tmp_path / "soak", "spoilt") as world:
+        judge = Judge(world)
+        judge.settle()
+        Verification(world, judge.compare)
+        for kind in KINDS:
+            for table in TABLES if "partition" not in kind else ("parts",):
+                before = judge.compare(table)
+                with world.local.connect() as connection:
+                    connection.execute("SET session_replication_role = replica")
+                    changed = spoil(connection, table, kind, Random(1))
+                    connection.commit()
+                    assert (judge.compare(table)[0] != before[0]) == (changed > 0), (table, kind)
+                    assert changed or kind != "a row too many"
+        with world.local.connect() as connection:
+            connection.execute("SET session_replication_role = replica")
+            for is_equal in (True, False):
+                connection.execute(
+                    "INSERT INTO data_sync_verifications (table_name, round, chunk, is_equal)"
+                    " VALUES ('bag', 1, 1, %s) ON CONFLICT (table_name, round, chunk) DO UPDATE SET"
+                    " is_equal = excluded.is_equal",
+                    (is_equal,),
+                )
+            assert [verdict.is_equal for verdict in read_verdicts(connection)] == [True, False]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,20 @@ def test_a_class_without_a_code_has_its_parents() -> None:
 def test_every_code_of_the_design_has_a_class() -> None:
     numbers = {1, 2, 30, 31, *range(50, 55), *range(60, 65), 70, 80, 81, *range(90, 94)}
     assert {f"SHD_SYN_{number:03}" for number in numbers} <= SyncError.by_code.keys()
+
+
+@pytest.mark.parametrize("code", sorted(SyncError.by_code))
+def test_every_code_is_raised_by_a_test(code: str) -> None:
+    """A test expects the class, or reads the code in what somebody is told."""
+    name = SyncError.by_code[code].__name__
+    is_told = re.compile(rf"\braises\([^)]*\b{name}\b|[\"']{code}\b")
+    assert any(is_told.search(text) for text in _texts_of_tests())
+
+
+@cache
+def _texts_of_tests() -> list[str]:
+    paths = Path(__file__).parents[1].rglob("test_*.py")
+    return [path.read_text(encoding="utf-8") for path in paths if path != Path(__file__)]
 
 
 def test_a_reason_keeps_the_parts_of_an_error_beside_its_text() -> None:

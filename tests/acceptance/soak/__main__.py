@@ -1,7 +1,7 @@
 """Run a random workload on two real servers, break what lies between them, and compare what arrives.
 
     python -m tests.acceptance.soak [--minutes N] [--seed S] [--rounds N] [--faults N] [--at-once N]
-        [--only FAULT ...]
+        [--only FAULT ...] [--verify]
 
 Every seed is a new pair of databases, an sshd, an archiver and a daemon; every round of it is a workload, a
 few faults, and a judgement when all is quiet again. A seed plans the same transactions and faults each
@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=3, help="in each round (%(default)s)")
     parser.add_argument("--at-once", type=int, default=1, help="so many of each, together (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), metavar="FAULT", help="no other ones")
+    parser.add_argument("--verify", action="store_true", help="with verification at work, held to its word")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and everything that was started, too
     postgres.HOMES = roomy_memory()
@@ -58,6 +59,7 @@ def main() -> int:
                     deck=iter(deck),
                     at_once=options.at_once,
                     report=report,
+                    verifies=options.verify,
                 )
                 shutil.rmtree(folder / str(seed))
                 seed += 1

@@ -1,17 +1,23 @@
 """A command of ours that kills itself at a step: `deadly.py daemon|archiver STEP PASSAGE command ...`.
 
 Each step of the daemon is a call of a library that it cannot do without, so that the steps stay what they are
-however the code above is cut. The archiver's are those of `tests.archiver_runner`.
+however the code above is cut. The archiver's are those of `tests.archiver_runner`. Without a step it lives.
+The file SOAK_CLOCK says by how many seconds the wall clock is wrong; locks of others are waited for only
+briefly. With the variable SOAK_VERIFIES, all rows are verified all the time, in small chunks.
 """
 
 from __future__ import annotations
 
+import datetime
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+LOCK_LIMIT_S = 1.0
+Right = datetime.datetime
 # Each step: the class, in its module, whose method takes it, and whether we die before it or after it.
 DAEMON_STEPS: dict[str, tuple[str, str, str, str]] = {
     "before a statement": ("psycopg", "Cursor", "execute", "before"),
@@ -29,16 +35,49 @@ def main() -> None:
     side, step, passage, *command = sys.argv[1:]
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     sys.argv = ["manage.py", *command]
-    if side == "archiver":
+    _set_clock(Path(os.environ["SOAK_CLOCK"]))
+    for module in ("syncdata.apply.sink", "syncdata.apply.cycle"):
+        import_module(module).LOCK_LIMIT_S = LOCK_LIMIT_S  # type: ignore[attr-defined]
+    if "SOAK_VERIFIES" in os.environ:
+        _verify_all_the_time(side)
+    if side == "archiver" and step:
         from tests.archiver_runner import die_at
 
         die_at(step, int(passage))
-    else:
+    elif step:
         _die_at(step, int(passage))
 
     from manage import main as manage
 
     manage()
+
+
+def _set_clock(wrong_by: Path) -> None:
+    """Let whoever asks `datetime.now` be told a time that is wrong by the seconds in the file *wrong_by*."""
+
+    class Clock(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, Right)
+
+    class Wrong(Right, metaclass=Clock):
+        def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+            return Right(*arguments, **keywords)
+
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return Right.now(tz) + datetime.timedelta(seconds=float(wrong_by.read_text()))
+
+    datetime.datetime = Wrong  # type: ignore[misc]
+
+
+def _verify_all_the_time(side: str) -> None:
+    """Let round follow round, soon after a start; and nothing be passed over for want of time."""
+    if side == "daemon":
+        import_module("syncdata.apply.verifying").Budget.SHARE = 1.0
+        return
+    verifier: Any = import_module("syncdata.capture.verifier")
+    verifier.SETTLE_S, verifier.MOST_ROWS = 0.2, 50
+    import_module("syncdata.capture.verify_walk").VerificationState.is_due = lambda *_: True
 
 
 def _die_at(step: str, passage: int) -> None:

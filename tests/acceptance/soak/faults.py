@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import psycopg
 
 from syncdata.apply.state import queue
 from tests.acceptance.soak import model
 from tests.acceptance.soak.deadly import DAEMON_STEPS
-from tests.acceptance.soak.world import Program, World
+from tests.acceptance.soak.world import Program, World, require
 from tests.archiver_runner import STEPS
 from tests.proxy import Link
+from tests.standby import Pair, exchange, follow
 
 Fault = Callable[[World, Random], AbstractContextManager[None]]
 FAULTS: dict[str, Fault] = {}
 _FRESH_S = 20.0
+_LOCKED_S = 6.0
 # Steps of an archive on a disk of its own; ours is behind SFTP.
 _LOCAL_STEPS = {
     "before the archive has the bytes",
@@ -141,6 +144,21 @@ def table_locked(world: World, chance: Random) -> Iterator[None]:
 
 
 @_fault
+def table_locked_for_long(world: World, chance: Random) -> Iterator[None]:
+    """Until the table is blocked, if records come for it."""
+    table = chance.choice(("bag", "document", "filed", "scratch"))
+    with world.local.connect() as connection:
+        with suppress(psycopg.errors.LockNotAvailable):
+            connection.execute("SET lock_timeout = '2s'")
+            connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        deadline = time.monotonic() + _LOCKED_S
+        blocked = f"SELECT FROM data_sync_checkpoints WHERE table_name = '{table}' AND state = 'blocked'"
+        while not connection.execute(blocked).fetchone() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield
+
+
+@_fault
 def lock_timeouts(world: World, chance: Random) -> Iterator[None]:
     """New sessions are given timeouts that are far too short; ours pin their own."""
     name = chance.choice(("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"))
@@ -155,6 +173,103 @@ def lock_timeouts(world: World, chance: Random) -> Iterator[None]:
     finally:
         with world.local.connect(autocommit=True) as connection:
             connection.execute(f"ALTER DATABASE {world.local.name} RESET {name}")
+
+
+@_fault
+def local_database_restored(world: World, chance: Random) -> Iterator[None]:
+    """A backup of the local database comes back: rows, checkpoints and books are those of a while ago."""
+    name, backup = world.local.name, f"{world.local.name}_backup"
+    with _without_sessions(world) as connection:
+        connection.execute(f"CREATE DATABASE {backup} TEMPLATE {name}")
+    try:
+        yield
+        with _without_sessions(world) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            connection.execute(f"ALTER DATABASE {backup} RENAME TO {name}")
+    finally:
+        with world.local.server.connect(autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {backup}")
+
+
+@contextmanager
+def _without_sessions(world: World) -> Iterator[psycopg.Connection[Any]]:
+    """Keep everyone out of the local database."""
+    name = world.local.name
+    with world.local.server.connect(autocommit=True) as connection:
+        world.daemon.kill()
+        try:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+            yield connection
+        finally:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+            world.daemon.ensure()
+
+
+@_fault
+def spool_restored(world: World, chance: Random) -> Iterator[None]:
+    """A backup of the archiver's spool comes back; what it lacks, the slot has let go."""
+    spool, backup = world.disks["spool"].folder / "spool", world.folder / "spool backup"
+    world.archiver.kill()
+    shutil.copytree(spool, backup)
+    world.archiver.ensure()
+    _fresh_file(world)
+    try:
+        yield
+    finally:
+        world.archiver.kill()
+        shutil.rmtree(spool)
+        shutil.copytree(backup, spool)
+        shutil.rmtree(backup)
+        if world.there("archive_changes", "--once").returncode:
+            _begin_anew(world)
+        world.archiver.ensure()
+
+
+def _begin_anew(world: World) -> None:
+    """Do what the archiver says where something is missing."""
+    for arguments in (("--new-epoch", "--noinput"), ("--snapshot",)):
+        done = world.there("archive_changes", *arguments)
+        require(done.returncode == 0, f"archive_changes {arguments}: {done.stderr}")
+    world.archiver.ensure()
+    done = world.here("resync", "--all")
+    require(done.returncode == 0, f"resync --all: {done.stdout}{done.stderr}")
+
+
+@_fault
+def production_failed_over(world: World, chance: Random) -> Iterator[None]:
+    """A standby takes production's place, on a new timeline. It has all that is archived."""
+    primary, slot = world.source.server, f"slot_of_{world.source.name}"
+    standby = follow(primary)
+    pair = Pair(primary, standby)
+    try:
+        pair.execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'", "SELECT pg_reload_conf()")
+        pair.wait_for_slot(slot, world.supervise)
+        pair.wait_for_standby()
+        pair.fail_over()
+    except BaseException:
+        standby.stop()
+        raise
+    exchange(primary, standby)  # everyone who knows production's server goes to the new one
+    standby.stop()
+    world.links["archiver to database"].lead_to(world.source.server.port)
+    yield
+
+
+# Clocks
+
+
+@_fault
+def clock_stepped(world: World, chance: Random) -> Iterator[None]:
+    """Forwards or backwards, and back again."""
+    program = chance.choice((world.daemon, world.archiver))
+    program.set_clock(chance.choice((-86_400, -3_600, -30, -2, 2, 30, 3_600, 20_000)))
+    try:
+        yield
+    finally:
+        program.set_clock(0)
 
 
 # Connections

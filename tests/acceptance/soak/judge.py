@@ -11,6 +11,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ import psycopg
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import read_records
 from tests.acceptance.soak.model import INVARIANTS, MONEY, TABLES
+from tests.acceptance.soak.verified import Difference, Verification, Verified
 from tests.acceptance.soak.workload import end_prepared
 from tests.acceptance.soak.world import PATIENCE_S, SoakError, World, require, until
 from tests.postgres import Database
@@ -39,6 +41,7 @@ class Judged:
     records: int = 0
     reads: int = 0
     remedies: Counter[str] = field(default_factory=Counter)
+    verified: Verified = field(default_factory=Verified)
 
 
 class Judge:
@@ -51,6 +54,7 @@ class Judge:
         self._rebuilds: dict[str, int] = {}
         self._audited: Counts = Counter()
         self._newest = ""
+        self._verification = Verification(world, self.compare) if world.verifies else None
         self.judged = Judged()
 
     def settle(self) -> None:
@@ -64,6 +68,7 @@ class Judge:
         self._require_promises(world.source)
         self._beat()
         self._require_green_means_equal()
+        self._require_no_alarm()
         self._heal()  # one that is behind may meet more on its way
         self._beat()
         until(self._is_in_step, lambda: f"the tables do not come into step:\n{self._complaints()}")
@@ -75,6 +80,27 @@ class Judge:
         self._require_positions()
         self._require_counts()
         self._follow_drops()
+
+    def judge_verification(self, chance: Random) -> None:
+        """Hold what verification says to the comparison row by row, and to what is spoilt for it. Raises
+        SoakError."""
+        if self._verification is not None:
+            self._verification.verified = self.judged.verified
+            self._verification.judge(chance)
+            self.settle()
+
+    def _require_no_alarm(self) -> None:
+        """Rows that are said to differ do, unless their table has another mark, or was rebuilt since."""
+        if self._verification is None:
+            return
+        tables, rebuilds = self._world.tables(), self._count_rebuilds()
+
+        def is_excused(name: str) -> bool:
+            others = [mark for mark in tables[name]["marks"] if mark["kind"] != "differs"]
+            return bool(others) or rebuilds[name] != self._rebuilds.get(name, rebuilds[name])
+
+        self._verification.verified = self.judged.verified
+        self._verification.require_no_alarm(is_excused)
 
     # Waiting and healing
 
@@ -160,6 +186,22 @@ class Judge:
                 self._require_equal(TableName.parse(name))
 
     def _require_equal(self, table: TableName) -> None:
+        missing, surplus = self._differing_rows(table)
+        require(
+            not missing and not surplus,
+            f"{table} is shown as equal, but {len(missing)} rows are missing here, as {_shortened(missing)},"
+            f" and {len(surplus)} should not be there, as {_shortened(surplus)}",
+        )
+
+    def compare(self, table: str) -> tuple[Difference | None, int]:
+        """Return how the table's rows differ, None where they do not, and how many production has."""
+        before = self.judged.rows
+        missing, surplus = self._differing_rows(TableName.parse(table))
+        difference = Difference(missing=len(missing), surplus=len(surplus)) if missing or surplus else None
+        return difference, self.judged.rows - before
+
+    def _differing_rows(self, table: TableName) -> tuple[list[Any], list[Any]]:
+        """Return the rows that are missing here, and those that should not be there."""
         ours, theirs = rows_as_text(self._world.source, table), rows_as_text(self._world.local, table)
         common = {*ours[0]} & {*theirs[0]} if ours and theirs else {*()}
         there, here = (
@@ -170,12 +212,7 @@ class Judge:
             for rows in (ours, theirs)
         )
         self.judged.rows += there.total()
-        missing, surplus = [*(there - here).elements()], [*(here - there).elements()]
-        require(
-            not missing and not surplus,
-            f"{table} is shown as equal, but {len(missing)} rows are missing here, as {_shortened(missing)},"
-            f" and {len(surplus)} should not be there, as {_shortened(surplus)}",
-        )
+        return [*(there - here).elements()], [*(here - there).elements()]
 
     def _require_promises(self, database: Database) -> None:
         with database.connect() as connection:

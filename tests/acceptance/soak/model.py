@@ -106,9 +106,10 @@ Ending = Literal["commit", "roll back", "prepare and commit", "prepare and roll 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transaction:
     """``statements`` at production, savepoints included. ``before_here`` and ``after_here``: what a migration
-    does to the local database, before and after it."""
+    does to the local database, before and after it. ``kinds``: what it is made of, to be counted."""
 
     statements: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
     ending: Ending = "commit"
     before_here: tuple[str, ...] = ()
     after_here: tuple[str, ...] = ()
@@ -133,31 +134,53 @@ class Plan:
         if chance.random() < 0.03:
             return _migration(chance)
         statements: list[str] = []
+        kinds: list[str] = []
         for step in range(chance.choice((1, 1, 1, 2, 3, 5, 8))):
-            own = chance.choice(OPERATIONS)(chance)
+            operation = chance.choice(OPERATIONS)
+            own = operation(chance)
+            kinds += [operation.__name__.replace("_", " "), *("TRUNCATE" for one in own if "TRUNCATE" in one)]
             if chance.random() < 0.2:
+                kinds.append("savepoint")
                 undone = [f"ROLLBACK TO s{step}"] if chance.random() < 0.5 else [f"RELEASE s{step}"]
                 own = [f"SAVEPOINT s{step}", *own, *undone]
             statements += own
         endings: tuple[Ending, ...] = ("roll back", "prepare and commit", "prepare and roll back")
         ending: Ending = chance.choice(endings) if chance.random() < 0.15 else "commit"
-        return Transaction(statements=tuple(statements), ending=ending)
+        return Transaction(statements=tuple(statements), kinds=(*kinds, ending), ending=ending)
+
+
+_DROP_PARTITION = """DO $$
+DECLARE one regclass;
+BEGIN
+    SELECT inhrelid INTO one FROM pg_inherits
+        WHERE inhparent = 'parts'::regclass AND inhrelid::regclass::text ~ '^parts_[0-9]' LIMIT 1;
+    IF FOUND THEN
+        EXECUTE format('ALTER TABLE parts DETACH PARTITION %s', one);
+        EXECUTE format('DROP TABLE %s', one);
+    END IF;
+END $$"""
 
 
 def _migration(chance: Random) -> Transaction:
-    """A column comes to both sides, in either order, or goes at production (and here after the round)."""
+    """A column comes to both sides, in either order, or goes at production (and here after the round);
+    or a partition comes or goes with its rows."""
     column = f"c{chance.randint(1, 300)}"
     add = f"ALTER TABLE scratch ADD IF NOT EXISTS {column} int"
     fill = f"UPDATE scratch SET {column} = id WHERE id % 3 = 0"
-    match chance.randint(0, 3):
+    match chance.randint(0, 5):
         case 0:
-            return Transaction(statements=(add, fill), after_here=(add,))
+            return Transaction(statements=(add, fill), kinds=("column added",), after_here=(add,))
         case 1:
-            return Transaction(statements=(add, fill), before_here=(add,))
+            return Transaction(statements=(add, fill), kinds=("column added",), before_here=(add,))
         case 2:
             return Transaction(
-                statements=(f"ALTER TABLE scratch DROP COLUMN IF EXISTS c{chance.randint(1, 300)}",)
+                statements=(f"ALTER TABLE scratch DROP COLUMN IF EXISTS c{chance.randint(1, 300)}",),
+                kinds=("column dropped",),
             )
+        case 3:
+            return Transaction(statements=("TRUNCATE parts_south",), kinds=("partition truncated",))
+        case 4:
+            return Transaction(statements=(_DROP_PARTITION,), kinds=("partition dropped",))
         case _:
             name = f"parts_{chance.randint(1, 10**9)}"
             row = [f"INSERT INTO {name} VALUES (1, '{name}', 'attached')"] if chance.random() < 0.1 else []
@@ -166,7 +189,8 @@ def _migration(chance: Random) -> Transaction:
                     f"CREATE TABLE {name} (LIKE parts INCLUDING ALL)",
                     *row,
                     f"ALTER TABLE parts ATTACH PARTITION {name} FOR VALUES IN ('{name}')",
-                )
+                ),
+                kinds=("partition attached",),
             )
 
 

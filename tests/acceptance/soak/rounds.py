@@ -36,10 +36,14 @@ class Report:
     kills: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
     judged: Judged = field(default_factory=Judged)
 
     def __str__(self) -> str:
-        faults = "\n".join(f"  {count:5} {name}" for name, count in sorted(self.faults.items()))
+        faults, done = (
+            "\n".join(f"  {count:5} {name}" for name, count in sorted(counts.items()))
+            for counts in (self.faults, self.done)
+        )
         remedies = ", ".join(f"{kind} {count}" for kind, count in sorted(self.judged.remedies.items()))
         ended = ", ".join(f"{name} {count}" for name, count in sorted(self.ended.items()))
         return (
@@ -49,6 +53,8 @@ class Report:
             f" {self.judged.reads} reads in one snapshot\n"
             f"processes killed: {self.kills}; ended otherwise: {ended or 'none'}\n"
             f"remedies: {remedies or 'none'}\n"
+            f"{self.judged.verified}\n"
+            f"in the transactions:\n{done}\n"
             f"{self.faults.total()} faults:\n{faults}"
         )
 
@@ -78,13 +84,14 @@ def run_world(
     report: Report,
     at_once: int = 1,
     writer_pause_s: float = WRITER_PAUSE_S,
+    verifies: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Run *rounds* in a new world of *seed*, with that many faults *at_once*. Raises SoakError, with the
     round and its faults."""
     report.seeds.append(seed)
     chance = Random(f"faults {seed}")
-    with running_world(*servers, folder, f"soak_{seed}") as world:
+    with running_world(*servers, folder, f"soak_{seed}", verifies=verifies) as world:
         judge = Judge(world)
         judge.judged = report.judged
         judge.settle()
@@ -125,8 +132,10 @@ def _run_round(
                 report.faults.update(_break(world, chance, names))
         judge.settle()
     judge.judge()
+    judge.judge_verification(chance)
     report.committed += workload.committed
     report.given_up += workload.given_up
+    report.done.update(workload.done)
 
 
 def _break(world: World, chance: Random, names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ Knows connections and what may end a transaction; knows nothing of the tables, o
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,8 @@ _OPTIONS = "-c lock_timeout=1s -c deadlock_timeout=50ms -c timezone=UTC"
 
 
 class Workload:
-    """Runs in the block. ``committed`` and ``given_up`` count transactions; a writer whose connection is lost
+    """Runs in the block. ``committed`` and ``given_up`` count transactions, ``done`` what was in those that
+    ended as planned; a writer whose connection is lost
     begins another one and goes on with the next. A writer rests for *pause_s* after each."""
 
     def __init__(
@@ -32,6 +34,7 @@ class Workload:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.committed = self.given_up = 0
+        self.done: Counter[str] = Counter()
         self._failures: list[BaseException] = []
         self._threads = [
             threading.Thread(target=self._write, args=(writer, iter(Plan(f"{seed} {writer}"))))
@@ -75,6 +78,7 @@ class Workload:
             self._migrate(transaction.after_here)
             with self._lock:
                 self.committed += is_committed
+                self.done.update(transaction.kinds if is_committed else ())
                 self.given_up += not is_committed
             self._stop.wait(self._pause_s)
 

@@ -55,15 +55,20 @@ class Program:
 
     def start(self, *, dies_at: tuple[str, int] | None = None) -> None:
         """Start it; with *dies_at*, one that kills itself at the n-th passage of that step."""
-        head = [_MANAGE]
-        if dies_at is not None:
-            head = [_DEADLY, self.name, dies_at[0], str(dies_at[1])]
+        head = [_DEADLY, self.name, *map(str, dies_at or ("", 0))]
         with self.log.open("a") as log:
             log.write(f"--- start {dies_at or ''}\n")
             log.flush()
             self.process = processes.Process(
                 [*head, *self.arguments], env=self.environment, stdin=DEVNULL, stdout=log, stderr=log
             )
+
+    def set_clock(self, wrong_by_s: float) -> None:
+        """Let its wall clock be wrong from now on."""
+        clock = Path(self.environment["SOAK_CLOCK"])
+        unfinished = clock.with_suffix(".tmp")
+        unfinished.write_text(str(wrong_by_s))
+        unfinished.rename(clock)
 
     def send(self, number: signal.Signals) -> None:
         if self.process is not None:
@@ -117,7 +122,8 @@ class Disk:
 
 @dataclass(kw_only=True)
 class World:
-    """``links`` are named by their ends; ``folder`` keeps configurations and logs."""
+    """``links`` are named by their ends; ``folder`` keeps configurations and logs. ``verifies``: production's
+    rows are read for checks all the time, in small chunks, and the local rows are held to them."""
 
     source: Database
     local: Database
@@ -128,6 +134,7 @@ class World:
     daemon: Program
     archiver: Program
     environments: dict[str, dict[str, str]]
+    verifies: bool = False
 
     @property
     def archive(self) -> Path:
@@ -174,7 +181,9 @@ def running_servers() -> Iterator[tuple[PostgresServer, PostgresServer]]:
 
 
 @contextmanager
-def running_world(source: PostgresServer, local: PostgresServer, folder: Path, name: str) -> Iterator[World]:
+def running_world(
+    source: PostgresServer, local: PostgresServer, folder: Path, name: str, *, verifies: bool = False
+) -> Iterator[World]:
     """A new world in the new directory *folder*, healthy and at work, as long as the block runs."""
     with ExitStack() as cleanup:
         folder.mkdir(parents=True)
@@ -197,7 +206,7 @@ def running_world(source: PostgresServer, local: PostgresServer, folder: Path, n
         }
         for link in links.values():
             cleanup.callback(link.close)
-        world = _make(databases, folder, sshd, links, disks)
+        world = _make(databases, folder, sshd, links, disks, verifies=verifies)
         _create_local(world)
         cleanup.callback(_drop, local, name)
         with world.source.connect(autocommit=True) as connection:
@@ -223,6 +232,8 @@ def _make(
     sshd: SshServer,
     links: Mapping[str, Link],
     disks: dict[str, Disk],
+    *,
+    verifies: bool,
 ) -> World:
     host_key = sshd.known_hosts.read_text().split(" ", 1)[1]
     with sshd.known_hosts.open("a") as known_hosts:
@@ -255,11 +266,16 @@ def _make(
         "rotate_seconds": 1,
         "rotate_bytes": 200_000,
     }
+    if verifies:
+        production["verify_rows_per_second"] = 2000
     there = archive | {"archive_port": links["archiver to archive"].port}
     environments = {
         "daemon": _environment(folder / "here", _toml(here), disks["copies"].folder),
         "archiver": _environment(folder / "there", f"{_toml(there)}[source]\n{_toml(production)}", None),
     }
+    if verifies:
+        for environment in environments.values():
+            environment["SOAK_VERIFIES"] = "yes"
     return World(
         source=source,
         local=local,
@@ -270,6 +286,7 @@ def _make(
         daemon=Program("daemon", ("syncdata_start",), environments["daemon"], folder / "daemon.log"),
         archiver=Program("archiver", ("archive_changes",), environments["archiver"], folder / "archiver.log"),
         environments=environments,
+        verifies=verifies,
     )
 
 
@@ -282,8 +299,14 @@ def _environment(folder: Path, content: str, copies: Path | None) -> dict[str, s
     config = folder / "syncdata.toml"
     config.touch(mode=0o600)
     config.write_text(content)
+    clock = folder / "clock"
+    clock.write_text("0")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    return kept | {"DATA_SYNC_CONFIG": str(config)} | ({"TMPDIR": str(copies)} if copies else {})
+    return (
+        kept
+        | {"DATA_SYNC_CONFIG": str(config), "SOAK_CLOCK": str(clock)}
+        | ({"TMPDIR": str(copies)} if copies else {})
+    )
 
 
 def _create_local(world: World) -> None:
