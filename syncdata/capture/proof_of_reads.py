@@ -21,7 +21,7 @@ archive, and not in what was read: read again. Test: test_a_check_that_is_proved
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Set
 from dataclasses import dataclass
 
 # The stream has the low half of an xid.
@@ -79,22 +79,22 @@ class TouchedTables:
         self._most = most
         self.is_recording = False
         self._tables: dict[int, frozenset[int]] = {}
-        self._sets: dict[frozenset[int], frozenset[int]] = {}  # the same ones come again and again
+        self._last: frozenset[int] = frozenset()  # many transactions in a row change the same tables
 
     def begin(self) -> None:
         """Begin anew with what comes next in the stream; to be called between two transactions."""
         self.generation += 1
         self.is_recording = True
         self._tables.clear()
-        self._sets.clear()
 
-    def note(self, xid: int, tables: Collection[int]) -> None:
+    def note(self, xid: int, tables: Set[int]) -> None:
         """Remember that the transaction *xid*, which has just committed in the stream, changed *tables*."""
         if self.is_recording and tables:
             if len(self._tables) >= self._most:
                 self.begin()
-            changed = frozenset(tables)
-            self._tables[xid] = self._sets.setdefault(changed, changed)
+            if tables != self._last:
+                self._last = frozenset(tables)
+            self._tables[xid] = self._last
 
     def forget_shown(self, snapshot: Snapshot) -> None:
         """Forget the transactions that *snapshot* shows: so will each later one."""
