@@ -199,7 +199,8 @@ class Bench:
         print(
             f"{self.changed / took_s:.0f} changes/s for {took_s:.0f} s; round {verification['round']} in"
             f" production ({kept[0]} here, {kept[1]} not compared); {verification['unproved']} of"
-            f" {verification['chunks']} chunks of it unproved; longest read {verification['longest_ms']} ms; the verifier's server process:"
+            f" {verification['chunks']} chunks of it unproved; longest read"
+            f" {verification['longest_ms']} ms; the verifier's server process:"
             f" {100 * cpu_s / took_s:.1f} % of a core; false alarms: {len(alarms)} {alarms}",
             flush=True,
         )

@@ -269,10 +269,10 @@ class Cycle:
 
     def _wanted(self, group: Group, fetched: Fetched) -> Callable[[Check], bool]:
         """Return what tells at which checks of the file a batch is to end."""
-        header = fetched.inspection.header
-        if self._verifying is None or header is None:
+        if self._verifying is None:
             return no_check
-        return self._verifying.wanted(group.watermarks_in(header.source_id))
+        header = fetched.inspection.header
+        return self._verifying.wanted(group.watermarks_in(header.source_id if header else ""))
 
     def _is_finished(self, fetched: Fetched, *, is_newest: bool) -> bool:
         """Tell whether the file is whole; False while it is being written. Raises ParseError if broken."""

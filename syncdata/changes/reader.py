@@ -180,7 +180,7 @@ def read_with_checks(
     for item in _number_lines(stream, name, max_record_bytes):
         if isinstance(item, LocatedCheck):
             if number > skip or not skip:
-                yield msgspec.structs.replace(item, catalog=item.catalog or catalog)
+                yield item
             continue
         first_line, text, size_bytes, announced, simple_lines = item
         del item

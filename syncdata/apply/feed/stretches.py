@@ -242,7 +242,8 @@ def batches_for(
 ) -> Iterator[Batch]:
     """Return the batches of the file from where *group* stands, up to *until* where that lies inside it.
 
-    Only of a file with a header and a footer a check is believed.
+    A plain file has no checks: nothing proves that its lines are whole, or where they come from. Test:
+    test_a_plain_file_has_no_checks.
     """
     position, own = group.position, stem(fetched.name)
     start_record = position.record_number if stem(position.file) == own else 0
