@@ -193,7 +193,7 @@ def test_a_check_in_a_file_is_shown_and_a_difference_is_mended(users: World) -> 
     users.options["heal"] = "auto"
     catalog = catalogs.put(users.archive, catalogs.table("users", "id integer", "name text"))
     source = Writer(users.archive)
-    row = {"id": 7, "name": "Ann"}
+    row: dict[str, Any] = {"id": 7, "name": "Ann"}
     source.changes(1, [(10, [insert("users", **row)])], catalog=catalog)
     source.snapshot(1, "users", 10, [row], prev=1, catalog=catalog)
     users.sync()
@@ -345,6 +345,7 @@ def test_a_table_without_a_snapshot_keeps_its_rows_though_they_differ(
     healing: World, source: Writer, cycle: Callable[..., None]
 ) -> None:
     healing.execute("INSERT INTO orders VALUES (0)")  # as if loaded by other means
+    note_check(healing, "orders")  # a round before was equal, which does not make another try of it
     for _ in range(3):
         cycle(lambda: set_marks(healing, FOUND, *info(healing, "orders").marks, table="orders"))
     assert requests(healing) == [("resync", ["orders"], "verification", "failed")]
