@@ -41,11 +41,11 @@ def own_servers() -> Iterator[Servers]:
 FAULTS_OF_SEEDS = {
     1: (
         *("connection cut in a transfer", "daemon killed at a step", "file damaged", "table resynced"),
-        *("local server crashed", "resync asked of the daemon", "clock stepped"),
+        *("local server crashed", "resync asked of the daemon"),
     ),
     2: (
         *("archiver killed at a step", "connection stalled", "file missing", "production crashed"),
-        *("backends terminated", "disk full", "local database restored"),
+        *("backends terminated", "disk full"),
     ),
 }
 
