@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 PYTEST      := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check unit lint format pytest matrix sshd chromium postgres clean
+.PHONY: help install demo run test check unit lint format pytest coverage matrix sshd chromium postgres clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -52,6 +52,14 @@ lint: $(STAMP) ## ruff, layers, mypy and makemigrations --check
 
 pytest: $(STAMP) sshd chromium postgres ## the tests alone; PYTEST_ARGS="-k resync -x" goes to pytest
 	$(PYTEST) $(PYTEST_ARGS)
+
+# The processes that tests start are measured too, but for those that they kill.
+COVERAGE_TESTS ?= tests/unit tests/integration
+coverage: $(STAMP) sshd postgres ## branch coverage of changes, capture and apply; less than 95 % is an error
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n auto --maxprocesses 8 --dist loadgroup $(COVERAGE_TESTS) $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 matrix: $(STAMP) postgres ## all types and tables on PostgreSQL 14 to 18, in all 25 pairs
 	$(BIN)/python tests/fetch_postgres.py
@@ -115,5 +123,6 @@ bench: $(STAMP) sshd postgres ## measure beside PostgreSQL's own tools into docs
 	DATA_SYNC_CONFIG= $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean: ## remove the virtual environment, caches and what the demo left
-	rm -rf $(VENV) .demo .postgres build dist *.egg-info .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo .postgres build dist *.egg-info .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis \
+	  .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

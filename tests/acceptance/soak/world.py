@@ -261,6 +261,7 @@ def _make(
     production = source.pg_keys | {
         "pg_port": links["archiver to database"].port,
         "slot_name": f"slot_of_{source.name}",
+        "failover": True,
         "tables": list(model.TABLES),
         "spool_dir": str(disks["spool"].folder / "spool"),
         "rotate_seconds": 1,
