@@ -263,6 +263,53 @@ def test_at_once_and_table_by_table_end_with_the_same_rows_and_counts(
     assert all(outcomes[0][0])
 
 
+def test_long_values_go_to_the_server_by_themselves_and_not_by_copy(
+    world: World, batches: list[Cost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (name,) = make_tables(world, 1)
+    long = [f"{n}\t\\\n" + "ä" * 20_000 for n in range(4)]
+
+    def changes() -> Records:
+        yield from (update(name, id=n, n=n + 1) for n in range(5, MANY))
+        yield update(name, id=3, v=long[3])
+        yield insert(name, id=-1, v=long[1], n=1)
+        yield delete(name, id=2)
+        yield update(name, id=-2, v=long[2])  # which is not there
+
+    play(
+        world,
+        [only_inserts(name, 0), changes(), [insert(name, id=100 + n, v=long[n % 4]) for n in range(MANY)]],
+    )
+    assert world.rows(f"SELECT id, v, n FROM {name} WHERE id < 6 ORDER BY id") == [
+        (-1, long[1], 1), (0, "new", 0), (1, "new", 1), (3, long[3], 3), (4, "new", 4), (5, "new", 6),
+    ]  # fmt: skip
+    assert world.rows(f"SELECT v, count(*) FROM {name} WHERE id >= 100 GROUP BY v ORDER BY v") == [
+        (text, len(range(n, MANY, 4))) for n, text in enumerate(long)
+    ]
+    assert world.value("SELECT records_missing FROM data_sync_checkpoints") == 1
+    assert not any("ROLLBACK" in batch.text for batch in batches)
+    assert all(max(copied_bytes(batch), default=0) < 5_000 for batch in batches)
+    assert [trips(batch) <= 5 for batch in batches] == [True] * 3
+
+
+def copied_bytes(cost: Cost) -> list[int]:
+    lines = [line.split("\t") for line in cost.text.splitlines()]
+    return [int(line[2]) for line in lines if len(line) > 3 and line[1] == "F" and line[3] == "CopyData"]
+
+
+@pytest.mark.parametrize("is_ordinary", [False, True])
+def test_a_long_value_that_is_refused_blocks_its_table_alone(world: World, is_ordinary: bool) -> None:
+    names = make_tables(world, 2)
+    world.execute(f"ALTER TABLE {names[0]} ADD CHECK (length(v) < 20000)")
+    if is_ordinary:
+        world.use_ordinary_role()
+    texts = ["secret" * (4_000 if n == 20 else 2_000) for n in range(MANY)]
+    world.write(FILES[0], [insert(name, id=n, v=texts[n]) for name in names for n in range(MANY)])
+    (error,) = world.sync().errors
+    assert error.table == names[0] and error.line == 21 and "secret" not in str(error)
+    assert [world.value(f"SELECT count(*) FROM {name}") for name in names] == [0, MANY]
+
+
 def _any_record(random_: random.Random) -> dict[str, Any]:
     table, key, n = random_.choice("abcd"), random_.randrange(60), random_.randrange(99)
     v: dict[str, Any] = (

@@ -17,7 +17,16 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.plan.batches import BatchFile
 from syncdata.apply.plan.net_change import make_plan
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
-from syncdata.apply.plan.table_plan import Shape, TableBatch, TablePlan, as_replacement, removals_apart
+from syncdata.apply.plan.table_plan import (
+    LONG_VALUE,
+    Shape,
+    TableBatch,
+    TablePlan,
+    as_replacement,
+    long_rows_apart,
+    note_size,
+    removals_apart,
+)
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import LocatedRecord
 from syncdata.changes.record import ChangeRecord, Json, parse_record
@@ -723,3 +732,27 @@ def test_a_record_without_values_is_for_a_table_without_columns() -> None:
         with pytest.raises(SchemaError, match="without (data|old_keys)"):
             planned(KEYLESS, records)
         assert planned(schema_of("g", key=(), generated=("g",)), records).counts.records == 1
+
+
+def test_rows_with_long_values_are_set_apart_where_lines_are_long_on_an_average() -> None:
+    text = "x" * (LONG_VALUE + 1)
+    records = [insert(id=1, a=text), insert(id=2, a="short"), update(id=3, big=text), delete(id=4)]
+    plan = plan_of(PLAIN, *records)
+    note_size(plan, len(records) * len(PLAIN.columns) * 100)
+    assert long_rows_apart(plan) is None
+    note_size(plan, 2 * len(text))
+    apart = long_rows_apart(plan)
+    assert apart is not None
+    rest, long = apart
+    assert rest == replace(plan, writes={Shape("upsert", ("id", "a")): [(2, "short")]})
+    assert long.writes == {
+        Shape("upsert", ("id", "a")): [(1, text)],
+        Shape("update", ("id", "big")): [(3, text)],
+    }
+    assert (long.gone, long.counts) == ({}, plan.counts)
+
+
+def test_a_plan_without_long_values_is_not_parted() -> None:
+    plan = plan_of(PLAIN, insert(id=1, a="x" * LONG_VALUE), delete(id=4))
+    note_size(plan, 1 << 20)
+    assert long_rows_apart(plan) is None

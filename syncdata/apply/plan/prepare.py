@@ -9,9 +9,9 @@ from syncdata.apply.plan import drift
 from syncdata.apply.plan.batches import Batch, BatchFile
 from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.plan.table_plan import TableBatch, TablePlan
+from syncdata.apply.plan.table_plan import TableBatch, TablePlan, note_size
 from syncdata.changes.names import TableName
-from syncdata.changes.run import LocatedRecord, by_table, records_of
+from syncdata.changes.run import LocatedRecord, Piece, Run, by_table, pieces_of, records_of
 from syncdata.errors import SchemaError, SyncError
 
 
@@ -60,9 +60,15 @@ def _share(
         )
         return TableShare(records=records, plan=error)
     plan = try_plan(TableBatch(schema=schema, records=records, file=batch.file))
+    if isinstance(plan, TablePlan):
+        note_size(plan, sum(map(_bytes_of, pieces_of(records))))
     if isinstance(plan, SchemaError):
         plan.hint = _with_statements(plan, schema, records, batch)
     return TableShare(records=records, plan=plan)
+
+
+def _bytes_of(piece: Piece) -> int:
+    return len(piece.text) if isinstance(piece, Run) else piece.size_bytes
 
 
 def _with_statements(

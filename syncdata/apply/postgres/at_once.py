@@ -6,6 +6,9 @@ script (script.py), which waits once a table: a plan of inserts alone is a COPY 
 is one COPY into its staging table, of the rows of all shapes and of the keys that are to go, and the
 statements of keyed.py for them. The columns that a shape lacks are NULL there, and are not looked at.
 
+Rows with a long value go by their direct statements, too, in a round trip after the script, which has removed
+what is to go. Test: test_long_values_go_to_the_server_by_themselves_and_not_by_copy.
+
 Nothing is decided on the way, so only plans go like this whose statements say by their row counts alone what
 they did. When one does anything else than expected, all is in vain: the caller rolls back, and applies table
 by table (writer.py), which knows more ways. A table with which that has happened rests, the longer the more
@@ -14,6 +17,7 @@ often. Tests: tests/integration/test_round_trips.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -26,7 +30,7 @@ from syncdata.apply.counts import Counts
 from syncdata.apply.plan.columns import Key
 from syncdata.apply.plan.copy_text import NulError, copy_text
 from syncdata.apply.plan.schema import TableSchema
-from syncdata.apply.plan.table_plan import Shape, TablePlan
+from syncdata.apply.plan.table_plan import Shape, TablePlan, long_rows_apart
 from syncdata.apply.postgres.connection import is_servers_fault
 from syncdata.apply.postgres.direct import DoubtfulError, missing_of
 from syncdata.apply.postgres.keyed import UPDATE, UPSERT, parts_of
@@ -84,12 +88,11 @@ class AtOnceWriter:
         """
         plans = {table: plan for table, plan in plans.items() if self._may_try(plan)}
         small = {table: plan for table, plan in plans.items() if self._writer.direct.suits(plan)}
-        others = {
-            table: part
-            for table, plan in plans.items()
-            if table not in small and (part := self._part(table, plan))
-        }
-        missing = self._write_small(small) | self._write_others(list(others.values()))
+        others = {table: plan for table, plan in plans.items() if table not in small}
+        parts, long = self._parts(others)
+        missing = Counter(self._write_alone(small))
+        missing.update(self._write_parts(parts))
+        missing.update(self._write_alone(long))
         counts = {}
         for table, not_there in missing.items():
             plan = plans[table]
@@ -99,6 +102,28 @@ class AtOnceWriter:
             counts[table] = replace(plan.counts, missing=plan.counts.missing + not_there)
             self._rests.note_success(plan.schema.oid)
         return counts
+
+    def _parts(self, plans: Mapping[TableName, TablePlan]) -> tuple[list[_Part], dict[TableName, TablePlan]]:
+        """Return the parts of the script for *plans*, and the rows with long values, to be written after it.
+        A plan that cannot go like this is left out."""
+        parts: list[_Part] = []
+        long: dict[TableName, TablePlan] = {}
+        for table, plan in plans.items():
+            rest, of_long = (self._may_part(plan) and long_rows_apart(plan)) or (plan, None)
+            is_empty = not (rest.gone or rest.writes)
+            part = None if is_empty else self._part(table, rest)
+            if part is None and not is_empty:
+                continue
+            if part is not None:
+                parts.append(part)
+            if of_long is not None:
+                long[table] = of_long
+        return parts, long
+
+    def _may_part(self, plan: TablePlan) -> bool:
+        """Tell whether some rows of *plan* may be written later than others. Where foreign keys are awake,
+        these could refer to those."""
+        return self._writer.is_silent and self._writer.direct.is_for(plan.schema)
 
     def _may_try(self, plan: TablePlan) -> bool:
         schema = plan.schema
@@ -133,9 +158,9 @@ class AtOnceWriter:
             return NotAtOnceError()
         return self._doubtful(plan.schema)
 
-    # Few rows
+    # Few rows, and those with long values
 
-    def _write_small(self, plans: Mapping[TableName, TablePlan]) -> dict[TableName, int]:
+    def _write_alone(self, plans: Mapping[TableName, TablePlan]) -> dict[TableName, int]:
         steps, statements = {}, []
         for table, plan in plans.items():
             try:
@@ -158,7 +183,7 @@ class AtOnceWriter:
 
     # Many rows
 
-    def _write_others(self, parts: Sequence[_Part]) -> dict[TableName, int]:
+    def _write_parts(self, parts: Sequence[_Part]) -> dict[TableName, int]:
         if not parts:
             return {}
         statements = [(part, statement) for part in parts for statement in part.statements]
