@@ -15,7 +15,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, compress, count
+from itertools import chain, compress, count, islice, repeat
 from typing import Annotated, Literal, TypeVar, overload
 
 import msgspec
@@ -78,7 +78,8 @@ class Run:
     """
 
     __slots__ = (
-        *("_starts", "file", "lines", "marks", "names", "ops", "tables", "tells_commits", "text", "times"),
+        *("_commits", "_starts", "file", "lines", "marks", "names"),
+        *("ops", "tables", "tells_commits", "text", "times"),
     )
 
     def __init__(self, file: str, text: bytes, lines: Sequence[int], entries: _Entries) -> None:
@@ -88,8 +89,10 @@ class Run:
         self.ops, self.tables, self.times, commits = entries
         self.tells_commits = commits[0] is not None
         self.marks = commits if self.tells_commits else self.times
-        self.names = set(self.tables)
+        name = self.tables[0]
+        self.names = {name} if self.tables.count(name) == len(self.tables) else set(self.tables)
         self._starts: Sequence[int] | None = None
+        self._commits: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -100,14 +103,15 @@ class Run:
             if self.marks[0] is None:
                 self._starts = range(1, len(self))
             else:
-                self._starts = list(compress(count(1), map(operator.ne, self.marks, self.marks[1:])))
+                self._starts = _borders(self.marks)
         return self._starts
 
     def commits(self) -> list[int]:
         """Return the commit LSNs of its transactions, as far as they tell them."""
-        if not self.tells_commits:
-            return []
-        return [parse_lsn(self.marks[at] or "") for at in (0, *self.starts)]
+        if self._commits is None:
+            firsts = (0, *self.starts) if self.tells_commits else ()
+            self._commits = [parse_lsn(self.marks[at] or "") for at in firsts]
+        return self._commits
 
     def commit_lsn(self, at: int) -> int | None:
         """Return the commit LSN of the line *at*, counted from 0; None where its transaction tells none."""
@@ -178,13 +182,10 @@ _Entries = tuple[list[str], list[Name], list[str | None], list[str | None]]
 def _entries_of(outlines: list[Outline]) -> _Entries:
     """Return what a run keeps of *outlines*. Raises ValueError where they are not those of a run."""
     tables = _names_of(outlines)
-    commits, times = _shared(map(_commit_lsn_of, outlines)), _shared(map(_ts_of, outlines))
-    for lsn in dict.fromkeys(commits):
-        if lsn is not None:
-            parse_lsn(lsn)
+    commits, times = _shared(list(map(_commit_lsn_of, outlines))), _shared(list(map(_ts_of, outlines)))
     # Either all lines tell their transaction in one way, or none does.
     marks = commits if commits[0] is not None else times
-    if 0 < marks.count(None) < len(marks) or (marks is times and any(commits)):
+    if 0 < marks.count(None) < len(marks) or (marks is times and commits.count(None) < len(commits)):
         raise ValueError
     return list(map(_op_of, outlines)), tables, times, commits
 
@@ -192,12 +193,22 @@ def _entries_of(outlines: list[Outline]) -> _Entries:
 def _names_of(outlines: list[Outline]) -> list[Name]:
     """Return the table of each of *outlines*. Raises ValueError where one is nameless."""
     schemas, tables = list(map(_schema_of, outlines)), list(map(_table_of, outlines))
-    if not all(distinct := set(tables)):
+    if not all(tables):
         raise ValueError
-    if schemas.count(schemas[0]) < len(schemas):
-        return _shared(zip(schemas, tables, strict=True))
-    names = {table: (schemas[0], table) for table in distinct}
-    return [names[tables[0]]] * len(tables) if len(names) == 1 else list(map(names.__getitem__, tables))
+    schema = schemas[0]
+    if schemas.count(schema) < len(schemas):
+        pairs = list(zip(schemas, tables, strict=True))
+        known: dict[Name, Name] = {}
+        return list(map(known.setdefault, pairs, pairs))
+    if tables.count(tables[0]) == len(tables):
+        return [(schema, tables[0])] * len(tables)
+    names = {table: (schema, table) for table in set(tables)}
+    return list(map(names.__getitem__, tables))
+
+
+def _borders(values: Sequence[object]) -> list[int]:
+    """Return where, behind the first of *values*, one is another than the one before."""
+    return list(compress(count(1), map(operator.ne, values, islice(values, 1, None))))
 
 
 def _joined(lines: Sequence[bytes]) -> bytes:
@@ -205,11 +216,11 @@ def _joined(lines: Sequence[bytes]) -> bytes:
     return b"\n".join((*lines, b""))
 
 
-def _shared(values: Iterable[T]) -> list[T]:
-    """Return *values*, equal ones as one object."""
-    known: dict[T, T] = {}
-    listed = list(values)
-    return list(map(known.setdefault, listed, listed))
+def _shared(values: list[T]) -> list[T]:
+    """Return *values*, neighbours that are equal as one object."""
+    starts = [0, *_borders(values)]
+    lengths = map(operator.sub, (*starts[1:], len(values)), starts)
+    return list(chain.from_iterable(map(repeat, map(values.__getitem__, starts), lengths)))
 
 
 def _record(line: bytes) -> ChangeRecord:
@@ -246,7 +257,9 @@ def try_run(text: bytes, first_line: int, file: str, *, lines: int | None = None
         # Two objects in one line are no record, and two in two lines are two.
         if len(outlines) != lines:
             return None
-        return Run(file, text, range(first_line, first_line + lines), _entries_of(outlines))
+        run = Run(file, text, range(first_line, first_line + lines), _entries_of(outlines))
+        run.commits()  # each of them must be an LSN
+        return run
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -21,6 +21,7 @@ from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.plan.typed import plan_runs
 from syncdata.changes.names import TableName
+from syncdata.changes.proof import Count
 from syncdata.changes.reader import read_pieces
 from syncdata.changes.record import odd_record, parse_record
 from syncdata.changes.run import LocatedRecord, Piece, Records, Run, by_table, records_in, records_of, try_run
@@ -334,6 +335,10 @@ def test_a_run_holds_only_lines_that_are_records() -> None:
         line("INSERT", ROW).replace(b'"t"', b'""'),
         line("INSERT", ROW).rstrip(b"\n") + line("INSERT", ROW),
         line("INSERT", ROW, commit_lsn="nonsense"),
+        line("INSERT", ROW, commit_lsn="0/1") * 2 + line("INSERT", ROW, commit_lsn="nonsense"),
+        line("INSERT", ROW, ts="t") + line("INSERT", ROW, ts="t", commit_lsn=""),
+        line("INSERT", ROW, ts="t") + line("INSERT", ROW, ts="t", commit_lsn="0/1"),
+        line("INSERT", ROW) + line("INSERT", ROW).replace(b'"t"', b'""'),
         line("INSERT", ROW, schema=""),
         line("MERGE", ROW),
         line("INSERT", ROW).replace(b'"data":{', b'"data":[{').replace(b"}}", b"}]}"),
@@ -465,6 +470,41 @@ def test_lines_between_marks_are_runs_where_transactions_are_large(
     text = b"".join((marks[0], *[line("INSERT", STRINGS)] * lines_between, marks[1]))
     read = list(read_pieces(io.BytesIO(text), "f.json"))
     assert (len(read) == 3) is any(isinstance(piece, Run) for piece in read) is are_runs
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    commits=st.lists(st.sampled_from(["0/1", "0/2", "0/2", "0/10", "1/0"]), min_size=1, max_size=12),
+    silent=st.lists(st.booleans(), min_size=3, max_size=3),
+    split=st.integers(1, 5),
+)
+def test_the_transactions_of_runs_are_counted_as_those_of_their_records(
+    commits: list[str], silent: list[bool], split: int
+) -> None:
+    runs = []
+    for number, at in enumerate(range(0, len(commits), split)):
+        tell = not silent[number % 3]
+        marks: list[dict[str, Any]] = [{"commit_lsn": lsn} if tell else {} for lsn in commits[at:][:split]]
+        runs.append(run_of(*[line("INSERT", STRINGS, ts="t", **mark) for mark in marks]))
+
+    def counted(add: Callable[[Count], None]) -> Any:
+        count = Count()
+        try:
+            add(count)
+        except ParseError as error:
+            return error.message
+        return vars(count)
+
+    def add_runs(count: Count) -> None:
+        for run in runs:
+            count.add_run(run, "f.json")
+
+    def add_records(count: Count) -> None:
+        for run in runs:
+            for located in run.records():
+                count.add(located.record, "f.json")
+
+    assert counted(add_runs) == counted(add_records)
 
 
 def test_a_batch_that_ends_at_a_border_in_a_run_has_the_commit_before_it() -> None:
