@@ -12,6 +12,7 @@ decodes, but for UTF-8, which is checked here. Test: test_a_run_holds_only_lines
 
 from __future__ import annotations
 
+import io
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,6 +61,8 @@ class Outline(msgspec.Struct, frozen=True, gc=False):
 
 
 _decode_lines = msgspec.json.Decoder(Outline).decode_lines
+_first, _last_but_one = operator.itemgetter(0), operator.itemgetter(-2)
+_OPENING, _CLOSING = set(b"{"), set(b"}")
 _op_of = operator.attrgetter("op")
 _schema_of = operator.attrgetter("schema")
 _table_of = operator.attrgetter("table")
@@ -149,6 +152,15 @@ class Run:
     def count_of(self, name: Name) -> int:
         """Return how many of its records are of the table of that *name*."""
         return self.tables.count(name)
+
+    def ops_by_table(self) -> dict[Name, list[str]]:
+        """Return the operations of each table's records, in order."""
+        if len(self.names) == 1:
+            return {self.tables[0]: self.ops}
+        ops: dict[Name, list[str]] = {name: [] for name in self.names}
+        for name, op in zip(self.tables, self.ops, strict=True):
+            ops[name].append(op)
+        return ops
 
     def only(self, mask: Sequence[bool]) -> Run:
         """Return the lines, some of its own, that *mask* says."""
@@ -240,14 +252,21 @@ def _record(line: bytes) -> ChangeRecord:
         )
 
 
-def is_simple(text: bytes, lines: int) -> bool:
-    """Tell whether each of the *lines* of *text*, which are whole, begins and ends as an object: then no
-    comment, blank line or mere part of a record is among them."""
-    return text.startswith(b"{") and text.endswith(b"}\n") and text.count(b"}\n{") == lines - 1
+def count_simple(text: bytes) -> int:
+    """Return how many lines *text* is where each begins and ends as an object; else 0.
+
+    Then no comment, blank line or mere part of a record is among them.
+    """
+    if not (text.startswith(b"{") and text.endswith(b"}\n")):
+        return 0
+    # To look at each line takes a third of the time that it takes to count newlines, and `}\n{`.
+    lines = io.BytesIO(text).readlines()
+    begin_as_objects = set(map(_first, lines)) == _OPENING
+    return len(lines) if begin_as_objects and set(map(_last_but_one, lines)) == _CLOSING else 0
 
 
 def try_run(text: bytes, first_line: int, file: str, *, lines: int | None = None) -> Run | None:
-    """Return the *lines* of *text*, which `is_simple`, as a run; None where one of them is anything else."""
+    """Return the *lines* of *text*, all of them simple, as a run; None where one of them is anything else."""
     try:
         if not text.isascii():
             text.decode()

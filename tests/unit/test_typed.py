@@ -24,7 +24,17 @@ from syncdata.changes.names import TableName
 from syncdata.changes.proof import Count
 from syncdata.changes.reader import read_pieces
 from syncdata.changes.record import odd_record, parse_record
-from syncdata.changes.run import LocatedRecord, Piece, Records, Run, by_table, records_in, records_of, try_run
+from syncdata.changes.run import (
+    LocatedRecord,
+    Piece,
+    Records,
+    Run,
+    by_table,
+    count_simple,
+    records_in,
+    records_of,
+    try_run,
+)
 from syncdata.errors import ParseError, SyncError
 
 KINDS = {
@@ -346,6 +356,39 @@ def test_a_run_holds_only_lines_that_are_records() -> None:
 )
 def test_other_lines_are_no_run(text: bytes) -> None:
     assert try_run(text, 1, "f.json") is None
+
+
+@settings(max_examples=500, deadline=None)
+@given(parts=st.lists(st.sampled_from([b"{", b"}", b"\n", b"}\n{", b"#", b'{"a":1}\n', b"x"]), max_size=12))
+def test_simple_lines_all_begin_and_end_as_objects(parts: list[bytes]) -> None:
+    text = b"".join(parts)
+    lines = text.splitlines(keepends=True)
+    are_simple = all(line_.startswith(b"{") and line_.endswith(b"}\n") for line_ in lines)
+    assert count_simple(text) == (len(lines) if are_simple else 0)
+
+
+RECORD = line("INSERT", {"id": '"7"'})
+HEADED = b'# {"syncdata":1}\n'
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            [RECORD, RECORD, RECORD * 3, b"# a comment\n", b"\n", b" \n", HEADED, b'# {"end":\n']
+        ),
+        max_size=12,
+    ),
+    is_headed=st.booleans(),
+    block_bytes=st.sampled_from([1, 7, len(RECORD), 4 * len(RECORD), 1 << 18]),
+)
+def test_each_record_between_comments_and_blank_lines_is_read_with_its_number(
+    parts: list[bytes], is_headed: bool, block_bytes: int
+) -> None:
+    text = b"".join([HEADED] * is_headed + parts)
+    with mock.patch("syncdata.changes.reader.BLOCK_BYTES", block_bytes):
+        read = [located.line for piece in read_pieces(io.BytesIO(text), "f") for located in records_in(piece)]
+    assert read == [number for number, one in enumerate(text.splitlines(), 1) if one.startswith(b"{")]
 
 
 # Cutting
