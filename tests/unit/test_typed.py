@@ -580,6 +580,8 @@ def test_records_take_about_the_memory_that_a_batch_counts_for_them(width: int) 
 
 # Lines of several tables
 
+OPS = ["INSERT", "UPDATE", "DELETE"]
+
 mixed = st.lists(
     st.tuples(st.sampled_from(["t", "u", "v"]), st.sampled_from([None, "0/1", "0/2"]), st.booleans()),
     min_size=1,
@@ -616,6 +618,18 @@ def test_lines_sorted_apart_are_those_of_each_table_in_their_order(
                 assert piece.ops == [record.op for record in records_]
                 assert piece.times == [record.ts for record in records_]
                 assert piece.marks == [record.commit_lsn or record.ts for record in records_]
+
+
+@pytest.mark.parametrize("tables", ["ttt", "tut"])
+def test_a_run_tells_the_operations_of_each_table(tables: str) -> None:
+    lines = [
+        line(op, STRINGS).replace(b'"t"', b'"%b"' % table.encode())
+        for op, table in zip(OPS, tables, strict=True)
+    ]
+    expected: dict[tuple[str, str], list[str]] = {}
+    for op, table in zip(OPS, tables, strict=True):
+        expected.setdefault(("public", table), []).append(op)
+    assert run_of(*lines).ops_by_table() == expected
 
 
 def test_lines_of_several_tables_become_one_run_for_each_table() -> None:
