@@ -360,6 +360,8 @@ def test_other_lines_are_no_run(text: bytes) -> None:
 
 @settings(max_examples=500, deadline=None)
 @given(parts=st.lists(st.sampled_from([b"{", b"}", b"\n", b"}\n{", b"#", b'{"a":1}\n', b"x"]), max_size=12))
+@example(parts=[b"{", b"\n", b'{"a":1}\n'])
+@example(parts=[b'{"a":1}\n', b"x", b"}", b"\n"])
 def test_simple_lines_all_begin_and_end_as_objects(parts: list[bytes]) -> None:
     text = b"".join(parts)
     lines = text.splitlines(keepends=True)
