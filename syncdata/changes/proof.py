@@ -73,23 +73,28 @@ class Count:
     def add(self, record: ChangeRecord, name: str) -> None:
         """Count *record*. Raises ParseError when it was committed before the one before it."""
         # One that is skipped may have been a transaction of its own.
-        self._add(record.commit_lsn if record.table else None, name)
-
-    def _add(self, lsn: str | None, name: str) -> None:
+        lsn = record.commit_lsn if record.table else None
         if lsn is None:
             self._is_silent = True
         elif lsn != self._last:
-            number = parse_lsn(lsn)
-            if number < self._last_number:
-                raise _contradiction("its commits run backwards", name)
-            self._first = self._first or lsn
-            self._last, self._last_number = lsn, number
-            self.transactions += 1
+            self._add(lsn, parse_lsn(lsn), name)
+
+    def _add(self, lsn: str, number: int, name: str) -> None:
+        if number < self._last_number:
+            raise _contradiction("its commits run backwards", name)
+        self._first = self._first or lsn
+        self._last, self._last_number = lsn, number
+        self.transactions += 1
 
     def add_run(self, run: Run, name: str) -> None:
         """Count the records of *run*: the first of each transaction says all."""
-        for at in (0, *run.starts):
-            self._add(run.marks[at] if run.tells_commits else None, name)
+        if not run.tells_commits:
+            self._is_silent = True
+            return
+        for at, number in zip((0, *run.starts), run.commits(), strict=True):
+            lsn = run.marks[at] or ""
+            if lsn != self._last:
+                self._add(lsn, number, name)
 
     def require(self, footer: Footer, name: str) -> None:
         """Raise ParseError unless *footer* says of the records, all of them, what they say themselves.

@@ -34,7 +34,7 @@ from syncdata.changes.names import TableName
 from syncdata.changes.proof import has_frame, require_frame, require_sound
 from syncdata.changes.record import ChangeRecord, odd_record, parse_record
 from syncdata.changes.run import LocatedRecord as LocatedRecord
-from syncdata.changes.run import Piece, Run, is_simple, parted_at_marks, records_in, try_run
+from syncdata.changes.run import Piece, Run, count_simple, parted_at_marks, records_in, try_run
 from syncdata.changes.verification import VERIFY_PREFIX, Check, parse_check
 from syncdata.errors import ParseError
 
@@ -278,7 +278,7 @@ def _corrupt(error: Exception, name: str) -> ParseError:
 # The lines of a file
 
 # A line that may hold a record: its number, its bytes (None when they are more than the limit), how many
-# those are, the catalog that was announced since the line before, and 0. Or so many lines, all `is_simple`.
+# those are, the catalog that was announced since the line before, and 0. Or so many lines, all simple.
 _Line = tuple[int, bytes | bytearray | None, int, Announcement | None, int]
 
 _SKIPPED_LINES = re.compile(rb"(?:#[^\n]*+\n|[ \t\r\f\v]*+\n)*+")
@@ -303,10 +303,11 @@ def _number_lines(stream: BinaryIO, name: str, limit: int) -> Iterator[_Line | L
 def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line | LocatedCheck]:
     """Yield the lines of *stream* but for blank ones and comments, however many of these there are; of those,
     the checks."""
-    number = 1
     announced: Announcement | None = None
-    at = one_by_one = 0
     block = stream.read(BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK)
+    at = block.find(b"\n") + 1 if block.startswith(HEADER_PREFIX) else 0
+    number = 2 if at else 1
+    one_by_one = 0
     kinds = b""  # those of the block's bytes, once a comment is met in it
     while block:
         if at == len(block):
@@ -330,9 +331,7 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line | LocatedCheck]:
             # once one was met, or where the lines turn out not to be simple.
             end = (block.find(b"\n#", at) + 1 if kinds else 0) or block.rfind(b"\n", at) + 1
             text, simple_lines = _simple_lines(block[at:end])
-            if not simple_lines and not kinds and (comment := text.find(b"\n#") + 1):
-                end = at + comment
-                text, simple_lines = _simple_lines(text[:comment])
+            end = at + len(text)
             if simple_lines and end - at <= limit:
                 yield number, text, end - at, announced, simple_lines
                 announced = None
@@ -365,9 +364,17 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[_Line | LocatedCheck]:
 
 
 def _simple_lines(text: bytes) -> tuple[bytes, int]:
-    """Return *text*, and how many lines it is; 0 unless it `is_simple`."""
-    lines = text.count(b"\n")
-    return text, lines if is_simple(text, lines) else 0
+    """Return *text*, or what stands before a comment in it, and how many lines that is; 0 unless all of them
+    are simple."""
+    if lines := count_simple(text):
+        return text, lines
+    # Most comments are a footer, behind all other lines.
+    last = text.rfind(b"\n", 0, len(text) - 1) + 1
+    if text[last:].startswith(b"#") and (lines := count_simple(text[:last])):
+        return text[:last], lines
+    if comment := text.find(b"\n#") + 1:
+        return text[:comment], count_simple(text[:comment])
+    return text, 0
 
 
 def _skip(block: bytes, kinds: bytes, at: int) -> int:

@@ -12,10 +12,11 @@ decodes, but for UTF-8, which is checked here. Test: test_a_run_holds_only_lines
 
 from __future__ import annotations
 
+import io
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, compress, count
+from itertools import chain, compress, count, islice, repeat
 from typing import Annotated, Literal, TypeVar, overload
 
 import msgspec
@@ -60,6 +61,8 @@ class Outline(msgspec.Struct, frozen=True, gc=False):
 
 
 _decode_lines = msgspec.json.Decoder(Outline).decode_lines
+_first, _last_but_one = operator.itemgetter(0), operator.itemgetter(-2)
+_OPENING, _CLOSING = set(b"{"), set(b"}")
 _op_of = operator.attrgetter("op")
 _schema_of = operator.attrgetter("schema")
 _table_of = operator.attrgetter("table")
@@ -78,7 +81,8 @@ class Run:
     """
 
     __slots__ = (
-        *("_starts", "file", "lines", "marks", "names", "ops", "tables", "tells_commits", "text", "times"),
+        *("_commits", "_starts", "file", "lines", "marks", "names"),
+        *("ops", "tables", "tells_commits", "text", "times"),
     )
 
     def __init__(self, file: str, text: bytes, lines: Sequence[int], entries: _Entries) -> None:
@@ -88,8 +92,10 @@ class Run:
         self.ops, self.tables, self.times, commits = entries
         self.tells_commits = commits[0] is not None
         self.marks = commits if self.tells_commits else self.times
-        self.names = set(self.tables)
+        name = self.tables[0]
+        self.names = {name} if self.tables.count(name) == len(self.tables) else set(self.tables)
         self._starts: Sequence[int] | None = None
+        self._commits: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -100,14 +106,15 @@ class Run:
             if self.marks[0] is None:
                 self._starts = range(1, len(self))
             else:
-                self._starts = list(compress(count(1), map(operator.ne, self.marks, self.marks[1:])))
+                self._starts = _borders(self.marks)
         return self._starts
 
     def commits(self) -> list[int]:
         """Return the commit LSNs of its transactions, as far as they tell them."""
-        if not self.tells_commits:
-            return []
-        return [parse_lsn(self.marks[at] or "") for at in (0, *self.starts)]
+        if self._commits is None:
+            firsts = (0, *self.starts) if self.tells_commits else ()
+            self._commits = [parse_lsn(self.marks[at] or "") for at in firsts]
+        return self._commits
 
     def commit_lsn(self, at: int) -> int | None:
         """Return the commit LSN of the line *at*, counted from 0; None where its transaction tells none."""
@@ -146,6 +153,15 @@ class Run:
         """Return how many of its records are of the table of that *name*."""
         return self.tables.count(name)
 
+    def ops_by_table(self) -> dict[Name, list[str]]:
+        """Return the operations of each table's records, in order."""
+        if len(self.names) == 1:
+            return {self.tables[0]: self.ops}
+        ops: dict[Name, list[str]] = {name: [] for name in self.names}
+        for name, op in zip(self.tables, self.ops, strict=True):
+            ops[name].append(op)
+        return ops
+
     def only(self, mask: Sequence[bool]) -> Run:
         """Return the lines, some of its own, that *mask* says."""
         texts = list(compress(self.text.split(b"\n"), mask))
@@ -178,13 +194,10 @@ _Entries = tuple[list[str], list[Name], list[str | None], list[str | None]]
 def _entries_of(outlines: list[Outline]) -> _Entries:
     """Return what a run keeps of *outlines*. Raises ValueError where they are not those of a run."""
     tables = _names_of(outlines)
-    commits, times = _shared(map(_commit_lsn_of, outlines)), _shared(map(_ts_of, outlines))
-    for lsn in dict.fromkeys(commits):
-        if lsn is not None:
-            parse_lsn(lsn)
+    commits, times = _shared(list(map(_commit_lsn_of, outlines))), _shared(list(map(_ts_of, outlines)))
     # Either all lines tell their transaction in one way, or none does.
     marks = commits if commits[0] is not None else times
-    if 0 < marks.count(None) < len(marks) or (marks is times and any(commits)):
+    if 0 < marks.count(None) < len(marks) or (marks is times and commits.count(None) < len(commits)):
         raise ValueError
     return list(map(_op_of, outlines)), tables, times, commits
 
@@ -192,12 +205,22 @@ def _entries_of(outlines: list[Outline]) -> _Entries:
 def _names_of(outlines: list[Outline]) -> list[Name]:
     """Return the table of each of *outlines*. Raises ValueError where one is nameless."""
     schemas, tables = list(map(_schema_of, outlines)), list(map(_table_of, outlines))
-    if not all(distinct := set(tables)):
+    if not all(tables):
         raise ValueError
-    if schemas.count(schemas[0]) < len(schemas):
-        return _shared(zip(schemas, tables, strict=True))
-    names = {table: (schemas[0], table) for table in distinct}
-    return [names[tables[0]]] * len(tables) if len(names) == 1 else list(map(names.__getitem__, tables))
+    schema = schemas[0]
+    if schemas.count(schema) < len(schemas):
+        pairs = list(zip(schemas, tables, strict=True))
+        known: dict[Name, Name] = {}
+        return list(map(known.setdefault, pairs, pairs))
+    if tables.count(tables[0]) == len(tables):
+        return [(schema, tables[0])] * len(tables)
+    names = {table: (schema, table) for table in set(tables)}
+    return list(map(names.__getitem__, tables))
+
+
+def _borders(values: Sequence[object]) -> list[int]:
+    """Return where, behind the first of *values*, one is another than the one before."""
+    return list(compress(count(1), map(operator.ne, values, islice(values, 1, None))))
 
 
 def _joined(lines: Sequence[bytes]) -> bytes:
@@ -205,11 +228,11 @@ def _joined(lines: Sequence[bytes]) -> bytes:
     return b"\n".join((*lines, b""))
 
 
-def _shared(values: Iterable[T]) -> list[T]:
-    """Return *values*, equal ones as one object."""
-    known: dict[T, T] = {}
-    listed = list(values)
-    return list(map(known.setdefault, listed, listed))
+def _shared(values: list[T]) -> list[T]:
+    """Return *values*, neighbours that are equal as one object."""
+    starts = [0, *_borders(values)]
+    lengths = map(operator.sub, (*starts[1:], len(values)), starts)
+    return list(chain.from_iterable(map(repeat, map(values.__getitem__, starts), lengths)))
 
 
 def _record(line: bytes) -> ChangeRecord:
@@ -229,14 +252,21 @@ def _record(line: bytes) -> ChangeRecord:
         )
 
 
-def is_simple(text: bytes, lines: int) -> bool:
-    """Tell whether each of the *lines* of *text*, which are whole, begins and ends as an object: then no
-    comment, blank line or mere part of a record is among them."""
-    return text.startswith(b"{") and text.endswith(b"}\n") and text.count(b"}\n{") == lines - 1
+def count_simple(text: bytes) -> int:
+    """Return how many lines *text* is where each begins and ends as an object; else 0.
+
+    Then no comment, blank line or mere part of a record is among them.
+    """
+    if not (text.startswith(b"{") and text.endswith(b"}\n")):
+        return 0
+    # To look at each line takes a third of the time that it takes to count newlines, and `}\n{`.
+    lines = io.BytesIO(text).readlines()
+    begin_as_objects = set(map(_first, lines)) == _OPENING
+    return len(lines) if begin_as_objects and set(map(_last_but_one, lines)) == _CLOSING else 0
 
 
 def try_run(text: bytes, first_line: int, file: str, *, lines: int | None = None) -> Run | None:
-    """Return the *lines* of *text*, which `is_simple`, as a run; None where one of them is anything else."""
+    """Return the *lines* of *text*, all of them simple, as a run; None where one of them is anything else."""
     try:
         if not text.isascii():
             text.decode()
@@ -246,7 +276,9 @@ def try_run(text: bytes, first_line: int, file: str, *, lines: int | None = None
         # Two objects in one line are no record, and two in two lines are two.
         if len(outlines) != lines:
             return None
-        return Run(file, text, range(first_line, first_line + lines), _entries_of(outlines))
+        run = Run(file, text, range(first_line, first_line + lines), _entries_of(outlines))
+        run.commits()  # each of them must be an LSN
+        return run
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -21,9 +21,20 @@ from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan
 from syncdata.apply.plan.typed import plan_runs
 from syncdata.changes.names import TableName
+from syncdata.changes.proof import Count
 from syncdata.changes.reader import read_pieces
 from syncdata.changes.record import odd_record, parse_record
-from syncdata.changes.run import LocatedRecord, Piece, Records, Run, by_table, records_in, records_of, try_run
+from syncdata.changes.run import (
+    LocatedRecord,
+    Piece,
+    Records,
+    Run,
+    by_table,
+    count_simple,
+    records_in,
+    records_of,
+    try_run,
+)
 from syncdata.errors import ParseError, SyncError
 
 KINDS = {
@@ -334,6 +345,10 @@ def test_a_run_holds_only_lines_that_are_records() -> None:
         line("INSERT", ROW).replace(b'"t"', b'""'),
         line("INSERT", ROW).rstrip(b"\n") + line("INSERT", ROW),
         line("INSERT", ROW, commit_lsn="nonsense"),
+        line("INSERT", ROW, commit_lsn="0/1") * 2 + line("INSERT", ROW, commit_lsn="nonsense"),
+        line("INSERT", ROW, ts="t") + line("INSERT", ROW, ts="t", commit_lsn=""),
+        line("INSERT", ROW, ts="t") + line("INSERT", ROW, ts="t", commit_lsn="0/1"),
+        line("INSERT", ROW) + line("INSERT", ROW).replace(b'"t"', b'""'),
         line("INSERT", ROW, schema=""),
         line("MERGE", ROW),
         line("INSERT", ROW).replace(b'"data":{', b'"data":[{').replace(b"}}", b"}]}"),
@@ -341,6 +356,41 @@ def test_a_run_holds_only_lines_that_are_records() -> None:
 )
 def test_other_lines_are_no_run(text: bytes) -> None:
     assert try_run(text, 1, "f.json") is None
+
+
+@settings(max_examples=500, deadline=None)
+@given(parts=st.lists(st.sampled_from([b"{", b"}", b"\n", b"}\n{", b"#", b'{"a":1}\n', b"x"]), max_size=12))
+@example(parts=[b"{", b"\n", b'{"a":1}\n'])
+@example(parts=[b'{"a":1}\n', b"x", b"}", b"\n"])
+def test_simple_lines_all_begin_and_end_as_objects(parts: list[bytes]) -> None:
+    text = b"".join(parts)
+    lines = text.splitlines(keepends=True)
+    are_simple = all(line_.startswith(b"{") and line_.endswith(b"}\n") for line_ in lines)
+    assert count_simple(text) == (len(lines) if are_simple else 0)
+
+
+RECORD = line("INSERT", {"id": '"7"'})
+HEADED = b'# {"syncdata":1}\n'
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            [RECORD, RECORD, RECORD * 3, b"# a comment\n", b"\n", b" \n", HEADED, b'# {"end":\n']
+        ),
+        max_size=12,
+    ),
+    is_headed=st.booleans(),
+    block_bytes=st.sampled_from([1, 7, len(RECORD), 4 * len(RECORD), 1 << 18]),
+)
+def test_each_record_between_comments_and_blank_lines_is_read_with_its_number(
+    parts: list[bytes], is_headed: bool, block_bytes: int
+) -> None:
+    text = b"".join([HEADED] * is_headed + parts)
+    with mock.patch("syncdata.changes.reader.BLOCK_BYTES", block_bytes):
+        read = [located.line for piece in read_pieces(io.BytesIO(text), "f") for located in records_in(piece)]
+    assert read == [number for number, one in enumerate(text.splitlines(), 1) if one.startswith(b"{")]
 
 
 # Cutting
@@ -467,6 +517,41 @@ def test_lines_between_marks_are_runs_where_transactions_are_large(
     assert (len(read) == 3) is any(isinstance(piece, Run) for piece in read) is are_runs
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    commits=st.lists(st.sampled_from(["0/1", "0/2", "0/2", "0/10", "1/0"]), min_size=1, max_size=12),
+    silent=st.lists(st.booleans(), min_size=3, max_size=3),
+    split=st.integers(1, 5),
+)
+def test_the_transactions_of_runs_are_counted_as_those_of_their_records(
+    commits: list[str], silent: list[bool], split: int
+) -> None:
+    runs = []
+    for number, at in enumerate(range(0, len(commits), split)):
+        tell = not silent[number % 3]
+        marks: list[dict[str, Any]] = [{"commit_lsn": lsn} if tell else {} for lsn in commits[at:][:split]]
+        runs.append(run_of(*[line("INSERT", STRINGS, ts="t", **mark) for mark in marks]))
+
+    def counted(add: Callable[[Count], None]) -> Any:
+        count = Count()
+        try:
+            add(count)
+        except ParseError as error:
+            return error.message
+        return vars(count)
+
+    def add_runs(count: Count) -> None:
+        for run in runs:
+            count.add_run(run, "f.json")
+
+    def add_records(count: Count) -> None:
+        for run in runs:
+            for located in run.records():
+                count.add(located.record, "f.json")
+
+    assert counted(add_runs) == counted(add_records)
+
+
 def test_a_batch_that_ends_at_a_border_in_a_run_has_the_commit_before_it() -> None:
     lines = [line("INSERT", STRINGS, commit_lsn=f"0/{lsn}") for lsn in (1, 2, 3, 3, 4)]
     runs = [run_of(*lines[:3]), run_of(*lines[3:], first=4)]
@@ -496,6 +581,8 @@ def test_records_take_about_the_memory_that_a_batch_counts_for_them(width: int) 
 
 
 # Lines of several tables
+
+OPS = ["INSERT", "UPDATE", "DELETE"]
 
 mixed = st.lists(
     st.tuples(st.sampled_from(["t", "u", "v"]), st.sampled_from([None, "0/1", "0/2"]), st.booleans()),
@@ -533,6 +620,18 @@ def test_lines_sorted_apart_are_those_of_each_table_in_their_order(
                 assert piece.ops == [record.op for record in records_]
                 assert piece.times == [record.ts for record in records_]
                 assert piece.marks == [record.commit_lsn or record.ts for record in records_]
+
+
+@pytest.mark.parametrize("tables", ["ttt", "tut"])
+def test_a_run_tells_the_operations_of_each_table(tables: str) -> None:
+    lines = [
+        line(op, STRINGS).replace(b'"t"', b'"%b"' % table.encode())
+        for op, table in zip(OPS, tables, strict=True)
+    ]
+    expected: dict[tuple[str, str], list[str]] = {}
+    for op, table in zip(OPS, tables, strict=True):
+        expected.setdefault(("public", table), []).append(op)
+    assert run_of(*lines).ops_by_table() == expected
 
 
 def test_lines_of_several_tables_become_one_run_for_each_table() -> None:

@@ -5,6 +5,7 @@ Knows archives, files and threads; knows nothing of the order of files, of rows,
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,10 @@ from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.interruptible import interruptible
 
 T = TypeVar("T")
+
+# A file of this size is read once, into memory: to read it twice, through all that stands between, would take
+# longer than its records do.
+SMALL_FILE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,8 @@ def fetch(
                 hint="files of an archive must not be rewritten; it is fetched again in the next cycle",
                 file=file.name,
             )
+        if size_bytes <= SMALL_FILE_BYTES:
+            stream = _in_memory(stream, size_bytes)
         inspection = inspect(stream, file.name, max_record_bytes=max_record_bytes)
         if archive.keys is not None:
             inspection = archive.keys.checked(file.name, inspection)
@@ -87,6 +94,11 @@ def fetch(
         catalog_error=error,
         max_record_bytes=max_record_bytes,
     )
+
+
+def _in_memory(stream: BinaryIO, size_bytes: int) -> BinaryIO:
+    with stream:
+        return io.BytesIO(stream.read(size_bytes))
 
 
 def _read_catalogs(

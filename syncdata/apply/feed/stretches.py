@@ -23,7 +23,7 @@ from syncdata.apply.position import START, Position
 from syncdata.changes.filenames import stem
 from syncdata.changes.names import TableName
 from syncdata.changes.reader import NO_TABLE, read_pieces, read_with_checks
-from syncdata.changes.run import Run
+from syncdata.changes.run import Piece, Run
 from syncdata.changes.verification import Check
 from syncdata.errors import DiscoveryError, ParseError, SyncError
 
@@ -203,9 +203,13 @@ def whole_part(
         batches = list(islice(batches_for(group, fetched, limits=limits, is_wanted=is_wanted), 2))
     except (ParseError, DiscoveryError):
         return None  # It is told of when the file comes by itself.
-    if len(batches) != 1 or any(op == "TRUNCATE" for _, op in _operations(batches[0])):
+    if len(batches) != 1 or any(map(_empties_a_table, batches[0].pieces)):
         return None
     return Part(fetched=fetched, batch=batches[0], end=position_after(batches[0], fetched))
+
+
+def _empties_a_table(piece: Piece) -> bool:
+    return not isinstance(piece, Run) and piece.record.op == "TRUNCATE"
 
 
 def _operations(batch: Batch) -> Mapping[tuple[tuple[str, str], str], int]:
@@ -213,7 +217,9 @@ def _operations(batch: Batch) -> Mapping[tuple[tuple[str, str], str], int]:
     operations: Counter[tuple[tuple[str, str], str]] = Counter()
     for piece in batch.pieces:
         if isinstance(piece, Run):
-            operations.update(zip(piece.tables, piece.ops, strict=True))
+            for name, ops in piece.ops_by_table().items():
+                for op in set(ops):
+                    operations[name, op] += ops.count(op)
         else:
             record = piece.record
             operations[(record.schema, record.table), record.op] += 1
