@@ -21,9 +21,6 @@ from syncdata.errors import CycleError, RunError, ServiceInitError
 # "sync" and "data" as two 32-bit keys: one daemon a database, whatever host it runs on.
 _LOCK_KEYS = (0x73796E63, 0x64617461)
 
-# How often the driver must see a statement before it prepares it by itself.
-_NEVER_BY_ITSELF = 1 << 62
-
 _HOLDER = """
 SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
 AND classid = %s AND objid = %s
@@ -155,7 +152,6 @@ class AliasSession:
             # The loop may run in another thread than the one that closes the service.
             wrapper.inc_thread_sharing()
             prepare_session(wrapper.connection)
-            _prepare_where_told(wrapper)
             _load_times_with_zone(wrapper.connection)
             if self._timeout_s is not None:
                 wrapper.connection.execute(
@@ -200,14 +196,6 @@ def _keep_from_pool(wrapper: BaseDatabaseWrapper) -> None:
     """Leave the pool out: it would give this session, with its settings, to the project's next request."""
     options = {name: value for name, value in wrapper.settings_dict["OPTIONS"].items() if name != "pool"}
     wrapper.settings_dict = {**wrapper.settings_dict, "OPTIONS": options}
-
-
-def _prepare_where_told(wrapper: BaseDatabaseWrapper) -> None:
-    """Let the driver prepare the statements that say ``prepare=True``, and no others; where the project has
-    said something else, that holds. They come with each batch, read columns whose types stay as they are, and
-    take the server longer to plan than to run."""
-    if "prepare_threshold" not in wrapper.settings_dict["OPTIONS"]:
-        wrapper.connection.prepare_threshold = _NEVER_BY_ITSELF
 
 
 def _load_times_with_zone(connection: psycopg.Connection[Any]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connections
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.position import Position
@@ -108,20 +107,3 @@ def test_a_file_counts_for_the_tables_that_it_is_about_alone(
     assert sent == ['{"item_3"}']
     assert world.value("SELECT count(DISTINCT (file, commit_lsn)) FROM data_sync_checkpoints") == 1
     assert world.value("SELECT count(*) FROM data_sync_checkpoints WHERE local_oid IS NOT NULL") == 60
-
-
-@pytest.mark.parametrize("options", [{}, {"prepare_threshold": None}])
-def test_the_look_at_a_batchs_tables_is_planned_once_where_the_project_lets_it(
-    world: World, options: dict[str, Any]
-) -> None:
-    names = many_tables(world, 2)
-    connections.databases[world.alias]["OPTIONS"] |= options
-    archive, stop = Writer(world.archive), threading.Event()
-    with running(world) as (_, run):
-        for number in range(1, 13):
-            archive.changes(number, [(number * 16, [insert(names[0], id=number)])])
-            assert run.cycle(stop).errors == ()
-        prepared = run._resources.connect().execute(
-            "SELECT generic_plans > 0 FROM pg_prepared_statements WHERE statement LIKE '%pg_rewrite%'"
-        )
-        assert prepared.fetchall() == ([] if options else [(True,)])

@@ -79,9 +79,7 @@ def read_stamps(connection: Connection[Any], tables: Collection[TableName]) -> d
 def send_stamps(connection: Connection[Any], tables: Collection[TableName]) -> Cursor[Any]:
     """Ask for the stamps of *tables*; `stamps_of` reads the answer."""
     return connection.execute(
-        _STAMPS,
-        {"schemas": [table.schema for table in tables], "names": [table.name for table in tables]},
-        prepare=True,
+        _STAMPS, {"schemas": [table.schema for table in tables], "names": [table.name for table in tables]}
     )
 
 

@@ -27,7 +27,7 @@ FROM (SELECT count(*) AS number, sum(hashint8extended(id, xmin::text::bigint)) A
 
 def read_versions(connection: Connection[Any]) -> Versions:
     """Return which versions whitelist and checkpoints have; equal while nothing in them has changed."""
-    row = connection.execute(_VERSIONS, prepare=True).fetchone()
+    row = connection.execute(_VERSIONS).fetchone()
     assert row is not None
     return (row[0], row[1]), (row[2], row[3])
 

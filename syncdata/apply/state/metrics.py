@@ -39,7 +39,6 @@ def add_metrics(
             " records_updated = coalesce(m.records_updated, 0) + excluded.records_updated,"
             " records_deleted = coalesce(m.records_deleted, 0) + excluded.records_deleted",
             [list(column) for column in zip(*rows, strict=True)],
-            prepare=True,
         )
 
 
@@ -65,7 +64,6 @@ def add_to_minute(
             "lag_s": None if newest is None else max((now - newest).total_seconds(), 0.0),
             **parameters_of(Effect(counts=counts)),
         },
-        prepare=True,
     )
 
 
