@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,17 @@ class StateFileMirror:
             self._versions, self._saved_at = versions, now
 
 
+# After each file, those of the tables that it is not about are what they were.
+_parse_lsn = lru_cache(maxsize=4096)(parse_lsn)
+
+
 def _state_of(tables: Sequence[Progress], position: Position, now: dt.datetime) -> SyncState:
     # A cycle in which all tables are paused has no position; their own checkpoints say where they stand.
     last_file = position.file or max(file for _, file, *_ in tables)
     return SyncState(
         last_file=last_file,
         last_file_time=file_time(last_file) or NEVER,
-        global_lsn=max((lsn for _, _, lsn, _, _ in tables if lsn), key=parse_lsn, default=""),
+        global_lsn=max((lsn for _, _, lsn, _, _ in tables if lsn), key=_parse_lsn, default=""),
         tables={
             name: TableState(last_lsn=lsn or "", last_synced_at=synced_at or NEVER, record_count=rows)
             for name, _, lsn, synced_at, rows in tables

@@ -25,8 +25,7 @@ NEVER = datetime(1, 1, 1, tzinfo=UTC)  # Go's zero time: how the predecessor wri
 _VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableState:
+class TableState(msgspec.Struct, frozen=True, kw_only=True):
     last_lsn: str = ""
     last_synced_at: datetime = NEVER
     record_count: int = 0

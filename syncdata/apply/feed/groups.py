@@ -54,8 +54,9 @@ class Group:
 
     def move_to(self, end: Position) -> None:
         """Note that all records up to *end* are applied to all tables of the group."""
+        after = {mark: watermark_after(mark, self.position, end) for mark in set(self.watermarks.values())}
         for table, watermark in self.watermarks.items():
-            self.watermarks[table] = watermark_after(watermark, self.position, end)
+            self.watermarks[table] = after[watermark]
         self.position = end
 
     def leave(self, tables: Iterable[TableName]) -> None:
@@ -67,8 +68,12 @@ class Group:
 def group_by_position(positions: Mapping[TableName, Position]) -> list[Group]:
     """Return the tables grouped by their positions, the group that is farthest behind first."""
     groups: dict[tuple[object, ...], Group] = {}
+    of_position: dict[int, Group] = {}  # by the position's id: most tables share one
     for table, position in positions.items():
-        group = groups.setdefault(_order_and_source(position), Group(position, {}))
+        group = of_position.get(id(position))
+        if group is None:
+            group = groups.setdefault(_order_and_source(position), Group(position, {}))
+            of_position[id(position)] = group
         group.watermarks[table] = position.commit_lsn
     return sorted(groups.values(), key=lambda group: (group.position.order, group.position.source_id))
 

@@ -378,6 +378,14 @@ class Target:
             and checkpoint.local_oid not in (None, schema.oid)
         }
 
+    def _new_oids(self, checkpoints: Mapping[TableName, TableCheckpoint]) -> dict[TableName, int]:
+        """Return the oids of the tables whose checkpoints do not hold them yet."""
+        return {
+            table: schema.oid
+            for table, checkpoint in checkpoints.items()
+            if (schema := self._schemas.get(table)) is not None and checkpoint.local_oid != schema.oid
+        }
+
     def _apply_shares(
         self,
         prepared: PreparedBatch,
@@ -595,7 +603,7 @@ class Target:
             start=advance.start,
             end=advance.end,
             now=now,
-            local_oids={table: schema.oid for table, schema in self._schemas.items()},
+            local_oids=self._new_oids(done.checkpoints),
             files=advance.files,
         )
         for table in healthy:

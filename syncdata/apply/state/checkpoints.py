@@ -7,6 +7,7 @@ caller's transaction: a checkpoint is true because it commits together with the 
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,7 +63,7 @@ class TableCheckpoint:
     @property
     def has_begun(self) -> bool:
         """Whether rows may have gone to the table: from a change file, or from a snapshot."""
-        return self.position != START
+        return self.position.file != "" or self.position != START
 
     @property
     def is_partial(self) -> bool:
@@ -183,7 +184,7 @@ def send_locks(connection: Connection[Any], tables: Collection[TableName]) -> Cu
 
     One that is replaced meanwhile is not among them: see `lock_checkpoints`.
     """
-    return _ask(connection, f"{_OF_TABLES} FOR UPDATE OF c", names=array_text(map(str, tables)))
+    return _ask(connection, f"{_OF_TABLES} FOR UPDATE OF c", names=names_text(tables))
 
 
 def locked_checkpoints(answer: Cursor[tuple[Any, ...]]) -> list[TableCheckpoint]:
@@ -237,19 +238,29 @@ def advance_checkpoints(
 
     They are active afterwards, blocked before or not. The caller holds their locks (see `require_position`).
     At the end of a file its counts become an audit row for each table with activity; where the step takes
-    several whole *files*, each has its own. *local_oids*: of the tables that the rows went to. A TRUNCATE
-    proves a partial table whole: nothing older is left.
+    several whole *files*, each has its own. *local_oids*: of the tables that the rows went to, as far as the
+    checkpoints do not hold them yet. A TRUNCATE proves a partial table whole: nothing older is left.
     """
-    names = sorted(watermarks)
+    oids = local_oids or {}
+    lsns = {mark: _lsn_text(watermark_after(mark, start, end)) for mark in set(watermarks.values())}
+    mark_of_most = _most_common(watermarks.values())
+    # Counts of earlier batches may stand in any of the rows, and become entries at the end of their file.
+    has_counts = end.is_finished and not start.is_finished
+    names: list[TableName] = []
+    others: list[TableName] = []
+    for table, mark in watermarks.items():
+        is_own = has_counts or mark != mark_of_most or table in effects or table in oids
+        (names if is_own else others).append(table)
     own = [table for table in names if table in effects]
     effects_of_own = [parameters_of(effects[table]) for table in own]
-    lsns = {mark: _lsn_text(watermark_after(mark, start, end)) for mark in set(watermarks.values())}
     connection.execute(
         _ADVANCE,
         {
-            "names": array_text(map(str, names)),
+            "names": names_text(names),
             "lsns": array_text(lsns[watermarks[table]] for table in names),
-            "oids": array_text(map((local_oids or {}).get, names)),
+            "oids": array_text(map(oids.get, names)),
+            "others": names_text(others),
+            "lsn_of_others": lsns.get(mark_of_most),
             "file": end.file,
             "size": end.file_size,
             "finished": end.is_finished,
@@ -265,7 +276,14 @@ def advance_checkpoints(
         log_files(connection, files, effects, now=now)
 
 
+def _most_common(watermarks: Iterable[int | None]) -> int | None:
+    [(watermark, _)] = Counter(watermarks).most_common(1) or [(None, 0)]
+    return watermark
+
+
 # One statement, however many tables advance and however few of them have records: each is where the file is.
+# The ``others`` have no records and all go to one place; nothing else of them changes. With 1,000 tables that
+# takes the server half as long. Test: test_tables_without_records_end_as_if_they_were_moved_one_by_one.
 # The ``file_*`` counts are those of the checkpoint's file; at its end they become an entry of the audit log,
 # for which they are read as they were before the statement.
 _ADVANCE = f"""
@@ -291,6 +309,12 @@ WITH own AS (
     WHERE %(logs)s AND file_added + added + file_updated + updated + file_deleted + deleted
         + file_truncated + truncated > 0
     ORDER BY table_name
+), others AS (
+    UPDATE data_sync_checkpoints SET
+        file = %(file)s, file_size = %(size)s, file_finished = %(finished)s, record_number = %(number)s,
+        commit_lsn = %(lsn_of_others)s, source_id = %(source)s, state = 'active', {NO_ERROR},
+        last_sync_at = %(now)s
+    WHERE table_name = ANY(%(others)s::text[])
 )
 UPDATE data_sync_checkpoints c SET
     file = %(file)s, file_size = %(size)s, file_finished = %(finished)s, record_number = %(number)s,
@@ -395,11 +419,22 @@ def _totals(counts: Counts) -> dict[str, int]:
 def array_text(values: Iterable[object]) -> str:
     """Return *values* as the text of an array. The driver takes a millisecond for a thousand of them, which
     is much for a batch of one record. Test: test_names_of_all_kinds_stand_in_an_array."""
-    texts = [
-        "NULL" if value is None else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-        for value in values
-    ]
-    return "{" + ",".join(texts) + "}"
+    return "{" + ",".join(map(_element_text, values)) + "}"
+
+
+def names_text(tables: Iterable[TableName]) -> str:
+    """Return the names of *tables* as the text of an array."""
+    return "{" + ",".join(map(_name_text, tables)) + "}"
+
+
+def _element_text(value: object) -> str:
+    if value is None:
+        return "NULL"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+# Each batch sends the names of all tables that go on together.
+_name_text = lru_cache(maxsize=4096)(_element_text)
 
 
 def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list[tuple[Any, ...]]:
