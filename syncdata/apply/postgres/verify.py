@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,11 @@ from syncdata.apply.postgres.connection import (
     is_servers_fault,
     kind_of,
     limit_lock_waits,
+    limit_statements,
 )
 from syncdata.apply.sink import Verdict
-from syncdata.apply.state.checkpoints import TableCheckpoint, lock_checkpoints, read_checkpoint
-from syncdata.apply.state.verifications import keep_verdict
+from syncdata.apply.state.checkpoints import TableCheckpoint, lock_checkpoints, read_checkpoints_of
+from syncdata.apply.state.verifications import keep_end, keep_verdict
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
@@ -55,6 +57,15 @@ class _Found:
     trouble: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A check, and how the table with that schema is held to it."""
+
+    check: Check
+    schema: TableSchema | None
+    comparison: Comparison
+
+
 def verify(
     connection: Connection[Any],
     checks: Sequence[Check],
@@ -70,39 +81,58 @@ def verify(
     psycopg.Error only where the server or the connection fails.
     """
     entries = {} if published is None else {entry.table: entry for entry in published.tables}
-    verdicts = []
+    plans = []
     for check in checks:
         schema = schemas.get(check.name)
-        comparison = plan_comparison(check, entries.get(check.name), schema)
-        checkpoint, found = _look(connection, check, comparison, schema)
-        if checkpoint is None or not _is_at(checkpoint, position, check):
-            continue
-        verdict = _judge(check, comparison, found)
-        if _keep(connection, verdict, checkpoint, position, now=clock()):
-            verdicts.append(verdict)
-    return verdicts
+        plans.append(_Plan(check, schema, plan_comparison(check, entries.get(check.name), schema)))
+    judged = [
+        (checkpoint, _judge(plan.check, plan.comparison, found))
+        for plan, (checkpoint, found) in zip(plans, _look(connection, plans), strict=False)
+        if checkpoint is not None and _is_at(checkpoint, position, plan.check)
+    ]
+    return _keep(connection, judged, position, now=clock())
+
+
+def pass_over(
+    connection: Connection[Any], ends: Sequence[Check], *, position: Position, now: dt.datetime
+) -> None:
+    """Note that rounds of tables, which stand at *position*, ended with *ends*, which were passed over."""
+    with connection.transaction():
+        locked = {found.table: found for found in lock_checkpoints(connection, [end.name for end in ends])}
+        for end in ends:
+            if (checkpoint := locked.get(end.name)) is not None and _is_at(checkpoint, position, end):
+                keep_end(connection, end, checkpoint, now=now)
 
 
 def _keep(
     connection: Connection[Any],
-    verdict: Verdict,
-    checkpoint: TableCheckpoint,
+    judged: Sequence[tuple[TableCheckpoint, Verdict]],
     position: Position,
     *,
     now: dt.datetime,
-) -> bool:
-    """Keep *verdict*, which was found at *checkpoint*; return False where that has moved, or is locked."""
+) -> list[Verdict]:
+    """Keep the verdicts, each of which was found at a checkpoint, and return them; but for those where that
+    has moved, or is locked."""
+    kept = []
+    if not judged:
+        return []
     try:
         with connection.transaction():
             # A resync that ends just now may hold it for longer.
             limit_lock_waits(connection, LOCK_LIMIT_S)
-            locked = next(iter(lock_checkpoints(connection, [verdict.table])), None)
-            if locked is None or locked.id != checkpoint.id or not _is_at(locked, position, verdict.check):
-                return False
-            keep_verdict(connection, verdict, locked, now=now)
+            tables = dict.fromkeys(verdict.table for _, verdict in judged)
+            locked = {found.table: found for found in lock_checkpoints(connection, list(tables))}
+            for checkpoint, verdict in judged:
+                known = locked.get(verdict.table)
+                if known is None or known.id != checkpoint.id or not _is_at(known, position, verdict.check):
+                    continue
+                locked[verdict.table] = keep_verdict(connection, verdict, known, now=now)
+                kept.append(verdict)
     except psycopg.errors.LockNotAvailable:
-        return False
-    return True
+        # One table's lock costs no other its verdict.
+        one_by_one = [[one] for one in judged] if len(judged) > 1 else []
+        return [verdict for one in one_by_one for verdict in _keep(connection, one, position, now=now)]
+    return kept
 
 
 def _is_at(checkpoint: TableCheckpoint, position: Position, check: Check) -> bool:
@@ -112,34 +142,53 @@ def _is_at(checkpoint: TableCheckpoint, position: Position, check: Check) -> boo
     return is_there and (mine.commit_lsn is None or mine.commit_lsn <= parse_lsn(check.lsn))
 
 
-def _look(
-    connection: Connection[Any], check: Check, comparison: Comparison, schema: TableSchema | None
-) -> tuple[TableCheckpoint | None, _Found]:
-    """Return the checkpoint of the table and the rows in the bounds of *check*, both of one moment."""
-    checkpoint = None
-    try:
-        with connection.transaction(), connection.cursor() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            checkpoint = read_checkpoint(connection, check.name)
-            if schema is None or comparison.problem:
-                return checkpoint, _Found(trouble=comparison.problem)
-            limit_lock_waits(connection, LOCK_LIMIT_S)
-            cursor.execute(
-                "SELECT set_config('statement_timeout', %s, true)", (f"{round(LIMIT_S * 1000)}ms",)
-            )
-            # Those few rows are found by the key's index, whatever the planner makes of old statistics.
-            allow_only_nested_loops(cursor, not check.is_of_whole_table)
-            row = cursor.execute(*_statement(connection, check, comparison, schema)).fetchone()
-            assert row is not None
-            return checkpoint, _Found(row[0], row[1])
-    except psycopg.errors.QueryCanceled:
-        return checkpoint, _Found(trouble=f"that took longer than {LIMIT_S:g} seconds")
-    except psycopg.errors.LockNotAvailable:
-        return checkpoint, _Found(trouble="others held a lock on the table")
-    except psycopg.Error as error:
-        if is_servers_fault(error):
-            raise
-        return checkpoint, _Found(trouble=f"the database refuses to read them ({kind_of(error)})")
+_Looks = list[tuple[TableCheckpoint | None, _Found]]
+
+
+def _look(connection: Connection[Any], plans: Sequence[_Plan]) -> _Looks:
+    """Return for the *plans*, in their order, the checkpoint of the table and the rows in the bounds of the
+    check, both of one moment. When that takes long in all, the last of them are left out."""
+    looks: _Looks = []
+    until_s = time.monotonic() + LIMIT_S
+    while len(looks) < len(plans) and time.monotonic() < until_s:
+        checkpoints: dict[TableName, TableCheckpoint] = {}
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                names = [plan.check.name for plan in plans[len(looks) :]]
+                checkpoints |= {found.table: found for found in read_checkpoints_of(connection, names)}
+                limit_lock_waits(connection, LOCK_LIMIT_S)
+                limit_statements(connection, LIMIT_S)
+                for plan in plans[len(looks) :]:
+                    looks.append((checkpoints.get(plan.check.name), _read(cursor, plan)))
+                    if time.monotonic() > until_s:
+                        break
+        except psycopg.Error as error:
+            if len(looks) == len(plans) or (trouble := _trouble(error)) is None:
+                raise
+            # It ends the transaction, but is that check's own: those behind it are looked at in another.
+            looks.append((checkpoints.get(plans[len(looks)].check.name), _Found(trouble=trouble)))
+    return looks
+
+
+def _trouble(error: psycopg.Error) -> str | None:
+    """Return why rows could not be read, where it is for a reason of their own."""
+    match error:
+        case psycopg.errors.QueryCanceled():
+            return f"that took longer than {LIMIT_S:g} seconds"
+        case psycopg.errors.LockNotAvailable():
+            return "others held a lock on the table"
+    return None if is_servers_fault(error) else f"the database refuses to read them ({kind_of(error)})"
+
+
+def _read(cursor: psycopg.Cursor[Any], plan: _Plan) -> _Found:
+    if plan.schema is None or plan.comparison.problem:
+        return _Found(trouble=plan.comparison.problem)
+    # Those few rows are found by the key's index, whatever the planner makes of old statistics.
+    allow_only_nested_loops(cursor, not plan.check.is_of_whole_table)
+    row = cursor.execute(*_statement(cursor.connection, plan.check, plan.comparison, plan.schema)).fetchone()
+    assert row is not None
+    return _Found(row[0], row[1])
 
 
 def _judge(check: Check, comparison: Comparison, found: _Found) -> Verdict:

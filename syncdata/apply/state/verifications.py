@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection
@@ -60,7 +60,8 @@ SELECT table_name, ended_seen, ended_at, max(verified_at) AS newest_at,
         AS has_equal,
     coalesce(bool_or(NOT is_equal) FILTER (WHERE has_ended), false) AS has_differing,
     array_agg(bounds ORDER BY verified_at, id) FILTER (WHERE NOT is_equal) AS differing,
-    (array_agg(reason ORDER BY verified_at DESC, id DESC) FILTER (WHERE is_equal IS NULL))[1] AS reason
+    (array_agg(reason ORDER BY verified_at DESC, id DESC) FILTER (WHERE is_equal IS NULL AND reason <> ''))[1]
+        AS reason
 FROM kept GROUP BY table_name, ended_seen, ended_at
 """
 
@@ -88,8 +89,9 @@ def _summary(row: dict[str, Any]) -> Verification:
 
 def keep_verdict(
     connection: Connection[Any], verdict: Verdict, checkpoint: TableCheckpoint, *, now: dt.datetime
-) -> None:
+) -> TableCheckpoint:
     """Keep *verdict*, and have the mark ``differs`` of its table say what is known now.
+    Returns the checkpoint with its marks as they are then.
 
     Inside the caller's transaction, which has locked the *checkpoint*. Rows that differ give the mark. A
     round takes it away when all its checks came, in turn and to the last, and found the rows equal: a gap,
@@ -119,13 +121,27 @@ def keep_verdict(
     )
     if verdict.is_equal is False:
         mark = differs(verdict.table, check.bounds, verdict.reason, others=_others(connection, table, check))
-        _mark(connection, checkpoint, mark)
+        checkpoint = _mark(connection, checkpoint, mark)
     if check.is_last:
         connection.execute(
             "DELETE FROM data_sync_verifications WHERE table_name = %s AND round <> %s", (table, check.round)
         )
         if _is_whole(connection, table, check):
-            _mark(connection, checkpoint, None)
+            checkpoint = _mark(connection, checkpoint, None)
+    return checkpoint
+
+
+def keep_end(
+    connection: Connection[Any], end: Check, checkpoint: TableCheckpoint, *, now: dt.datetime
+) -> None:
+    """Keep that a round ended with the check *end*, to which no rows were held, so that what was verified in
+    that round counts. Where nothing was, what is known of the round before is left."""
+    known = connection.execute(
+        "SELECT max(chunk) FROM data_sync_verifications WHERE table_name = %s AND round = %s",
+        (str(end.name), end.round),
+    ).fetchone()
+    if known is not None and known[0] is not None and known[0] < end.chunk:
+        keep_verdict(connection, Verdict(table=end.name, check=end, is_equal=None), checkpoint, now=now)
 
 
 def forget(connection: Connection[Any], tables: Collection[TableName] | Collection[str]) -> None:
@@ -160,6 +176,8 @@ def _make_room(connection: Connection[Any], table: str, check: Check) -> None:
         return
     chunk, has_ended = newest
     first = 0 if has_ended and chunk != check.chunk else check.chunk
+    if chunk < first:
+        return
     connection.execute(
         "DELETE FROM data_sync_verifications WHERE table_name = %s AND round = %s AND chunk >= %s",
         (table, check.round, first),
@@ -198,7 +216,7 @@ def _is_whole(connection: Connection[Any], table: str, check: Check) -> bool:
     return bool(chunks == check.chunk and proved >= max(counted, check.seen))
 
 
-def _mark(connection: Connection[Any], checkpoint: TableCheckpoint, mark: Mark | None) -> None:
+def _mark(connection: Connection[Any], checkpoint: TableCheckpoint, mark: Mark | None) -> TableCheckpoint:
     """Have *mark* take the place of an earlier one of the same, or, where it is None, all that say that rows
     differ away."""
     others = tuple(
@@ -212,3 +230,4 @@ def _mark(connection: Connection[Any], checkpoint: TableCheckpoint, mark: Mark |
             "UPDATE data_sync_checkpoints SET marks = %s::jsonb WHERE id = %s",
             (encode_marks(marks), checkpoint.id),
         )
+    return replace(checkpoint, marks=marks)
