@@ -40,12 +40,19 @@ class Budget:
     """
 
     SHARE = 0.05
-    AT_FIRST_S = 2.0
+    AT_FIRST_S, LEAST_S = 2.0, 0.5
     MOST_S = 60.0
 
     def __init__(self, *, now_s: float) -> None:
         self._left_s = self.AT_FIRST_S
         self._at_s = now_s
+
+    def begin(self, idle_s: float | None, *, now_s: float) -> None:
+        """Begin anew in a process, *idle_s* after the work of the one before ended (None: there was none):
+        that time counts, so that processes that are started once a minute have what a daemon has.
+        Test: test_a_process_has_the_share_of_the_time_since_the_one_before."""
+        if idle_s is not None:
+            self._left_s, self._at_s = min(max(idle_s * self.SHARE, self.LEAST_S), self.MOST_S), now_s
 
     def has_left(self, now_s: float) -> bool:
         return self._left(now_s) > 0

@@ -275,7 +275,8 @@ def test_far_behind_checks_are_passed_over_once_the_time_is_spent(world: World) 
 
 
 def test_each_check_gets_its_turn(world: World) -> None:
-    writer, taken = Writer(world.folder), set()
+    writer = Writer(world.folder)
+    taken: set[tuple[int, int]] = set()
     rounds = range(1, 17)
     for number in rounds:
         lines = [check(chunk, 10_000, round=number) for chunk in range(1, 41)]
@@ -376,6 +377,18 @@ def test_no_more_than_a_share_of_the_time_goes_into_verifying(steps: list[tuple[
             budget.spend(costs_s, now_s=now_s)
             # More than there was is a debt, of one piece of work at the most.
             assert spent_s <= Budget.AT_FIRST_S + Budget.SHARE * now_s + costs_s + 1e-6
+
+
+@pytest.mark.parametrize(("idle_s", "left_s"), [(0.0, 0.5), (60.0, 3.0), (10**6, 60.0), (None, 2.0)])
+def test_a_process_has_the_share_of_the_time_since_the_one_before(
+    idle_s: float | None, left_s: float
+) -> None:
+    budget = Budget(now_s=0.0)
+    budget.begin(idle_s, now_s=0.0)
+    budget.spend(left_s - 0.01, now_s=0.0)
+    assert budget.has_left(0.0)
+    budget.spend(0.02, now_s=0.0)
+    assert not budget.has_left(0.0)
 
 
 def test_what_was_not_spent_is_kept_up_to_a_limit() -> None:

@@ -20,7 +20,7 @@ from syncdata.apply.sink import Verdict
 from syncdata.apply.state.marks import Mark, differs, encode_marks, is_of_check
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
-from syncdata.changes.verification import Check
+from syncdata.changes.verification import Check, follows
 
 if TYPE_CHECKING:
     from syncdata.apply.state.checkpoints import TableCheckpoint
@@ -163,19 +163,25 @@ def _make_room(connection: Connection[Any], table: str, check: Check) -> None:
     """Remove what the result of *check* takes the place of.
 
     An archiver that was started again reads the newest chunks of its round once more, under the same numbers,
-    and may cut them otherwise. One that has lost its numbers begins with the first round again: so a round
-    that has ended, and comes once more with another chunk, is another one.
+    and may cut them otherwise. Where one is a gap this time, the earlier one of its number may end before the
+    next begins, and goes. Test: test_a_gap_behind_a_chunk_that_was_cut_otherwise_is_one.
+
+    One that has lost its numbers begins with the first round again: so a round that has ended, and comes once
+    more with another chunk, is another one.
     """
     newest = connection.execute(
-        "SELECT chunk, is_last FROM data_sync_verifications WHERE table_name = %s AND round = %s"
-        " ORDER BY chunk DESC LIMIT 1",
-        (table, check.round),
+        "SELECT chunk, is_last, (SELECT bounds FROM data_sync_verifications WHERE table_name = v.table_name"
+        " AND round = v.round AND chunk = %s) FROM data_sync_verifications v"
+        " WHERE table_name = %s AND round = %s ORDER BY chunk DESC LIMIT 1",
+        (check.chunk - 1, table, check.round),
     ).fetchone()
     if newest is None:
         connection.execute(_DELETE_OLDER, {"table": table, "round": check.round})
         return
-    chunk, has_ended = newest
-    first = 0 if has_ended and chunk != check.chunk else check.chunk
+    chunk, has_ended, before = newest
+    first = check.chunk if before is None or follows(check, before) else check.chunk - 1
+    if has_ended and chunk != check.chunk:
+        first = 0
     if chunk < first:
         return
     connection.execute(
