@@ -11,6 +11,8 @@ not go through as they are (ApartError), it has done nothing, and they are appli
 ends the stretch before it. So what a file does, counts and blocks is the same in a stretch as by itself.
 
 A batch may end at checks of the archive: when it has committed, the rows are held to them (`verifying`).
+Groups behind are to catch up first; what went into verifying does not shorten their time. Tests:
+test_tables_behind_are_not_verified_while_they_catch_up, test_verifying_takes_no_time_of_tables_behind.
 
 Tables that stand at one position advance together, so that the database shows only states that the
 source showed. The group that is farthest ahead goes first, so that it does not grow stale. Then the groups
@@ -119,8 +121,14 @@ class Cycle:
             return self.result
         files = self.discover(since=groups[0].position.file or None)
         *behind, front = groups
-        self.advance(front, files)
+        is_at_end = self.advance(front, files)
         self.result.position = front.position
+        verifying, self._verifying = self._verifying, None
+        if verifying is not None:
+            if is_at_end:
+                verifying.note_ends(front)
+            if self._deadline is not None:
+                self._deadline += verifying.spent_s
         self._catch_up(behind, files)
         self._unblock_healed(checkpoints)
         for table in (self._at_end | self.result.activity.keys()) - self.result.blocked.keys():

@@ -31,7 +31,14 @@ from syncdata.apply.state.checkpoints import CheckpointMovedError
 from syncdata.apply.state.healing import ask_for_resyncs, read_differing
 from syncdata.apply.state.metrics import forget_minutes
 from syncdata.apply.state.pruning import BATCH_ENTRIES, prune_batch
-from syncdata.apply.state.runs import end_cycle, end_run, note_head, note_waiting, start_run
+from syncdata.apply.state.runs import (
+    end_cycle,
+    end_run,
+    note_head,
+    note_waiting,
+    seconds_since_cycle,
+    start_run,
+)
 from syncdata.changes.names import TableName
 from syncdata.errors import CycleError, ParseError, SyncError, UnexpectedError
 from syncdata.runtime.bounded_stream import ReadingStopped
@@ -68,7 +75,10 @@ class Run:
         self._pruned_at: dt.datetime | None = None
         self._interval_s = interval_s
         self._noted_waiting: tuple[int, int, int] | None = None
+        if (budget := resources.budget) is not None:
+            budget.begin(seconds_since_cycle(resources.connect()), now_s=time.monotonic())
         self.id = self._start()
+        self._must_look = False
         self._differing = read_differing(resources.connect())
 
     def _start(self) -> int:
@@ -99,6 +109,7 @@ class Run:
             self._end_cycle(result, summary)
         except Exception as error:
             failure = foreseen(error)
+            self._must_look = True
             summary = SyncResult.of(result, duration_s=time.monotonic() - started)
             if isinstance(failure, UnexpectedError):
                 # Nobody knows what state it left them in.
@@ -161,8 +172,12 @@ class Run:
 
     def _end_cycle(self, result: CycleResult, summary: SyncResult) -> None:
         self._open_sink().rest()
-        if result.files_processed or result.verified:  # else nothing can have been found
+        # Else nothing can have been found since the last look, nor be over. Tests:
+        # test_a_difference_is_told_though_the_cycle_that_found_it_failed,
+        # test_the_end_of_a_difference_is_told_though_no_file_comes.
+        if result.files_processed or result.verified or self._differing or self._must_look:
             self._look_at_differences(result)
+            self._must_look = False
         now = _utcnow()
         errors = [*summary.errors, *self._save_mirror(result.position, now)]
         self._note_cycle(errors, now=now)

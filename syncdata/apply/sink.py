@@ -146,6 +146,11 @@ class Verifier(Protocol):
         """
         ...
 
+    def pass_over(self, ends: Sequence[Check], *, position: Position) -> None:
+        """Note that rounds ended with the checks *ends*, to which no rows were held; their tables stand at
+        *position*. Of a round none of whose checks was taken nothing is noted."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitness:

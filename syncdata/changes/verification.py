@@ -101,6 +101,11 @@ class _Line(msgspec.Struct):
     verify: Check
 
 
+def follows(check: Check, bounds: str) -> bool:
+    """Tell whether *check* may go on where the one with those *bounds*, in words, ends."""
+    return check.after is None or bounds.endswith(f"up to {_spelled(check.after)}")
+
+
 def check_comment(check: Check) -> bytes:
     """Return the line for *check*."""
     return b"# %b\n" % msgspec.json.encode(_Line(check))

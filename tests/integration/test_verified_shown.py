@@ -12,12 +12,13 @@ import pytest
 from django.core.management import call_command
 from django.test import override_settings
 
+from syncdata.apply.cycle import Cycle
 from syncdata.apply.state.healing import ask_for_resyncs
 from syncdata.apply.state.marks import Mark, encode_marks
 from syncdata.apply.state.status import verification_of
 from syncdata.changes.position import format_lsn
 from syncdata.changes.verification import Check, check_comment, hash_of_rows
-from syncdata.errors import RequestError, StatusError, VerificationError
+from syncdata.errors import FetchError, RequestError, StatusError, VerificationError
 from syncdata.monitoring import render_metrics
 from syncdata.service import DaemonStatus, TableInfo
 from syncdata.signals import table_differs, table_equal
@@ -267,6 +268,40 @@ def test_a_table_that_begins_to_differ_is_told_once_and_so_is_its_end(
     assert heard.take() == [("users", "equal")]
 
 
+def test_the_end_of_a_difference_is_told_though_no_file_comes(
+    users: World, source: Writer, heard: Heard
+) -> None:
+    with users.service() as service, service._worker.running(600) as run:
+        next_file(source, 2)
+        note_difference(users)
+        run.cycle(threading.Event())
+        assert heard.take() == [("users", str(FOUND))]
+        set_marks(users)
+        run.cycle(threading.Event())
+    assert heard.take() == [("users", "equal")]
+
+
+def test_a_difference_is_told_though_the_cycle_that_found_it_failed(
+    users: World, source: Writer, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with users.service() as service, service._worker.running(600) as run:
+        next_file(source, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(Cycle, "_catch_up", fail_after_finding(users))
+            with pytest.raises(FetchError):
+                run.cycle(threading.Event())
+        run.cycle(threading.Event())
+    assert heard.take() == [("users", str(FOUND))]
+
+
+def fail_after_finding(world: World) -> Callable[..., None]:
+    def fail(*arguments: Any) -> None:
+        note_difference(world)
+        raise FetchError("the host does not answer")
+
+    return fail
+
+
 def test_a_table_that_differed_before_the_daemon_began_is_not_told_again(
     users: World, source: Writer, heard: Heard
 ) -> None:
@@ -339,6 +374,19 @@ def test_after_a_whole_equal_round_a_difference_is_mended_again(
     cycle()
     assert [request[3] for request in requests(healing)] == ["done", "done"]
     assert healing.rows("SELECT * FROM users") == [(7, "Ann")]
+
+
+def test_a_round_that_was_equal_in_part_is_no_reason_to_mend_again(
+    healing: World, source: Writer, cycle: Callable[..., None]
+) -> None:
+    cycle(lambda: spoil(healing))
+    cycle()
+    healing.execute("DELETE FROM data_sync_verifications")
+    note_check(healing, "users", round_=2)
+    healing.execute("UPDATE data_sync_verifications SET seen = 100 * rows + 100")
+    set_marks(healing, FOUND)
+    cycle()
+    assert [request[3] for request in requests(healing)] == ["done"]
 
 
 def test_a_table_without_a_snapshot_keeps_its_rows_though_they_differ(

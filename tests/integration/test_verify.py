@@ -15,7 +15,7 @@ from syncdata.apply.state.checkpoints import read_checkpoint
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.verification import Check
 from tests.production import Production
-from tests.verified import catalog_of, check_of, follow, hold, marks, summary
+from tests.verified import catalog_of, check_of, follow, hold, marks, outcome, summary
 from tests.world import World
 
 ITEMS = (
@@ -173,6 +173,127 @@ def test_chunks_that_are_read_again_under_their_numbers_count_once(
     found = summary(world, "items")
     assert (found.rows, found.share) == (100, 1.0)
     assert found.verified_at is not None
+
+
+def test_a_gap_behind_a_chunk_that_was_cut_otherwise_is_one(
+    production: Production, world: World, items: Catalog
+) -> None:
+    """The archiver was started again behind chunk 1. It cuts chunk 2 otherwise, up to 80, but has no proof;
+    meanwhile production has lost 20 rows, so the number of rows shows nothing."""
+    world.execute("UPDATE items SET a = 'x' WHERE id = 70")
+    first, second, third = whole_round(production, 1)
+    hold(world, items, first, second, third)
+    hold(world, items, *(_of_round(check, 2) for check in (first, second)))
+    hold(world, items, bounded(production, 80, None, round=2, chunk=3, seen=80, is_last=True))
+    assert marks(world, "items") == ["differs"]
+    assert world.rows("SELECT chunk FROM data_sync_verifications ORDER BY 1") == [(1,), (3,)]
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_round_ends_with_a_check_that_is_passed_over(
+    production: Production, world: World, items: Catalog, is_taken: bool
+) -> None:
+    hold(world, items, *whole_round(production, 1))
+    world.execute("UPDATE data_sync_verifications SET verified_at = verified_at - interval '1 day'")
+    before = summary(world, "items")
+    first, second, third = whole_round(production, 2)
+    if is_taken:
+        hold(world, items, first, second)
+    with world.connect() as connection:
+        checkpoint = read_checkpoint(connection, third.name)
+        assert checkpoint is not None
+        Target(connection, metric_freq_hours=24).pass_over([third], position=checkpoint.position)
+    found = summary(world, "items")
+    assert (found.rows, found.not_comparable) == (100, "")
+    if is_taken:
+        assert found.share == 0.6 and found.verified_at != before.verified_at
+    else:  # what is known of the round before is all that is known
+        assert found.share == 1.0 and found.verified_at == before.verified_at
+
+
+def test_of_checks_that_are_taken_together_one_in_trouble_holds_up_no_other(
+    production: Production, world: World, items: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "LOCK_LIMIT_S", 0.02)
+    other = "CREATE TABLE others (id int PRIMARY KEY)"
+    production.execute(other)
+    world.execute(other)
+    follow(production, world, "others")
+    catalog = catalog_of(production)
+    locked = check_of(production, "others", "id")
+    around = [bounded(production, None, 50, seen=50), bounded(production, 50, None, chunk=2, is_last=True)]
+    with world.connect() as connection, world.connect() as holder, holder.transaction():
+        holder.execute("LOCK TABLE others IN ACCESS EXCLUSIVE MODE")
+        checkpoint = read_checkpoint(connection, locked.name)
+        assert checkpoint is not None
+        verdicts = Target(connection, metric_freq_hours=24).verify(
+            [around[0], locked, around[1]], catalog, position=checkpoint.position, file=""
+        )
+    assert [verdict.is_equal for verdict in verdicts] == [True, None, True]
+    assert summary(world, "items").share == 1.0
+
+
+TEXTS = "CREATE TABLE texts (k text COLLATE {} PRIMARY KEY, v int)"
+
+
+def texts(production: Production, world: World, collation: str) -> tuple[Catalog, Check]:
+    production.execute(
+        TEXTS.format('"C"'),
+        "INSERT INTO texts SELECT chr(65 + i % 58) || i, i FROM generate_series(1, 100) i",
+    )
+    world.execute(TEXTS.format(collation))
+    follow(production, world, "texts")
+    return catalog_of(production), check_of(production, "texts", "k", "v", key=("k",), upto=("Z",))
+
+
+@pytest.mark.parametrize("collation", ['"C"', '"default"', '"C.utf8"'])
+def test_texts_in_the_order_of_their_bytes_are_found_by_their_index(
+    production: Production, world: World, monkeypatch: pytest.MonkeyPatch, collation: str
+) -> None:
+    catalog, check = texts(production, world, collation)
+    assert outcome(world, catalog, check) is True
+    statement = verify._statement
+    plans: list[str] = []
+
+    def explained(connection: Any, *arguments: Any) -> Any:
+        text, values = statement(connection, *arguments)
+        plans.append(str(connection.execute("EXPLAIN " + text.as_string(connection), values).fetchall()))
+        return text, values
+
+    monkeypatch.setattr(verify, "_statement", explained)
+    is_by_itself = collation == '"C"' or (
+        collation == '"default"'
+        and world.value("SELECT datcollate FROM pg_database WHERE datname = current_database()") == "C"
+    )
+    assert outcome(world, catalog, check) is True
+    assert ("Index Cond" in plans[0]) is is_by_itself
+
+
+def test_a_large_table_in_another_order_is_not_read_as_a_whole_for_each_chunk(
+    production: Production, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, check = texts(production, world, '"C.utf8"')
+    monkeypatch.setattr(verify, "_SMALL_BYTES", 0)
+    (verdict,) = hold(world, catalog, check)
+    assert verdict.is_equal is None and "column k of the key has another collation" in verdict.reason
+    world.execute('CREATE INDEX ON texts (k COLLATE "C")')
+    assert outcome(world, catalog, check) is True
+
+
+def test_a_composite_whose_fields_are_spelled_otherwise_is_no_difference(
+    production: Production, world: World
+) -> None:
+    table = "CREATE TABLE pairs (id int PRIMARY KEY, p pair)"
+    production.execute("CREATE TYPE pair AS (n numeric(5,1))", table, "INSERT INTO pairs VALUES (1, '(1.5)')")
+    world.execute("CREATE TYPE pair AS (n numeric(5,2))", table)
+    follow(production, world, "pairs")
+    catalog, check = catalog_of(production), check_of(production, "pairs", "id", "p")
+    (verdict,) = hold(world, catalog, check)
+    assert verdict.is_equal is None and "column p is of a composite type" in verdict.reason
+    world.execute("ALTER TABLE pairs ALTER p TYPE text USING '(1.5)'")
+    assert outcome(world, catalog, check) is True
+    world.execute("DELETE FROM pairs")
+    assert outcome(world, catalog, check) is False
 
 
 def test_rows_of_two_rounds_at_most_are_kept(production: Production, world: World, items: Catalog) -> None:

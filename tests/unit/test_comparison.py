@@ -95,6 +95,18 @@ def test_where_a_value_may_be_spelled_otherwise_only_the_number_is_compared(
     assert found.problem == ""
 
 
+@pytest.mark.parametrize("is_array", [False, True])
+def test_another_text_of_a_composite_is_in_doubt(is_array: bool) -> None:
+    kind = ColumnType(kind="composite", fields=(("n", ColumnType()),))
+    element = ColumnType(kind="array", element=kind) if is_array else kind
+    only = Column(name="a", sql_type="pair[]" if is_array else "pair", type=element)
+    there = "public.pair[]" if is_array else "public.pair"
+    schema = TableSchema(name=USERS, oid=1, columns=(only,), key=("a",))
+    found = plan_comparison(check(), table("users", f"a {there}"), schema)
+    assert [c.name for c in found.columns] == ["a"] and "column a" in found.doubt
+    assert plan_comparison(check(), table("users", "a integer"), here("integer")).doubt == ""
+
+
 def test_a_column_that_is_on_one_side_only_is_named() -> None:
     found = plan_comparison(check(columns=("a", "b")), table("users", "a integer"), here("integer"))
     assert found.unhashed == "production's catalog has no column b"

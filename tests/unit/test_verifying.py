@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.cycle import Cycle
-from syncdata.apply.plan.batches import Batch, Limits
+from syncdata.apply.feed.groups import Group
+from syncdata.apply.plan.batches import Batch, BatchFile, Limits, Segment
 from syncdata.apply.position import START, Advance, Position
 from syncdata.apply.result import CycleResult, Verified
 from syncdata.apply.sink import Outcome, Verdict
@@ -24,7 +27,7 @@ from syncdata.archive.local import LocalSettings
 from syncdata.changes.catalog import Catalog, catalog_comment
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
-from syncdata.changes.verification import Check, check_comment
+from syncdata.changes.verification import Check, check_comment, parse_check
 from syncdata.errors import ApplyError, SyncError
 from tests.catalogs import put
 from tests.catalogs import table as published
@@ -42,6 +45,7 @@ class Rows:
     batches: int = 0
     asked: list[tuple[int, str, Position]] = field(default_factory=list)
     catalogs: list[Catalog | None] = field(default_factory=list)
+    ends: list[tuple[int, Position]] = field(default_factory=list)
 
     def begin_file(self, tables: Collection[TableName]) -> None:
         pass
@@ -75,7 +79,7 @@ class Rows:
         self, checks: Sequence[Check], published: Catalog | None, *, position: Position, file: str
     ) -> list[Verdict]:
         self.asked += [(check.chunk, file, position) for check in checks]
-        self.catalogs.append(published)
+        self.catalogs += [published] * len(checks)
         verdicts = []
         for check in checks:
             rows = len(self.rows.get(check.name, []))
@@ -83,6 +87,9 @@ class Rows:
                 Verdict(table=check.name, check=check, is_equal=rows == check.rows, rows_here=rows)
             )
         return verdicts
+
+    def pass_over(self, ends: Sequence[Check], *, position: Position) -> None:
+        self.ends += [(end.chunk, position) for end in ends]
 
 
 class Clock:
@@ -97,16 +104,16 @@ class Clock:
         return self.now_s
 
 
-def check(chunk: int, rows: int, *, table: str = "orders", lsn: int = 10**6) -> str:
+def check(chunk: int, rows: int, *, table: str = "orders", lsn: int = 10**6, **options: Any) -> str:
     made = Check(
         schema="public",
         table=table,
         columns=("id",),
         rows=rows,
         lsn=format_lsn(lsn),
-        round=1,
         chunk=chunk,
         seen=rows,
+        **({"round": 1} | options),
     )
     return check_comment(made).decode().rstrip()
 
@@ -122,7 +129,14 @@ class World:
     clock: Clock = field(default_factory=Clock)
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, *tables: TableName, at: Position = START, verifies: bool = True) -> CycleResult:
+    def run(
+        self,
+        *tables: TableName,
+        at: Position = START,
+        verifies: bool = True,
+        behind: Collection[TableName] = (),
+        deadline: float | None = None,
+    ) -> CycleResult:
         verifying = Verifying(self.sink, Budget(now_s=0.0), stop=self.stop, clock=self.clock)
         cycle = Cycle(
             open_archive(LocalSettings(directory=self.folder)),
@@ -130,8 +144,10 @@ class World:
             limits=Limits(batch_records=1_000, batch_bytes=1_000_000),
             stop=self.stop,
             verifying=verifying if verifies else None,
+            deadline=deadline,
         )
         checkpoints = [TableCheckpoint(table=table, position=at) for table in tables or (ORDERS,)]
+        checkpoints += [TableCheckpoint(table=table, position=START) for table in behind]
         return cycle.run(checkpoints)
 
     @property
@@ -236,7 +252,7 @@ def test_a_plain_file_has_no_checks(world: World) -> None:
 
 
 def test_a_stop_ends_verifying_between_two_checks(world: World) -> None:
-    Writer(world.folder).changes(1, [(10, [order(1)]), (20, [check(chunk, 1) for chunk in range(100)])])
+    Writer(world.folder).changes(1, [(10, [order(1)]), (20, [check(chunk, 10_000) for chunk in range(100)])])
     verify = world.sink.verify
 
     def verify_and_stop(*args: object, **options: object) -> list[Verdict]:
@@ -258,6 +274,98 @@ def test_far_behind_checks_are_passed_over_once_the_time_is_spent(world: World) 
     assert len(world.sink.rows[ORDERS]) == 39
 
 
+def test_each_check_gets_its_turn(world: World) -> None:
+    writer = Writer(world.folder)
+    taken: set[tuple[int, int]] = set()
+    rounds = range(1, 17)
+    for number in rounds:
+        lines = [check(chunk, 10_000, round=number) for chunk in range(1, 41)]
+        writer.changes(number, [(number * 10, [order(number)]), (number * 10 + 5, lines)])
+    verify = world.sink.verify
+
+    def noted(checks: Sequence[Check], *args: Any, **options: Any) -> list[Verdict]:
+        taken.update((check.chunk, check.round) for check in checks)
+        return verify(checks, *args, **options)
+
+    world.sink.verify = noted  # type: ignore[method-assign]
+    world.clock.step_s = 0.5
+    world.run()
+    assert {chunk for chunk, _ in taken} == set(range(1, 41))
+    assert len(taken) < 16 * 40 / 4
+
+
+def test_a_round_whose_last_check_is_passed_over_ends_all_the_same(world: World) -> None:
+    writer = Writer(world.folder)
+    for number in range(1, 40):
+        lines = [check(number, number, is_last=number == 39)]
+        writer.changes(number, [(number * 10, [order(number)]), (number * 10 + 5, lines)])
+    writer.changes(40, [(1_000, [order(40)])])
+    world.clock.step_s = 0.2
+    world.run()
+    assert 39 not in world.chunks
+    assert [(chunk, position.file) for chunk, position in world.sink.ends] == [(39, file_name(40))]
+
+
+def test_a_round_that_is_overtaken_by_the_next_one_is_not_ended_anew(world: World) -> None:
+    budget = Budget(now_s=0.0)
+    verifying = Verifying(world.sink, budget, stop=world.stop, clock=world.clock)
+    budget.spend(30, now_s=0.0)
+    lines = [check(3, 1, round=number, is_last=True).encode() for number in (1, 2)]
+    first, second = (found for line in lines if (found := parse_check(line)) is not None)
+    assert not verifying.wanted({ORDERS: None})(first)
+    world.clock.now_s = 10_000.0
+    at = Position(file=file_name(1), is_finished=True)
+    file = BatchFile(name=file_name(1), is_plain=False)
+    segment = Segment(
+        file=file,
+        records=[],
+        end_record=1,
+        commit_lsn=10,
+        skipped=0,
+        repeated=0,
+        size_bytes=0,
+        ends_file=True,
+        checks=(second,),
+    )
+    group = Group(position=at, watermarks={ORDERS: None})
+    verifying.verify(Batch(segments=(segment,)), group)
+    verifying.note_ends(group)
+    assert world.chunks == [3] and world.sink.ends == []
+
+
+def tables_one_of_which_is_behind(world: World) -> Position:
+    writer = Writer(world.folder)
+    for number in range(1, 6):
+        both = [order(number), order(number, table="users")]
+        checks = [check(number, number), check(number, number, table="users")]
+        writer.changes(number, [(number * 10, both), (number * 10 + 5, checks)])
+    world.run()
+    source_id = world.sink.asked[-1][2].source_id
+    world.sink = Rows(rows={ORDERS: [1, 2]})
+    return Position(file=file_name(2), is_finished=True, commit_lsn=20, source_id=source_id)
+
+
+def test_tables_behind_are_not_verified_while_they_catch_up(world: World) -> None:
+    at = tables_one_of_which_is_behind(world)
+    result = world.run(ORDERS, at=at, behind=[USERS])
+    assert world.sink.rows == {ORDERS: [1, 2, 3, 4, 5], USERS: [1, 2, 3, 4, 5]}
+    assert result.verified == {ORDERS: Verified(equal=3)}
+
+
+def test_verifying_takes_no_time_of_tables_behind(world: World) -> None:
+    at = tables_one_of_which_is_behind(world)
+    verify = world.sink.verify
+
+    def slow(*args: Any, **options: Any) -> list[Verdict]:
+        world.clock.now_s += 100.0
+        return verify(*args, **options)
+
+    world.sink.verify = slow  # type: ignore[method-assign]
+    # As if it had passed while the rows were looked at.
+    world.run(ORDERS, at=at, behind=[USERS], deadline=time.monotonic() - 50)
+    assert world.sink.rows[USERS] == [1, 2, 3, 4, 5]
+
+
 @given(st.lists(st.tuples(st.floats(0, 1_000), st.floats(0.001, 5)), min_size=1, max_size=50))
 def test_no_more_than_a_share_of_the_time_goes_into_verifying(steps: list[tuple[float, float]]) -> None:
     budget, now_s, spent_s = Budget(now_s=0.0), 0.0, 0.0
@@ -269,6 +377,18 @@ def test_no_more_than_a_share_of_the_time_goes_into_verifying(steps: list[tuple[
             budget.spend(costs_s, now_s=now_s)
             # More than there was is a debt, of one piece of work at the most.
             assert spent_s <= Budget.AT_FIRST_S + Budget.SHARE * now_s + costs_s + 1e-6
+
+
+@pytest.mark.parametrize(("idle_s", "left_s"), [(0.0, 0.5), (60.0, 3.0), (10**6, 60.0), (None, 2.0)])
+def test_a_process_has_the_share_of_the_time_since_the_one_before(
+    idle_s: float | None, left_s: float
+) -> None:
+    budget = Budget(now_s=0.0)
+    budget.begin(idle_s, now_s=0.0)
+    budget.spend(left_s - 0.01, now_s=0.0)
+    assert budget.has_left(0.0)
+    budget.spend(0.02, now_s=0.0)
+    assert not budget.has_left(0.0)
 
 
 def test_what_was_not_spent_is_kept_up_to_a_limit() -> None:

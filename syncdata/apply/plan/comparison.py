@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from syncdata.apply.plan.schema import Column, TableSchema
+from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.types import SqlType, parse_type
 from syncdata.changes.catalog import Column as PublishedColumn
 from syncdata.changes.catalog import PublishedTable
@@ -48,12 +48,14 @@ class KeyColumn:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """How the rows here are held to a check. ``columns``: those of the hash; none where the number of rows is
-    all that can be compared, for the reason ``unhashed`` if the check has more. ``problem``: why nothing can.
+    all that can be compared, for the reason ``unhashed`` if the check has more. ``doubt``: why another hash
+    says nothing; an equal one is a proof all the same. ``problem``: why nothing can be compared.
     """
 
     columns: tuple[ComparedColumn, ...] = ()
     key: tuple[KeyColumn, ...] = ()
     unhashed: str = ""
+    doubt: str = ""
     problem: str = ""
 
 
@@ -81,7 +83,18 @@ def plan_comparison(check: Check, published: PublishedTable | None, here: TableS
         if isinstance(compared, str):
             return Comparison(key=tuple(key), unhashed=compared)
         columns.append(compared)
-    return Comparison(columns=tuple(columns), key=tuple(key))
+    doubt = next((_doubt(local[name]) for name in check.columns if _is_composite(local[name].type)), "")
+    return Comparison(columns=tuple(columns), key=tuple(key), doubt=doubt)
+
+
+def _is_composite(column_type: ColumnType | None) -> bool:
+    return column_type is not None and (column_type.kind == "composite" or _is_composite(column_type.element))
+
+
+def _doubt(here: Column) -> str:
+    """Return why rows may be equal that have other texts: the archive does not say what fields a composite
+    type has in production, and here they may be of other types."""
+    return f"column {here.name} is of a composite type, whose fields may be spelled otherwise here"
 
 
 def _compared(name: str, there: PublishedColumn | None, here: Column | None) -> ComparedColumn | str:

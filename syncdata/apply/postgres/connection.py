@@ -81,6 +81,11 @@ def limit_lock_waits(connection: Connection[Any], seconds: float) -> None:
     connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{round(seconds * 1000)}ms",))
 
 
+def limit_statements(connection: Connection[Any], seconds: float) -> None:
+    """Let each statement of the rest of the transaction take so long, and no longer."""
+    connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{round(seconds * 1000)}ms",))
+
+
 def do_not_wait_for_disk(connection: Connection[Any]) -> None:
     """Let the transaction commit before it is on the server's disk.
 

@@ -64,7 +64,7 @@ from syncdata.apply.postgres.rests import Rests
 from syncdata.apply.postgres.sequences import Sequences
 from syncdata.apply.postgres.shadow import ShadowGroup, ShadowTarget, open_shadow
 from syncdata.apply.postgres.stamps import send_stamps, stamps_of
-from syncdata.apply.postgres.verify import verify
+from syncdata.apply.postgres.verify import pass_over, verify
 from syncdata.apply.postgres.watch import Watch
 from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
@@ -214,6 +214,11 @@ class Target:
             return verify(
                 self._connection, checks, published, self._schemas, position=position, clock=self._clock
             )
+
+    def pass_over(self, ends: Sequence[Check], *, position: Position) -> None:
+        """Note that rounds ended with *ends*, to which no rows were held."""
+        with translated_errors():
+            pass_over(self._connection, ends, position=position, now=self._clock())
 
     def rest(self) -> None:
         """Drop the staging tables between cycles: they would keep types from being dropped."""

@@ -18,8 +18,9 @@ Invariants:
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -33,10 +34,11 @@ from syncdata.apply.postgres.connection import (
     is_servers_fault,
     kind_of,
     limit_lock_waits,
+    limit_statements,
 )
 from syncdata.apply.sink import Verdict
-from syncdata.apply.state.checkpoints import TableCheckpoint, lock_checkpoints, read_checkpoint
-from syncdata.apply.state.verifications import keep_verdict
+from syncdata.apply.state.checkpoints import TableCheckpoint, lock_checkpoints, read_checkpoints_of
+from syncdata.apply.state.verifications import keep_end, keep_verdict
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
@@ -55,6 +57,15 @@ class _Found:
     trouble: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A check, and how the table with that schema is held to it."""
+
+    check: Check
+    schema: TableSchema | None
+    comparison: Comparison
+
+
 def verify(
     connection: Connection[Any],
     checks: Sequence[Check],
@@ -70,39 +81,58 @@ def verify(
     psycopg.Error only where the server or the connection fails.
     """
     entries = {} if published is None else {entry.table: entry for entry in published.tables}
-    verdicts = []
+    plans = []
     for check in checks:
         schema = schemas.get(check.name)
-        comparison = plan_comparison(check, entries.get(check.name), schema)
-        checkpoint, found = _look(connection, check, comparison, schema)
-        if checkpoint is None or not _is_at(checkpoint, position, check):
-            continue
-        verdict = _judge(check, comparison, found)
-        if _keep(connection, verdict, checkpoint, position, now=clock()):
-            verdicts.append(verdict)
-    return verdicts
+        plans.append(_Plan(check, schema, plan_comparison(check, entries.get(check.name), schema)))
+    judged = [
+        (checkpoint, _judge(plan.check, plan.comparison, found))
+        for plan, (checkpoint, found) in zip(plans, _look(connection, plans), strict=False)
+        if checkpoint is not None and _is_at(checkpoint, position, plan.check)
+    ]
+    return _keep(connection, judged, position, now=clock())
+
+
+def pass_over(
+    connection: Connection[Any], ends: Sequence[Check], *, position: Position, now: dt.datetime
+) -> None:
+    """Note that rounds of tables, which stand at *position*, ended with *ends*, which were passed over."""
+    with connection.transaction():
+        locked = {found.table: found for found in lock_checkpoints(connection, [end.name for end in ends])}
+        for end in ends:
+            if (checkpoint := locked.get(end.name)) is not None and _is_at(checkpoint, position, end):
+                keep_end(connection, end, checkpoint, now=now)
 
 
 def _keep(
     connection: Connection[Any],
-    verdict: Verdict,
-    checkpoint: TableCheckpoint,
+    judged: Sequence[tuple[TableCheckpoint, Verdict]],
     position: Position,
     *,
     now: dt.datetime,
-) -> bool:
-    """Keep *verdict*, which was found at *checkpoint*; return False where that has moved, or is locked."""
+) -> list[Verdict]:
+    """Keep the verdicts, each of which was found at a checkpoint, and return them; but for those where that
+    has moved, or is locked."""
+    kept = []
+    if not judged:
+        return []
     try:
         with connection.transaction():
             # A resync that ends just now may hold it for longer.
             limit_lock_waits(connection, LOCK_LIMIT_S)
-            locked = next(iter(lock_checkpoints(connection, [verdict.table])), None)
-            if locked is None or locked.id != checkpoint.id or not _is_at(locked, position, verdict.check):
-                return False
-            keep_verdict(connection, verdict, locked, now=now)
+            tables = dict.fromkeys(verdict.table for _, verdict in judged)
+            locked = {found.table: found for found in lock_checkpoints(connection, list(tables))}
+            for checkpoint, verdict in judged:
+                known = locked.get(verdict.table)
+                if known is None or known.id != checkpoint.id or not _is_at(known, position, verdict.check):
+                    continue
+                locked[verdict.table] = keep_verdict(connection, verdict, known, now=now)
+                kept.append(verdict)
     except psycopg.errors.LockNotAvailable:
-        return False
-    return True
+        # One table's lock costs no other its verdict.
+        one_by_one = [[one] for one in judged] if len(judged) > 1 else []
+        return [verdict for one in one_by_one for verdict in _keep(connection, one, position, now=now)]
+    return kept
 
 
 def _is_at(checkpoint: TableCheckpoint, position: Position, check: Check) -> bool:
@@ -112,34 +142,101 @@ def _is_at(checkpoint: TableCheckpoint, position: Position, check: Check) -> boo
     return is_there and (mine.commit_lsn is None or mine.commit_lsn <= parse_lsn(check.lsn))
 
 
-def _look(
-    connection: Connection[Any], check: Check, comparison: Comparison, schema: TableSchema | None
-) -> tuple[TableCheckpoint | None, _Found]:
-    """Return the checkpoint of the table and the rows in the bounds of *check*, both of one moment."""
-    checkpoint = None
-    try:
-        with connection.transaction(), connection.cursor() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            checkpoint = read_checkpoint(connection, check.name)
-            if schema is None or comparison.problem:
-                return checkpoint, _Found(trouble=comparison.problem)
-            limit_lock_waits(connection, LOCK_LIMIT_S)
-            cursor.execute(
-                "SELECT set_config('statement_timeout', %s, true)", (f"{round(LIMIT_S * 1000)}ms",)
-            )
-            # Those few rows are found by the key's index, whatever the planner makes of old statistics.
-            allow_only_nested_loops(cursor, not check.is_of_whole_table)
-            row = cursor.execute(*_statement(connection, check, comparison, schema)).fetchone()
-            assert row is not None
-            return checkpoint, _Found(row[0], row[1])
-    except psycopg.errors.QueryCanceled:
-        return checkpoint, _Found(trouble=f"that took longer than {LIMIT_S:g} seconds")
-    except psycopg.errors.LockNotAvailable:
-        return checkpoint, _Found(trouble="others held a lock on the table")
-    except psycopg.Error as error:
-        if is_servers_fault(error):
-            raise
-        return checkpoint, _Found(trouble=f"the database refuses to read them ({kind_of(error)})")
+_Looks = list[tuple[TableCheckpoint | None, _Found]]
+
+
+def _look(connection: Connection[Any], plans: Sequence[_Plan]) -> _Looks:
+    """Return for the *plans*, in their order, the checkpoint of the table and the rows in the bounds of the
+    check, both of one moment. When that takes long in all, the last of them are left out."""
+    looks: _Looks = []
+    until_s = time.monotonic() + LIMIT_S
+    while len(looks) < len(plans) and time.monotonic() < until_s:
+        checkpoints: dict[TableName, TableCheckpoint] = {}
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                names = [plan.check.name for plan in plans[len(looks) :]]
+                checkpoints |= {found.table: found for found in read_checkpoints_of(connection, names)}
+                limit_lock_waits(connection, LOCK_LIMIT_S)
+                limit_statements(connection, LIMIT_S)
+                for plan in plans[len(looks) :]:
+                    looks.append((checkpoints.get(plan.check.name), _read(cursor, plan)))
+                    if time.monotonic() > until_s:
+                        break
+        except psycopg.Error as error:
+            if len(looks) == len(plans) or (trouble := _trouble(error)) is None:
+                raise
+            # It ends the transaction, but is that check's own: those behind it are looked at in another.
+            looks.append((checkpoints.get(plans[len(looks)].check.name), _Found(trouble=trouble)))
+    return looks
+
+
+def _trouble(error: psycopg.Error) -> str | None:
+    """Return why rows could not be read, where it is for a reason of their own."""
+    match error:
+        case psycopg.errors.QueryCanceled():
+            return f"that took longer than {LIMIT_S:g} seconds"
+        case psycopg.errors.LockNotAvailable():
+            return "others held a lock on the table"
+    return None if is_servers_fault(error) else f"the database refuses to read them ({kind_of(error)})"
+
+
+def _read(cursor: psycopg.Cursor[Any], plan: _Plan) -> _Found:
+    if plan.schema is None or plan.comparison.problem:
+        return _Found(trouble=plan.comparison.problem)
+    comparison = _in_local_order(cursor, plan)
+    if comparison.problem:
+        return _Found(trouble=comparison.problem)
+    # Those few rows are found by the key's index, whatever the planner makes of old statistics.
+    allow_only_nested_loops(cursor, not plan.check.is_of_whole_table)
+    row = cursor.execute(*_statement(cursor.connection, plan.check, comparison, plan.schema)).fetchone()
+    assert row is not None
+    return _Found(row[0], row[1])
+
+
+# A row comparison can use an index that begins with its first column, in the same collation. Without one, to
+# read the whole of a small table costs little.
+_SMALL_BYTES = 16 << 20
+_ORDERS = """
+SELECT a.attname::text,
+    a.attcollation IN ('pg_catalog."C"'::regcollation, 'pg_catalog."POSIX"'::regcollation)
+    OR a.attcollation = 'pg_catalog."default"'::regcollation AND (
+        SELECT coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' AND d.datcollate IN ('C', 'POSIX')
+        FROM pg_database d WHERE d.datname = current_database()),
+    EXISTS (
+        SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indkey[0] = a.attnum
+            AND i.indcollation[0] = 'pg_catalog."C"'::regcollation AND i.indisvalid AND i.indpred IS NULL
+    ) OR %(small)s >= coalesce(
+        (SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(a.attrelid::regclass)),
+        pg_relation_size(a.attrelid::regclass))
+FROM pg_attribute a WHERE a.attrelid = %(table)s AND a.attname = ANY(%(columns)s)
+"""
+
+
+def _in_local_order(cursor: psycopg.Cursor[Any], plan: _Plan) -> Comparison:
+    """Return the comparison, in which those columns of the key that are in the order of their bytes by
+    themselves, so that their index has it, are taken as they are. A large table of which no index has that
+    order cannot be compared: each of its chunks would have all of it read.
+    Tests: test_texts_in_the_order_of_their_bytes_are_found_by_their_index,
+    test_a_large_table_in_another_order_is_not_read_as_a_whole_for_each_chunk."""
+    comparison, check = plan.comparison, plan.check
+    texts = [column.name for column in comparison.key if column.is_text]
+    if not texts or check.keys is not None or plan.schema is None:
+        return comparison
+    rows = cursor.execute(
+        _ORDERS, {"table": plan.schema.oid, "columns": texts, "small": _SMALL_BYTES}
+    ).fetchall()
+    by_itself = {name for name, is_by_itself, _ in rows if is_by_itself}
+    first = comparison.key[0]
+    if first.is_text and not any(row[0] == first.name and (row[1] or row[2]) for row in rows):
+        return Comparison(
+            problem=f"column {first.name} of the key has another collation here than in production, and the"
+            " table no index with that one"
+        )
+    key = tuple(
+        replace(column, is_text=column.name not in by_itself and column.is_text) for column in comparison.key
+    )
+    return replace(comparison, key=key)
 
 
 def _judge(check: Check, comparison: Comparison, found: _Found) -> Verdict:
@@ -150,6 +247,8 @@ def _judge(check: Check, comparison: Comparison, found: _Found) -> Verdict:
             is_equal, reason = False, f"{check.rows:,} there, {found.rows:,} here"
         elif comparison.unhashed:
             reason = comparison.unhashed
+        elif check.hash is not None and found.hash != check.hash and comparison.doubt:
+            reason = comparison.doubt
         elif check.hash is not None and found.hash != check.hash:
             is_equal, reason = False, f"of {check.rows:,} some have other values"
         else:

@@ -121,8 +121,12 @@ def read_checkpoints(connection: Connection[Any], *, without: Collection[str] = 
 
 def read_checkpoint(connection: Connection[Any], table: TableName) -> TableCheckpoint | None:
     """Return the checkpoint of *table*; None where it has none, or is not whitelisted."""
-    rows = _rows(connection, _OF_TABLES, names=[str(table)])
-    return _checkpoint(rows[0]) if rows else None
+    return next(iter(read_checkpoints_of(connection, [table])), None)
+
+
+def read_checkpoints_of(connection: Connection[Any], tables: Collection[TableName]) -> list[TableCheckpoint]:
+    """Return the checkpoints of those *tables* that have one, and are whitelisted."""
+    return [_checkpoint(row) for row in _rows(connection, _OF_TABLES, names=[str(table) for table in tables])]
 
 
 def _open_missing(connection: Connection[Any]) -> None:

@@ -62,7 +62,8 @@ def ask_for_resyncs(connection: Connection[Any]) -> list[TableName]:
         verified = summaries(connection) if rows else {}
         chosen = []
         for name, outcome, requested_at in rows:
-            equal_at = verified[name].verified_at if name in verified else None
+            known = verified.get(name)
+            equal_at = known.verified_at if known is not None and known.share >= 1 else None
             for table in parse_all([name]):
                 if requested_at is None or (equal_at is not None and equal_at > requested_at):
                     chosen.append(table)

@@ -53,7 +53,8 @@ GROUP BY period_start ORDER BY period_start DESC LIMIT 62
 _UNEQUAL = """
 SELECT table_name, bounds, rows, rows_here, is_equal, reason, position, commit_lsn::text AS commit_lsn,
     verified_at
-FROM data_sync_verifications WHERE is_equal IS NOT TRUE ORDER BY table_name, verified_at, id
+FROM data_sync_verifications WHERE NOT is_equal OR (is_equal IS NULL AND reason <> '')
+ORDER BY table_name, verified_at, id
 """
 
 _REQUESTS = """

@@ -25,6 +25,14 @@ def start_run(connection: Connection[Any], *, host: str, pid: int, sync_frequenc
     return int(row[0])
 
 
+def seconds_since_cycle(connection: Connection[Any]) -> float | None:
+    """Return how long ago the newest cycle of any run ended; None when there was none."""
+    row = connection.execute(
+        "SELECT extract(epoch FROM clock_timestamp() - max(last_sync_at))::float8 FROM data_sync_runs"
+    ).fetchone()
+    return row[0] if row else None
+
+
 def add_to_run(connection: Connection[Any], run_id: int, *, records: int) -> None:
     connection.execute(
         "UPDATE data_sync_runs SET records_synced = records_synced + %s WHERE id = %s", (records, run_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection
@@ -20,7 +20,7 @@ from syncdata.apply.sink import Verdict
 from syncdata.apply.state.marks import Mark, differs, encode_marks, is_of_check
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
-from syncdata.changes.verification import Check
+from syncdata.changes.verification import Check, follows
 
 if TYPE_CHECKING:
     from syncdata.apply.state.checkpoints import TableCheckpoint
@@ -60,7 +60,8 @@ SELECT table_name, ended_seen, ended_at, max(verified_at) AS newest_at,
         AS has_equal,
     coalesce(bool_or(NOT is_equal) FILTER (WHERE has_ended), false) AS has_differing,
     array_agg(bounds ORDER BY verified_at, id) FILTER (WHERE NOT is_equal) AS differing,
-    (array_agg(reason ORDER BY verified_at DESC, id DESC) FILTER (WHERE is_equal IS NULL))[1] AS reason
+    (array_agg(reason ORDER BY verified_at DESC, id DESC) FILTER (WHERE is_equal IS NULL AND reason <> ''))[1]
+        AS reason
 FROM kept GROUP BY table_name, ended_seen, ended_at
 """
 
@@ -88,8 +89,9 @@ def _summary(row: dict[str, Any]) -> Verification:
 
 def keep_verdict(
     connection: Connection[Any], verdict: Verdict, checkpoint: TableCheckpoint, *, now: dt.datetime
-) -> None:
+) -> TableCheckpoint:
     """Keep *verdict*, and have the mark ``differs`` of its table say what is known now.
+    Returns the checkpoint with its marks as they are then.
 
     Inside the caller's transaction, which has locked the *checkpoint*. Rows that differ give the mark. A
     round takes it away when all its checks came, in turn and to the last, and found the rows equal: a gap,
@@ -119,13 +121,27 @@ def keep_verdict(
     )
     if verdict.is_equal is False:
         mark = differs(verdict.table, check.bounds, verdict.reason, others=_others(connection, table, check))
-        _mark(connection, checkpoint, mark)
+        checkpoint = _mark(connection, checkpoint, mark)
     if check.is_last:
         connection.execute(
             "DELETE FROM data_sync_verifications WHERE table_name = %s AND round <> %s", (table, check.round)
         )
         if _is_whole(connection, table, check):
-            _mark(connection, checkpoint, None)
+            checkpoint = _mark(connection, checkpoint, None)
+    return checkpoint
+
+
+def keep_end(
+    connection: Connection[Any], end: Check, checkpoint: TableCheckpoint, *, now: dt.datetime
+) -> None:
+    """Keep that a round ended with the check *end*, to which no rows were held, so that what was verified in
+    that round counts. Where nothing was, what is known of the round before is left."""
+    known = connection.execute(
+        "SELECT max(chunk) FROM data_sync_verifications WHERE table_name = %s AND round = %s",
+        (str(end.name), end.round),
+    ).fetchone()
+    if known is not None and known[0] is not None and known[0] < end.chunk:
+        keep_verdict(connection, Verdict(table=end.name, check=end, is_equal=None), checkpoint, now=now)
 
 
 def forget(connection: Connection[Any], tables: Collection[TableName] | Collection[str]) -> None:
@@ -147,19 +163,27 @@ def _make_room(connection: Connection[Any], table: str, check: Check) -> None:
     """Remove what the result of *check* takes the place of.
 
     An archiver that was started again reads the newest chunks of its round once more, under the same numbers,
-    and may cut them otherwise. One that has lost its numbers begins with the first round again: so a round
-    that has ended, and comes once more with another chunk, is another one.
+    and may cut them otherwise. Where one is a gap this time, the earlier one of its number may end before the
+    next begins, and goes. Test: test_a_gap_behind_a_chunk_that_was_cut_otherwise_is_one.
+
+    One that has lost its numbers begins with the first round again: so a round that has ended, and comes once
+    more with another chunk, is another one.
     """
     newest = connection.execute(
-        "SELECT chunk, is_last FROM data_sync_verifications WHERE table_name = %s AND round = %s"
-        " ORDER BY chunk DESC LIMIT 1",
-        (table, check.round),
+        "SELECT chunk, is_last, (SELECT bounds FROM data_sync_verifications WHERE table_name = v.table_name"
+        " AND round = v.round AND chunk = %s) FROM data_sync_verifications v"
+        " WHERE table_name = %s AND round = %s ORDER BY chunk DESC LIMIT 1",
+        (check.chunk - 1, table, check.round),
     ).fetchone()
     if newest is None:
         connection.execute(_DELETE_OLDER, {"table": table, "round": check.round})
         return
-    chunk, has_ended = newest
-    first = 0 if has_ended and chunk != check.chunk else check.chunk
+    chunk, has_ended, before = newest
+    first = check.chunk if before is None or follows(check, before) else check.chunk - 1
+    if has_ended and chunk != check.chunk:
+        first = 0
+    if chunk < first:
+        return
     connection.execute(
         "DELETE FROM data_sync_verifications WHERE table_name = %s AND round = %s AND chunk >= %s",
         (table, check.round, first),
@@ -198,7 +222,7 @@ def _is_whole(connection: Connection[Any], table: str, check: Check) -> bool:
     return bool(chunks == check.chunk and proved >= max(counted, check.seen))
 
 
-def _mark(connection: Connection[Any], checkpoint: TableCheckpoint, mark: Mark | None) -> None:
+def _mark(connection: Connection[Any], checkpoint: TableCheckpoint, mark: Mark | None) -> TableCheckpoint:
     """Have *mark* take the place of an earlier one of the same, or, where it is None, all that say that rows
     differ away."""
     others = tuple(
@@ -212,3 +236,4 @@ def _mark(connection: Connection[Any], checkpoint: TableCheckpoint, mark: Mark |
             "UPDATE data_sync_checkpoints SET marks = %s::jsonb WHERE id = %s",
             (encode_marks(marks), checkpoint.id),
         )
+    return replace(checkpoint, marks=marks)
