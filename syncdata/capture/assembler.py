@@ -19,7 +19,7 @@ from syncdata.capture.encoder import LineWriter
 from syncdata.capture.pgoutput import Begin, Commit, Decoder, Mark, Relation, RowChange, Truncate
 from syncdata.capture.proof_of_reads import TouchedTables
 from syncdata.capture.replication import XLogData, opened
-from syncdata.capture.runs import RunForms, encode_run
+from syncdata.capture.runs import Form, RunForms, encode_run
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import FileWriter, SpooledFile
 from syncdata.capture.stream_catalog import StreamCatalog
@@ -148,7 +148,7 @@ class Assembler:
                 block = encode_run(run, forms, self._lines.end)
                 if block is not None:
                     if self._is_recording:
-                        self._changed.update(form.table for form in set(forms))
+                        self._note_changed(forms)
                     self._write(block, records=len(run))
                     taken += len(run)
                     continue
@@ -285,13 +285,20 @@ class Assembler:
             counts.end_lsn = commit.end_lsn
             if counts.first_commit_lsn is None:
                 counts.first_commit_lsn = commit.commit_lsn
-        if self._touched is not None and self._changed:
+        if self._changed and self._touched is not None:
             self._touched.note(self._xid, self._changed)
             self._changed.clear()
         self._commit_lsn = self._lines = None
         self.received_lsn = max(self.received_lsn, commit.end_lsn)
         # At each commit: a busy stream may be in the midst of a transaction whenever the session looks.
         self.finish_if_due()
+
+    def _note_changed(self, forms: Sequence[Form]) -> None:
+        # Most runs are of one kind, and to count one object is quicker than to put many into a set.
+        if forms[0] is forms[-1] and forms.count(forms[0]) == len(forms):
+            self._changed.add(forms[0].table)
+        else:
+            self._changed.update([form.table for form in set(forms)])
 
     def _write(self, lines: bytes, *, records: int = 1) -> None:
         if self._writer is None:
