@@ -73,6 +73,7 @@ class Assembler:
         self._touched = touched
         self._take_mark = take_mark
         self._kept: list[bytes] = []
+        self._kept_under = ""  # the catalog that held when they were read
         self._kept_since_s = 0.0
         self._decoder = Decoder()
         self._forms = RunForms()
@@ -202,12 +203,17 @@ class Assembler:
 
     def add_check(self, line: bytes) -> None:
         """Write *line*, which holds between the transaction before and the next one; a record it is not.
-        Where no file is open it is kept for the next one: nothing that is published lies between."""
+        Where no file is open it is kept for the next one: nothing that is published lies between. But no
+        check goes under a catalog that it was not read under: its texts may be of other types. Test:
+        test_checks_are_under_the_catalog_that_they_were_read_under."""
         assert self._commit_lsn is None
         if self._writer is not None:
             self._writer.write(line)
             return
+        if self._kept_under != self._catalogs.current.digest:
+            self._kept.clear()
         if not self._kept:
+            self._kept_under = self._catalogs.current.digest
             self._kept_since_s = time.monotonic()
         self._kept.append(line)
         if len(self._kept) >= _MOST_KEPT:
@@ -323,8 +329,9 @@ class Assembler:
         self._opened_s = time.monotonic()
         self._named.clear()
         self._note_named(catalog.digest)
-        for line in self._kept:
-            self._writer.write(line)
+        if self._kept_under == catalog.digest:
+            for line in self._kept:
+                self._writer.write(line)
         self._kept.clear()
         return self._writer
 
