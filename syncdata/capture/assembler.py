@@ -19,7 +19,7 @@ from syncdata.capture.encoder import LineWriter
 from syncdata.capture.pgoutput import Begin, Commit, Decoder, Mark, Relation, RowChange, Truncate
 from syncdata.capture.proof_of_reads import TouchedTables
 from syncdata.capture.replication import XLogData, opened
-from syncdata.capture.runs import RunForms, encode_run
+from syncdata.capture.runs import Form, RunForms, encode_run
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import FileWriter, SpooledFile
 from syncdata.capture.stream_catalog import StreamCatalog
@@ -73,6 +73,7 @@ class Assembler:
         self._touched = touched
         self._take_mark = take_mark
         self._kept: list[bytes] = []
+        self._kept_under = ""  # the catalog that held when they were read
         self._kept_since_s = 0.0
         self._decoder = Decoder()
         self._forms = RunForms()
@@ -148,7 +149,7 @@ class Assembler:
                 block = encode_run(run, forms, self._lines.end)
                 if block is not None:
                     if self._is_recording:
-                        self._changed.update(form.table for form in set(forms))
+                        self._note_changed(forms)
                     self._write(block, records=len(run))
                     taken += len(run)
                     continue
@@ -202,12 +203,17 @@ class Assembler:
 
     def add_check(self, line: bytes) -> None:
         """Write *line*, which holds between the transaction before and the next one; a record it is not.
-        Where no file is open it is kept for the next one: nothing that is published lies between."""
+        Where no file is open it is kept for the next one: nothing that is published lies between. But no
+        check goes under a catalog that it was not read under: its texts may be of other types. Test:
+        test_checks_are_under_the_catalog_that_they_were_read_under."""
         assert self._commit_lsn is None
         if self._writer is not None:
             self._writer.write(line)
             return
+        if self._kept_under != self._catalogs.current.digest:
+            self._kept.clear()
         if not self._kept:
+            self._kept_under = self._catalogs.current.digest
             self._kept_since_s = time.monotonic()
         self._kept.append(line)
         if len(self._kept) >= _MOST_KEPT:
@@ -285,13 +291,20 @@ class Assembler:
             counts.end_lsn = commit.end_lsn
             if counts.first_commit_lsn is None:
                 counts.first_commit_lsn = commit.commit_lsn
-        if self._touched is not None and self._changed:
+        if self._changed and self._touched is not None:
             self._touched.note(self._xid, self._changed)
             self._changed.clear()
         self._commit_lsn = self._lines = None
         self.received_lsn = max(self.received_lsn, commit.end_lsn)
         # At each commit: a busy stream may be in the midst of a transaction whenever the session looks.
         self.finish_if_due()
+
+    def _note_changed(self, forms: Sequence[Form]) -> None:
+        # Most runs are of one kind, and to count one object is quicker than to put many into a set.
+        if forms[0] is forms[-1] and forms.count(forms[0]) == len(forms):
+            self._changed.add(forms[0].table)
+        else:
+            self._changed.update([form.table for form in set(forms)])
 
     def _write(self, lines: bytes, *, records: int = 1) -> None:
         if self._writer is None:
@@ -316,8 +329,9 @@ class Assembler:
         self._opened_s = time.monotonic()
         self._named.clear()
         self._note_named(catalog.digest)
-        for line in self._kept:
-            self._writer.write(line)
+        if self._kept_under == catalog.digest:
+            for line in self._kept:
+                self._writer.write(line)
         self._kept.clear()
         return self._writer
 

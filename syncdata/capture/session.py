@@ -277,7 +277,8 @@ class ReplicationSession:
         verification = self._verification
         if verification is None:
             return
-        question = verification.question_at(mark.content.decode(errors="replace"))
+        name = mark.content.decode(errors="replace")
+        question = verification.question_at(name)
         if question is None:
             return
         seen = question.seen
@@ -288,18 +289,18 @@ class ReplicationSession:
             since=question.since,
         )
         if verdict is Verdict.PROVED and seen is not None:
-            verdict = self._write_check(verification, seen, mark.lsn)
-        verification.answer(verdict, self._touched.generation)
+            verdict = self._write_check(verification, seen, name, mark.lsn)
+        verification.answer(name, verdict, self._touched.generation)
 
     def _follow_verifier(self) -> None:
         if self._verification is not None and (shown := self._verification.take_offered()) is not None:
             self._touched.forget_shown(shown)
 
-    def _write_check(self, verification: Exchange, seen: SeenTable, lsn: int) -> Verdict:
+    def _write_check(self, verification: Exchange, seen: SeenTable, mark: str, lsn: int) -> Verdict:
         if not self._catalogs.shows(seen):
             return Verdict.ALTERED
         # Nothing is read meanwhile, so that the stream stands at the mark.
-        check = verification.wait_for_rows()
+        check = verification.wait_for_rows(mark)
         if check is None:
             return Verdict.LATE
         self._files.add_check(check_comment(msgspec.structs.replace(check, lsn=format_lsn(lsn))))

@@ -118,9 +118,13 @@ class StreamCatalog:
         return self._renew() if is_new else changed
 
     def shows(self, seen: SeenTable) -> bool:
-        """Tell whether *seen*, of another look, is read as the table that the stream stands at."""
+        """Tell whether *seen*, of another look, is read as the table that the stream stands at. Where it is
+        not, the next look is due."""
         known = self._seen.get(seen.oid)
-        return known is not None and seen.oid not in self._by_stream and _is_read_alike(known, seen)
+        is_alike = known is not None and seen.oid not in self._by_stream and _is_read_alike(known, seen)
+        if not is_alike:
+            self._due_s = 0.0
+        return is_alike
 
     def note_naming(self, file_name: str, digests: set[str]) -> None:
         """Remember durably that the file *file_name*, which is about to be finished, names *digests*."""
@@ -261,8 +265,9 @@ class StreamCatalog:
 
 def _is_read_alike(one: SeenTable, other: SeenTable) -> bool:
     def what_is_read(seen: SeenTable) -> object:
-        columns = [(column.name, column.type_oid, column.is_sent) for column in seen.columns]
-        return seen.table, seen.kind, seen.row_filter, columns, [leaf.oid for leaf in seen.leaves]
+        columns = [(column.name, column.type_oid, column.modifier, column.is_sent) for column in seen.columns]
+        leaves = [leaf.oid for leaf in seen.leaves]
+        return seen.table, seen.kind, seen.membership, seen.row_filter, columns, leaves
 
     return what_is_read(one) == what_is_read(other)
 

@@ -110,6 +110,10 @@ class _NotCountedError(Exception):
     """To count the rows takes too long."""
 
 
+class _AlteredError(Exception):
+    """The table is not as it was seen."""
+
+
 class _TooWideError(Exception):
     """The check does not fit into a line."""
 
@@ -136,6 +140,7 @@ class Exchange:
             self._mark, self._question, self._check = mark, None, None
             self._is_read = self._is_awaited = False
             self._hold_s, self._answer = HOLD_S, None
+            self._changed.notify_all()
 
     def ask(self, question: Question) -> None:
         with self._changed:
@@ -188,20 +193,28 @@ class Exchange:
             self._changed.wait_for(lambda: self._question is not None or self._is_read, HOLD_S)
             return self._question
 
-    def wait_for_rows(self) -> Check | None:
-        """Return the check of what was read; None when there is none in time."""
+    def wait_for_rows(self, mark: str) -> Check | None:
+        """Return the check of what was read for *mark*; None when there is none in time, or when the verifier
+        has begun with another mark meanwhile, whose rows are not those of this place."""
         started_s = time.monotonic()
         with self._changed:
+            if mark != self._mark:
+                return None
             self._is_awaited = True
             self._changed.notify_all()
-            while not self._is_read and (left_s := started_s + self._hold_s - time.monotonic()) > 0:
+            while (
+                mark == self._mark
+                and not self._is_read
+                and (left_s := started_s + self._hold_s - time.monotonic()) > 0
+            ):
                 self._changed.wait(left_s)
-            return self._check
+            return self._check if mark == self._mark else None
 
-    def answer(self, verdict: Verdict, generation: int) -> None:
+    def answer(self, mark: str, verdict: Verdict, generation: int) -> None:
         with self._changed:
-            self._answer = verdict, generation
-            self._changed.notify_all()
+            if mark == self._mark:
+                self._answer = verdict, generation
+                self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:
@@ -389,7 +402,7 @@ class _Walking:
                     verifier.note(state.past_table(left_out=f"to read a row takes more than {_READ_MS} ms"))
             except psycopg.errors.LockNotAvailable:
                 self._try_later("it was locked by another transaction")
-            except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+            except (_AlteredError, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
                 self._try_later("it was altered while it was read")
                 return False
             except psycopg.Error as error:
@@ -449,6 +462,8 @@ class _Walking:
                     )
                 )
                 if reads is not None and not exchange.is_in_vain(_EARLY_ANSWER_S):
+                    if not reads.is_as_seen(self._verifier.settings.publication):
+                        raise _AlteredError
                     chunk = self._read(reads)
         finally:
             exchange.give_rows(None if chunk is None else chunk.check)

@@ -32,7 +32,9 @@ _SAME_ORDER = (
 )
 
 # By column: whether a type in it (in a domain, an array, a composite, a range) is a local one; the type that
-# it is made of; and whether its values have the same order everywhere: texts, that of their bytes.
+# it is made of; whether its values have the same order everywhere: texts, that of their bytes; and whether >
+# is that of its indexes with our search_path. A type of an extension, as citext, would be compared as what it
+# can be cast to. Test: test_keys_of_a_type_with_operators_of_its_own_are_no_bounds.
 _COLUMNS = """
 WITH RECURSIVE inside AS (
     SELECT a.attnum AS number, a.atttypid AS oid
@@ -62,7 +64,8 @@ SELECT a.attname::text,
            a.attcollation IN ('pg_catalog."C"'::regcollation, 'pg_catalog."POSIX"'::regcollation)
            OR a.attcollation = 'pg_catalog."default"'::regcollation AND (
                SELECT coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' AND d.datcollate IN ('C', 'POSIX')
-               FROM pg_database d WHERE d.datname = current_database()))) AS has_same_order
+               FROM pg_database d WHERE d.datname = current_database()))) AS has_same_order,
+       t.typnamespace = 'pg_catalog'::regnamespace OR t.typtype = 'e' AS is_compared_here
 FROM pg_attribute a
 JOIN base b ON b.number = a.attnum
 JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd'
@@ -93,13 +96,25 @@ class TablePlan:
     has_same_order: bool = False
 
 
+# What a read relies on: the table of this name, its place in the publication, and its columns.
+_AS_IT_IS = """
+SELECT c.oid::bigint,
+       coalesce((SELECT r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                 WHERE r.prrelid = c.oid AND p.pubname = %(publication)s), 0)::bigint,
+       ARRAY(SELECT concat_ws(' ', a.attnum, a.atttypid, a.atttypmod, a.attname) FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+"""
+
+
 def plan_table(connection: psycopg.Connection[Any], seen: SeenTable) -> TablePlan:
     """Return how to read *seen*. Raises psycopg.Error."""
     values = {"oid": seen.oid, "local_types": list(_LOCAL_TYPES), "same_order": list(_SAME_ORDER)}
     found = {row[0]: row[1:] for row in connection.execute(_COLUMNS, values)}
     sent = [column.name for column in seen.columns if column.is_sent and not column.generated]
     is_local = {name for name in sent if name not in found or found[name][0]}
-    key = _key_of(seen, [name for name in sent if name not in is_local])
+    key = _key_of(seen, [name for name in sent if name not in is_local and found[name][4]])
     return TablePlan(
         seen=seen,
         columns=tuple(name for name in sent if name not in is_local),
@@ -133,6 +148,20 @@ class Reads:
 
     def lock(self) -> None:
         self._connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(self._table))
+
+    def is_as_seen(self, publication: str) -> bool:
+        """Tell whether the table is still the one that was seen; it stays so while it is locked.
+
+        The stream says nothing of an ALTER until a row changes. Say a column became numeric(10,4): a check of
+        the new texts would stand under a catalog that has numeric(10,2). Test:
+        test_checks_are_under_the_catalog_that_they_were_read_under.
+        """
+        seen = self.plan.seen
+        values = {"publication": publication, "schema": seen.schema, "name": seen.name}
+        columns = [
+            f"{column.number} {column.type_oid} {column.modifier} {column.name}" for column in seen.columns
+        ]
+        return self._connection.execute(_AS_IT_IS, values).fetchone() == (seen.oid, seen.membership, columns)
 
     def end_of(self, after: Key | None, rows: int) -> Key | None:
         """Return the key of the last of so many *rows* above *after*; None where there are fewer."""

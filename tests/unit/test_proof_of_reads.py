@@ -173,3 +173,21 @@ def test_nothing_is_remembered_until_somebody_asks() -> None:
     assert not touched.is_recording
     assert touched.judge(Snapshot(5, 5, frozenset()), 1, generation=0, since=0) is Verdict.ANEW
     assert touched.is_recording
+
+
+@given(
+    xid=st.integers(0, (1 << 32) - 1),
+    xmax=st.integers(1 << 32, 1 << 34),
+    running=st.sets(st.integers(1, 1 << 31), max_size=5),
+    near=st.integers(-7, 7),
+)
+def test_what_is_forgotten_is_what_shows(xid: int, xmax: int, running: set[int], near: int) -> None:
+    waiting = frozenset(xmax - distance for distance in running)
+    snapshot = Snapshot(min(waiting, default=xmax), xmax, waiting)
+    for one in (xid, *((other + near) % (1 << 32) for other in (xmax, *waiting))):
+        touched = TouchedTables()
+        touched.begin()
+        touched.note(one, {1})
+        touched.forget_shown(snapshot)
+        verdict = touched.judge(snapshot, 1, generation=1, since=0)
+        assert verdict is (Verdict.PROVED if snapshot.shows(one) else Verdict.TOUCHED)
