@@ -12,10 +12,11 @@ from syncdata.apply.postgres import verify
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.sink import Verdict
 from syncdata.apply.state.checkpoints import read_checkpoint
+from syncdata.apply.state.verifications import forget
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.verification import Check
 from tests.production import Production
-from tests.verified import catalog_of, check_of, follow, hold, marks, summary
+from tests.verified import catalog_of, check_of, follow, hold, marks, outcome, summary
 from tests.world import World
 
 ITEMS = (
@@ -205,6 +206,20 @@ def test_an_equal_number_of_rows_takes_no_mark_away(
     assert marks(world, "items") == ["differs"]
     found = summary(world, "items")
     assert (found.rows, found.share, found.verified_at) == (100, 0.0, None)
+
+
+def test_the_empty_end_of_a_round_verifies_nothing(
+    production: Production, world: World, items: Catalog
+) -> None:
+    first, *_, last = whole_round(production, 1)
+    hold(world, items, first)
+    with world.connect() as connection:
+        forget(connection, ["items"])
+    rows = bounded(production, 100, None, chunk=last.chunk, seen=100, is_last=True)
+    assert outcome(world, items, rows) is True and rows.rows == 0
+    found = summary(world, "items")
+    assert (found.verified_at, found.rows, found.share) == (None, 100, 0.0)
+    assert found.newest_at is not None
 
 
 def test_a_table_whose_keys_are_listed_is_proved_by_its_number_and_its_keys(
