@@ -93,7 +93,7 @@ def test_the_mark_says_where_and_how_many_and_no_value(
     ]
     hold(world, items, checks[0])
     (mark,) = world.value("SELECT marks FROM data_sync_checkpoints")
-    assert mark["text"] == "rows are not production's: 30 there, 29 here, in id above 30, up to 60"
+    assert mark["text"] == "rows are not production's: 30 at production, 29 here, in id above 30, up to 60"
     assert "resync items" in mark["hint"]
     hold(world, items, checks[1])
     (mark,) = world.value("SELECT marks FROM data_sync_checkpoints")
@@ -255,6 +255,18 @@ def test_a_table_whose_keys_are_listed_is_proved_by_its_number_and_its_keys(
     assert marks(world, "items") == ["differs"]
     assert [verdict.is_equal for verdict in hold(world, items, *checks(4))] == [True, True, True]
     assert marks(world, "items") == []
+
+
+def test_columns_that_are_in_no_check_are_named(production: Production, world: World, items: Catalog) -> None:
+    assert summary(world, "items").left_out == ""
+    whole = bounded(production, None, None, is_last=True)
+    (verdict,) = hold(world, items, msgspec.structs.replace(whole, left_out=("price", "kind")))
+    assert verdict.is_equal is True
+    found = summary(world, "items")
+    assert found.left_out == "without price, kind, whose text means something at production only"
+    assert (found.share, found.not_comparable) == (1.0, "")
+    hold(world, items, msgspec.structs.replace(whole, left_out=("price",), hash=None, chunk=2, round=2))
+    assert "price" not in world.value("SELECT reason FROM data_sync_verifications WHERE round = 2")
 
 
 def test_an_empty_table_is_verified(production: Production, world: World, items: Catalog) -> None:
