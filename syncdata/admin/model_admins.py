@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
@@ -271,6 +271,25 @@ class SyncRequestAdmin(ReadOnlyAdmin):
         return ", ".join(row.table_names)
 
 
+class ResultFilter(admin.SimpleListFilter):
+    """Offers what may come of a check, in the words of the list."""
+
+    title = gettext_lazy("result")
+    parameter_name = "result"
+    results: ClassVar[dict[bool | None, Any]] = {
+        True: gettext_lazy("equal"),
+        False: gettext_lazy("differs"),
+        None: gettext_lazy("not compared"),
+    }
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [(str(is_equal), word) for is_equal, word in self.results.items()]
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        chosen = [is_equal for is_equal in self.results if str(is_equal) == self.value()]
+        return queryset.filter(is_equal=chosen[0]) if chosen else queryset
+
+
 @admin.register(SyncVerification)
 class SyncVerificationAdmin(ReadOnlyAdmin):
     """The checks of the newest rounds. They name rows by the bounds of their keys."""
@@ -286,11 +305,10 @@ class SyncVerificationAdmin(ReadOnlyAdmin):
         "reason",
         "position",
     )
-    list_filter = ("is_equal", TableFilter)
+    list_filter = (ResultFilter, TableFilter)
     ordering = ("-id",)
     empty_hint = gettext_lazy("Rows are verified where the archiver has put checks into the change files.")
 
     @admin.display(description=gettext_lazy("result"))
     def result(self, check: SyncVerification) -> str:
-        results = {True: _("equal"), False: _("differs"), None: _("not compared")}
-        return results[check.is_equal]
+        return str(ResultFilter.results[check.is_equal])

@@ -78,6 +78,8 @@ def verified(table: TableInfo) -> str:
     parts = [_("%(rows)s rows") % {"rows": grouped(table.verified_rows)}]
     if (share := format_share(table.verified_share)) is not None:
         parts.append(_("%(share)s of them proved") % {"share": share})
+    if table.left_out:
+        parts.append(_("not all columns"))
     return format_html("{}<br>{}", moment(table.verified_at), ", ".join(parts))
 
 

@@ -204,9 +204,9 @@ def _verification_lines(verification: VerificationStatus | None) -> list[str]:
     if not verification.round:
         return [f"verification: not begun{'; ' * bool(verification.trouble)}{verification.trouble}"]
     lines = [
-        f"verification: round {verification.round}, begun at {verification.began_at},"
-        f" {verification.share:.0%} of the tables, {verification.rows:,} rows, at most"
-        f" {verification.rows_per_second:,} a second, longest read {verification.longest_ms} ms"
+        f"verification: round {verification.round}, begun at {verification.began_at}",
+        f"  {verification.share:.0%} of the tables, {verification.rows:,} rows,"
+        f" at most {verification.rows_per_second:,} a second, longest read {verification.longest_ms} ms",
     ]
     if verification.unproved:
         lines.append(f"  not proved: {verification.unproved:,} of {verification.chunks:,} chunks")

@@ -388,6 +388,9 @@ class _Walking:
         """Read chunk after chunk of the table under way; return False when the look is too old for it."""
         verifier = self._verifier
         plan = plan_table(self._connection, seen)
+        if plan.left_out:
+            names = ", ".join(plan.left_out)
+            verifier.note(verifier.state.noting(f"without {names}, whose text means something here only"))
         while not verifier.has_ended and not verifier.state.is_done:
             state = verifier.state
             try:

@@ -110,14 +110,17 @@ class VerificationState(msgspec.Struct, frozen=True, kw_only=True):
 
     def past_table(self, *, left_out: str = "") -> VerificationState:
         """Return the state with the table under way done; *left_out*: why not all of it was verified."""
-        noted = dict(self.left_out)
-        if left_out and len(noted) < _MOST_NAMED:
-            noted[str(self.table)] = left_out
-        return msgspec.structs.replace(self, is_done=True, tables_done=self.tables_done + 1, left_out=noted)
+        noting = self.noting(left_out) if left_out else self
+        return msgspec.structs.replace(noting, is_done=True, tables_done=self.tables_done + 1)
 
     def noting(self, why: str) -> VerificationState:
-        """Return the state with the reason *why* the table under way is verified in part only."""
-        return msgspec.structs.replace(self, left_out={**self.left_out, str(self.table): why})
+        """Return the state with another reason *why* not all of the table under way is verified."""
+        name = str(self.table)
+        known = self.left_out.get(name, "")
+        if why in known or (not known and len(self.left_out) >= _MOST_NAMED):
+            return self
+        told = f"{known}; {why}" if known else why
+        return msgspec.structs.replace(self, left_out={**self.left_out, name: told})
 
 
 class ChunkSize:

@@ -215,7 +215,9 @@ def test_pages_show_what_verification_has_found(client: Client) -> None:
     checks = page(client, "syncverification_changelist")
     for text in ("id up to 7", "1,233", "not compared", "equal", "differs"):
         assert text in checks
-    assert "all rows" not in page(client, "syncverification_changelist", is_equal__exact="0")
+    for result, reason in (("True", "all rows"), ("False", "id up to 7"), ("None", "column x is another")):
+        shown = page(client, "syncverification_changelist", result=result)
+        assert reason in shown and shown.count('class="field-position"') == 1
 
 
 def test_the_summary_stands_once_where_it_belongs(client: Client) -> None:

@@ -215,6 +215,7 @@ def test_what_the_publication_hides_is_in_no_check(source: Production) -> None:
     (check, *_) = verified(source)
     assert (check.columns, check.left_out) == (("id", "v"), ("price", "kind"))
     assert check.rows == 50 and check.is_of_whole_table and check.is_last
+    assert state_of(source).left_out == {"few": "without price, kind, whose text means something here only"}
     assert not wrong_checks(source.archive_dir, keys={"few": ("id",)})[0]
 
 

@@ -14,8 +14,9 @@ from django.test import override_settings
 
 from syncdata.apply.cycle import Cycle
 from syncdata.apply.state.healing import ask_for_resyncs
-from syncdata.apply.state.marks import Mark, encode_marks
+from syncdata.apply.state.marks import Mark, differs, encode_marks
 from syncdata.apply.state.status import verification_of
+from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 from syncdata.changes.verification import Check, check_comment, hash_of_rows
 from syncdata.errors import FetchError, RequestError, StatusError, VerificationError
@@ -137,7 +138,7 @@ def test_the_command_names_the_rows_that_differ_and_fails(
     ]
     assert lines[2] == "users: differs"
     assert lines[3].startswith("    id up to 7: 4 rows at production, 3 here, at f.json:3 (20")
-    assert lines[4] == f"    {FOUND}"
+    assert lines[4:] == [f"    {FOUND}"]
     call_command("syncdata_verify", "orders")
     assert "users" not in capsys.readouterr().out
     with pytest.raises(VerificationError):
@@ -155,6 +156,29 @@ def test_rows_of_the_same_number_that_differ_are_told_so(
     with pytest.raises(VerificationError):
         call_command("syncdata_verify", "users")
     assert "id up to 7: 4 rows on both sides, not all of them the same" in capsys.readouterr().out
+
+
+def test_what_a_check_has_found_is_told_once(
+    users: World, source: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note_difference(
+        users, mark=differs(TableName("public", "users"), "id up to 7", "4 at production, 3 here")
+    )
+    with pytest.raises(VerificationError):
+        call_command("syncdata_verify", "users")
+    first, found, hint = capsys.readouterr().out.splitlines()
+    assert (first, found[:14]) == ("users: differs", "    id up to 7")
+    assert hint.startswith("    run 'python manage.py resync users'")
+
+
+def test_columns_that_no_check_has_are_named(
+    users: World, source: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note_check(users, "users", reason="without price, whose text means something at production only")
+    call_command("syncdata_verify", "users")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(" ago, 3 rows, not all columns")
+    assert second == "    without price, whose text means something at production only"
 
 
 def test_many_differences_are_cut_short(

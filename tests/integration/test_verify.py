@@ -12,6 +12,7 @@ from syncdata.apply.postgres import verify
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.sink import Verdict
 from syncdata.apply.state.checkpoints import read_checkpoint
+from syncdata.apply.state.verifications import forget
 from syncdata.changes.catalog import Catalog
 from syncdata.changes.verification import Check
 from tests.production import Production
@@ -92,7 +93,7 @@ def test_the_mark_says_where_and_how_many_and_no_value(
     ]
     hold(world, items, checks[0])
     (mark,) = world.value("SELECT marks FROM data_sync_checkpoints")
-    assert mark["text"] == "rows are not production's: 30 there, 29 here, in id above 30, up to 60"
+    assert mark["text"] == "rows are not production's: 30 at production, 29 here, in id above 30, up to 60"
     assert "resync items" in mark["hint"]
     hold(world, items, checks[1])
     (mark,) = world.value("SELECT marks FROM data_sync_checkpoints")
@@ -328,6 +329,20 @@ def test_an_equal_number_of_rows_takes_no_mark_away(
     assert (found.rows, found.share, found.verified_at) == (100, 0.0, None)
 
 
+def test_the_empty_end_of_a_round_verifies_nothing(
+    production: Production, world: World, items: Catalog
+) -> None:
+    first, *_, last = whole_round(production, 1)
+    hold(world, items, first)
+    with world.connect() as connection:
+        forget(connection, ["items"])
+    rows = bounded(production, 100, None, chunk=last.chunk, seen=100, is_last=True)
+    assert outcome(world, items, rows) is True and rows.rows == 0
+    found = summary(world, "items")
+    assert (found.verified_at, found.rows, found.share) == (None, 100, 0.0)
+    assert found.newest_at is not None
+
+
 def test_a_table_whose_keys_are_listed_is_proved_by_its_number_and_its_keys(
     production: Production, world: World, items: Catalog
 ) -> None:
@@ -361,6 +376,18 @@ def test_a_table_whose_keys_are_listed_is_proved_by_its_number_and_its_keys(
     assert marks(world, "items") == ["differs"]
     assert [verdict.is_equal for verdict in hold(world, items, *checks(4))] == [True, True, True]
     assert marks(world, "items") == []
+
+
+def test_columns_that_are_in_no_check_are_named(production: Production, world: World, items: Catalog) -> None:
+    assert summary(world, "items").left_out == ""
+    whole = bounded(production, None, None, is_last=True)
+    (verdict,) = hold(world, items, msgspec.structs.replace(whole, left_out=("price", "kind")))
+    assert verdict.is_equal is True
+    found = summary(world, "items")
+    assert found.left_out == "without price, kind, whose text means something at production only"
+    assert (found.share, found.not_comparable) == (1.0, "")
+    hold(world, items, msgspec.structs.replace(whole, left_out=("price",), hash=None, chunk=2, round=2))
+    assert "price" not in world.value("SELECT reason FROM data_sync_verifications WHERE round = 2")
 
 
 def test_an_empty_table_is_verified(production: Production, world: World, items: Catalog) -> None:

@@ -169,6 +169,7 @@ RECENT = dt.timedelta(minutes=4)
             verified(ago=RECENT, verified_share=0.99999),
             "4 minutes ago, 2,159,331 rows, 99.9 % of them proved",
         ),
+        (verified(ago=RECENT, left_out="without x"), "4 minutes ago, 2,159,331 rows, not all columns"),
         ({"checked_at": NOON, "not_comparable": "column x"}, "cannot be compared: column x"),
         (verified(ago=RECENT, marks=DIFFERS), "differs"),
     ],

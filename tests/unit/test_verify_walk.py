@@ -113,8 +113,8 @@ def test_the_status_says_how_far_the_checks_are() -> None:
         return format_archiver_status(status)
 
     shown = text(verification_status(state, rows_per_second=1_000))
-    assert "round 1, begun at 2026-02-05T10:00:00Z, 25% of the tables, 12,000 rows" in shown
-    assert "longest read 42 ms" in shown
+    assert "verification: round 1, begun at 2026-02-05T10:00:00Z\n" in shown
+    assert "  25% of the tables, 12,000 rows, at most 1,000 a second, longest read 42 ms\n" in shown
     assert "not proved: 1 of 4 chunks" in shown
     assert "  a: permission denied for table a" in shown
     assert "verification: off" in text(None)

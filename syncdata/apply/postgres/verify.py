@@ -244,7 +244,7 @@ def _judge(check: Check, comparison: Comparison, found: _Found) -> Verdict:
     reason = comparison.problem or found.trouble
     if not reason:
         if found.rows != check.rows:
-            is_equal, reason = False, f"{check.rows:,} there, {found.rows:,} here"
+            is_equal, reason = False, f"{check.rows:,} at production, {found.rows:,} here"
         elif comparison.unhashed:
             reason = comparison.unhashed
         elif check.hash is not None and found.hash != check.hash and comparison.doubt:
@@ -252,8 +252,14 @@ def _judge(check: Check, comparison: Comparison, found: _Found) -> Verdict:
         elif check.hash is not None and found.hash != check.hash:
             is_equal, reason = False, f"of {check.rows:,} some have other values"
         else:
-            is_equal = True
+            is_equal, reason = True, _left_out(check)
     return Verdict(table=check.name, check=check, is_equal=is_equal, rows_here=found.rows, reason=reason)
+
+
+def _left_out(check: Check) -> str:
+    if check.hash is None or not check.left_out:
+        return ""
+    return f"without {', '.join(check.left_out)}, whose text means something at production only"
 
 
 def _statement(

@@ -30,7 +30,8 @@ class TableInfo:
     ``verified_at``: when a round of checks ended, all of which were equal; ``verified_rows`` and
     ``verified_share``, from 0 to 1: how many rows that round had, and the part of them that it proved.
     ``checked_at``: the newest check of any kind. ``differing``: the bounds of the rows that differ.
-    ``not_comparable``: why rows here cannot be compared with production's.
+    ``not_comparable``: why rows here cannot be compared with production's. ``left_out``: which columns are
+    not, in rows that are equal otherwise, and why.
     """
 
     table_name: str
@@ -58,6 +59,7 @@ class TableInfo:
     checked_at: dt.datetime | None = None
     differing: tuple[str, ...] = ()
     not_comparable: str = ""
+    left_out: str = ""
 
     @property
     def differs(self) -> bool:
@@ -157,7 +159,8 @@ def verification_of(info: TableInfo, *, now: dt.datetime) -> str:
         return "never" if info.checked_at is None else "no whole round yet"
     share = format_share(info.verified_share)
     proved = "" if share is None else f", {share} of them proved"
-    return f"{_in_words(now - info.verified_at)} ago, {_counted(info.verified_rows, 'row')}{proved}"
+    columns = ", not all columns" if info.left_out else ""
+    return f"{_in_words(now - info.verified_at)} ago, {_counted(info.verified_rows, 'row')}{proved}{columns}"
 
 
 def describe_verified(tables: Sequence[TableInfo], *, now: dt.datetime) -> str:
@@ -317,6 +320,7 @@ def table_info(row: dict[str, Any], verification: Verification | None = None) ->
         checked_at=known.newest_at,
         differing=known.differing if any(mark.kind == "differs" for mark in marks) else (),
         not_comparable=known.not_comparable,
+        left_out=known.left_out,
     )
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from syncdata.apply.sink import Differences
+from syncdata.apply.state.marks import is_of_check
 from syncdata.apply.state.queries import UnequalCheck
 from syncdata.apply.state.status import verification_of
 from syncdata.daemon import stop_on_signals
@@ -116,9 +117,12 @@ def report(table: TableInfo, checks: Sequence[UnequalCheck], *, now: datetime) -
         yield f"    and {len(differing) - _MOST_LINES:,} more: --json has all"
     for reason, number in Counter(check.reason for check in checks if check.is_equal is None).items():
         yield f"    not compared, {format_count(number, 'check')}: {reason}"
+    if table.left_out:
+        yield f"    {table.left_out}"
     for mark in table.marks:
         if mark.kind == "differs":
-            yield f"    {mark}"
+            # The lines above say already what a check has found.
+            yield f"    {mark.hint if differing and is_of_check(mark) else mark}"
 
 
 def _describe(check: UnequalCheck) -> str:
@@ -137,6 +141,7 @@ def _document(table: TableInfo, checks: Sequence[UnequalCheck]) -> dict[str, Any
         "rows": table.verified_rows,
         "share": table.verified_share,
         "checked_at": table.checked_at,
+        "left_out": table.left_out,
         "differs": table.differs,
         "unequal": [asdict(check) for check in checks],
     }
