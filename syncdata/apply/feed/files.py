@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, TypeVar
 
@@ -22,6 +22,7 @@ from syncdata.changes.verification import Check
 from syncdata.errors import DiscoveryError, FetchError, ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.interruptible import interruptible
+from syncdata.runtime.prefetch import prefetch
 
 T = TypeVar("T")
 
@@ -86,6 +87,19 @@ def fetch(
         catalogs=catalogs,
         catalog_error=error,
         max_record_bytes=max_record_bytes,
+    )
+
+
+def fetch_all(
+    archive: Archive, files: Iterable[ArchivedFile], *, stop: threading.Event, max_record_bytes: int
+) -> Generator[Fetched]:
+    """Yield *files*, the next being fetched while the caller works on one and closes it; a stop ends it."""
+    return prefetch(
+        (fetch(archive, file, stop=stop, max_record_bytes=max_record_bytes) for file in files),
+        name="syncdata-fetch",
+        discard=lambda fetched: fetched.stream.close(),
+        stop=stop,
+        interrupt=archive.close,
     )
 
 
