@@ -71,8 +71,8 @@ class CycleResult:
     newest file, while it is being written. ``activity``: by table, what has been committed. ``verified``: by
     table, what its rows were held to. ``newly_blocked``: tables that were not blocked before, or for another
     reason. ``newly_differing``: those whose rows came to be known not to be production's, with what was
-    found; ``equal_again``: those of which that is over. ``short_of``: the archive does not reach the point yet
-    up to which the cycle was to go."""
+    found; ``equal_again``: those of which that is over. ``short_of``: the archive does not reach the point
+    yet up to which the cycle was to go."""
 
     files_processed: int = 0
     counts: Counts = field(default_factory=Counts)
