@@ -210,6 +210,10 @@ class VerificationError(SyncError, code="SHD_SYN_057"):
     """A table's rows are not production's."""
 
 
+class PointError(SyncError, code="SHD_SYN_058"):
+    """The tables cannot be brought to the point of ``--until``, or only some of the way."""
+
+
 class ArchiveConnectionError(SyncError, code="SHD_SYN_060"):
     """The backup host cannot be reached, or refuses us, or is not the host we know."""
 

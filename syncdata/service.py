@@ -16,6 +16,7 @@ from typing import Self
 import psycopg
 
 from syncdata.apply.context import ApplySettings, Resources
+from syncdata.apply.feed.as_of import Point
 from syncdata.apply.postgres.connection import errors_as
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.progress import NoProgress, Progress
@@ -100,20 +101,34 @@ class SyncDataService(TablesService):
         """Return the daemon's status, and whose signatures this configuration asks for."""
         return replace(super().get_status(), verifies_with=self._verifies_with)
 
-    def run_loop(self, *, interval_s: int | None = None, stop: threading.Event | None = None) -> None:
+    def run_loop(
+        self,
+        *,
+        interval_s: int | None = None,
+        stop: threading.Event | None = None,
+        until: str | None = None,
+    ) -> SyncResult | None:
         """Run cycles until *stop* is set; the batch that is running then still commits. Between cycles and
         batches, carry out operators' requests.
 
         A cycle that fails is logged, counted and tried again: soon when the archive or the database
         went away, else after the interval. Raises RunError when another daemon runs on this database.
-        """
-        with _translated():
-            self._worker.run_loop(interval_s=interval_s, stop=stop or threading.Event())
 
-    def run_once(self, stop: threading.Event | None = None) -> SyncResult:
-        """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""
+        With *until*, a time or a commit's LSN as text, wait until the archive reaches that, stop exactly
+        there and return the last cycle's result; None where *stop* came first. Raises PointError when a table
+        is beyond it already.
+        """
+        point = None if until is None else Point.parse(until)
         with _translated():
-            return self._worker.run_once(stop or threading.Event())
+            return self._worker.run_loop(interval_s=interval_s, stop=stop or threading.Event(), point=point)
+
+    def run_once(self, stop: threading.Event | None = None, *, until: str | None = None) -> SyncResult:
+        """Run one cycle, to the archive's end or up to *until* (see `run_loop`). Tables that are blocked are
+        in the result, and whether the archive does not reach that point yet; raises SyncError when the cycle
+        fails."""
+        point = None if until is None else Point.parse(until)
+        with _translated():
+            return self._worker.run_once(stop or threading.Event(), point=point)
 
     def resync(
         self,
@@ -122,13 +137,15 @@ class SyncDataService(TablesService):
         stop: threading.Event | None = None,
         progress: Progress | None = None,
         requested_by: str | None = None,
+        until: str | None = None,
     ) -> SyncResult:
-        """Rebuild *table* (or ``app_label.Model``) from its newest snapshot, else from the first change file.
+        """Rebuild *table* (or ``app_label.Model``) from its newest snapshot, else from the first change file;
+        with *until* (see `run_loop`) from a snapshot that is not newer, and exactly up to there.
 
-        Raises ResyncError; the old rows are still there then.
+        Raises ResyncError, or PointError; the old rows are still there then.
         """
         ((_, outcome),) = self.resync_tables(
-            [table], stop=stop, progress=progress, requested_by=requested_by
+            [table], stop=stop, progress=progress, requested_by=requested_by, until=until
         ).items()
         if isinstance(outcome, SyncError):
             raise outcome
@@ -141,11 +158,14 @@ class SyncDataService(TablesService):
         stop: threading.Event | None = None,
         progress: Progress | None = None,
         requested_by: str | None = None,
+        until: str | None = None,
     ) -> dict[str, SyncResult | SyncError]:
         """Rebuild *tables* as `resync` does, but together: each change file is read once for all of them.
 
-        Returns, by the name given, what was done to it, or the error that has left its old rows there.
+        Returns, by the name given, what was done to it, or the error that has left its old rows there. Raises
+        SyncError, with nothing done, when *until* cannot be found in the archive.
         """
+        point = None if until is None else Point.parse(until)
         outcomes: dict[str, SyncResult | SyncError] = {}
         names: dict[str, TableName] = {}
         whitelist = self._whitelist()
@@ -161,6 +181,7 @@ class SyncDataService(TablesService):
                     stop=stop or threading.Event(),
                     progress=progress,
                     requested_by=requested_by,
+                    point=point,
                 )
             outcomes |= {table: done[name] for table, name in names.items()}
         return {table: outcomes[table] for table in tables}

@@ -30,7 +30,6 @@ from syncdata.apply.plan.batches import BatchFile, Limits, cut_batches
 from syncdata.apply.plan.schema import ColumnType
 from syncdata.apply.plan.types import is_held
 from syncdata.apply.plan.values import to_text
-from syncdata.apply.postgres.effects import parse_time
 from syncdata.capture import catalog_state, chain, owed
 from syncdata.capture.pgoutput import Decoder
 from syncdata.changes import filenames
@@ -41,6 +40,7 @@ from syncdata.changes.names import TableName
 from syncdata.changes.reader import inspect, read_with_checks
 from syncdata.changes.record import parse_record
 from syncdata.changes.run import by_table, pieces_of, records_in
+from syncdata.changes.times import parse_time
 from syncdata.changes.verification import parse_check
 from syncdata.conf import config_from_toml, parse_toml, source_from_toml
 from syncdata.errors import SyncError

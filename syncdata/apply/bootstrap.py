@@ -108,12 +108,13 @@ class Pass:
         self._advance(self._going_on(from_files), bad_snapshots)
 
     def _rebuild_lacking(self) -> None:
-        """Rebuild tables that lack rows, or whose rows may differ, from snapshots that settle it.
+        """Rebuild tables that lack rows, or whose rows may differ, from snapshots that settle it. With an end
+        to the work, that is left to a time without.
 
         Test: test_a_table_whose_rows_changed_without_a_record_heals_by_itself.
         """
         lacking = {c.table: c for c in self._checkpoints() if c.has_begun and is_healed_by_snapshot(c)}
-        if not lacking or self.context.stop.is_set():
+        if not lacking or self.context.end is not None or self.context.stop.is_set():
             return
         try:
             found = find_snapshots(self.context.archive, lacking.keys(), stop=self.context.stop)
@@ -155,8 +156,13 @@ class Pass:
         checkpoints: Sequence[TableCheckpoint],
         bad_snapshots: Mapping[TableName, ParseError] | None = None,
     ) -> None:
-        """Run a cycle for the tables of *checkpoints*."""
+        """Run a cycle for the tables of *checkpoints*. Those beyond the end of the work stay there: a paused
+        table may be resumed."""
         context = self.context
+        until = None
+        if (end := context.end) is not None:
+            until = end.position
+            checkpoints = [c for c in checkpoints if not end.is_passed_by(c.position)]
         verifying = None
         if context.budget is not None:
             verifying = Verifying(self.sink, context.budget, stop=context.stop)
@@ -172,7 +178,7 @@ class Pass:
             verifying=verifying,
         )
         try:
-            cycle.run(checkpoints)
+            cycle.run(checkpoints, until=until)
         finally:
             self.result.add(cycle.result)  # what was applied before it failed, too
 
@@ -356,11 +362,15 @@ def begin(
             loaded = load_newest(context, rows, table, snapshots)
             beginning.broken = loaded.broken
             if loaded.file is None:
+                if context.end is not None:
+                    beginning.error = loaded.broken  # Older rows than those of the change files are missing.
                 return beginning
             until = max(start, loaded.group.position, key=lambda position: position.order)
             if rows.must_fit_others or start != START:
                 others = where_the_others_stand(sink.checkpoints(), [table], counts_paused=start == START)
                 until = max(until, others or until, key=lambda position: position.order)
+            if context.end is not None:
+                until = min(until, context.end.position, key=lambda position: position.order)
             begun = [Rebuilding(table=table, rows=rows, loaded=loaded, started=started)]
             ((_, outcome),) = complete(context, sink, begun, goal=lambda: until)
             if isinstance(outcome, SyncError):

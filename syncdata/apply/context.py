@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from psycopg import Connection
 
+from syncdata.apply.feed.as_of import End
 from syncdata.apply.plan.batches import Limits
 from syncdata.apply.position import Position
 from syncdata.apply.progress import NoProgress, Progress
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 class Context:
     """The surroundings of one piece of work. ``requested_by`` names the person who asked for it, for the
     audit log. ``needs_snapshot``: a table without a good snapshot is not rebuilt. ``budget``: the time for
-    verifying; without it nothing is verified."""
+    verifying; without it nothing is verified. ``end``: no table goes beyond it."""
 
     archive: Archive
     limits: Limits
@@ -44,6 +45,7 @@ class Context:
     needs_snapshot: bool = False
     told: Told = field(default_factory=Told)
     budget: Budget | None = None
+    end: End | None = None
 
 
 def divided(limits: Limits, parts: int) -> Limits:
@@ -126,6 +128,7 @@ class Resources:
     *open_sink* makes the sink on a connection, for the run whose number it is given, if any. All changes go
     through it, those of snapshots and resyncs too. ``parts``: among so many pieces of work that go on at the
     same time the limits are divided. ``budget``: the time that verifying may take of this process's.
+    ``end``: no table goes beyond it, whatever is done, while it is set.
     """
 
     def __init__(
@@ -146,6 +149,7 @@ class Resources:
         self.progress = progress
         self.told = Told()
         self.parts = 1
+        self.end: End | None = None
         self.budget = Budget(now_s=time.monotonic()) if settings.verifies else None
         self._open_archive = open_archive
         self._open_sink = open_sink
@@ -180,7 +184,7 @@ class Resources:
             mirror=self.mirror,
             progress=self.progress,
         )
-        other.told, other.parts = self.told, self.parts
+        other.told, other.parts, other.end = self.told, self.parts, self.end
         return other
 
     def give_up(self) -> None:
@@ -201,4 +205,5 @@ class Resources:
             stop=stop,
             told=self.told,
             budget=self.budget,
+            end=self.end,
         )

@@ -33,7 +33,7 @@ from typing import Any
 
 from syncdata.apply.counts import Counts
 from syncdata.apply.feed.continuity import check_position, files_after, lost_beginning, lost_part
-from syncdata.apply.feed.files import Fetched, ask, fetch
+from syncdata.apply.feed.files import Fetched, ask, fetch_all
 from syncdata.apply.feed.groups import Group, group_by_position
 from syncdata.apply.feed.stretches import (
     Pace,
@@ -107,8 +107,9 @@ class Cycle:
         self._skips: dict[TableName, tuple[Skip, ...]] = {}
         self.result = CycleResult()
 
-    def run(self, checkpoints: Sequence[TableCheckpoint]) -> CycleResult:
-        """Apply what the archive holds beyond *checkpoints*, those of all whitelisted tables.
+    def run(self, checkpoints: Sequence[TableCheckpoint], *, until: Position | None = None) -> CycleResult:
+        """Apply what the archive holds beyond *checkpoints*, those of all whitelisted tables, up to *until*,
+        which none of them is beyond.
 
         Returns when all is applied, blocked or waited for, or soon after *stop* is set. Raises
         DiscoveryError, FetchError, ArchiveConnectionError or ApplyError when it cannot go on, and
@@ -121,7 +122,7 @@ class Cycle:
             return self.result
         files = self.discover(since=groups[0].position.file or None)
         *behind, front = groups
-        is_at_end = self.advance(front, files)
+        is_at_end = self._go_on(front, files, until)
         self.result.position = front.position
         verifying, self._verifying = self._verifying, None
         if verifying is not None:
@@ -129,7 +130,7 @@ class Cycle:
                 verifying.note_ends(front)
             if self._deadline is not None:
                 self._deadline += verifying.spent_s
-        self._catch_up(behind, files)
+        self._catch_up(behind, files, until, deadline=self._deadline)
         self._unblock_healed(checkpoints)
         for table in (self._at_end | self.result.activity.keys()) - self.result.blocked.keys():
             self._told.over(logger, f"table {table}", f"{table} goes on: what held it up is over")
@@ -182,18 +183,39 @@ class Cycle:
     def _must_end(self, deadline: float | None) -> bool:
         return self._stop.is_set() or (deadline is not None and time.monotonic() > deadline)
 
-    def _catch_up(self, behind: list[Group], files: list[ChangeFile]) -> None:
+    def _go_on(
+        self,
+        group: Group,
+        files: list[ChangeFile],
+        until: Position | None,
+        *,
+        deadline: float | None = None,
+    ) -> bool:
+        """Advance *group* as far as it may go; where it gets there, it is at its end. False as of `advance`."""
+        goes_on = self.advance(group, files, until=until, deadline=deadline)
+        if until is not None and not self._stop.is_set() and group.position.has_reached(until):
+            self._at_end.update(group.tables)
+        return goes_on
+
+    def _catch_up(
+        self,
+        behind: list[Group],
+        files: list[ChangeFile],
+        until: Position | None,
+        *,
+        deadline: float | None,
+    ) -> None:
         """Let each group go up to those before it, one after the other, until it meets one and joins it."""
         for number, group in enumerate(behind):
             for next_group in behind[number + 1 :]:
-                goes_on = self.advance(group, files, until=next_group.position, deadline=self._deadline)
+                goes_on = self.advance(group, files, until=next_group.position, deadline=deadline)
                 if group.is_with(next_group):
                     next_group.watermarks |= group.watermarks
                     break
                 if not goes_on:
                     break
             else:
-                self.advance(group, files, deadline=self._deadline)
+                self._go_on(group, files, until, deadline=deadline)
 
     def _apply_file(self, group: Group, fetched: Fetched, *, is_newest: bool, until: Position | None) -> bool:
         """Apply one file to *group*; False when the group cannot go on to the next one."""
@@ -227,21 +249,8 @@ class Cycle:
     # Fetch
 
     def _fetch(self, files: list[ChangeFile]) -> Generator[Fetched]:
-        """Yield *files*, the next being fetched while the caller works on one and closes it."""
-        return prefetch(
-            (
-                fetch(
-                    self._archive,
-                    file,
-                    stop=self._stop,
-                    max_record_bytes=self._limits.max_record_bytes,
-                )
-                for file in files
-            ),
-            name="syncdata-fetch",
-            discard=lambda fetched: fetched.stream.close(),
-            stop=self._stop,
-            interrupt=self._archive.close,
+        return fetch_all(
+            self._archive, files, stop=self._stop, max_record_bytes=self._limits.max_record_bytes
         )
 
     # Parse

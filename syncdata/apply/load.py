@@ -57,6 +57,7 @@ def load_newest(
                 max_record_bytes=context.limits.max_record_bytes,
             )
             with closing(opened) as snapshot:
+                _require_not_newer(context, snapshot)
                 counts = _load(context, rebuild, snapshot)
                 if not rebuild.accept():
                     snapshot.fetched.stream.seek(0)
@@ -70,6 +71,17 @@ def load_newest(
             group = _group(table, snapshot.position)
             return Loaded(group=group, file=file.name, counts=counts, broken=broken)
     return Loaded(group=_group(table, START), broken=broken)
+
+
+def _require_not_newer(context: Context, snapshot: Snapshot) -> None:
+    """Raise ParseError where the snapshot shows what was committed beyond the end of the work."""
+    end = context.end
+    if end is not None and end.is_passed_by(snapshot.position):
+        raise ParseError(
+            f"the snapshot is newer than {end.point.text}",
+            hint="no table can begin with it there: name a later point, or bring back an older snapshot",
+            file=snapshot.fetched.name,
+        )
 
 
 def _load(context: Context, rebuild: Rebuild[Any], snapshot: Snapshot) -> Counts:

@@ -71,7 +71,8 @@ class CycleResult:
     newest file, while it is being written. ``activity``: by table, what has been committed. ``verified``: by
     table, what its rows were held to. ``newly_blocked``: tables that were not blocked before, or for another
     reason. ``newly_differing``: those whose rows came to be known not to be production's, with what was
-    found; ``equal_again``: those of which that is over."""
+    found; ``equal_again``: those of which that is over. ``short_of``: the archive does not reach the point
+    yet up to which the cycle was to go."""
 
     files_processed: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -86,6 +87,7 @@ class CycleResult:
     waiting_for: str = ""
     newly_differing: dict[TableName, str] = field(default_factory=dict)
     equal_again: set[TableName] = field(default_factory=set)
+    short_of: SyncError | None = None
 
     def add(self, later: CycleResult) -> None:
         """Add the result of a *later* pass."""
@@ -113,7 +115,8 @@ class CycleResult:
 class SyncResult:
     """The result of a cycle or a resync. ``records_skipped``: of tables that did not take part;
     ``records_failed``: of tables that are blocked now; ``duration`` in seconds; ``last_lsn`` as ``X/Y``.
-    ``waiting_for``: the newest change file, while it is still being written."""
+    ``waiting_for``: the newest change file, while it is still being written. ``short_of``: the archive does
+    not reach the point yet up to which it was to go."""
 
     files_processed: int = 0
     records_added: int = 0
@@ -127,6 +130,7 @@ class SyncResult:
     blocked: tuple[str, ...] = ()
     errors: tuple[SyncError, ...] = ()
     waiting_for: str = ""
+    short_of: SyncError | None = None
 
     @classmethod
     def of(cls, result: CycleResult, *, duration_s: float) -> Self:
@@ -144,6 +148,7 @@ class SyncResult:
             blocked=tuple(sorted(str(table) for table in result.blocked)),
             errors=tuple(dict.fromkeys(result.blocked.values())),
             waiting_for=result.waiting_for,
+            short_of=result.short_of,
         )
 
     @property

@@ -56,7 +56,8 @@ def resync(
     context: Context, open_sink: Callable[[], DaemonSink[Any]], tables: Sequence[TableName]
 ) -> dict[TableName, CycleResult | ResyncError]:
     """Rebuild *tables*, each from its newest snapshot, else from the first change file, up to the position of
-    the other tables, or to the end. They go through the change files together, so these are read once.
+    the other tables, or to the end, which may be that of the context. They go through the change files
+    together, so these are read once.
 
     The checkpoint and an audit row commit with the rows of each table. Returns, by table, what was done, or
     the error that has left the old rows there.
@@ -82,6 +83,8 @@ def resync(
                         loaded = load_newest(context, rows, table, snapshots.get(table, []))
                         if context.needs_snapshot and loaded.file is None:
                             raise _without_snapshot(table)
+                        if context.end is not None and loaded.file is None and loaded.broken is not None:
+                            raise loaded.broken
                         opened.push(stack.pop_all())
                 except SyncError as error:
                     if not is_tables_own(error):
@@ -89,8 +92,10 @@ def resync(
                     done[table] = _not_resynced(table, error)
                 else:
                     begun.append(Rebuilding(table=table, rows=rows, loaded=loaded, started=started))
-            to_others = partial(_where_to_go, sink, tables)
-            for table, outcome in complete(context, sink, begun, goal=to_others):
+            goal = partial(_where_to_go, sink, tables)
+            if (end := context.end) is not None:
+                goal = partial(_stay_at, end.position)
+            for table, outcome in complete(context, sink, begun, goal=goal):
                 done[table] = _not_resynced(table, outcome) if isinstance(outcome, SyncError) else outcome
     except ReadingStopped:
         pass
@@ -184,9 +189,10 @@ def _exchange(
     """Let the new rows take the place of the table's old ones; return what all of it has done."""
     is_short = until is not None and not group.position.has_reached(until)
     if is_short or group.position == START:
+        goal = "the position of the other tables" if context.end is None else context.end.point.text
         snapshot = f"archive_changes --snapshot {each.table.argument}"
         raise ResyncError(
-            "the archive ends before the position of the other tables",
+            f"the archive ends before {goal}",
             hint="bring the missing change files back, or see that it is the right archive; where they are"
             f" gone for good, take a snapshot at production ({snapshot})",
         )
@@ -245,6 +251,10 @@ def _where_to_go(sink: DaemonSink[Any], tables: Sequence[TableName]) -> Position
     return stays or (
         where_the_others_stand(checkpoints, (), counts_paused=False) if len(tables) > 1 else None
     )
+
+
+def _stay_at(position: Position) -> Position | None:
+    return position
 
 
 def where_the_others_stand(

@@ -20,6 +20,7 @@ import psycopg
 
 from syncdata.apply.bootstrap import Pass, RequestedError
 from syncdata.apply.context import Resources
+from syncdata.apply.feed.as_of import Point
 from syncdata.apply.feed.files import ask
 from syncdata.apply.hands import Hand
 from syncdata.apply.position import Position
@@ -39,6 +40,7 @@ from syncdata.apply.state.runs import (
     seconds_since_cycle,
     start_run,
 )
+from syncdata.apply.until import end_for, not_reached
 from syncdata.changes.names import TableName
 from syncdata.errors import CycleError, ParseError, SyncError, UnexpectedError
 from syncdata.runtime.bounded_stream import ReadingStopped
@@ -66,8 +68,9 @@ class Run:
         make_room: Callable[[threading.Event], Callable[[], bool]],
         *,
         interval_s: int,
+        point: Point | None = None,
     ) -> None:
-        """Note in the database that the run begins. Raises psycopg.Error."""
+        """Note in the database that the run begins. Raises psycopg.Error. No cycle goes beyond *point*."""
         self._resources = resources
         self._make_room = make_room
         self._sink: DaemonSink[Any] | None = None
@@ -77,6 +80,7 @@ class Run:
         self._noted_waiting: tuple[int, int, int] | None = None
         if (budget := resources.budget) is not None:
             budget.begin(seconds_since_cycle(resources.connect()), now_s=time.monotonic())
+        self._point = point
         self.id = self._start()
         self._must_look = False
         self._differing = read_differing(resources.connect())
@@ -104,7 +108,10 @@ class Run:
         failure: SyncError | None = None
         try:
             self._look_at_head(stop)
-            self._advance_tables(result, stop, deadline)
+            if self._may_go_on(stop):
+                self._advance_tables(result, stop, deadline)
+            if (end := self._resources.end) is not None and not end.is_reached:
+                result.short_of = not_reached(end)
             summary = SyncResult.of(result, duration_s=time.monotonic() - started)
             self._end_cycle(result, summary)
         except Exception as error:
@@ -134,6 +141,25 @@ class Run:
         connection = self._resources.connect()
         with translated_errors():
             note_head(connection, self.id, head, now=_utcnow())
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the archive holds all up to the point, so that the last cycle has gone there."""
+        return self._resources.end is not None and self._resources.end.is_reached
+
+    def _may_go_on(self, stop: threading.Event) -> bool:
+        """Look for the point in the archive, as long as it is not there; False when a stop comes first.
+
+        Files that come meanwhile are not gone into: the tables stop where the archive ended just now.
+        """
+        if self._point is None or self.is_there:
+            return True
+        checkpoints = [c for c in self._open_sink().checkpoints() if not c.is_paused]
+        try:
+            self._resources.end = end_for(self._resources.context(stop), self._point, checkpoints)
+        except ReadingStopped:
+            return False
+        return True
 
     def _advance_tables(self, result: CycleResult, stop: threading.Event, deadline: float | None) -> None:
         """Apply the new records to the tables, and add them to *result* as they commit."""

@@ -24,6 +24,7 @@ from psycopg import Connection
 from syncdata.apply import actions
 from syncdata.apply.context import Resources
 from syncdata.apply.feed.arrivals import Arrivals
+from syncdata.apply.feed.as_of import End, Point
 from syncdata.apply.position import START
 from syncdata.apply.postgres.connection import is_servers_fault, translate, translated_errors
 from syncdata.apply.progress import Progress, RequestProgress
@@ -33,9 +34,11 @@ from syncdata.apply.run import Run, foreseen
 from syncdata.apply.sink import Differences
 from syncdata.apply.state import healing, queue
 from syncdata.apply.state.queue import Listener, Request
+from syncdata.apply.until import end_for, not_reached
 from syncdata.apply.verify_now import verify_now
 from syncdata.changes.names import TableName
-from syncdata.errors import RequestError, ResyncError, SchemaError, SyncError
+from syncdata.errors import PointError, RequestError, ResyncError, SchemaError, SyncError
+from syncdata.runtime.bounded_stream import ReadingStopped
 from syncdata.runtime.retry import Backoff
 from syncdata.runtime.unexpected import unexpected_error
 from syncdata.runtime.wake import Wake, called_by
@@ -79,18 +82,23 @@ class Worker:
 
     # Cycles
 
-    def run_loop(self, *, interval_s: int | None, stop: threading.Event) -> None:
+    def run_loop(
+        self, *, interval_s: int | None, stop: threading.Event, point: Point | None = None
+    ) -> SyncResult | None:
         """Run cycles until *stop* is set; between them and their batches, carry out operators' requests.
 
         A cycle begins at every interval, and as soon as a file comes into an archive that can tell of it.
 
         A cycle that fails, for whatever reason, is logged, counted and tried again, soon at first. Raises
         RunError when another daemon runs on this database.
+
+        With a *point*, wait until the archive reaches it, stop there, and return the last cycle's result;
+        raise PointError where a table is beyond it.
         """
         interval_s = interval_s or self._resources.settings.interval_s
         backoff, told = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S), self._resources.told
         with (
-            self.running(interval_s) as run,
+            self.running(interval_s, point) as run,
             self._waking(stop),
             self._resyncs_aside(),
             closing(Arrivals(told)) as arrivals,
@@ -99,26 +107,33 @@ class Worker:
                 started_s = time.monotonic()
                 try:
                     arrivals.watch(self._resources.archive())
-                    applied = run.cycle(stop, deadline=started_s + interval_s)
+                    deadline = started_s + interval_s if point is None else None
+                    applied = run.cycle(stop, deadline=deadline)
                     backoff.reset()
                     told.over(logger, "cycle", "the cycles go on: what made them fail is over")
+                except PointError:
+                    raise
                 except Exception as error:
                     trouble = foreseen(error)
                     told.trouble(logger, trouble, "cycle", extra=trouble.fields)
                     # A new file does not end this rest: it is no reason to fail again at once.
                     self._rest(stop, min(interval_s, backoff.next_s()))
                 else:
+                    if run.is_there and not stop.is_set():
+                        return applied
                     # While files come, cycles keep to the interval: the work does not add to it.
                     worked_s = time.monotonic() - started_s if applied.files_processed else 0.0
                     self._rest(stop, interval_s - worked_s, arrivals.wake)
+        return None
 
-    def run_once(self, stop: threading.Event) -> SyncResult:
-        """Run one cycle. Tables that are blocked are in the result; raises SyncError when the cycle fails."""
-        with self.running(self._resources.settings.interval_s) as run:
+    def run_once(self, stop: threading.Event, *, point: Point | None = None) -> SyncResult:
+        """Run one cycle, up to *point*. Tables that are blocked are in the result; raises SyncError when the
+        cycle fails."""
+        with self.running(self._resources.settings.interval_s, point) as run:
             return run.cycle(stop)
 
     @contextmanager
-    def running(self, interval_s: int) -> Iterator[Run]:
+    def running(self, interval_s: int, point: Point | None = None) -> Iterator[Run]:
         """Be the one daemon of this database in the block. Raises RunError, SyncError or psycopg.Error."""
         connection, session = self._resources.connect(), self._resources.session
         run = None
@@ -127,10 +142,11 @@ class Worker:
             if self._listener is not None:
                 self._listener.look_again()  # for requests that a stopped run has left
             self._resources.mirror.adopt(connection)
-            run = Run(self._resources, self._make_room, interval_s=interval_s)
+            run = Run(self._resources, self._make_room, interval_s=interval_s, point=point)
             logger.info("process %d syncs from %s", os.getpid(), self._resources.archive().describe())
             yield run
         finally:
+            self._resources.end = None
             if run is not None:
                 run.end()
             try:
@@ -168,15 +184,32 @@ class Worker:
         stop: threading.Event,
         progress: Progress | None = None,
         requested_by: str | None = None,
+        point: Point | None = None,
     ) -> dict[TableName, SyncResult | ResyncError]:
-        """Rebuild *tables* together, each from its newest snapshot, else from the first change file.
+        """Rebuild *tables* together, each from its newest snapshot, else from the first change file; with a
+        *point*, up to there, and from snapshots that are not newer.
 
         Returns what was done to each, or the error after which its old rows are still there. Raises
-        psycopg.Error before it begins.
+        psycopg.Error before it begins, and SyncError when *point* cannot be found, with nothing done.
         """
         # A daemon did this when it began; beside its cycles it could set checkpoints that these have moved.
         self._resources.mirror.adopt(self._resources.connect())
-        return self._announce(self._rebuild(self._resources, tables, stop, progress, requested_by))
+        before = self._resources.end
+        if point is not None:
+            self._resources.end = self._find(point, stop)
+        try:
+            return self._announce(self._rebuild(self._resources, tables, stop, progress, requested_by))
+        finally:
+            self._resources.end = before
+
+    def _find(self, point: Point, stop: threading.Event) -> End:
+        try:
+            end = end_for(self._resources.context(stop), point, ())
+        except ReadingStopped:
+            raise PointError("interrupted; nothing is changed", hint="run it again") from None
+        if not end.is_reached:
+            raise not_reached(end)
+        return end
 
     def verify_now(
         self, tables: Sequence[TableName], *, stop: threading.Event

@@ -66,7 +66,7 @@ class Fault:
 
 
 @contextmanager
-def running(loop: Callable[[threading.Event], None]) -> Iterator[None]:
+def running(loop: Callable[[threading.Event], object]) -> Iterator[None]:
     """Run *loop* beside the test, which it must outlive."""
     stop, ended = threading.Event(), list[BaseException]()
 

@@ -132,6 +132,12 @@ def test_a_transaction_in_which_another_table_stands_has_not_committed_there() -
     assert (batch.end_record, batch.commit_lsn, batch.ends_file) == (2, 5, False)
 
 
+@pytest.mark.parametrize("records", [[record(5), record(7)], [record(5), record(7), record(9)]])
+def test_a_transaction_behind_which_reading_ends_has_committed_there(records: list[LocatedRecord]) -> None:
+    (batch,) = cut(records, until_record=2)
+    assert (batch.end_record, batch.commit_lsn, batch.ends_file) == (2, 7, False)
+
+
 def test_whole_transactions_before_an_unreadable_line_are_a_batch() -> None:
     def source() -> Iterator[LocatedRecord]:
         yield from (record(1), record(2), record(2))

@@ -14,13 +14,13 @@ import zstandard
 
 from syncdata.apply.plan.schema import ColumnType
 from syncdata.apply.plan.values import to_text
-from syncdata.apply.postgres.effects import parse_time
 from syncdata.changes.catalog import catalog_comment, digest_of, parse_announcement, parse_catalog
 from syncdata.changes.compression import decompress
 from syncdata.changes.head import parse_head
 from syncdata.changes.header import parse_footer, parse_header
 from syncdata.changes.reader import CHUNK_BYTES, MAX_ANNOUNCED, MAX_COMMENT_BYTES, inspect, read_records
 from syncdata.changes.record import Json, parse_record
+from syncdata.changes.times import parse_time
 from syncdata.errors import ApplyError, ParseError, Reason, SchemaError, shortened
 
 RECORD = b'{"table":"t","op":"INSERT","data":{"id":%d}}\n'

@@ -24,6 +24,7 @@ from syncdata.errors import (
     ClearError,
     CycleError,
     PidFileError,
+    PointError,
     Problem,
     ResyncError,
     SchemaError,
@@ -71,13 +72,19 @@ class Service:
     def spelled(self, names: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(names))
 
-    def run_once(self, *, stop: Event) -> SyncResult:
+    def run_once(self, *, stop: Event, until: str | None) -> SyncResult:
         if self.signalled:
             stop.set()
         return self.result
 
-    def run_loop(self, *, interval_s: int | None, stop: Event) -> None:
+    def run_loop(self, *, interval_s: int | None, stop: Event, until: str | None = None) -> SyncResult | None:
+        if until is not None:
+            self.asked.append(("until", until))
+            if self.signalled:
+                stop.set()
+                return None
         self.asked.append(("run_loop", interval_s))
+        return self.result
 
     def get_status(self) -> DaemonStatus:
         return self.status
@@ -101,7 +108,11 @@ class Service:
         self.asked.append(("clear", None))
         return ["users", "shop.orders"]
 
-    def resync_tables(self, tables: Sequence[str], *, stop: Event) -> dict[str, SyncResult | SyncError]:
+    def resync_tables(
+        self, tables: Sequence[str], *, stop: Event, until: str | None
+    ) -> dict[str, SyncResult | SyncError]:
+        if until is not None:
+            self.asked.append(("until", until))
         self.asked += [("resync", table) for table in tables]
         return {
             table: ResyncError("the archive has no such table", table=table)
@@ -361,6 +372,35 @@ def test_the_daemon_runs_with_the_interval_given(
 ) -> None:
     assert run("syncdata_start", *options) == 0
     assert service.asked == [("run_loop", interval_s), ("close", None)]
+
+
+def test_a_run_up_to_a_point_ends_with_its_result(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("syncdata_start", "--until", "0/17", "-v", "1") == 0
+    assert service.asked == [("until", "0/17"), ("run_loop", None), ("close", None)]
+    assert "records of" in capsys.readouterr().out
+    service.result = SyncResult(blocked=("users",))
+    assert run("syncdata_start", "--until", "0/17") == 1
+
+
+def test_a_run_that_is_stopped_before_its_point_has_failed(service: Service) -> None:
+    service.signalled = True
+    with pytest.raises(CycleError, match="stopped by a signal"):
+        call_command("syncdata_start", "--until", "0/17", stdout=io.StringIO())
+
+
+def test_one_cycle_fails_when_the_archive_does_not_reach_its_point(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.result = SyncResult(short_of=PointError("the archive does not reach 0/17 yet"))
+    assert run("syncdata_start", "--once", "--until", "0/17") == 1
+    assert "SHD_SYN_058: the archive does not reach 0/17 yet" in capsys.readouterr().err
+
+
+def test_a_resync_up_to_a_point(service: Service) -> None:
+    assert run("resync", "users", "--until", "0/17") == 0
+    assert service.asked[0] == ("until", "0/17")
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "1.5", "soon"])

@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from syncdata.apply.postgres.effects import parse_time
+from syncdata.changes.times import parse_time
 
 HALF_PAST_TEN = dt.datetime(2026, 2, 5, 10, 30, tzinfo=dt.UTC)
 

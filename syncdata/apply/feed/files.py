@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, TypeVar
 
@@ -23,6 +23,7 @@ from syncdata.changes.verification import Check
 from syncdata.errors import DiscoveryError, FetchError, ParseError
 from syncdata.runtime.bounded_stream import ReadingStopped, up_to
 from syncdata.runtime.interruptible import interruptible
+from syncdata.runtime.prefetch import prefetch
 
 T = TypeVar("T")
 
@@ -99,6 +100,19 @@ def fetch(
 def _in_memory(stream: BinaryIO, size_bytes: int) -> BinaryIO:
     with stream:
         return io.BytesIO(stream.read(size_bytes))
+
+
+def fetch_all(
+    archive: Archive, files: Iterable[ArchivedFile], *, stop: threading.Event, max_record_bytes: int
+) -> Generator[Fetched]:
+    """Yield *files*, the next being fetched while the caller works on one and closes it; a stop ends it."""
+    return prefetch(
+        (fetch(archive, file, stop=stop, max_record_bytes=max_record_bytes) for file in files),
+        name="syncdata-fetch",
+        discard=lambda fetched: fetched.stream.close(),
+        stop=stop,
+        interrupt=archive.close,
+    )
 
 
 def _read_catalogs(

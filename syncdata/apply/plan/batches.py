@@ -475,10 +475,22 @@ def cut_batches(
             read.skipped += 1
         read.end_record += 1
         read.size_bytes += located.size_bytes
-    # Another table's checkpoint may lie inside a transaction (one that was too large), so this end is not
-    # marked as a commit. Test: test_a_transaction_in_which_another_table_stands_has_not_committed_there.
     if read.end_record > draft.taken.end_record:
+        # Another table's checkpoint may lie inside a transaction (one that was too large): what comes tells.
+        # Tests: test_a_transaction_in_which_another_table_stands_has_not_committed_there,
+        # test_a_transaction_behind_which_reading_ends_has_committed_there.
+        if not is_open and not _is_followed(source, draft.mark):
+            draft.mark_border()
         yield draft.take_all()
+
+
+def _is_followed(source: Iterator[Piece | LocatedCheck], mark: str | None) -> bool:
+    """Tell whether the transaction of that *mark* goes on in *source*, or may do."""
+    try:
+        following = next((piece for piece in source if not isinstance(piece, LocatedCheck)), None)
+    except ParseError:
+        return True
+    return following is not None and _continues(following, mark)
 
 
 def _due(wanted: Mapping[tuple[str, str], int | None], lsn: int) -> Collection[tuple[str, str]]:

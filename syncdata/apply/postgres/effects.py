@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
-
 from syncdata.apply.counts import Counts
 from syncdata.apply.plan.prepare import TableShare
 from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.result import Effect
 from syncdata.apply.state.published import Emptied
 from syncdata.changes.position import format_lsn, parse_lsn
-
-_YEARS = range(1970, 3000)
+from syncdata.changes.times import parse_time
 
 
 def effect_of(share: TableShare, counts: Counts, *, duration_ms: int = 0) -> Effect:
@@ -29,22 +26,6 @@ def last_truncate(share: TableShare) -> Emptied:
     last = next((r.record for r in reversed(share.records) if r.record.op == "TRUNCATE"), None)
     commit_lsn = parse_lsn(last.commit_lsn) if last and last.commit_lsn else None
     return Emptied(commit_lsn, last.xid if last and isinstance(last.xid, int) else 0)
-
-
-def parse_time(text: str | None) -> dt.datetime | None:
-    """Read a record's ``ts`` (``T`` or a space, ``Z``, ``+00`` or ``+00:00``); None if it is not a time, or
-    none that a commit can have: a time at the end of the calendar has no form in other time zones."""
-    try:
-        moment = dt.datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    if moment is None:
-        return None
-    try:
-        moment = moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
-    except OverflowError:
-        return None
-    return moment if moment.year in _YEARS else None
 
 
 def _valid_lsn(text: str | None) -> str | None:

@@ -13,7 +13,7 @@ from syncdata.errors import CycleError
 from syncdata.management.base import SyncCommand, format_result
 from syncdata.management.interpreter import tune_interpreter
 from syncdata.monitoring import DEFAULT_ADDRESS, serve_metrics
-from syncdata.service import SyncDataService
+from syncdata.service import SyncDataService, SyncResult
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,22 @@ the next cycle. Only one daemon can work on a database."""
 With --once the exit status is 0 only if everything that was there has been applied; it is 1 when a
 table is blocked or anything failed, and stderr says what and where. Good for cron:
 
-  manage.py syncdata_start --once -v 0"""
+  manage.py syncdata_start --once -v 0
+
+With --until the tables get every transaction that was committed up to that moment, or up to that
+commit, and not the next one; then the command exits with status 0. While the archive does not reach
+that far it waits; with --once it says how far the archive goes, and exits with 1. The next start
+without --until goes on from there:
+
+  manage.py syncdata_start --until 2026-02-05T10:30:00Z"""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--once", action="store_true", help="Run one cycle and exit.")
+        parser.add_argument(
+            "--until",
+            metavar="TIME|LSN",
+            help="Stop there: at a time such as 2026-02-05T10:30:00Z, or a commit's LSN such as 1A/2B3C4D5E.",
+        )
         parser.add_argument(
             "--interval",
             type=_seconds,
@@ -58,6 +70,7 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
         self,
         *,
         once: bool,
+        until: str | None,
         interval: int | None,
         metrics_port: int | None,
         metrics_address: str,
@@ -74,7 +87,10 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
             SyncDataService(config, progress=progress) as service,
         ):
             if once:
-                self._run_once(service, stop, verbosity)
+                self._tell(service.run_once(stop=stop, until=until), stop, verbosity)
+            elif until is not None:
+                result = service.run_loop(interval_s=interval, stop=stop, until=until)
+                self._tell(result or SyncResult(), stop, verbosity)
             else:
                 service.run_loop(interval_s=interval, stop=stop)
 
@@ -82,8 +98,8 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
         # A single cycle prints its result; of a daemon's cycles, only the log tells.
         return not options["once"]
 
-    def _run_once(self, service: SyncDataService, stop: Event, verbosity: int) -> None:
-        result = service.run_once(stop=stop)
+    def _tell(self, result: SyncResult, stop: Event, verbosity: int) -> None:
+        """Print the result; raise SyncError unless all is done that was there, or asked for."""
         if verbosity:
             self.stdout.write(format_result(result))
         self.fail(result.errors)
@@ -93,6 +109,8 @@ table is blocked or anything failed, and stderr says what and where. Good for cr
             )
         if stop.is_set():
             raise CycleError("stopped by a signal; what was applied stays", hint="run it again to go on")
+        if result.short_of is not None:
+            raise result.short_of
         if result.waiting_for and verbosity:
             self.stdout.write(f"{result.waiting_for} is still being written: left for the next cycle")
 
