@@ -15,6 +15,8 @@ from itertools import islice
 from types import NoneType
 from typing import Any
 
+import msgspec
+
 from syncdata.apply.plan.schema import ColumnType
 from syncdata.apply.plan.values import to_text
 
@@ -26,7 +28,7 @@ _FIRST_ROWS = 16
 _NUL = "\x00"
 _END_OF_ROW = b"\xff"
 _NULL = "\\N"
-_TO_ESCAPE = "\\\t\n\r"
+_BOOLEANS = {False: "false", True: "true"}
 
 
 class NulError(ValueError):
@@ -41,13 +43,13 @@ def copy_text(rows: Iterable[Sequence[Any]], *, prefix: str = "") -> Iterator[by
     """
     source, wanted = iter(rows), _FIRST_ROWS
     while piece := list(islice(source, wanted)):
-        text = _text_of(piece, prefix.encode())
+        text = _text_of(piece, prefix)
         yield text
         # As many as would have filled this piece; the next rows may be longer than these.
         wanted = max(1, min(PIECE_BYTES * len(piece) // len(text), 4 * len(piece)))
 
 
-def _text_of(rows: Sequence[Sequence[Any]], prefix: bytes) -> bytes:
+def _text_of(rows: Sequence[Sequence[Any]], prefix: str) -> bytes:
     try:
         lines = list(map(_NUL.join, rows))
     except TypeError:  # not all values are texts
@@ -55,32 +57,37 @@ def _text_of(rows: Sequence[Sequence[Any]], prefix: bytes) -> bytes:
     text = _END_OF_ROW.join([line.encode() for line in lines])
     if text.count(b"\x00") != len(rows) * (len(rows[0]) - 1):
         raise NulError
-    text = _escaped(text).replace(b"\x00", b"\t").replace(_END_OF_ROW, b"\n" + prefix)
-    return prefix + text + b"\n"
+    text = _escaped(text).replace(b"\x00", b"\t").replace(_END_OF_ROW, b"\n" + prefix.encode())
+    return prefix.encode() + text + b"\n"
 
 
-def _text_by_columns(rows: Sequence[Sequence[Any]], prefix: bytes) -> bytes:
+def _text_by_columns(rows: Sequence[Sequence[Any]], prefix: str) -> bytes:
     """The same for values of all kinds, whose columns are mostly of one."""
     columns = [_column_text(column) for column in zip(*rows, strict=True)]
     lines = map("\t".join, zip(*columns, strict=True))
-    return prefix + "\n".join(lines).encode().replace(b"\n", b"\n" + prefix) + b"\n"
+    return (prefix + ("\n" + prefix).join(lines) + "\n").encode()
 
 
 def _column_text(values: Sequence[Any]) -> Sequence[str]:
     """Return each of *values* as COPY reads it."""
     try:
-        text = _NUL.join(values)
+        text = "".join(values)
     except TypeError:
         return _other_column_text(values)
-    if text.count(_NUL) != len(values) - 1:
+    if _NUL in text:
         raise NulError
-    if not any(sign in text for sign in _TO_ESCAPE):
+    if not ("\\" in text or "\t" in text or "\n" in text or "\r" in text):
         return values
-    return _escaped(text.encode()).decode().split(_NUL)
+    return _escaped(_NUL.join(values).encode()).decode().split(_NUL)
 
 
 def _other_column_text(values: Sequence[Any]) -> Sequence[str]:
     kinds = set(map(type, values))
+    if kinds == {int}:
+        # Three times as fast as to make each a str.
+        return msgspec.json.encode(values)[1:-1].decode().split(",")
+    if kinds == {bool}:
+        return list(map(_BOOLEANS.__getitem__, values))
     if kinds == {NoneType}:
         return [_NULL] * len(values)
     if NoneType in kinds:

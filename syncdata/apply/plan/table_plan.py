@@ -146,8 +146,10 @@ def long_rows_apart(plan: TablePlan) -> tuple[TablePlan, TablePlan] | None:
     short: dict[Shape, list[tuple[Any, ...]]] = {}
     long: dict[Shape, list[tuple[Any, ...]]] = {}
     for shape, rows in plan.writes.items():
+        # A row that is its key alone may stay as it is: its statement may well do nothing.
+        may_be_long = len(shape.columns) > len(plan.schema.key)
         for row in rows:
-            (long if _has_long_value(row) else short).setdefault(shape, []).append(row)
+            (long if may_be_long and _has_long_value(row) else short).setdefault(shape, []).append(row)
     if not long:
         return None
     return replace(plan, writes=short), replace(plan, writes=long, gone={}, rekeyed={}, only_inserts=False)

@@ -113,6 +113,20 @@ class DirectWriter:
         """
         return list(self._steps(self._target(plan.schema), plan))
 
+    def sure_writes(self, plan: TablePlan) -> Iterator[tuple[bytes, list[list[str | None]]]]:
+        """Yield the statements for the rows that *plan* writes, each with the values of all its rows.
+
+        Their row counts tell nothing: one that is to insert a row, or else to update it, fails where it does
+        neither. The row of an UPDATE must have been looked for.
+        """
+        target = self._target(plan.schema)
+        for shape, rows in plan.writes.items():
+            if shape.mode == "update":
+                values, query = self._updated(target, shape, rows), self._update(target, shape)
+            else:
+                values, query = rows, self._sure_upsert(target, shape)
+            yield query, [[to_text(value, ColumnType()) for value in row] for row in values]
+
     def _target(self, schema: TableSchema) -> TargetNames:
         target = self._targets.get(schema.oid)
         if target is None or target.schema is not schema:
@@ -145,15 +159,20 @@ class DirectWriter:
         for mode in ("update", "upsert"):
             for shape, rows in plan.writes.items():
                 if shape.mode == mode == "update":
-                    key_of = key_getter(shape.columns, plan.schema.key)
-                    settable = target.settable(shape.columns)
-                    where = [shape.columns.index(name) for name in settable]
-                    values = [(*(row[at] for at in where), *key_of(row)) for row in rows]
+                    values = self._updated(target, shape, rows)
                     yield _bind(self._update(target, shape), values), "counts"
                 elif shape.mode == mode == "upsert":
                     # What has no column beside the key is left alone where it is.
                     may_stay = not target.settable(shape.columns)
                     yield _bind(self._upsert(target, shape), rows), "good" if may_stay else ""
+
+    def _updated(
+        self, target: TargetNames, shape: Shape, rows: Sequence[tuple[Any, ...]]
+    ) -> list[tuple[Any, ...]]:
+        """Return the values of each of *rows* as `_update` takes them."""
+        key_of = key_getter(shape.columns, target.schema.key)
+        where = [shape.columns.index(name) for name in target.settable(shape.columns)]
+        return [(*(row[at] for at in where), *key_of(row)) for row in rows]
 
     def _move_alone(self, target: TargetNames, plan: TablePlan) -> list[Bound]:
         """Return what brings the one row of *plan* to its new key, in place. Raises DoubtfulError where there
@@ -193,6 +212,16 @@ class DirectWriter:
 
     def _upsert(self, target: TargetNames, shape: Shape) -> bytes:
         return self._query(target, "upsert", shape.columns, lambda: _upsert_of(target, shape))
+
+    def _sure_upsert(self, target: TargetNames, shape: Shape) -> bytes:
+        return self._query(
+            target,
+            "sure upsert",
+            shape.columns,
+            lambda: sql.SQL("WITH r AS ({} RETURNING 1) SELECT 1 / count(*) FROM r").format(
+                _upsert_of(target, shape)
+            ),
+        )
 
     def _query(
         self,

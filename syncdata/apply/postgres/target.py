@@ -329,6 +329,7 @@ class Target:
             if not self._waits_for_disk:
                 do_not_wait_for_disk(self._connection)
             self._writer.begin()
+            self._at_once.begin()
             self._sequences.begin()
             # Not before the checkpoints are locked: a resync that ends just now may hold those for longer.
             limit_lock_waits(self._connection, _WAIT_S)
@@ -577,6 +578,7 @@ class Target:
             return
         try:
             with in_one_trip(self._connection):
+                self._at_once.send_rest()
                 if not self._writer.is_silent and done.effects:
                     self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
                 self._sequences.send(is_end_of_file=is_end_of_file)
