@@ -1,12 +1,13 @@
 """Run a random workload on two real servers, break what lies between them, and compare what arrives.
 
     python -m tests.acceptance.soak [--minutes N] [--seed S] [--rounds N] [--faults N] [--at-once N]
-        [--only FAULT ...] [--verify]
+        [--only FAULT ...] [--verify] [--go-on] [--report FILE]
 
 Every seed is a new pair of databases, an sshd, an archiver and a daemon; every round of it is a workload, a
 few faults, and a judgement when all is quiet again. A seed plans the same transactions and faults each
 time; how they fall together is up to the machine. Exit status 1 when something is not as it must be: then the
-difference is printed, and the logs of that seed stay in the folder that is named.
+difference is printed, and the logs of that seed stay in the folder that is named. With --go-on, other seeds
+follow. The file of --report has the totals after each seed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=1, help="so many of each, together (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), metavar="FAULT", help="no other ones")
     parser.add_argument("--verify", action="store_true", help="with verification at work, held to its word")
+    parser.add_argument("--go-on", action="store_true", help="with the next seed after one that failed")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the totals there, too")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and everything that was started, too
     postgres.HOMES = roomy_memory()
@@ -47,9 +50,9 @@ def main() -> int:
     report, deck = Report(), Deck(options.seed, options.only or [*FAULTS])
     started = time.monotonic()
     seed = options.seed
-    try:
-        with running_servers() as servers:
-            while seed == options.seed or time.monotonic() - started < options.minutes * 60:
+    with running_servers() as servers:
+        while seed == options.seed or time.monotonic() - started < options.minutes * 60:
+            try:
                 run_world(
                     servers,
                     folder / str(seed),
@@ -61,12 +64,20 @@ def main() -> int:
                     report=report,
                     verifies=options.verify,
                 )
+            except Exception as error:
+                report.failures.append(error if isinstance(error, SoakError) else SoakError(repr(error)))
+                print(f"FAILED: {error}\nlogs: {folder / str(seed)}", file=sys.stderr)
+            else:
                 shutil.rmtree(folder / str(seed))
-                seed += 1
-    except SoakError as error:
-        print(f"{report}\n\nFAILED: {error}\nlogs: {folder / str(seed)}", file=sys.stderr)
-        return 1
+            report.minutes = (time.monotonic() - started) / 60
+            if options.report is not None:
+                options.report.write_text(f"{report}\n")
+            if report.failures and not options.go_on:
+                break
+            seed += 1
     print(report)
+    if report.failures:
+        return 1
     shutil.rmtree(folder)
     return 0
 

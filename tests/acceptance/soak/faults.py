@@ -66,6 +66,28 @@ def archiver_killed(world: World, chance: Random) -> Iterator[None]:
 
 
 @_fault
+def daemon_killed_again_and_again(world: World, chance: Random) -> Iterator[None]:
+    yield from _killed_often(world.daemon, chance)
+
+
+@_fault
+def archiver_killed_again_and_again(world: World, chance: Random) -> Iterator[None]:
+    yield from _killed_often(world.archiver, chance)
+
+
+def _killed_often(program: Program, chance: Random) -> Iterator[None]:
+    """As where memory is short: each start gets somewhat further, or not so far."""
+    try:
+        for _ in range(chance.randint(5, 10)):
+            program.kill()
+            program.ensure()
+            time.sleep(chance.uniform(0.1, 0.8))
+        yield
+    finally:
+        program.ensure()
+
+
+@_fault
 def daemon_killed_at_a_step(world: World, chance: Random) -> Iterator[None]:
     often = chance.choice((5, 50, 500))
     step = chance.choice(sorted(DAEMON_STEPS))
