@@ -18,6 +18,7 @@ from syncdata.capture.proof_of_reads import Snapshot
 from syncdata.capture.verify_reads import take_snapshot
 from syncdata.capture.verify_walk import VERIFICATION_FILE_NAME, VerificationState, load_verification
 from syncdata.changes.verification import Check
+from syncdata.runtime.retry import Backoff
 from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.chains import archived_records
 from tests.checked import checks_of, wrong_checks
@@ -379,3 +380,29 @@ def test_without_a_rate_nothing_is_read_and_nothing_asked_for(source: Production
         assert source.rows(activity) == []
     assert checks_of(source.archive_dir) == []
     assert not (source.spool_dir / VERIFICATION_FILE_NAME).exists()
+
+
+def test_a_connection_that_is_lost_now_and_then_is_made_anew_as_soon_each_time(
+    source: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    class Noted(Backoff):
+        def next_s(self) -> float:
+            pauses.append(super().next_s())
+            return pauses[-1]
+
+    monkeypatch.setattr(verifier, "Backoff", Noted)
+    monkeypatch.setattr(verifier, "_FIRST_RETRY_S", 0.1)
+    source.execute("CREATE TABLE item (id int PRIMARY KEY, v text)")
+    source.publish("item")
+    with archiving(source):
+        for lost in range(1, 6):
+            wanted = rounds(source) + 2
+            until(lambda wanted=wanted: rounds(source) >= wanted)
+            source.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'syncdata-verifier' AND datname = current_database()"
+            )
+            until(lambda lost=lost: len(pauses) >= lost)
+        assert max(pauses) <= 0.1
