@@ -136,16 +136,18 @@ def _run_round(
     report: Report,
 ) -> None:
     with Observer(world.local, report.judged):
-        with workload:
-            for names in groups:
-                done.append(" with ".join(names))
-                report.faults.update(_break(world, chance, names))
+        try:
+            with workload:
+                for names in groups:
+                    done.append(" with ".join(names))
+                    report.faults.update(_break(world, chance, names))
+        finally:
+            report.committed += workload.committed
+            report.given_up += workload.given_up
+            report.done.update(workload.done)
         judge.settle()
     judge.judge()
     judge.judge_verification(chance)
-    report.committed += workload.committed
-    report.given_up += workload.given_up
-    report.done.update(workload.done)
 
 
 def _break(world: World, chance: Random, names: Sequence[str]) -> list[str]:
