@@ -16,7 +16,7 @@ import psycopg
 from syncdata.apply.state import queue
 from tests.acceptance.soak import model
 from tests.acceptance.soak.deadly import DAEMON_STEPS
-from tests.acceptance.soak.world import Program, World, require
+from tests.acceptance.soak.world import Program, SoakError, World, require
 from tests.archiver_runner import STEPS
 from tests.proxy import Link
 from tests.remedies import steps_of
@@ -26,6 +26,7 @@ Fault = Callable[[World, Random], AbstractContextManager[None]]
 FAULTS: dict[str, Fault] = {}
 _FRESH_S = 20.0
 _LOCKED_S = 6.0
+_TRIES = 5
 # Steps of an archive on a disk of its own; ours is behind SFTP.
 _LOCAL_STEPS = {
     "before the archive has the bytes",
@@ -258,15 +259,17 @@ def _begin_anew(world: World) -> None:
         require(done.returncode == 0, f"archive_changes {arguments}: {done.stderr}")
     world.archiver.ensure()
     done = world.here("resync", "--all")
-    steps = [*steps_of([done.stderr])]  # a backup of the local database may lack a column
-    require(done.returncode == 0 or steps, f"resync --all: {done.stdout}{done.stderr}")
-    for kind, what in steps:
-        if kind == "sql":
-            with world.local.connect(autocommit=True) as connection:
-                connection.execute(what)
-        elif kind == "resync":
-            done = world.here("resync", what)
-            require(done.returncode == 0, f"resync {what}: {done.stdout}{done.stderr}")
+    for _ in range(_TRIES):
+        if not done.returncode:
+            return
+        # A backup of the local database lacks a column, or the table is altered while it is rebuilt.
+        for kind, what in steps_of([done.stderr]):
+            if kind == "sql":
+                with world.local.connect(autocommit=True) as connection:
+                    connection.execute(what)
+            elif kind == "resync":
+                done = world.here("resync", what)
+    raise SoakError(f"resync --all: {done.stdout}{done.stderr}")
 
 
 @_fault
