@@ -49,6 +49,7 @@ class Report:
         remedies = ", ".join(f"{kind} {count}" for kind, count in sorted(self.judged.remedies.items()))
         ended = ", ".join(f"{name} {count}" for name, count in sorted(self.ended.items()))
         kinds = Counter(failure.kind for failure in self.failures)
+        counts = [*self.faults.values()]
         return (
             f"minutes {self.minutes:.1f}; seeds {len(self.seeds)} ({self.seeds[0]} to {self.seeds[-1]});"
             f" rounds {self.rounds}\n"
@@ -60,7 +61,8 @@ class Report:
             f"{self.judged.verified}\n"
             f"failures: {', '.join(f'{kind} {kinds[kind]}' for kind in SoakError.KINDS)}\n"
             f"in the transactions:\n{done}\n"
-            f"{self.faults.total()} faults:\n{faults}"
+            f"{len(counts)} faults, each {min(counts, default=0)} to {max(counts, default=0)} times,"
+            f" {sum(counts)} together:\n{faults}"
         )
 
 
