@@ -1,7 +1,7 @@
 """Run a random workload on two real servers, break what lies between them, and compare what arrives.
 
     python -m tests.acceptance.soak [--minutes N] [--seed S] [--rounds N] [--faults N] [--at-once N]
-        [--only FAULT ...] [--verify] [--go-on] [--report FILE]
+        [--pause S] [--only FAULT ...] [--verify] [--go-on] [--report FILE]
 
 Every seed is a new pair of databases, an sshd, an archiver and a daemon; every round of it is a workload, a
 few faults, and a judgement when all is quiet again. A seed plans the same transactions and faults each
@@ -23,6 +23,7 @@ from pathlib import Path
 from syncsite.demo import postgres
 from tests.acceptance.soak.faults import FAULTS
 from tests.acceptance.soak.rounds import Deck, Report, run_world
+from tests.acceptance.soak.workload import WRITER_PAUSE_S
 from tests.acceptance.soak.world import SoakError, running_servers
 from tests.memory import roomy_memory
 
@@ -39,6 +40,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of each seed (%(default)s)")
     parser.add_argument("--faults", type=int, default=3, help="in each round (%(default)s)")
     parser.add_argument("--at-once", type=int, default=1, help="so many of each, together (%(default)s)")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=WRITER_PAUSE_S,
+        help="of a writer between transactions, s (%(default)s)",
+    )
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), metavar="FAULT", help="no other ones")
     parser.add_argument("--verify", action="store_true", help="with verification at work, held to its word")
     parser.add_argument("--go-on", action="store_true", help="with the next seed after one that failed")
@@ -62,6 +69,7 @@ def main() -> int:
                     deck=iter(deck),
                     at_once=options.at_once,
                     report=report,
+                    writer_pause_s=options.pause,
                     verifies=options.verify,
                 )
             except Exception as error:
