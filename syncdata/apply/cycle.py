@@ -191,7 +191,7 @@ class Cycle:
         *,
         deadline: float | None = None,
     ) -> bool:
-        """Advance *group* as far as it may go; where it gets there, it is at its end. False as of `advance`."""
+        """Advance *group* as far as it may go, where it is at its end; return what `advance` does."""
         goes_on = self.advance(group, files, until=until, deadline=deadline)
         if until is not None and not self._stop.is_set() and group.position.has_reached(until):
             self._at_end.update(group.tables)

@@ -239,6 +239,7 @@ class Verifier:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="syncdata-verifier", daemon=True)
         self._connection: psycopg.Connection[Any] | None = None
+        self._backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
         self._told = Told()
         self._state = load_verification(settings.spool_dir)
         self._saved_s = 0.0
@@ -262,7 +263,6 @@ class Verifier:
             self._thread.join(_POLL_S / 10)
 
     def _run(self) -> None:
-        backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
         wait_s = self._settle_s
         while not self._ended.wait(wait_s):
             try:
@@ -276,11 +276,9 @@ class Verifier:
                 self.tell(error)
             except Exception as error:  # the archiver goes on, whatever it is
                 self.tell(unexpected_error(error))
-            else:
-                backoff.reset()
             finally:
                 self._connection = None
-            wait_s = backoff.next_s()
+            wait_s = self._backoff.next_s()
         with suppress(SyncError):
             self.save()
 
@@ -328,6 +326,7 @@ class Verifier:
             self.note(msgspec.structs.replace(self._state, trouble=why), at_once=True)
 
     def trouble_is_over(self) -> None:
+        self._backoff.reset()
         self._told.over(logger, "verifier", "rows are verified again")
         if self._state.trouble:
             self.note(msgspec.structs.replace(self._state, trouble=""), at_once=True)

@@ -59,10 +59,11 @@ class VerificationState(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_due(self, now: dt.datetime, days: float) -> bool:
         """Tell whether a round goes on, or the next one begins: so many *days* after the last one did, or at
-        once when that took longer."""
+        once when that took longer. One that began in the future did so by a clock that was wrong."""
         if not self.began_at or not self.ended_at:
             return True
-        return now >= dt.datetime.fromisoformat(self.began_at) + dt.timedelta(days=days)
+        since_then = now - dt.datetime.fromisoformat(self.began_at)
+        return not dt.timedelta(0) <= since_then < dt.timedelta(days=days)
 
     def begun(self, now: dt.datetime) -> VerificationState:
         """Return the state at the beginning of the next round."""

@@ -65,9 +65,12 @@ def test_whatever_breaks_production_and_the_local_rows_are_the_same_afterwards(
         deck=iter(faults),
         report=report,
         writer_pause_s=0.15,
+        verifies=True,
     )
     assert report.faults == Counter(faults)
     assert report.judged.records > 100 and report.judged.rows > 100
+    verified = report.judged.verified
+    assert verified.equal > 50 and verified.found == verified.spoilt
 
 
 @pytest.mark.xdist_group("soak")
@@ -146,6 +149,19 @@ def test_a_seed_plans_the_same_transactions_each_time_and_another_one_others() -
 def test_every_fault_comes_up_before_any_comes_up_again() -> None:
     names = [*FAULTS]
     assert sorted(islice(Deck(1, names), len(names))) == sorted(names)
+
+
+def test_the_report_has_the_totals_in_one_block() -> None:
+    report = Report(seeds=[3, 4], rounds=5, kills=6, minutes=7.25)
+    report.faults.update({"disk full": 2})
+    report.failures += [SoakError("a row is missing", "lost"), SoakError("nothing arrives")]
+    report.judged.verified.count([_verdict("a", 1), _verdict("a", 2, is_equal=None)])
+    lines = str(report).splitlines()
+    assert lines[0] == "minutes 7.2; seeds 2 (3 to 4); rounds 5"
+    assert "processes killed: 6; ended otherwise: none" in lines
+    assert "checks: 2, equal 1, different 0, not comparable 1; whole rounds of a table: 0" in lines
+    assert "failures: lost 1, doubled 0, wrong 0, false alarm 0, not found 0, other 1" in lines
+    assert lines[-2:] == ["1 faults, each 2 to 2 times, 2 together:", "      2 disk full"]
 
 
 def _verdict(table: str, chunk: int, is_equal: bool | None = True, **values: Any) -> Verdict:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 
+from syncdata.apply.until import end_for
 from syncdata.errors import PointError, ResyncError
 from syncdata.service import SyncDataService, SyncResult
 from tests.framed import Writer, file_name
@@ -238,17 +239,15 @@ def test_files_that_come_meanwhile_are_not_gone_into(
     shop: World, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive did not reach the point when it was looked for, and is beyond it when it is read."""
-    from syncdata.apply import run
-
     write(writer, FILES[:2])
-    find = run.end_for
+    find = end_for
 
     def found(*args: Any) -> Any:
         end = find(*args)
         write(writer)
         return end
 
-    monkeypatch.setattr(run, "end_for", found)
+    monkeypatch.setattr("syncdata.apply.run.end_for", found)
     assert sync(shop, lsn(45)).short_of
     assert state(shop) == after([10, 20, 30])
     assert sync(shop, lsn(45)).short_of is None

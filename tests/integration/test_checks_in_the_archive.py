@@ -20,6 +20,8 @@ from syncdata.capture.verify_reads import take_snapshot
 from syncdata.capture.verify_walk import VERIFICATION_FILE_NAME, VerificationState, load_verification
 from syncdata.changes.catalog import catalog_name
 from syncdata.changes.verification import Check, parse_check
+from syncdata.changes.verification import Check
+from syncdata.runtime.retry import Backoff
 from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.chains import archived_records
 from tests.checked import checks_of, hash_of, lines_of, wrong_checks
@@ -445,3 +447,33 @@ def test_keys_of_a_type_with_operators_of_its_own_are_no_bounds(source: Producti
     first, *_ = verified(source)
     assert (first.rows, first.key, first.hash, first.is_last) == (12_000, (), None, True)
     assert not wrong_checks(source.archive_dir, keys={"item": ("w",)})[0]
+
+
+def test_a_connection_that_is_lost_now_and_then_is_made_anew_as_soon_each_time(
+    source: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    class Noted(Backoff):
+        def next_s(self) -> float:
+            pauses.append(super().next_s())
+            return pauses[-1]
+
+    monkeypatch.setattr(verifier, "Backoff", Noted)
+    monkeypatch.setattr(verifier, "_FIRST_RETRY_S", 0.1)
+    source.execute("CREATE TABLE item (id int PRIMARY KEY, v text)")
+    source.publish("item")
+
+    def lose_it() -> None:
+        wanted, times = rounds(source) + 2, len(pauses) + 1
+        until(lambda: rounds(source) >= wanted)
+        source.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'syncdata-verifier' AND datname = current_database()"
+        )
+        until(lambda: len(pauses) >= times)
+
+    with archiving(source):
+        for _ in range(5):
+            lose_it()
+    assert max(pauses[:5]) <= 0.1

@@ -51,6 +51,11 @@ def test_the_next_round_begins_so_many_days_after_the_last_one_did(hours: int, i
     assert begun.ended(later).is_due(later, 1) == is_due
 
 
+def test_a_round_that_began_by_a_clock_that_was_ahead_does_not_put_the_next_one_off() -> None:
+    years_ahead = VerificationState().begun(NOW + dt.timedelta(days=3_650))
+    assert years_ahead.ended(NOW + dt.timedelta(days=3_650, hours=1)).is_due(NOW, 1)
+
+
 def test_a_reason_goes_when_the_table_is_read_again() -> None:
     state = VerificationState().begun(NOW).at(A).past_table(left_out="permission denied")
     again = state.ended(NOW).begun(NOW)

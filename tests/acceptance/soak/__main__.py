@@ -1,12 +1,13 @@
 """Run a random workload on two real servers, break what lies between them, and compare what arrives.
 
     python -m tests.acceptance.soak [--minutes N] [--seed S] [--rounds N] [--faults N] [--at-once N]
-        [--only FAULT ...] [--verify]
+        [--pause S] [--only FAULT ...] [--verify] [--go-on] [--report FILE]
 
 Every seed is a new pair of databases, an sshd, an archiver and a daemon; every round of it is a workload, a
 few faults, and a judgement when all is quiet again. A seed plans the same transactions and faults each
 time; how they fall together is up to the machine. Exit status 1 when something is not as it must be: then the
-difference is printed, and the logs of that seed stay in the folder that is named.
+difference is printed, and the logs of that seed stay in the folder that is named. With --go-on, other seeds
+follow. The file of --report has the totals after each seed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from syncsite.demo import postgres
 from tests.acceptance.soak.faults import FAULTS
 from tests.acceptance.soak.rounds import Deck, Report, run_world
+from tests.acceptance.soak.workload import WRITER_PAUSE_S
 from tests.acceptance.soak.world import SoakError, running_servers
 from tests.memory import roomy_memory
 
@@ -38,8 +40,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of each seed (%(default)s)")
     parser.add_argument("--faults", type=int, default=3, help="in each round (%(default)s)")
     parser.add_argument("--at-once", type=int, default=1, help="so many of each, together (%(default)s)")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=WRITER_PAUSE_S,
+        help="of a writer between transactions, s (%(default)s)",
+    )
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), metavar="FAULT", help="no other ones")
     parser.add_argument("--verify", action="store_true", help="with verification at work, held to its word")
+    parser.add_argument("--go-on", action="store_true", help="with the next seed after one that failed")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the totals there, too")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and everything that was started, too
     postgres.HOMES = roomy_memory()
@@ -47,9 +57,9 @@ def main() -> int:
     report, deck = Report(), Deck(options.seed, options.only or [*FAULTS])
     started = time.monotonic()
     seed = options.seed
-    try:
-        with running_servers() as servers:
-            while seed == options.seed or time.monotonic() - started < options.minutes * 60:
+    with running_servers() as servers:
+        while seed == options.seed or time.monotonic() - started < options.minutes * 60:
+            try:
                 run_world(
                     servers,
                     folder / str(seed),
@@ -59,14 +69,23 @@ def main() -> int:
                     deck=iter(deck),
                     at_once=options.at_once,
                     report=report,
+                    writer_pause_s=options.pause,
                     verifies=options.verify,
                 )
+            except Exception as error:
+                report.failures.append(error if isinstance(error, SoakError) else SoakError(repr(error)))
+                print(f"FAILED: {error}\nlogs: {folder / str(seed)}", file=sys.stderr)
+            else:
                 shutil.rmtree(folder / str(seed))
-                seed += 1
-    except SoakError as error:
-        print(f"{report}\n\nFAILED: {error}\nlogs: {folder / str(seed)}", file=sys.stderr)
-        return 1
+            report.minutes = (time.monotonic() - started) / 60
+            if options.report is not None:
+                options.report.write_text(f"{report}\n")
+            if report.failures and not options.go_on:
+                break
+            seed += 1
     print(report)
+    if report.failures:
+        return 1
     shutil.rmtree(folder)
     return 0
 

@@ -191,6 +191,7 @@ class Judge:
             not missing and not surplus,
             f"{table} is shown as equal, but {len(missing)} rows are missing here, as {_shortened(missing)},"
             f" and {len(surplus)} should not be there, as {_shortened(surplus)}",
+            "wrong" if missing and surplus else "lost" if missing else "doubled",
         )
 
     def compare(self, table: str) -> tuple[Difference | None, int]:
@@ -217,7 +218,8 @@ class Judge:
     def _require_promises(self, database: Database) -> None:
         with database.connect() as connection:
             for name, query in INVARIANTS.items():
-                require(connection.execute(query).fetchone() == (True,), f"{database.name} breaks {name}")
+                keeps = connection.execute(query).fetchone() == (True,)
+                require(keeps, f"{database.name} breaks {name}", "wrong")
 
     def _require_positions(self) -> None:
         rebuilds = self._count_rebuilds()
@@ -241,6 +243,7 @@ class Judge:
                     require(
                         told == records[key],
                         f"the audit log counts {told} {operation} of {table}, the archive {records[key]}",
+                        "lost" if told < records[key] else "doubled",
                     )
                     self.judged.records += records[key]
         self._rebuilds, self._audited = rebuilds, audited
@@ -263,7 +266,7 @@ class Judge:
             " FROM data_sync_logs WHERE action = 'sync' AND status = 'SUCCESS' GROUP BY 1"
         )
         for name, *_, missing in rows:
-            require(not missing, f"{missing} rows of {name} were missing here")
+            require(not missing, f"{missing} rows of {name} were missing here", "wrong")
         return Counter(
             {(name, op): n for name, *counts, _ in rows for op, n in zip(_OPERATIONS, counts, strict=True)}
         )
@@ -344,7 +347,8 @@ class Observer:
         self._stop.set()
         self._thread.join()
         if error is None:
-            require(not self._broken, f"a reader saw what production never showed: {self._broken[:1]}")
+            never = f"a reader saw what production never showed: {self._broken[:1]}"
+            require(not self._broken, never, "wrong")
 
     def _look(self) -> None:
         while not self._stop.is_set():

@@ -38,6 +38,8 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     judged: Judged = field(default_factory=Judged)
+    failures: list[SoakError] = field(default_factory=list)
+    minutes: float = 0.0
 
     def __str__(self) -> str:
         faults, done = (
@@ -46,16 +48,21 @@ class Report:
         )
         remedies = ", ".join(f"{kind} {count}" for kind, count in sorted(self.judged.remedies.items()))
         ended = ", ".join(f"{name} {count}" for name, count in sorted(self.ended.items()))
+        kinds = Counter(failure.kind for failure in self.failures)
+        counts = [*self.faults.values()]
         return (
-            f"seeds {self.seeds[0]} to {self.seeds[-1]}, {self.rounds} rounds,"
-            f" {self.committed} transactions committed, {self.given_up} given up\n"
-            f"{self.judged.rows} rows compared, {self.judged.records} records counted,"
-            f" {self.judged.reads} reads in one snapshot\n"
+            f"minutes {self.minutes:.1f}; seeds {len(self.seeds)} ({self.seeds[0]} to {self.seeds[-1]});"
+            f" rounds {self.rounds}\n"
+            f"transactions committed {self.committed}, given up {self.given_up}\n"
+            f"rows compared {self.judged.rows}, records counted {self.judged.records},"
+            f" reads in one snapshot {self.judged.reads}\n"
             f"processes killed: {self.kills}; ended otherwise: {ended or 'none'}\n"
             f"remedies: {remedies or 'none'}\n"
             f"{self.judged.verified}\n"
+            f"failures: {', '.join(f'{kind} {kinds[kind]}' for kind in SoakError.KINDS)}\n"
             f"in the transactions:\n{done}\n"
-            f"{self.faults.total()} faults:\n{faults}"
+            f"{len(counts)} faults, each {min(counts, default=0)} to {max(counts, default=0)} times,"
+            f" {sum(counts)} together:\n{faults}"
         )
 
 
@@ -94,26 +101,31 @@ def run_world(
     with running_world(*servers, folder, f"soak_{seed}", verifies=verifies) as world:
         judge = Judge(world)
         judge.judged = report.judged
-        judge.settle()
-        judge.judge()
-        for number in range(1, rounds + 1):
-            done: list[str] = []
-            try:
-                workload = Workload(world.source, world.local, f"{seed} {number}", pause_s=writer_pause_s)
-                groups = [[*islice(deck, at_once)] for _ in range(faults_a_round)]
-                _run_round(world, judge, workload, chance, groups, done, report)
-            except BaseException as error:
-                (folder / "failure.txt").write_text(traceback.format_exc())
-                if not isinstance(error, Exception):
-                    raise
-                raise SoakError(f"seed {seed}, round {number}, after {', '.join(done)}: {error}") from error
-            report.rounds += 1
-            say(f"seed {seed}, round {number}: {', '.join(done)}")
-        _stop(world)
-        judge.require_nothing_left()
-        for program in (world.daemon, world.archiver):
-            report.kills += program.ends.count(-signal.SIGKILL)
-            report.ended[program.name] += sum(end != -signal.SIGKILL for end in program.ends)
+        try:
+            judge.settle()
+            judge.judge()
+            for number in range(1, rounds + 1):
+                done: list[str] = []
+                try:
+                    workload = Workload(world.source, world.local, f"{seed} {number}", pause_s=writer_pause_s)
+                    groups = [[*islice(deck, at_once)] for _ in range(faults_a_round)]
+                    _run_round(world, judge, workload, chance, groups, done, report)
+                except BaseException as error:
+                    (folder / "failure.txt").write_text(traceback.format_exc())
+                    if not isinstance(error, Exception):
+                        raise
+                    raise SoakError(
+                        f"seed {seed}, round {number}, after {', '.join(done)}: {error}",
+                        getattr(error, "kind", "other"),
+                    ) from error
+                report.rounds += 1
+                say(f"seed {seed}, round {number}: {', '.join(done)}")
+            _stop(world)
+            judge.require_nothing_left()
+        finally:
+            for program in (world.daemon, world.archiver):
+                report.kills += program.ends.count(-signal.SIGKILL)
+                report.ended[program.name] += sum(end != -signal.SIGKILL for end in program.ends)
 
 
 def _run_round(
@@ -126,16 +138,18 @@ def _run_round(
     report: Report,
 ) -> None:
     with Observer(world.local, report.judged):
-        with workload:
-            for names in groups:
-                done.append(" with ".join(names))
-                report.faults.update(_break(world, chance, names))
+        try:
+            with workload:
+                for names in groups:
+                    done.append(" with ".join(names))
+                    report.faults.update(_break(world, chance, names))
+        finally:
+            report.committed += workload.committed
+            report.given_up += workload.given_up
+            report.done.update(workload.done)
         judge.settle()
     judge.judge()
     judge.judge_verification(chance)
-    report.committed += workload.committed
-    report.given_up += workload.given_up
-    report.done.update(workload.done)
 
 
 def _break(world: World, chance: Random, names: Sequence[str]) -> list[str]:

@@ -35,7 +35,13 @@ _FOREIGN = ("ARCHIVE_", "PG", "SOURCE_PG_", "DATA_SYNC_", "METRIC_FREQ", "BATCH_
 
 
 class SoakError(AssertionError):
-    """What must be so is not so."""
+    """What must be so is not so; ``kind`` is one of KINDS."""
+
+    KINDS = ("lost", "doubled", "wrong", "false alarm", "not found", "other")
+
+    def __init__(self, complaint: str, kind: str = "other") -> None:
+        super().__init__(complaint)
+        self.kind = kind
 
 
 @dataclass
@@ -268,7 +274,7 @@ def _make(
         "rotate_bytes": 200_000,
     }
     if verifies:
-        production["verify_rows_per_second"] = 2000
+        production |= {"verify_rows_per_second": 5000, "verify_days": 0}
     there = archive | {"archive_port": links["archiver to archive"].port}
     environments = {
         "daemon": _environment(folder / "here", _toml(here), disks["copies"].folder),
@@ -346,9 +352,9 @@ def _drop_slot(world: World) -> None:
             time.sleep(0.1)
 
 
-def require(is_so: object, complaint: str) -> None:
+def require(is_so: object, complaint: str, kind: str = "other") -> None:
     if not is_so:
-        raise SoakError(complaint)
+        raise SoakError(complaint, kind)
 
 
 def until(is_so: Callable[[], object], complaint: Callable[[], str], patience_s: float = PATIENCE_S) -> None:
