@@ -20,7 +20,6 @@ from syncdata.capture.verify_reads import take_snapshot
 from syncdata.capture.verify_walk import VERIFICATION_FILE_NAME, VerificationState, load_verification
 from syncdata.changes.catalog import catalog_name
 from syncdata.changes.verification import Check, parse_check
-from syncdata.changes.verification import Check
 from syncdata.runtime.retry import Backoff
 from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.chains import archived_records
