@@ -240,6 +240,7 @@ class Verifier:
         self._thread = threading.Thread(target=self._run, name="syncdata-verifier", daemon=True)
         self._connection: psycopg.Connection[Any] | None = None
         self._told = Told()
+        self._backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
         self._state = load_verification(settings.spool_dir)
         self._saved_s = 0.0
 
@@ -262,7 +263,6 @@ class Verifier:
             self._thread.join(_POLL_S / 10)
 
     def _run(self) -> None:
-        backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
         wait_s = self._settle_s
         while not self._ended.wait(wait_s):
             try:
@@ -276,11 +276,9 @@ class Verifier:
                 self.tell(error)
             except Exception as error:  # the archiver goes on, whatever it is
                 self.tell(unexpected_error(error))
-            else:
-                backoff.reset()
             finally:
                 self._connection = None
-            wait_s = backoff.next_s()
+            wait_s = self._backoff.next_s()
         with suppress(SyncError):
             self.save()
 
@@ -328,6 +326,7 @@ class Verifier:
             self.note(msgspec.structs.replace(self._state, trouble=why), at_once=True)
 
     def trouble_is_over(self) -> None:
+        self._backoff.reset()
         self._told.over(logger, "verifier", "rows are verified again")
         if self._state.trouble:
             self.note(msgspec.structs.replace(self._state, trouble=""), at_once=True)
@@ -480,13 +479,12 @@ class _Walking:
         state, plan = self._verifier.state, reads.plan
         started_s = time.monotonic()
         part = self._next_part(reads)
-        rows_s = time.monotonic()
         if part.is_count:
             rows, digest = self._count(reads), None
         else:
             rows, digest = reads.rows(state.after, part.upto)
-        now_s = time.monotonic()
-        self._note_time(max(rows_s - started_s, now_s - rows_s))
+        took_s = time.monotonic() - started_s
+        self._note_time(reads.longest_ms)
         has_bounds = state.after is not None or part.upto is not None or part.keys is not None
         is_bounded = has_bounds and not part.is_count
         check = Check(
@@ -509,7 +507,7 @@ class _Walking:
         if len(check_comment(check)) > LONGEST_CHECK - _ROOM_BYTES:
             raise _TooWideError
         if not part.is_count:
-            self._size.note_read(now_s - started_s)
+            self._size.note_read(took_s)
         return _Chunk(check=check, part=part, rows=rows)
 
     def _next_part(self, reads: Reads) -> _Part:
@@ -587,9 +585,9 @@ class _Walking:
             if left_s > _POLL_S:
                 self._exchange.offer(take_snapshot(self._connection, None))
 
-    def _note_time(self, seconds: float) -> None:
+    def _note_time(self, milliseconds: int) -> None:
         state = self._verifier.state
-        if (milliseconds := round(seconds * 1000)) > state.longest_ms:
+        if milliseconds > state.longest_ms:
             self._verifier.note(msgspec.structs.replace(state, longest_ms=milliseconds))
 
     @contextmanager

@@ -16,10 +16,11 @@ import pytest
 
 from syncdata.capture import stream_catalog, verifier
 from syncdata.capture.proof_of_reads import Snapshot
-from syncdata.capture.verify_reads import take_snapshot
+from syncdata.capture.verify_reads import Key, Reads, take_snapshot
 from syncdata.capture.verify_walk import VERIFICATION_FILE_NAME, VerificationState, load_verification
 from syncdata.changes.catalog import catalog_name
 from syncdata.changes.verification import Check, parse_check
+from syncdata.runtime.retry import Backoff
 from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.chains import archived_records
 from tests.checked import checks_of, hash_of, lines_of, wrong_checks
@@ -444,3 +445,46 @@ def test_keys_of_a_type_with_operators_of_its_own_are_no_bounds(source: Producti
     first, *_ = verified(source)
     assert (first.rows, first.key, first.hash, first.is_last) == (12_000, (), None, True)
     assert not wrong_checks(source.archive_dir, keys={"item": ("w",)})[0]
+
+
+def test_the_longest_read_is_told_by_the_clock_of_the_source(
+    source: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy archiver lets the thread wait, and production knows nothing of that."""
+    take_rows = Reads.rows
+
+    def late(reads: Reads, after: Key | None, upto: Key | None) -> tuple[int, str | None]:
+        rows = take_rows(reads, after, upto)
+        time.sleep(0.15)
+        return rows
+
+    monkeypatch.setattr(Reads, "rows", late)
+    source.execute("CREATE TABLE item (id int PRIMARY KEY)")
+    source.publish("item")
+    verified(source)
+    assert 0 < state_of(source).longest_ms < 150
+
+
+def test_a_connection_that_is_ended_now_and_then_makes_no_longer_pauses(
+    source: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses_s: list[float] = []
+
+    class Telling(Backoff):
+        def next_s(self) -> float:
+            pauses_s.append(super().next_s())
+            return 0.01
+
+    monkeypatch.setattr(verifier, "Backoff", Telling)
+    source.execute("CREATE TABLE item (id int PRIMARY KEY)")
+    source.publish("item")
+    with archiving(source):
+        for number in range(6):
+            wanted = rounds(source) + 1
+            until(lambda wanted=wanted: rounds(source) >= wanted and not state_of(source).trouble)
+            source.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'syncdata-verifier'"
+            )
+            until(lambda number=number: len(pauses_s) > number)
+    assert max(pauses_s[:6]) <= 1.0
