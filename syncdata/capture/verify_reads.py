@@ -213,8 +213,8 @@ class Reads:
     def count(self) -> int:
         """Return the number of all rows."""
         query = sql.SQL("SELECT {took_ms}, count(*) FROM {table} AS r WHERE {filter}")
-        query = query.format(took_ms=_TOOK_MS, table=self._table, filter=self._filter)
-        return int(self._timed(query, {})[0])
+        counting = query.format(took_ms=_TOOK_MS, table=self._table, filter=self._filter)
+        return int(self._timed(counting, {})[0])
 
     def _timed(self, query: sql.Composed, values: dict[str, str]) -> tuple[Any, ...]:
         row = self._connection.execute(query, values).fetchone()

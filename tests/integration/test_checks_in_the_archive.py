@@ -483,12 +483,17 @@ def test_a_connection_that_is_ended_now_and_then_makes_no_longer_pauses(
     source.execute("CREATE TABLE item (id int PRIMARY KEY)")
     source.publish("item")
     with archiving(source):
-        for number in range(6):
-            wanted = rounds(source) + 1
-            until(lambda wanted=wanted: rounds(source) >= wanted and not state_of(source).trouble)
-            source.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND application_name = 'syncdata-verifier'"
-            )
-            until(lambda number=number: len(pauses_s) > number)
+        for _ in range(6):
+            again(source, pauses_s)
     assert max(pauses_s[:6]) <= 1.0
+
+
+def again(source: Production, pauses_s: list[float]) -> None:
+    """Let a round be over, end the verifier's connection, and wait for its next pause."""
+    wanted, told = rounds(source) + 1, len(pauses_s)
+    until(lambda: rounds(source) >= wanted and not state_of(source).trouble)
+    source.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'syncdata-verifier'"
+    )
+    until(lambda: len(pauses_s) > told)
