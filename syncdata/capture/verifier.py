@@ -482,13 +482,12 @@ class _Walking:
         state, plan = self._verifier.state, reads.plan
         started_s = time.monotonic()
         part = self._next_part(reads)
-        rows_s = time.monotonic()
         if part.is_count:
             rows, digest = self._count(reads), None
         else:
             rows, digest = reads.rows(state.after, part.upto)
-        now_s = time.monotonic()
-        self._note_time(max(rows_s - started_s, now_s - rows_s))
+        took_s = time.monotonic() - started_s
+        self._note_time(reads.longest_ms)
         has_bounds = state.after is not None or part.upto is not None or part.keys is not None
         is_bounded = has_bounds and not part.is_count
         check = Check(
@@ -511,7 +510,7 @@ class _Walking:
         if len(check_comment(check)) > LONGEST_CHECK - _ROOM_BYTES:
             raise _TooWideError
         if not part.is_count:
-            self._size.note_read(now_s - started_s)
+            self._size.note_read(took_s)
         return _Chunk(check=check, part=part, rows=rows)
 
     def _next_part(self, reads: Reads) -> _Part:
@@ -589,9 +588,9 @@ class _Walking:
             if left_s > _POLL_S:
                 self._exchange.offer(take_snapshot(self._connection, None))
 
-    def _note_time(self, seconds: float) -> None:
+    def _note_time(self, milliseconds: int) -> None:
         state = self._verifier.state
-        if (milliseconds := round(seconds * 1000)) > state.longest_ms:
+        if milliseconds > state.longest_ms:
             self._verifier.note(msgspec.structs.replace(state, longest_ms=milliseconds))
 
     @contextmanager

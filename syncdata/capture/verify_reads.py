@@ -133,11 +133,20 @@ def _key_of(seen: SeenTable, columns: Sequence[str]) -> tuple[str, ...]:
     return next((key for key in candidates if key and set(key) <= set(columns)), ())
 
 
+# In the list of an aggregate's results it is worked out when all rows have been read.
+_TOOK_MS = sql.SQL("ceil(extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000)::int")
+
+
 class Reads:
-    """The statements of one transaction on the rows of *plan*. Every method raises psycopg.Error."""
+    """The statements of one transaction on the rows of *plan*. Every method raises psycopg.Error.
+
+    ``longest_ms``: how long the longest one took that went through rows, by the server's clock. By ours it
+    would be longer: this thread waits for its turn while the archiver is busy.
+    """
 
     def __init__(self, connection: psycopg.Connection[Any], plan: TablePlan) -> None:
         self.plan = plan
+        self.longest_ms = 0
         self._connection = connection
         only = sql.SQL("" if plan.seen.kind == "p" else "ONLY ")
         self._table = sql.SQL("{}{}").format(only, sql.Identifier(plan.seen.schema, plan.seen.name))
@@ -183,13 +192,15 @@ class Reads:
         """Return the number of the rows above *after* and not above *upto*, and their hash."""
         columns = [sql.SQL("r.{}").format(sql.Identifier(name)) for name in self.plan.columns]
         quoted = [column.as_string(None).replace("%", "%%") for column in columns]
-        query = sql.SQL("SELECT count(*), {hash} FROM {table} AS r WHERE {filter} AND {bounds}").format(
+        query = sql.SQL(
+            "SELECT {took_ms}, count(*), {hash} FROM {table} AS r WHERE {filter} AND {bounds}"
+        ).format(
             **self._parts(after, upto),
+            took_ms=_TOOK_MS,
             hash=sql.SQL(hash_of_rows(quoted)),
         )
-        row = self._connection.execute(query, _values(after, upto)).fetchone()
-        assert row is not None
-        return row[0], row[1]
+        count, digest = self._timed(query, _values(after, upto))
+        return count, digest
 
     def has_more_than(self, rows: int) -> bool:
         query = sql.SQL("SELECT count(*) FROM (SELECT FROM {table} AS r WHERE {filter} LIMIT {rows}) AS part")
@@ -201,10 +212,15 @@ class Reads:
 
     def count(self) -> int:
         """Return the number of all rows."""
-        query = sql.SQL("SELECT count(*) FROM {table} AS r WHERE {filter}")
-        row = self._connection.execute(query.format(table=self._table, filter=self._filter), {}).fetchone()
+        query = sql.SQL("SELECT {took_ms}, count(*) FROM {table} AS r WHERE {filter}")
+        counting = query.format(took_ms=_TOOK_MS, table=self._table, filter=self._filter)
+        return int(self._timed(counting, {})[0])
+
+    def _timed(self, query: sql.Composed, values: dict[str, str]) -> tuple[Any, ...]:
+        row = self._connection.execute(query, values).fetchone()
         assert row is not None
-        return int(row[0])
+        self.longest_ms = max(self.longest_ms, row[0])
+        return tuple(row[1:])
 
     def _parts(self, after: Key | None, upto: Key | None) -> dict[str, sql.Composable]:
         bounds: list[sql.Composable] = [sql.SQL("true")]

@@ -37,7 +37,7 @@ class VerificationState(msgspec.Struct, frozen=True, kw_only=True):
     read, up to the key ``after``. The other counts are the round's: ``tables_done`` of ``tables``, their
     ``rows``, the chunks that were ``proved`` and ``unproved``. ``left_out`` says by table what cannot be
     verified, and why; ``trouble`` why nothing is verified just now. ``longest_ms``: the longest statement
-    that has read rows.
+    that has read rows, by the source's clock.
     """
 
     rounds: int = 0

@@ -16,7 +16,7 @@ import pytest
 
 from syncdata.capture import stream_catalog, verifier
 from syncdata.capture.proof_of_reads import Snapshot
-from syncdata.capture.verify_reads import take_snapshot
+from syncdata.capture.verify_reads import Key, Reads, take_snapshot
 from syncdata.capture.verify_walk import VERIFICATION_FILE_NAME, VerificationState, load_verification
 from syncdata.changes.catalog import catalog_name
 from syncdata.changes.verification import Check, parse_check
@@ -186,7 +186,8 @@ def test_each_check_of_a_busy_source_has_the_rows_of_its_place(
     with ThreadPoolExecutor() as pool:
         writers = [pool.submit(churn, source, stop, seed) for seed in (1, 2, 3)]
         try:
-            checks = verified(source, 4)
+            with archiving(source):
+                until(lambda: rounds(source) >= 4 and commits_in(source) > 100)
         finally:
             stop.set()
         for writer in writers:
@@ -197,10 +198,13 @@ def test_each_check_of_a_busy_source_has_the_rows_of_its_place(
         orders={"b": str.encode},
     )
     assert not wrong
+    checks = checks_of(source.archive_dir)
     assert count == len(checks)
     assert {check.table for check in checks} == {"item", "tag", "part"}
-    records = archived_records(source.archive_dir)
-    assert len({record.commit_lsn for record in records}) > 100
+
+
+def commits_in(source: Production) -> int:
+    return len({record.commit_lsn for record in archived_records(source.archive_dir)})
 
 
 def state_of(source: Production) -> VerificationState:
@@ -446,6 +450,24 @@ def test_keys_of_a_type_with_operators_of_its_own_are_no_bounds(source: Producti
     first, *_ = verified(source)
     assert (first.rows, first.key, first.hash, first.is_last) == (12_000, (), None, True)
     assert not wrong_checks(source.archive_dir, keys={"item": ("w",)})[0]
+
+
+def test_the_longest_read_is_told_by_the_clock_of_the_source(
+    source: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy archiver lets the thread wait, and production knows nothing of that."""
+    take_rows = Reads.rows
+
+    def late(reads: Reads, after: Key | None, upto: Key | None) -> tuple[int, str | None]:
+        rows = take_rows(reads, after, upto)
+        time.sleep(0.15)
+        return rows
+
+    monkeypatch.setattr(Reads, "rows", late)
+    source.execute("CREATE TABLE item (id int PRIMARY KEY)")
+    source.publish("item")
+    verified(source)
+    assert 0 < state_of(source).longest_ms < 150
 
 
 def test_a_connection_that_is_lost_now_and_then_is_made_anew_as_soon_each_time(
