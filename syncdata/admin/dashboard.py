@@ -101,7 +101,8 @@ def _tiles(
         "records": texts.grouped(status.records_synced),
         "errors": texts.grouped(status.errors),
         "blocked": sum(table.state == "blocked" for table in status.tables),
-        "doubtful": sum(table.is_doubtful for table in status.tables),
+        "differing": sum(table.state == "differs" for table in status.tables),
+        "doubtful": sum(table.is_doubtful and table.state != "differs" for table in status.tables),
         "command": "python manage.py syncdata_start",
     }
 

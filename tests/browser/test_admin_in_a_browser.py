@@ -206,6 +206,7 @@ PAGES = {
     "requests": "/admin/syncdata/syncrequest/",
     "runs": "/admin/syncdata/syncrun/",
     "checkpoints": "/admin/syncdata/checkpoint/",
+    "verifications": "/admin/syncdata/syncverification/",
 }
 
 
@@ -231,6 +232,9 @@ def test_no_page_has_a_serious_fault_that_axe_can_find(
         " date_trunc('minute', now()) - interval '5 minutes', '5 minutes') AS minute",
         "INSERT INTO data_sync_requests (action, table_names, requested_by, state, progress, finished_at)"
         " VALUES ('resync', '{customers}', 'ada', 'done', '1,204 records', now())",
+        "INSERT INTO data_sync_verifications (table_name, round, chunk, bounds, position, rows, rows_here,"
+        " seen, is_equal, reason) VALUES ('orders', 1, 1, 'id above 1000, up to 2000',"
+        " 'changes_20260205_103000.json.zst:8282', 1000, 999, 2000, false, '1,000 at production, 999 here')",
     )
     faults = []
     orders = str(world.value("SELECT id FROM tables_to_sync WHERE table_name = 'orders'"))
@@ -246,6 +250,12 @@ def test_no_page_has_a_serious_fault_that_axe_can_find(
             if PICTURES:
                 page.screenshot(path=f"{PICTURES}/{name}-{theme}.png", full_page=True)
             of_the_page = [*complaints]
+            wide = page.viewport_size
+            assert wide is not None
+            page.set_viewport_size({"width": 390, "height": wide["height"]})
+            if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                faults.append(f"{name}: wider than a narrow screen")
+            page.set_viewport_size(wide)
             page.evaluate(AXE)
             found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
             complaints[:] = of_the_page  # axe tries styles of its own, which the page's policy refuses

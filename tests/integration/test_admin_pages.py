@@ -212,6 +212,8 @@ def test_pages_show_what_verification_has_found(client: Client) -> None:
         assert "1,234 rows" in shown
         assert shown.count("cannot be compared: column x is another here") == 1
         assert "never" in shown
+    assert "1 table differs from production" in news(client)["sections"]["tiles"]
+    assert "may differ" not in news(client)["sections"]["tiles"]
     checks = page(client, "syncverification_changelist")
     for text in ("id up to 7", "1,233", "not compared", "equal", "differs"):
         assert text in checks
