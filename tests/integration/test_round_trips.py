@@ -13,6 +13,7 @@ from psycopg import sql
 
 from syncdata.apply import cycle as cycle_module
 from syncdata.apply.counts import Counts
+from syncdata.apply.plan import table_plan
 from syncdata.apply.plan.table_plan import TablePlan
 from syncdata.apply.postgres import direct
 from syncdata.apply.postgres import target as target_module
@@ -231,11 +232,20 @@ def test_a_sequence_that_others_lock_blocks_its_table_alone(
 
 
 @pytest.mark.parametrize("is_ordinary", [False, True])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("seed", "has_long_values"), [(0, False), (1, False), (2, False), (4, True), (5, True)]
+)
 def test_at_once_and_table_by_table_end_with_the_same_rows_and_counts(
-    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, seed: int, is_ordinary: bool
+    make_world: Callable[..., World],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    is_ordinary: bool,
+    has_long_values: bool,
 ) -> None:
     monkeypatch.setattr(direct, "MOST_ROWS", 3)
+    if has_long_values:  # some of the texts are
+        monkeypatch.setattr(table_plan, "_MEAN_BYTES", 0)
+        monkeypatch.setattr(table_plan, "LONG_VALUE", 6)
     random_ = random.Random(seed)
     files = [[_any_record(random_) for _ in range(random_.randint(1, 40))] for _ in range(12)]
     outcomes = []
