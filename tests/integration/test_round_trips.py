@@ -23,8 +23,11 @@ from syncdata.apply.postgres.connection import in_one_trip, prepare_session
 from syncdata.apply.postgres.script import Statement, StatementError, run_script
 from syncdata.apply.postgres.target import Target
 from syncdata.apply.postgres.writer import RowWriter
+from syncdata.apply.state.checkpoints import read_checkpoint
 from syncdata.changes.names import TableName
 from tests.integration.test_fallback import Cost, counted
+from tests.production import Production
+from tests.verified import catalog_of, check_of, follow
 from tests.world import World, delete, insert, update
 
 FILES = [f"changes_20260205_1030{n:02d}.json" for n in range(60)]
@@ -480,3 +483,24 @@ def test_a_connection_that_is_lost_in_a_script_is_the_servers_fault(
         run_script(connection, [Statement(b"COPY t FROM STDIN", rows())])
     error = caught.value.error if isinstance(caught.value, StatementError) else caught.value
     assert isinstance(error, psycopg.OperationalError)
+
+
+def test_checks_of_small_tables_cost_few_round_trips(production: Production, world: World) -> None:
+    names = [f"small{n:02d}" for n in range(20)]
+    for name in names:
+        production.execute(f"CREATE TABLE {name} (id int PRIMARY KEY)", f"INSERT INTO {name} VALUES (1)")
+        world.execute(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+    follow(production, world, *names)
+    catalog = catalog_of(production)
+    with world.connect() as connection:
+        target = Target(connection, metric_freq_hours=24)
+        costs = []
+        for number in (1, 2):  # the first looks at the tables' definitions, too
+            checks = [check_of(production, name, "id", round=number, is_last=True) for name in names]
+            checkpoint = read_checkpoint(connection, checks[0].name)
+            assert checkpoint is not None
+            with counted(connection) as cost:
+                verdicts = target.verify(checks, catalog, position=checkpoint.position, file="")
+            assert [verdict.is_equal for verdict in verdicts] == [True] * len(names)
+            costs.append(trips(cost) / len(names))
+    assert costs[1] < 6

@@ -133,7 +133,7 @@ def keep_verdict(
         connection.execute(
             "DELETE FROM data_sync_verifications WHERE table_name = %s AND round <> %s", (table, check.round)
         )
-        if _is_whole(connection, table, check):
+        if any(mark.kind == "differs" for mark in checkpoint.marks) and _is_whole(connection, table, check):
             checkpoint = _mark(connection, checkpoint, None)
     return checkpoint
 
