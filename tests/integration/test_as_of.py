@@ -11,6 +11,7 @@ import pytest
 from django.core.management import call_command
 
 from syncdata.apply import run
+from syncdata.apply.until import end_for
 from syncdata.errors import ParseError, PointError, ResyncError
 from syncdata.service import SyncDataService, SyncResult
 from tests.chains import archived_records
@@ -247,7 +248,7 @@ def test_files_that_come_meanwhile_are_not_gone_into(
 ) -> None:
     """The archive did not reach the point when it was looked for, and is beyond it when it is read."""
     write(writer, FILES[:2])
-    find = run.end_for
+    find = end_for
 
     def found(*args: Any) -> Any:
         end = find(*args)
