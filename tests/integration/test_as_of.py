@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 
+from syncdata.apply import run
 from syncdata.apply.until import end_for
-from syncdata.errors import PointError, ResyncError
+from syncdata.errors import ParseError, PointError, ResyncError
 from syncdata.service import SyncDataService, SyncResult
+from tests.chains import archived_records
 from tests.framed import Writer, file_name
+from tests.production import Production
 from tests.world import World, insert, update
 
 Transaction = tuple[int, list[dict[str, Any]]]
@@ -219,18 +222,23 @@ def test_a_point_that_the_archive_does_not_reach_says_how_far_it_goes(shop: Worl
 def test_a_daemon_waits_for_the_point_and_ends_there(shop: World, writer: Writer) -> None:
     write(writer, FILES[:2])
     ended: list[SyncResult | None] = []
+    stop = threading.Event()
 
-    def run() -> None:
+    def start() -> None:
         with shop.service() as service:
-            ended.append(service.run_loop(interval_s=1, until=lsn(45)))
+            ended.append(service.run_loop(interval_s=1, stop=stop, until=lsn(45)))
 
-    daemon = threading.Thread(target=run)
+    daemon = threading.Thread(target=start)
     daemon.start()
-    daemon.join(2)
-    assert daemon.is_alive() and state(shop) == after([10, 20, 30])
-    writer.changes(3, [])
-    writer.changes(4, FILES[3])
-    daemon.join(30)
+    try:
+        daemon.join(2)
+        assert daemon.is_alive() and state(shop) == after([10, 20, 30])
+        writer.changes(3, [])
+        writer.changes(4, FILES[3])
+        daemon.join(30)
+    finally:
+        stop.set()
+        daemon.join(30)
     assert [it is not None and not it.blocked for it in ended] == [True]
     assert state(shop) == after([10, 20, 30, 40])
 
@@ -247,7 +255,7 @@ def test_files_that_come_meanwhile_are_not_gone_into(
         write(writer)
         return end
 
-    monkeypatch.setattr("syncdata.apply.run.end_for", found)
+    monkeypatch.setattr(run, "end_for", found)
     assert sync(shop, lsn(45)).short_of
     assert state(shop) == after([10, 20, 30])
     assert sync(shop, lsn(45)).short_of is None
@@ -327,3 +335,96 @@ def ask(service: SyncDataService, text: str) -> None:
     with pytest.raises(PointError, match="neither a time nor an LSN") as it:
         service.run_once(until=text)
     assert it.value.code == "SHD_SYN_058"
+
+
+def test_what_production_showed_at_each_commit_is_what_the_tables_hold(
+    production: Production, world: World
+) -> None:
+    """The archiver's own files: transactions of two tables, some in one file, some at its border."""
+    tables = (
+        "CREATE TABLE accounts (id int PRIMARY KEY, balance int)",
+        "CREATE TABLE payments (id int PRIMARY KEY)",
+    )
+    production.execute(*tables)
+    world.execute(*tables)
+    production.publish("accounts", "payments")
+    production.archive()
+    world.archive = production.archive_dir
+    world.whitelist("accounts", "payments")
+    shown = []
+    for number in range(1, 9):
+        with production.connect() as connection, connection.transaction():
+            connection.execute("INSERT INTO payments VALUES (%s)", [number])
+            connection.execute(
+                "INSERT INTO accounts VALUES (1, %(n)s), (2, -%(n)s)"
+                " ON CONFLICT (id) DO UPDATE SET balance = excluded.balance",
+                {"n": number},
+            )
+        shown.append(([*range(1, number + 1)], [number, -number]))
+        if number in (3, 4):
+            production.archive()
+    production.archive()
+
+    commits = list(dict.fromkeys((it.commit_lsn, it.ts) for it in archived_records(production.archive_dir)))
+    assert len(commits) == len(shown)
+    for number, ((commit_lsn, ts), rows) in enumerate(zip(commits, shown, strict=True)):
+        until = commit_lsn if number % 2 or number == len(shown) - 1 else ts
+        assert sync(world, until).short_of is None, "no later commit is there, but the footer says enough"
+        assert state(world) == rows
+    resync(world, commits[4][1] or "", "accounts", "payments")
+    assert state(world) == shown[4]
+
+
+def test_the_point_lies_in_another_epoch(shop: World, writer: Writer) -> None:
+    """Where LSNs begin anew: those of a snapshot are held against those of its own epoch."""
+    write(writer, [[(1, ACCOUNTS), pay(10), pay(20)]])
+    later = writer.of_epoch(2)
+    later.changes(2, [(5, pay(30)[1]), (6, pay(40)[1])], seq=1, prev=1)
+    sync(shop, moment(25))
+    assert state(shop) == after([10, 20])
+    assert sync(shop, moment(35)).blocked == ("accounts", "payments")
+    for table, rows in {
+        "accounts": [{"id": 1, "balance": 20}, {"id": 2, "balance": -20}],
+        "payments": [{"id": n, "amount": n} for n in (10, 20)],
+    }.items():
+        later.snapshot(100, table, 3, rows, prev=1)
+        later.snapshot(200, table, 5, [], prev=1)
+    resync(shop, moment(25), "accounts", "payments")
+    assert state(shop) == after([10, 20])
+    sync(shop, moment(35))
+    assert state(shop) == after([10, 20, 30])
+    sync(shop)
+    assert state(shop) == after([10, 20, 30, 40])
+
+
+def test_a_broken_file_on_the_way_is_told_and_nothing_is_applied(shop: World, writer: Writer) -> None:
+    write(writer)
+    path = shop.archive / file_name(2)
+    path.write_bytes(path.read_bytes().replace(b"payments", b"paymentz"))
+    with pytest.raises(ParseError, match="SHA-256"):
+        sync(shop, lsn(45))
+    assert state(shop) == ([], [])
+    assert sync(shop, lsn(15)).blocked == ()
+    assert state(shop) == after([10])
+
+
+def test_a_file_that_is_being_written_is_waited_for(shop: World, writer: Writer) -> None:
+    write(writer, FILES[:2])
+    path = shop.archive / file_name(2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b"# {")])
+    assert sync(shop, moment(25)).short_of
+    assert state(shop) == after([10, 20])
+    path.write_bytes(whole)
+    assert sync(shop, moment(25)).short_of is None
+    assert state(shop) == after([10, 20])
+
+
+def test_the_watermark_of_a_table_inside_a_file_is_of_the_last_whole_transaction(
+    shop: World, writer: Writer
+) -> None:
+    """Else one that the archive repeats would be applied twice."""
+    write(writer, [[(1, ACCOUNTS), pay(10), pay(20)]])
+    sync(shop, lsn(10))
+    checkpoint = shop.rows("SELECT DISTINCT commit_lsn::text, record_number FROM data_sync_checkpoints")
+    assert checkpoint == [(lsn(10), 5)]
