@@ -67,7 +67,7 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 300.0
 _SETTINGS = {
     **SESSION,
     "search_path": "pg_catalog",
-    "statement_timeout": f"{_READ_MS}ms",
+    "statement_timeout": f"{_LOOK_MS}ms",
     "lock_timeout": f"{_LOCK_MS}ms",
     "idle_in_transaction_session_timeout": "60s",
     "max_parallel_workers_per_gather": "0",
@@ -450,7 +450,7 @@ class _Walking:
         exchange.begin(mark)
         chunk = None
         try:
-            with self._transaction():
+            with self._transaction(_LOOK_MS if plan is None else _READ_MS):
                 reads = None if plan is None else Reads(self._connection, plan)
                 if reads is not None:
                     reads.lock()
@@ -595,12 +595,14 @@ class _Walking:
 
     @contextmanager
     def _transaction(self, limit_ms: int = _READ_MS) -> Iterator[None]:
-        """A transaction of one snapshot for the block; each of its statements may take so long."""
+        """A transaction of one snapshot for the block; each of its statements may take so long. Outside,
+        looks into the catalog have more time: they read no rows, and hold nothing back.
+        Test: test_a_look_into_the_catalog_may_take_longer_than_a_read."""
         connection = self._connection
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
-            if limit_ms != _READ_MS:
-                connection.execute(f"SET LOCAL statement_timeout = {limit_ms}")
+            connection.execute(
+                f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = {limit_ms}"
+            )
             yield
             connection.execute("COMMIT")
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from syncsite.demo.postgres import PostgresServer
+from tests import processes
 from tests.acceptance.soak.faults import FAULTS
 from tests.acceptance.soak.judge import Judge, Observer
 from tests.acceptance.soak.model import TABLES, Plan
@@ -27,6 +29,7 @@ from tests.acceptance.soak.verified import (
     whole_rounds,
 )
 from tests.acceptance.soak.world import SoakError, World, running_servers, running_world, until
+from tests.processes import ROOT
 
 Servers = tuple[PostgresServer, PostgresServer]
 
@@ -149,6 +152,26 @@ def test_a_seed_plans_the_same_transactions_each_time_and_another_one_others() -
 def test_every_fault_comes_up_before_any_comes_up_again() -> None:
     names = [*FAULTS]
     assert sorted(islice(Deck(1, names), len(names))) == sorted(names)
+
+
+def test_a_program_whose_clock_is_wrong_reads_its_state_file(tmp_path: Path) -> None:
+    (clock := tmp_path / "clock").write_text("86400")
+    (tmp_path / "state.json").write_text('{"version": 1, "last_file_time": "2026-02-05T10:30:00Z"}')
+    script = tmp_path / "read.py"
+    script.write_text(
+        "import sys, datetime, pathlib\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.acceptance.soak.deadly import _set_clock\n"
+        "right = datetime.datetime.now()\n"
+        "_set_clock(pathlib.Path(sys.argv[1]))\n"
+        "from syncdata.predecessor.statefile import load_state\n"
+        "time = load_state(pathlib.Path(sys.argv[2])).last_file_time\n"
+        "print(time, (datetime.datetime.now() - right).days)\n"
+    )
+    done = processes.run(
+        str(script), str(clock), str(tmp_path / "state.json"), env={"PATH": os.environ["PATH"]}, timeout=60
+    )
+    assert done.stdout == "2026-02-05 10:30:00+00:00 1\n", done.stderr
 
 
 def test_the_report_has_the_totals_in_one_block() -> None:

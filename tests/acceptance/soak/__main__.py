@@ -77,9 +77,10 @@ def main() -> int:
                 print(f"FAILED: {error}\nlogs: {folder / str(seed)}", file=sys.stderr)
             else:
                 shutil.rmtree(folder / str(seed))
-            report.minutes = (time.monotonic() - started) / 60
-            if options.report is not None:
-                options.report.write_text(f"{report}\n")
+            finally:  # also when it is stopped
+                report.minutes = (time.monotonic() - started) / 60
+                if options.report is not None:
+                    options.report.write_text(f"{report}\n")
             if report.failures and not options.go_on:
                 break
             seed += 1

@@ -69,6 +69,8 @@ def _set_clock(wrong_by: Path) -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> Any:
             return Right.now(tz) + datetime.timedelta(seconds=float(wrong_by.read_text()))
 
+    # It has a struct of datetimes, which is read with the right class only.
+    import_module("syncdata.predecessor.statefile")
     datetime.datetime = Wrong  # type: ignore[misc]
 
 

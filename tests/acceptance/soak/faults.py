@@ -265,7 +265,8 @@ def _begin_anew(world: World) -> None:
         # A backup of the local database lacks a column, or the table is altered while it is rebuilt.
         for kind, what in steps_of([done.stderr]):
             if kind == "sql":
-                with world.local.connect(autocommit=True) as connection:
+                # The workload may migrate at the same time.
+                with suppress(psycopg.Error), world.local.connect(autocommit=True) as connection:
                     connection.execute(what)
             elif kind == "resync":
                 done = world.here("resync", what)
