@@ -137,11 +137,12 @@ def test_without_verify_checks_are_passed_over(world: World, source: Writer) -> 
 def test_a_daemon_that_has_spent_its_time_passes_checks_over(
     world: World, source: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """But for those whose turn it is: of this round of the table, the first."""
     monkeypatch.setattr(Budget, "AT_FIRST_S", -60.0)
     transactions: Transactions = [
         (10, [insert("orders", id=1, price="1")]),
-        (20, [check(world, 1, 20, {1: "1"})]),
+        (20, [check(world, 1, 20, {1: "1"}), check(world, 2, 20, {1: "1"})]),
     ]
     source.changes(1, transactions, **under(world))
     world.sync()
-    assert found(world) == [] and world.value("SELECT count(*) FROM orders") == 1
+    assert found(world) == [(1, True)] and world.value("SELECT count(*) FROM orders") == 1
