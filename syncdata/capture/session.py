@@ -27,7 +27,7 @@ from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import SpooledFile, remove_from_spool
 from syncdata.capture.stream_catalog import StreamCatalog
 from syncdata.capture.uploader import Uploader
-from syncdata.capture.verifier import Exchange
+from syncdata.capture.verify_exchange import Exchange
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.changes.verification import check_comment
 from syncdata.errors import UnreadableChangeError
