@@ -199,16 +199,7 @@ def _fill_cart(cursor: Cursor, dice: random.Random) -> None:
 
 
 def _empty_carts(cursor: Cursor, dice: random.Random) -> None:
-    """All at once, and the next one is begun: there are always rows to compare.
-
-    Of a product that nobody holds: who holds one may be waiting for the carts.
-    """
     cursor.execute("TRUNCATE carts")
-    (sku,) = cursor.execute("SELECT sku FROM products LIMIT 1 FOR KEY SHARE SKIP LOCKED").fetchall()[0]
-    cursor.execute(
-        f"INSERT INTO carts (customer_id, sku) VALUES ({_SOMEBODY}, %(sku)s)",
-        {"share": dice.random(), "sku": sku},
-    )
 
 
 def _change_customer(cursor: Cursor, dice: random.Random) -> None:

@@ -627,9 +627,11 @@ def test_a_slot_that_is_moved_in_the_last_moment_is_noticed(
     site.write()
     start = ReplicationConnection.start
 
-    def start_late(stream: ReplicationConnection, slot: str, publication: str) -> None:
+    def start_late(
+        stream: ReplicationConnection, slot: str, publication: str, *, with_messages: bool = False
+    ) -> None:
         _advance(site)
-        start(stream, slot, publication)
+        start(stream, slot, publication, with_messages=with_messages)
 
     monkeypatch.setattr(ReplicationConnection, "start", start_late)
     with pytest.raises(SlotError, match="SHD_SYN_103: .*beyond what was confirmed"):

@@ -87,12 +87,13 @@ def assert_nothing_stays(place: Path) -> None:
 
 
 def assert_rows_are_equal(output: str) -> None:
-    """Every whitelisted table was compared, and has rows; the others have none here."""
+    """Every whitelisted table was compared, and has rows; the others have none here. The carts may have been
+    emptied at that moment."""
     report = output.rpartition("Are the local rows those of production?")[2]
     for table in ("customers", "products", "orders", "order_lines", "carts"):
         compared = re.search(rf"{table} +([\d,]+) rows in production = ([\d,]+) rows in local", report)
         assert compared, output
-        assert compared[1] == compared[2] != "0"
+        assert compared[1] == compared[2] and (compared[1] != "0" or table == "carts")
     assert re.search(r"page_views +[1-9][\d,]* rows in production, 0 rows in local: not whitelisted", report)
     assert re.search(
         r"payment_tokens +[1-9][\d,]* rows in production, 0 rows in local: not published", report

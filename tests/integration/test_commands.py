@@ -171,7 +171,7 @@ def test_the_example_records_through_every_command(site: Site) -> None:
 
     heading, *_, users = site.output("list_tables").splitlines()
     assert heading.split("  ")[0] == "TABLE"
-    assert re.match(rf"users +active +{EXAMPLE_FILE}:3 +3 +jane +{moment}$", users)
+    assert re.match(rf"users +active +{EXAMPLE_FILE}:3 +3 +jane +{moment} +never$", users)
     (listed,) = [
         table for table in json.loads(site.output("list_tables", "--json")) if table["table_name"] == "users"
     ]

@@ -40,13 +40,6 @@ def test_every_event_changes_rows_except_a_change_of_mind(shop: Database, event:
         assert (_read(connection) == before) == (event is traffic._change_mind)
 
 
-def test_a_table_that_is_emptied_has_a_row_when_others_look_at_it_again(shop: Database) -> None:
-    with shop.connect() as connection, connection.cursor() as cursor:
-        with connection.transaction():
-            traffic._empty_carts(cursor, random.Random(1))
-        assert cursor.execute("SELECT count(*) FROM carts").fetchone() == (1,)
-
-
 def test_when_the_trading_is_over_no_connection_is_left(shop: Database) -> None:
     with trading(shop.connect, writers=4, pause_s=0.001) as flow:
         while flow.committed < 200:

@@ -276,11 +276,11 @@ def test_the_start_command_serves_while_it_runs(
     caplog.set_level(logging.INFO, "syncdata")
     seen: list[dict[tuple[str, ...], float]] = []
 
-    def scrape(self: Command, service: object, *args: object) -> None:
+    def scrape(self: Command, *args: object) -> None:
         (message,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("metrics are at")]
         seen.append(samples(get(message.rpartition(" ")[2])[1]))
 
-    monkeypatch.setattr(Command, "_run_once", scrape)
+    monkeypatch.setattr(Command, "_tell", scrape)
     monkeypatch.setattr("syncdata.management.commands.syncdata_start.tune_interpreter", lambda: None)
     from django.core.management import call_command
 

@@ -319,7 +319,7 @@ def test_a_difference_is_told_though_the_cycle_that_found_it_failed(
 
 
 def fail_after_finding(world: World) -> Callable[..., None]:
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         note_difference(world)
         raise FetchError("the host does not answer")
 
