@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.postgres import Database, create_database, drop_database
 
 PUBLICATION = "syncdata"
 _numbers = count(1)
+_PATIENCE_S = 40.0
 
 
 @dataclass
@@ -174,3 +176,25 @@ def make_production(postgres: PostgresServer, tmp_path: Path) -> Iterator[Callab
 @pytest.fixture
 def production(make_production: Callable[..., Production]) -> Production:
     return make_production()
+
+
+@contextmanager
+def archiving(source: Production) -> Iterator[None]:
+    """Let an archiver run beside the block."""
+    stop = threading.Event()
+    thread = threading.Thread(target=source.archiver().run_loop, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(_PATIENCE_S)
+        assert not thread.is_alive()
+
+
+def until(is_so: Callable[[], Any]) -> None:
+    """Wait for what an archiver does by itself."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.02)

@@ -100,7 +100,7 @@ def hold(world: World, published: Catalog | None, *checks: Check) -> list[Verdic
             checkpoint = read_checkpoint(connection, check.name)
             assert checkpoint is not None
             position = checkpoint.position
-            verdicts += target.verify([check], published, position=position, file=position.file)
+            verdicts += target.verify([check], published, position=position)
     return verdicts
 
 

@@ -135,12 +135,12 @@ class Verifier(Protocol):
     """Holds rows to the checks of the archive."""
 
     def verify(
-        self, checks: Sequence[Check], published: Catalog | None, *, position: Position, file: str
+        self, checks: Sequence[Check], published: Catalog | None, *, position: Position
     ) -> list[Verdict]:
         """Compare the rows of each of *checks* with it, and keep the verdicts, which are returned.
 
-        *position* is where the tables stand and the checks hold; they are from *file*. *published* is what
-        production publishes there, None where that is not known. Not called while `apply` is at work. A table
+        *position* is where the tables stand and the checks hold. *published* is what production
+        publishes there, None where that is not known. Not called while `apply` is at work. A table
         that does not stand there any more, or cannot be read now, has no verdict or one without a result.
         Raises SyncError when the sink itself fails.
         """

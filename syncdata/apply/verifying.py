@@ -104,9 +104,7 @@ class Verifying:
             if not (taken := [check for check in handful if self._has_time_for(check)]):
                 continue
             started_s = self._clock()
-            verdicts += self._verifier.verify(
-                taken, batch.published, position=group.position, file=batch.file.name
-            )
+            verdicts += self._verifier.verify(taken, batch.published, position=group.position)
             self._spend(self._clock() - started_s)
             for check in taken:
                 self._forget_end_before(check)

@@ -144,8 +144,9 @@ class Verifier:
         self.exchange.close()
         while self._thread.is_alive():
             if (connection := self._connection) is not None:
+                # Where the network is dead, too: what cannot be cancelled ends at its own time limit.
                 with suppress(psycopg.Error):
-                    connection.cancel()
+                    connection.cancel_safe(timeout=_POLL_S)
             self._thread.join(_POLL_S / 10)
 
     def _run(self) -> None:
@@ -165,6 +166,7 @@ class Verifier:
             finally:
                 self._connection = None
             wait_s = self._backoff.next_s()
+        # Else the next process reads again what was read in the last seconds.
         with suppress(SyncError):
             self.save()
 
@@ -203,7 +205,7 @@ class Verifier:
         if self._ended.is_set():
             return  # it is our own end that made a statement fail
         self._told.trouble(logger, error, "verifier", level=logging.WARNING, extra=error.fields)
-        with suppress(SyncError):
+        with suppress(SyncError):  # the log has it
             self.note(msgspec.structs.replace(self._state, trouble=str(error)), at_once=True)
 
     def say(self, why: str) -> None:

@@ -6,9 +6,7 @@ import gzip
 import json
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,10 +29,8 @@ from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncsite.demo.postgres import PostgresServer
 from tests.chains import archived_records
-from tests.production import Production
+from tests.production import Production, archiving, until
 from tests.world import World
-
-PATIENCE_S = 20.0
 
 
 class Source:
@@ -83,25 +79,6 @@ class Source:
     @property
     def head(self) -> Head:
         return parse_head((self.production.archive_dir / "head.json").read_bytes())
-
-    @contextmanager
-    def daemon(self) -> Iterator[None]:
-        stop = threading.Event()
-        thread = threading.Thread(target=self.production.archiver().run_loop, args=(stop,))
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive()
-
-
-def until(is_so: Callable[[], Any]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -506,7 +483,7 @@ def test_a_table_that_is_swapped_by_rename_is_told_at_once(
     source.execute("CREATE TABLE users (id int PRIMARY KEY)")
     source.publish("users")
     source.execute("INSERT INTO users VALUES (1)")
-    with source.daemon():
+    with archiving(source.production):
         until(lambda: len(source.files()) == 1)
         source.execute(
             "BEGIN; CREATE TABLE new (LIKE users INCLUDING ALL); ALTER TABLE users RENAME TO users_old;"
@@ -599,7 +576,7 @@ def test_the_head_moves_while_production_is_idle(source: Source) -> None:
     source.execute("INSERT INTO users VALUES (1)")
     source.archive()
     assert (source.head.state, source.head.error_code) == ("running", None)
-    with source.daemon():
+    with archiving(source.production):
         started = source.head.time
         until(lambda: source.head.time > started)
         first = source.head

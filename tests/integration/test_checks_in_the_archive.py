@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -25,7 +24,7 @@ from syncdata.runtime.retry import Backoff
 from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.chains import archived_records
 from tests.checked import checks_of, hash_of, lines_of, wrong_checks
-from tests.production import PUBLICATION, Production
+from tests.production import PUBLICATION, Production, archiving, until
 
 PATIENCE_S = 40.0
 OPTIONS: dict[str, Any] = {
@@ -55,26 +54,6 @@ def server(postgres: PostgresServer) -> Iterator[PostgresServer]:
     server.start()
     yield server
     server.stop()
-
-
-@contextmanager
-def archiving(source: Production) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=source.archiver().run_loop, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
-
-
-def until(is_so: Callable[[], Any]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def rounds(source: Production) -> int:

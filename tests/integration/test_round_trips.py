@@ -500,7 +500,7 @@ def test_checks_of_small_tables_cost_few_round_trips(production: Production, wor
             checkpoint = read_checkpoint(connection, checks[0].name)
             assert checkpoint is not None
             with counted(connection) as cost:
-                verdicts = target.verify(checks, catalog, position=checkpoint.position, file="")
+                verdicts = target.verify(checks, catalog, position=checkpoint.position)
             assert [verdict.is_equal for verdict in verdicts] == [True] * len(names)
             costs.append(trips(cost) / len(names))
     assert costs[1] < 6

@@ -228,7 +228,7 @@ def test_of_checks_that_are_taken_together_one_in_trouble_holds_up_no_other(
         checkpoint = read_checkpoint(connection, locked.name)
         assert checkpoint is not None
         verdicts = Target(connection, metric_freq_hours=24).verify(
-            [around[0], locked, around[1]], catalog, position=checkpoint.position, file=""
+            [around[0], locked, around[1]], catalog, position=checkpoint.position
         )
     assert [verdict.is_equal for verdict in verdicts] == [True, None, True]
     assert summary(world, "items").share == 1.0
@@ -414,11 +414,11 @@ def test_a_table_that_stands_elsewhere_has_no_verdict(
         behind = replace(stands, file="changes_20990101_000000.json")
         within = replace(stands, is_finished=False)
         for elsewhere in (behind, within, replace(stands, source_id="another")):
-            assert target.verify([check], items, position=elsewhere, file="f") == []
+            assert target.verify([check], items, position=elsewhere) == []
         is_ahead = msgspec.structs.replace(check, lsn="0/1")
-        assert target.verify([is_ahead], items, position=stands, file="f") == []
+        assert target.verify([is_ahead], items, position=stands) == []
         assert world.rows("SELECT * FROM data_sync_verifications") == []
-        (verdict,) = target.verify([check], items, position=stands, file="f")
+        (verdict,) = target.verify([check], items, position=stands)
         assert verdict.is_equal
 
 

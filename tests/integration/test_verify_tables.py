@@ -271,7 +271,7 @@ def test_an_ordinary_role_whom_a_policy_hides_rows_from_does_not_compare(
         checkpoint = read_checkpoint(connection, check.name)
         assert checkpoint is not None
         target = Target(connection, metric_freq_hours=24)
-        (verdict,) = target.verify([check], published, position=checkpoint.position, file="f")
+        (verdict,) = target.verify([check], published, position=checkpoint.position)
     assert (verdict.is_equal, verdict.reason) == (
         None,
         "row-level security hides rows of it from this role",

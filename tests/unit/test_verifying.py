@@ -76,9 +76,9 @@ class Rows:
         pass
 
     def verify(
-        self, checks: Sequence[Check], published: Catalog | None, *, position: Position, file: str
+        self, checks: Sequence[Check], published: Catalog | None, *, position: Position
     ) -> list[Verdict]:
-        self.asked += [(check.chunk, file, position) for check in checks]
+        self.asked += [(check.chunk, position.file, position) for check in checks]
         self.catalogs += [published] * len(checks)
         verdicts = []
         for check in checks:

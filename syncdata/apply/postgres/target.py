@@ -206,7 +206,7 @@ class Target:
         return prepare(batch, self._schemas)
 
     def verify(
-        self, checks: Sequence[Check], published: Catalog | None, *, position: Position, file: str
+        self, checks: Sequence[Check], published: Catalog | None, *, position: Position
     ) -> list[Verdict]:
         """Hold rows to *checks*, and keep the verdicts."""
         with translated_errors():
