@@ -20,7 +20,7 @@ from syncdata.capture.archiver import Archiver
 from syncdata.capture.catalog_state import last_naming
 from syncdata.capture.chain import Chain, load_chain, require_same_slot, timeline_problem
 from syncdata.capture.housekeeper import Housekeeper, SourceView, Watch, too_large_to_copy, view_source
-from syncdata.capture.owed import load_owed, settle, sizes_of
+from syncdata.capture.owed import Asked, load_owed, settle, sizes_of
 from syncdata.capture.publication import find_alterations, load_parts
 from syncdata.capture.session import Archived
 from syncdata.capture.settings import CaptureSettings
@@ -175,7 +175,8 @@ class ProductionService:
         )
 
     def copy_rewritten(self, *, stop: threading.Event) -> list[TableName]:
-        """Take the snapshots of tables whose rows changed without a record; return those that are too large.
+        """Take the snapshots of tables whose rows changed without a record; return those that are too large,
+        unless they were asked for.
 
         Raises SyncError when a snapshot cannot be taken; it stays owed.
         """
@@ -183,10 +184,11 @@ class ProductionService:
         owed = load_owed(settings.spool_dir)
         settle(settings.spool_dir, {t: since for t, since in owed.items() if t not in self._config.tables})
         owed = {table: since for table, since in owed.items() if table in self._config.tables}
-        if not owed or not settings.snapshot_bytes:
-            return list(owed)
-        sizes = sizes_of(settings.params, list(owed))
-        small = [table for table in owed if sizes[table] <= settings.snapshot_bytes]
+        small = [table for table, since in owed.items() if isinstance(since, Asked)]
+        others = [table for table in owed if table not in small]
+        if others and settings.snapshot_bytes:
+            sizes = sizes_of(settings.params, others)
+            small += [table for table in others if sizes[table] <= settings.snapshot_bytes]
         if small:
             logger.info("copying what no record says: %s", " ".join(map(str, small)))
             failure: PartlyTakenError | None = None
