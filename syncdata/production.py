@@ -96,6 +96,11 @@ class ProductionService:
         return self._config.spool_dir
 
     @property
+    def has_policy(self) -> bool:
+        """True where a policy says what may leave production."""
+        return self._config.privacy is not None
+
+    @property
     def has_chain(self) -> bool:
         """True once an archiver has begun a chain of change files here."""
         return load_chain(self._config.spool_dir) is not None
@@ -293,6 +298,10 @@ class ProductionService:
             signer = self._signer
         except ConfigError as error:
             problems.append(Problem(kind="signing-key", reason=Reason.of(error)))
+        try:
+            _ = self._policy
+        except ConfigError as error:
+            problems.append(Problem(kind="mask-key", reason=Reason.of(error)))
         is_active = running_pid(self.pid_file) is not None
         chain = load_chain(self._config.spool_dir)
         if (held := load_unreadable(self._config.spool_dir, chain)) is not None:
@@ -394,6 +403,7 @@ class ProductionService:
             publication=config.publication,
             tables=config.tables,
             failover=cast(Failover, config.failover),
+            policy=None if config.privacy is None else config.privacy.trial_policy,
         )
 
     @property
