@@ -330,4 +330,4 @@ class UnreadableChangeError(CaptureError, code="SHD_SYN_112"):
 
 
 class PrivacyError(SyncError, code="SHD_SYN_113"):
-    """The privacy policy cannot hold: a rule does not fit its column, or a column must not be left unnamed."""
+    """The privacy policy cannot hold: a rule does not fit its column, or a column must have one."""
