@@ -111,6 +111,9 @@ def _facts(connection: Connection[Any], schemas: Collection[TableSchema]) -> lis
 
 
 def _table_facts(schema: TableSchema, bindings: Mapping[str, Any]) -> TableFacts:
+    # Without a key, rows are found by all their values. Test:
+    # test_rows_of_a_table_without_a_key_are_found_by_their_masked_values.
+    identity = schema.key or tuple(column.name for column in schema.writable)
     return TableFacts(
         table=schema.name,
         columns=tuple(
@@ -122,7 +125,7 @@ def _table_facts(schema: TableSchema, bindings: Mapping[str, Any]) -> TableFacts
             )
             for column in schema.columns
         ),
-        identity=schema.key,
+        identity=identity,
         uniques=tuple(tuple(columns) for columns in json.loads(bindings["uniques"])),
         references=tuple(
             Reference(tuple(columns), TableName(schema_name, name), tuple(to))
