@@ -19,11 +19,13 @@ from typing import Literal
 
 import msgspec
 
+from syncdata.apply.plan.local_rules import ColumnRule, LocalRules
 from syncdata.apply.plan.schema import Column as LocalColumn
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.types import is_held, is_type_text, is_widened, merges_texts, parse_type
 from syncdata.changes.catalog import Column, PublishedTable, lsn_or_none
 from syncdata.changes.names import TableName
+from syncdata.errors import SchemaError
 
 
 class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,7 +34,7 @@ class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
     since, which gives each partition another storage, too; ``truncated_by`` is its transaction.
     ``suspect_lsn``: where the catalog was read that made the table suspect last; what that catalog shows may
     have happened after any earlier record. ``suspect_by``: the one transaction whose TRUNCATE would explain
-    all that it shows."""
+    all that it shows. ``rules``: this side's own privacy rules, by which the rows were written."""
 
     table: PublishedTable
     lsn: int | None = None
@@ -40,6 +42,7 @@ class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
     suspect_lsn: int | None = None
     truncated_by: int = 0
     suspect_by: int = 0
+    rules: tuple[ColumnRule, ...] = ()
 
     def is_of_truncate(self, stored_by: int) -> bool:
         """Tell whether a storage that transaction *stored_by* has made comes from the TRUNCATE that was seen;
@@ -134,21 +137,73 @@ def _changed_publication(before: PublishedTable, now: PublishedTable) -> Iterato
         yield _rows_lost(table, "the row filter of the publication has changed: other rows belong here now")
     if before.column_list != now.column_list and (which := _other_columns(before, now)):
         yield _rows_lost(table, f"the column list of the publication has changed ({', '.join(which)})")
+    if which := other_rules(before, now):
+        yield _rows_lost(table, f"the privacy rules of {_columns(which)} have changed in production")
 
 
 def _other_columns(before: PublishedTable, now: PublishedTable) -> list[str]:
-    """Return in words which of the columns that were there before and still are travel now, or no longer."""
+    """Return in words which of the columns that were there before and still are travel now, or no longer; but
+    for those of which that is an affair of production's privacy policy."""
     old, new = _travelling(before), _travelling(now)
-    both = [(earlier.name, column.name) for earlier, column in _pairs(before, now) if earlier]
+    both = [
+        (earlier.name, column.name)
+        for earlier, column in _pairs(before, now)
+        if earlier and "withheld" not in (earlier.privacy, column.privacy)
+    ]
     return [f"with {name}" for name_before, name in both if name in new and name_before not in old] + [
         f"without {name}" for name_before, name in both if name not in new and name_before in old
     ]
+
+
+def other_rules(before: PublishedTable, now: PublishedTable) -> list[str]:
+    """Return the columns that were there before and still are, and whose values production's privacy policy
+    makes otherwise now: masks them otherwise, withholds them, or lets them travel.
+
+    What was masked by another rule would stand beside what is masked by this one, and a key that is masked
+    otherwise names another row. Test: test_a_changed_privacy_rule_blocks_until_a_resync.
+    """
+    return [
+        column.name
+        for earlier, column in _pairs(before, now)
+        if earlier and _rule_of(earlier) != _rule_of(column)
+    ]
+
+
+MASKED_OTHERWISE = "the change files follow other privacy rules than the snapshot that the rows came from"
+
+
+def masked_otherwise(table: TableName, columns: list[str]) -> Finding:
+    """Return what says that the records behind a snapshot mask the values of *columns* otherwise than it.
+
+    Both were read of one production, but by two programs: a snapshot was taken with the new configuration
+    while the archiver still ran with the older one, or the other way round. The catalog's position tells
+    nothing of that. Tests: test_records_under_other_privacy_rules_than_the_snapshot_are_not_applied,
+    test_a_snapshot_under_other_privacy_rules_than_the_change_files_is_suspect.
+    """
+    remedy = (
+        "see that the archiver at production runs with the configuration that snapshots are taken with (start"
+        f" it anew), then take another one, 'archive_changes --snapshot {table.argument}', and then run"
+        f" 'python manage.py resync {table.argument}' here"
+    )
+    text = f"{MASKED_OTHERWISE}, for {_columns(columns)}"
+    return Finding(kind="blocked", text=text, remedy=remedy)
+
+
+def _rule_of(column: Column) -> tuple[str, str]:
+    # Nothing comes of a withheld column, under whatever rule.
+    return ("withheld", "") if column.privacy == "withheld" else ("", column.privacy_id)
+
+
+def _columns(names: list[str]) -> str:
+    return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _changed_columns(before: PublishedTable, now: PublishedTable) -> Iterator[Finding]:
     table = now.table
     names = {column.name for column in before.columns}
     for old, column in _pairs(before, now):
+        if column.privacy == "withheld":
+            continue  # None of its values is here, older or newer.
         if old is None and column.name in names:
             yield _rows_lost(
                 table,
@@ -263,12 +318,15 @@ def additions(before: PublishedTable, now: PublishedTable, here: TableSchema) ->
 
 
 def seen_here(before: PublishedTable | None, now: PublishedTable, here: TableSchema | None) -> PublishedTable:
-    """Return *now* without the columns that are new and not *here* yet: they are looked at when they are."""
+    """Return *now* without the columns that are new and not *here* yet: they are looked at when they are. One
+    that is withheld stays: whenever it begins to travel, the rows here lack its values."""
     if before is None or here is None:
         return now
     numbers = {column.number for column in before.columns}
     local = {column.name for column in here.columns}
-    columns = tuple(c for c in now.columns if c.number in numbers or c.name in local)
+    columns = tuple(
+        c for c in now.columns if c.number in numbers or c.name in local or c.privacy == "withheld"
+    )
     return msgspec.structs.replace(now, columns=columns)
 
 
@@ -322,6 +380,7 @@ def differences(published: PublishedTable, here: TableSchema) -> list[Finding]:
         finding
         for column in published.columns
         if (local := columns.get(column.name)) is not None
+        and column.privacy != "withheld"
         and (finding := _different(published.table, column, local, travels=column.name in travelling))
     ]
     if (key := _different_key(published, here)) is not None:
@@ -386,6 +445,66 @@ def _different_type(table: TableName, there: Column, here: LocalColumn) -> Findi
             there.value_type,
         ),
     )
+
+
+def unfilled(published: PublishedTable, here: TableSchema) -> list[Finding]:
+    """Return the columns *here* that must have a value, and get none, for they are withheld."""
+    by_production = {column.name for column in published.columns if column.privacy == "withheld"}
+    # A rule that cannot hold withholds its column, too, and is a finding of its own.
+    by_rules = here.rules.withheld if here.rules and not here.rules.problems else frozenset()
+    found = []
+    for column in here.columns:
+        if column.is_required and column.name in by_production | by_rules:
+            whose = "production's privacy policy" if column.name in by_production else "this side's rules"
+            alter = f"ALTER TABLE {sql_name(published.table)} ALTER COLUMN {quoted(column.name)}"
+            found.append(
+                Finding(
+                    kind="blocked",
+                    text=f"column {column.name} is withheld by {whose}, and here it is NOT NULL without a"
+                    " default: no new row could be written",
+                    remedy=f"make it nullable: {_statement(f'{alter} DROP NOT NULL')}; or give it a default:"
+                    f" {_statement(f'{alter} SET DEFAULT …')}; the table goes on by itself",
+                )
+            )
+    return found
+
+
+def rules_error(rules: LocalRules) -> SchemaError:
+    """Return the error of a table whose *rules* cannot hold here."""
+    return SchemaError(
+        f"this side's privacy rules for it cannot hold: {'; '.join(rules.problems)}",
+        hint="mend them in [columns] of the configuration and start the daemon anew; or mend the table here",
+    )
+
+
+def own_rules(
+    baseline: Baseline | None, published: PublishedTable, here: TableSchema, *, has_rows: bool
+) -> list[Finding]:
+    """Return where this side's own rules cannot hold, or are others than those that the rows follow.
+
+    *has_rows*: rows were written before, by the rules of *baseline*.
+    """
+    table, rules = published.table, here.rules
+    if rules is not None and rules.problems:
+        error = rules_error(rules)
+        return [Finding(kind="blocked", text=error.message, remedy=error.hint or "")]
+    there = {column.name for column in published.columns}
+    if rules is not None and (unknown := [name for name in rules.absent if name not in there]):
+        text = f"this side's privacy rules name {_columns(unknown)}, which is on neither side"
+        return [Finding(kind="blocked", text=text, remedy="mend the name in [columns] of the configuration")]
+    now = set(rules.columns if rules else ())
+    before = set(baseline.rules if baseline else ())
+    if not has_rows or now == before:
+        return []
+    which = sorted({rule.name for rule in now ^ before})
+    return [
+        Finding(
+            kind="blocked",
+            text=f"this side's privacy rules for {_columns(which)} have changed: the rows here follow the"
+            " older ones",
+            remedy=f"run 'python manage.py resync {table.argument}'",
+        )
+    ]
 
 
 def _using(there: Column, here: LocalColumn) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from syncdata.apply.plan.local_rules import LocalRules
 from syncdata.changes.names import TableName
 
 
@@ -26,7 +27,8 @@ class Column:
     """A column. ``sql_type``: its type as SQL spells it; for a domain, the one that it is made of.
     ``declared_type``: the domain itself then. ``older``: a digest of the value that rows had got when the
     column was added with a constant as default; empty for NULL. ``collation``: its collation where texts that
-    differ may be equal in it (nondeterministic); else empty."""
+    differ may be equal in it (nondeterministic); else empty. ``is_required``: a row without a value for it is
+    refused, for it is NOT NULL and has no default."""
 
     name: str
     sql_type: str
@@ -37,6 +39,7 @@ class Column:
     older: str = ""
     collation: str = ""
     is_enum: bool = False
+    is_required: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,8 @@ class TableSchema:
     rows of other tables, or is forbidden by them at once. ``parents``: the tables that it refers to.
     ``sequences``: those that columns own or default to. ``guards``: what may keep statements from doing what
     they say; ``hides_rows``: so does row-level security, for this session's role.
-    ``shadow``: the table that is written in this one's place while it is rebuilt.
+    ``shadow``: the table that is written in this one's place while it is rebuilt. ``rules``: this side's own
+    privacy rules for it, if any.
     """
 
     name: TableName
@@ -99,6 +103,7 @@ class TableSchema:
     guards: tuple[Guard, ...] = ()
     hides_rows: bool = False
     shadow: TableName | None = None
+    rules: LocalRules | None = None
 
     @property
     def written_to(self) -> TableName:

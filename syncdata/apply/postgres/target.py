@@ -34,6 +34,7 @@ from syncdata.apply.plan.prepare import (
     PreparedBatch,
     TableShare,
     cut_at_truncates,
+    in_order,
     prepare,
     shares_of,
     without,
@@ -89,6 +90,7 @@ from syncdata.changes.names import TableName
 from syncdata.changes.reader import NO_TABLE, LocatedRecord
 from syncdata.changes.verification import Check
 from syncdata.errors import MetricsError, SyncError
+from syncdata.privacy.policy import Policy
 
 # How long a batch waits for a lock before it is rolled back, so that a stop is heeded, and tried again.
 _WAIT_S, _SHORT_WAIT_S = 5.0, 1.0
@@ -98,7 +100,10 @@ _ALL = 0
 
 
 class Target:
-    """The local database, over one connection in autocommit mode that nobody else uses."""
+    """The local database, over one connection in autocommit mode that nobody else uses.
+
+    *policy*: this side's own privacy rules, which rows follow before they are written.
+    """
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class Target:
         metric_freq_hours: int,
         run_id: int | None = None,
         waits_for_disk: bool = False,
+        policy: Policy | None = None,
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._connection = connection
@@ -116,7 +122,7 @@ class Target:
         self._clock = clock
         self._known: set[TableName] = set()
         self._shadows: set[TableName] = set()
-        self._definitions = Definitions(connection)
+        self._definitions = Definitions(connection, policy)
         self._watch = Watch(connection)
         self._quick_rests = Rests()
         self._kept = KeptCheckpoints(connection)
@@ -302,7 +308,9 @@ class Target:
         now = self._clock()
         self._note_sequences(advance)
         failed = {**failed, **self._made_anew(locked)}
-        failed = {**failed, **self._watch.look_at(prepared.batch, checkpoints, self._schemas)}
+        with_records = prepared.shares.keys()
+        found = self._watch.look_at(prepared.batch, checkpoints, self._schemas, with_records=with_records)
+        failed = {**failed, **found}
         effects, newly_failed = self._apply_shares(prepared, checkpoints, failed, is_quick=is_quick)
         failed = {**failed, **newly_failed}
         if advance.files and (failed or any(effect.counts.missing for effect in effects.values())):
@@ -449,7 +457,7 @@ class Target:
         test_an_ordinary_role_ends_with_the_rows_that_production_has.
         """
         effects = {table: Effect() for table in shares}
-        for piece in cut_at_truncates(prepared.batch.records, shares):
+        for piece in cut_at_truncates(in_order(prepared), shares):
             self._apply_piece(prepared.file, piece, shares, effects)
         return effects
 
