@@ -168,3 +168,34 @@ def test_a_mark_of_a_check_says_what_differs_and_in_how_many_places() -> None:
     assert three.text == f"{one.text}; and so in 2 more places"
     assert "resync users" in one.hint
     assert is_of_check(one)
+
+
+def masked(key: str = "") -> object:
+    columns = (
+        column("a", "text", number=1, privacy=key, privacy_id=key),
+        column("email", "text", number=2, privacy="email", privacy_id="e"),
+        column("phone", "text", number=3, privacy="withheld"),
+        column("node", "regclass", number=4),
+    )
+    return table("users", *columns, column_list=("a", "email", "node"))
+
+
+def test_what_a_hash_is_without_is_named_by_the_reason() -> None:
+    whole = check(key=("a",), left_out=("email", "node", "phone"))
+    found = plan_comparison(whole, masked(), here("text"))  # type: ignore[arg-type]
+    assert found.left_out == (
+        "without email, masked by production's privacy policy;"
+        " without node, whose text means something at production only;"
+        " without phone, withheld by production's privacy policy"
+    )
+    assert [c.name for c in found.columns] == ["a"]
+
+
+def test_a_masked_key_is_compared_by_its_values_alone() -> None:
+    published = masked("token")
+    bounds = check(columns=(), key=("a",), after=("a",), left_out=("a", "email"))
+    found = plan_comparison(bounds, published, here("text"))  # type: ignore[arg-type]
+    assert "column a of the key is masked in production" in found.problem
+    listed = check(columns=(), key=("a",), keys=(("tok1",),), left_out=("a", "email"))
+    found = plan_comparison(listed, published, here("text"))  # type: ignore[arg-type]
+    assert (found.problem, [c.name for c in found.key]) == ("", ["a"])

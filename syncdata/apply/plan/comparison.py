@@ -9,6 +9,7 @@ values in one order; texts are put in the order of their bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
@@ -49,7 +50,8 @@ class KeyColumn:
 class Comparison:
     """How the rows here are held to a check. ``columns``: those of the hash; none where the number of rows is
     all that can be compared, for the reason ``unhashed`` if the check has more. ``doubt``: why another hash
-    says nothing; an equal one is a proof all the same. ``problem``: why nothing can be compared.
+    says nothing; an equal one is a proof all the same. ``problem``: why nothing can be compared. ``left_out``:
+    which columns an equal hash says nothing of, and why.
     """
 
     columns: tuple[ComparedColumn, ...] = ()
@@ -57,6 +59,7 @@ class Comparison:
     unhashed: str = ""
     doubt: str = ""
     problem: str = ""
+    left_out: str = ""
 
 
 def plan_comparison(check: Check, published: PublishedTable | None, here: TableSchema | None) -> Comparison:
@@ -83,8 +86,24 @@ def plan_comparison(check: Check, published: PublishedTable | None, here: TableS
         if isinstance(compared, str):
             return Comparison(key=tuple(key), unhashed=compared)
         columns.append(compared)
+    left_out = _left_out(check, there)
     doubt = next((_doubt(local[name]) for name in check.columns if _is_composite(local[name].type)), "")
-    return Comparison(columns=tuple(columns), key=tuple(key), doubt=doubt)
+    return Comparison(columns=tuple(columns), key=tuple(key), doubt=doubt, left_out=left_out)
+
+
+def _left_out(check: Check, there: Mapping[str, PublishedColumn]) -> str:
+    """Return which columns the hash of *check* is without, by the reason; empty where it has all."""
+    reasons: dict[str, list[str]] = {}
+    for name in check.left_out:
+        match there[name].privacy if name in there else "":
+            case "":
+                reason = "whose text means something at production only"
+            case "withheld":
+                reason = "withheld by production's privacy policy"
+            case _:
+                reason = "masked by production's privacy policy"
+        reasons.setdefault(reason, []).append(name)
+    return "; ".join(f"without {', '.join(names)}, {reason}" for reason, names in reasons.items())
 
 
 def _is_composite(column_type: ColumnType | None) -> bool:
@@ -154,6 +173,9 @@ def _key_column(
     """Return how a column of the key is compared, or why its values or their order may be others here."""
     if there is None or here is None:
         return f"column {name} of the key is not on both sides"
+    if there.privacy and by_order:
+        # What is masked is in no order. Test: test_a_masked_key_is_compared_by_its_values_alone.
+        return f"column {name} of the key is masked in production, so no rows here lie between its bounds"
     source, target = parse_type(there.value_type), parse_type(here.sql_type)
     both = {source.name, target.name}
     is_text = both <= _TEXTS

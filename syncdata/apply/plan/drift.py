@@ -134,21 +134,73 @@ def _changed_publication(before: PublishedTable, now: PublishedTable) -> Iterato
         yield _rows_lost(table, "the row filter of the publication has changed: other rows belong here now")
     if before.column_list != now.column_list and (which := _other_columns(before, now)):
         yield _rows_lost(table, f"the column list of the publication has changed ({', '.join(which)})")
+    if which := other_rules(before, now):
+        yield _rows_lost(table, f"the privacy rules of {_columns(which)} have changed in production")
 
 
 def _other_columns(before: PublishedTable, now: PublishedTable) -> list[str]:
-    """Return in words which of the columns that were there before and still are travel now, or no longer."""
+    """Return in words which of the columns that were there before and still are travel now, or no longer; but
+    for those of which that is an affair of production's privacy policy."""
     old, new = _travelling(before), _travelling(now)
-    both = [(earlier.name, column.name) for earlier, column in _pairs(before, now) if earlier]
+    both = [
+        (earlier.name, column.name)
+        for earlier, column in _pairs(before, now)
+        if earlier and "withheld" not in (earlier.privacy, column.privacy)
+    ]
     return [f"with {name}" for name_before, name in both if name in new and name_before not in old] + [
         f"without {name}" for name_before, name in both if name not in new and name_before in old
     ]
+
+
+def other_rules(before: PublishedTable, now: PublishedTable) -> list[str]:
+    """Return the columns that were there before and still are, and whose values production's privacy policy
+    makes otherwise now: masks them otherwise, withholds them, or lets them travel.
+
+    What was masked by another rule would stand beside what is masked by this one, and a key that is masked
+    otherwise names another row. Test: test_a_changed_privacy_rule_blocks_until_a_resync.
+    """
+    return [
+        column.name
+        for earlier, column in _pairs(before, now)
+        if earlier and _rule_of(earlier) != _rule_of(column)
+    ]
+
+
+MASKED_OTHERWISE = "the change files follow other privacy rules than the snapshot that the rows came from"
+
+
+def masked_otherwise(table: TableName, columns: list[str]) -> Finding:
+    """Return what says that the records behind a snapshot mask the values of *columns* otherwise than it.
+
+    Both were read of one production, but by two programs: a snapshot was taken with the new configuration
+    while the archiver still ran with the older one, or the other way round. The catalog's position tells
+    nothing of that. Tests: test_records_under_other_privacy_rules_than_the_snapshot_are_not_applied,
+    test_a_snapshot_under_other_privacy_rules_than_the_change_files_is_suspect.
+    """
+    remedy = (
+        "see that the archiver at production runs with the configuration that snapshots are taken with (start"
+        f" it anew), then take another one, 'archive_changes --snapshot {table.argument}', and then run"
+        f" 'python manage.py resync {table.argument}' here"
+    )
+    text = f"{MASKED_OTHERWISE}, for {_columns(columns)}"
+    return Finding(kind="blocked", text=text, remedy=remedy)
+
+
+def _rule_of(column: Column) -> tuple[str, str]:
+    # Nothing comes of a withheld column, under whatever rule.
+    return ("withheld", "") if column.privacy == "withheld" else ("", column.privacy_id)
+
+
+def _columns(names: list[str]) -> str:
+    return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _changed_columns(before: PublishedTable, now: PublishedTable) -> Iterator[Finding]:
     table = now.table
     names = {column.name for column in before.columns}
     for old, column in _pairs(before, now):
+        if column.privacy == "withheld":
+            continue  # None of its values is here, older or newer.
         if old is None and column.name in names:
             yield _rows_lost(
                 table,
@@ -263,12 +315,15 @@ def additions(before: PublishedTable, now: PublishedTable, here: TableSchema) ->
 
 
 def seen_here(before: PublishedTable | None, now: PublishedTable, here: TableSchema | None) -> PublishedTable:
-    """Return *now* without the columns that are new and not *here* yet: they are looked at when they are."""
+    """Return *now* without the columns that are new and not *here* yet: they are looked at when they are. One
+    that is withheld stays: whenever it begins to travel, the rows here lack its values."""
     if before is None or here is None:
         return now
     numbers = {column.number for column in before.columns}
     local = {column.name for column in here.columns}
-    columns = tuple(c for c in now.columns if c.number in numbers or c.name in local)
+    columns = tuple(
+        c for c in now.columns if c.number in numbers or c.name in local or c.privacy == "withheld"
+    )
     return msgspec.structs.replace(now, columns=columns)
 
 
@@ -322,6 +377,7 @@ def differences(published: PublishedTable, here: TableSchema) -> list[Finding]:
         finding
         for column in published.columns
         if (local := columns.get(column.name)) is not None
+        and column.privacy != "withheld"
         and (finding := _different(published.table, column, local, travels=column.name in travelling))
     ]
     if (key := _different_key(published, here)) is not None:
@@ -386,6 +442,25 @@ def _different_type(table: TableName, there: Column, here: LocalColumn) -> Findi
             there.value_type,
         ),
     )
+
+
+def unfilled(published: PublishedTable, here: TableSchema) -> list[Finding]:
+    """Return the columns *here* that must have a value, and get none: production withholds them."""
+    required = {column.name: column for column in here.columns if column.is_required}
+    found = []
+    for there in published.columns:
+        if there.privacy == "withheld" and there.name in required:
+            alter = f"ALTER TABLE {sql_name(published.table)} ALTER COLUMN {quoted(there.name)}"
+            found.append(
+                Finding(
+                    kind="blocked",
+                    text=f"column {there.name} is withheld by production's privacy policy, and here it is NOT"
+                    " NULL without a default: no new row could be written",
+                    remedy=f"make it nullable: {_statement(f'{alter} DROP NOT NULL')}; or give it a default:"
+                    f" {_statement(f'{alter} SET DEFAULT …')}; the table goes on by itself",
+                )
+            )
+    return found
 
 
 def _using(there: Column, here: LocalColumn) -> str:

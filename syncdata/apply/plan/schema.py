@@ -26,7 +26,8 @@ class Column:
     """A column. ``sql_type``: its type as SQL spells it; for a domain, the one that it is made of.
     ``declared_type``: the domain itself then. ``older``: a digest of the value that rows had got when the
     column was added with a constant as default; empty for NULL. ``collation``: its collation where texts that
-    differ may be equal in it (nondeterministic); else empty."""
+    differ may be equal in it (nondeterministic); else empty. ``is_required``: a row without a value for it is
+    refused, for it is NOT NULL and has no default."""
 
     name: str
     sql_type: str
@@ -37,6 +38,7 @@ class Column:
     older: str = ""
     collation: str = ""
     is_enum: bool = False
+    is_required: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

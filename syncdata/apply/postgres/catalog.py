@@ -107,7 +107,11 @@ SELECT attrelid::bigint AS oid, attname AS name, atttypid::bigint AS type_oid,
        attgenerated <> '' AS is_generated, attidentity = 'a' AS is_always_identity,
        format_type(atttypid, atttypmod) AS declared_type,
        coalesce(encode(sha256(convert_to(attmissingval::text, 'UTF8')), 'hex'), '') AS older,
-       coalesce(({BLIND_COLLATION}), '') AS collation
+       coalesce(({BLIND_COLLATION}), '') AS collation,
+       NOT atthasdef AND attidentity = '' AND EXISTS (
+           SELECT FROM pg_type t
+           WHERE t.oid = a.atttypid AND (attnotnull OR t.typnotnull) AND t.typdefault IS NULL
+       ) AS is_required
 FROM pg_attribute a
 WHERE attrelid = ANY(%(oids)s::oid[]) AND attnum > 0 AND NOT attisdropped
 ORDER BY attrelid, attnum
@@ -253,6 +257,7 @@ class _Reader:
             older=row["older"],
             collation=row["collation"],
             is_enum=type_row["typtype"] == "e",
+            is_required=row["is_required"],
         )
 
     def _type(self, oid: int) -> ColumnType:

@@ -271,7 +271,7 @@ class ShadowTarget:
 
     def _apply(self, prepared: PreparedBatch, *, may_miss: bool) -> Outcome:
         outcome = Outcome()
-        self._look(prepared.batch)
+        self._look(prepared.batch, has_records=bool(prepared.shares))
         if not prepared.shares:
             return outcome
         if (counts := self._copy_new(prepared)) is not None:
@@ -310,7 +310,7 @@ class ShadowTarget:
                     raise
                 return None
 
-    def _look(self, batch: Batch) -> None:
+    def _look(self, batch: Batch, *, has_records: bool) -> None:
         """Look at the table under the catalog of *batch*; a snapshot's is what its rows agree with.
 
         Raises SchemaError where the new rows would not be production's.
@@ -329,6 +329,8 @@ class ShadowTarget:
             is_older=older,
             catalog_lsn=catalog.lsn,
             snapshot_lsn=catalog.lsn if is_snapshot else None,
+            has_records=has_records,
+            commit_lsn=batch.commit_lsn,
         )
         if found.error is not None:
             found.error.file = batch.file.name

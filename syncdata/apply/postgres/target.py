@@ -302,7 +302,9 @@ class Target:
         now = self._clock()
         self._note_sequences(advance)
         failed = {**failed, **self._made_anew(locked)}
-        failed = {**failed, **self._watch.look_at(prepared.batch, checkpoints, self._schemas)}
+        with_records = prepared.shares.keys()
+        found = self._watch.look_at(prepared.batch, checkpoints, self._schemas, with_records=with_records)
+        failed = {**failed, **found}
         effects, newly_failed = self._apply_shares(prepared, checkpoints, failed, is_quick=is_quick)
         failed = {**failed, **newly_failed}
         if advance.files and (failed or any(effect.counts.missing for effect in effects.values())):

@@ -7,7 +7,7 @@ checkpoint (one that was set back, or a rebuilt table's). Nothing is done for ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from psycopg import Connection
@@ -45,8 +45,11 @@ class Watch:
         batch: Batch,
         checkpoints: Mapping[TableName, TableCheckpoint],
         schemas: Mapping[TableName, TableSchema],
+        *,
+        with_records: Collection[TableName],
     ) -> dict[TableName, SchemaError]:
-        """Look at the tables of *checkpoints* under the catalog of *batch*; return the errors that block."""
+        """Look at the tables of *checkpoints* under the catalog of *batch*, which has records of the tables
+        *with_records*; return the errors that block."""
         if batch.catalog is None or batch.published is None:
             self._pending, self._found = {}, {}
             return {}
@@ -57,6 +60,7 @@ class Watch:
             schemas,
             file=batch.segments[0].file.name,
             commit_lsn=batch.commit_lsn,
+            with_records=with_records,
         )
 
     def look_under(
@@ -68,8 +72,10 @@ class Watch:
         *,
         file: str,
         commit_lsn: int | None,
+        with_records: Collection[TableName],
     ) -> dict[TableName, SchemaError]:
-        """Look at the tables of *checkpoints* under *catalog*, which *file* names beside *commit_lsn*."""
+        """Look at the tables of *checkpoints* under *catalog*, which *file* names beside *commit_lsn*.
+        Records of the tables *with_records* come under it."""
         self._pending, self._found = {}, {}
         self._digest = catalog.digest
         now = {
@@ -93,6 +99,8 @@ class Watch:
                 is_older=older,
                 catalog_lsn=catalog.lsn,
                 file=file,
+                has_records=table in with_records,
+                commit_lsn=commit_lsn,
             )
             self._found[table] = known, found
             if found.error is not None:

@@ -59,15 +59,23 @@ def look(
     catalog_lsn: int | None = None,
     snapshot_lsn: int | None = None,
     file: str = "",
+    has_records: bool = False,
+    commit_lsn: int | None = None,
 ) -> Look:
     """Hold *table* to the catalog, which has *published*, and to the table *here*.
 
     *is_older*: the catalog is older than the snapshot that the rows came from, so it says nothing of them.
     *catalog_lsn*: where it was read. *snapshot_lsn*: the commit of the snapshot that is being loaded under
-    the catalog. *file* is the one that names the catalog.
+    the catalog. *file* is the one that names the catalog. *has_records*: records of the table are about to be
+    applied under it; *commit_lsn*: the commit up to which it holds at least.
     """
     baseline = known.baseline
+    unlike: list[str] = []
     if is_older and baseline is not None:
+        unlike = [] if published is None else drift.other_rules(baseline.table, published)
+        if unlike and has_records:
+            stopping = _on_one_line([drift.masked_otherwise(table, unlike)])
+            return Look(known=known, error=_error(table, stopping, known))
         published = baseline.table
     if published is None:
         # First: what other marks advise, such as a snapshot, can be done only when the table is published.
@@ -80,14 +88,18 @@ def look(
     lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
     found += drift.left_out(baseline, published, rows_lsn=lsn)
     unfit = [] if here is None else drift.differences(published, here)
-    renamed, found, unfit = map(_on_one_line, (renamed, found, unfit))
-    stopping = [finding for finding in found if finding.kind == "blocked"] + renamed + unfit
+    unfilled = [] if here is None else drift.unfilled(published, here)
+    renamed, found, unfit, unfilled = map(_on_one_line, (renamed, found, unfit, unfilled))
+    stopping = [finding for finding in found if finding.kind == "blocked"] + renamed + unfit + unfilled
     suspicions = folded(_suspicion(finding, known, file) for finding in found)
     if stopping:
         known = known if known.is_rebuild else _with_marks(known, *suspicions)
         return Look(known=_spoilt(table, known, published, unfit), error=_error(table, stopping, known))
-    marks = [mark for mark in known.marks if mark.kind != "unpublished"]
+    marks = [mark for mark in known.marks if mark.kind != "unpublished" and not _is_of_other_rules(mark)]
     marks += suspicions
+    if unlike and baseline is not None and (commit_lsn or 0) > (baseline.lsn or 0):
+        (finding,) = _on_one_line([drift.masked_otherwise(table, unlike)])
+        marks.append(_suspicion(finding, known, file))
     if known.was_unpublished:
         marks.append(_partial(table))
     suspect_lsn, suspect_by = (baseline.suspect_lsn, baseline.suspect_by) if baseline else (None, 0)
@@ -109,6 +121,11 @@ def look(
         is_rebuild=known.is_rebuild,
     )
     return Look(known=_with_marks(after, *marks, keeps=False))
+
+
+def _is_of_other_rules(mark: Mark) -> bool:
+    """Tell whether *mark* says what is looked at again with each catalog: the rules of the change files."""
+    return mark.kind == "suspect" and mark.text.startswith(drift.MASKED_OTHERWISE)
 
 
 def _on_one_line(findings: list[Finding]) -> list[Finding]:
