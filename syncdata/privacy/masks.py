@@ -1,108 +1,156 @@
-"""Makes of a rule the function that masks a column's values, or says why the column cannot have it. Pure.
-
-A mask sees a value's text as PostgreSQL spells it and returns another one that the column's type takes. What
-it returns depends on the key, the domain and that text alone. It may raise whatever it likes for a text that
-it cannot take; `RowMask` then puts a harmless value there. NULL comes only to those that take it.
-
-What a mask returns is for ever: rows of last year must meet rows of today. A change of any result is a new
-_VERSION, which readers notice by the id.
-"""
+"""Makes of a rule the mask of one column, or says why the column cannot have it. Pure."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import msgspec
 
+from syncdata.privacy import documents, texts
+from syncdata.privacy.arrays import masked_array
+from syncdata.privacy.dates import moved
 from syncdata.privacy.facts import ValueType
 from syncdata.privacy.key import MaskKey
-from syncdata.privacy.rules import KEYLESS, Rule
+from syncdata.privacy.mask import DATES, DOCUMENTS, INTEGERS, VERSION, Function, Mask
+from syncdata.privacy.permutation import Permutation
+from syncdata.privacy.rules import KEYLESS, Rule, parse_path
+from syncdata.privacy.sealing import sealer
+from syncdata.privacy.values import check_value
 
-_VERSION = 1
-TEXTS = frozenset({"text", "character varying", "character", "citext", "name"})
-INTEGERS = frozenset({"smallint", "integer", "bigint"})
-_TOKEN_DIGITS, _FEWEST_DIGITS = 32, 16
-_EMAIL_END = "@example.invalid"  # .invalid is never anybody's: RFC 2606
-_SMALL = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
-
-Function = Callable[[str], str | None]
+_CUSTOM_DIGITS = 32
 
 
-class Mask(msgspec.Struct, frozen=True):
-    """A mask, ready for one column. ``by``: the column whose text is the function's second argument.
+def make_mask(rule: Rule, kind: ValueType, domain: str, key: MaskKey | None, *, by_domain: str = "") -> Mask:
+    """Return the mask of *rule* for values of type *kind*. Raises ValueError when there can be none.
 
-    ``parts``: all that decides what the function returns, but for the key. ``is_distinct``: different values
-    have different results. ``takes_null``: the function is for NULL, too.
+    *domain* is the column's own, *by_domain* that of the column that the rule names with ``by``. A rule that
+    names a domain has that one.
     """
-
-    function: Callable[..., str | None]
-    parts: tuple[object, ...]
-    is_distinct: bool = False
-    takes_null: bool = False
-    by: str = ""
-
-
-def make_mask(rule: Rule, kind: ValueType, domain: str, key: MaskKey | None) -> Mask:
-    """Return the mask of *rule* for values of type *kind*. Raises ValueError when there can be none."""
-    if rule.mask == "null":
-        return Mask(lambda _: None, ("null",), takes_null=True)
-    if rule.mask == "fixed":
-        value = _spelled(rule.value)
-        return Mask(lambda _: value, ("fixed", value), takes_null=True)
     if key is None and rule.mask not in KEYLESS:
-        raise ValueError(f"{rule.mask} needs a key: name a key_file")
-    maker = _MAKERS.get(rule.mask)
-    if maker is None:
-        raise ValueError(f"there is no mask {rule.mask}")
-    mask = maker(rule, kind, rule.domain or domain, key)
-    return msgspec.structs.replace(mask, parts=(_VERSION, rule.kind, *mask.parts))
+        raise ValueError(f"{rule.kind} needs a key: name a key_file")
+    if rule.mask == "null":
+        return Mask(_nothing, ("null",), takes_null=True)
+    if rule.mask == "fixed":
+        return _fixed(rule, kind)
+    element = msgspec.structs.replace(kind, is_array=False)
+    own = by_domain if rule.mask == "shift" else domain
+    mask = _maker(rule)(rule, element, rule.domain or own, key)
+    parts = (VERSION, rule.kind, *mask.parts)
+    if not kind.is_array:
+        return msgspec.structs.replace(mask, parts=parts)
+    return msgspec.structs.replace(mask, parts=(*parts, "array"), function=_of_array(mask.function))
 
 
-def _spelled(value: str | int | float | bool | None) -> str:
-    if isinstance(value, bool):
-        return "t" if value else "f"
-    return str(value)
+def _nothing(text: str | None) -> None:
+    return None
 
 
-def _digester(key: MaskKey, domain: str) -> Callable[[str], bytes]:
-    """Return what makes 16 bytes of a value's text, the same for all columns of *domain*."""
-    copy = key.state(f"domain {domain}".encode(), size=16).copy
-
-    def digest(text: str) -> bytes:
-        hashed = copy()
-        hashed.update(text.encode())
-        return hashed.digest()
-
-    return digest
+def _fixed(rule: Rule, kind: ValueType) -> Mask:
+    value = rule.value
+    spelled = ("t" if value else "f") if isinstance(value, bool) else str(value)
+    check_value(spelled, kind)
+    return Mask(lambda text: spelled, ("fixed", spelled), takes_null=True)
 
 
-def _token(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
-    digits = _digits(rule, kind, room=kind.length)
-    copy = key.state(f"domain {domain}".encode(), size=16).copy
-
-    def token(text: str) -> str:
-        hashed = copy()
-        hashed.update(text.encode())
-        return hashed.hexdigest()[:digits]
-
-    return Mask(token, ("token", domain, digits), is_distinct=True)
+def _of_array(function: Function) -> Function:
+    return lambda text, *by: masked_array(text, function, *by)
 
 
-def _email(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
-    digits = _digits(rule, kind, room=kind.length and kind.length - len(_EMAIL_END))
-    token = _token(rule, ValueType("text", digits), domain, key).function
-    return Mask(lambda text: f"{token(text)}{_EMAIL_END}", ("email", domain, digits), is_distinct=True)
+def _seal(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
+    seal = sealer(key, domain)
+    if kind.name == "bytea":
+        return Mask(lambda text: "\\x" + seal(text), (domain, "bytea"), is_distinct=True)
+    texts.check_is_text(rule, kind)
+    if kind.length is not None or kind.name == "name":
+        raise ValueError("a seal is longer than what it seals: the column must be a text without a limit")
+    return Mask(seal, (domain,), is_distinct=True)
 
 
-def _digits(rule: Rule, kind: ValueType, *, room: int | None) -> int:
-    """Return how many digits a token has in *room* characters; 16 tell millions of rows apart."""
-    if kind.name not in TEXTS:
-        raise ValueError(f"{rule.mask} is for texts, not for {kind.name}")
-    digits = _TOKEN_DIGITS if room is None else min(_TOKEN_DIGITS, room)
-    if digits < _FEWEST_DIGITS:
-        short = _FEWEST_DIGITS - digits
-        raise ValueError(f"{rule.mask} is longer than the column by {short} characters or more")
-    return digits
+def _permute(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
+    _check_type(rule, kind, INTEGERS, "whole numbers")
+    return Mask(Permutation(key, domain).text, (domain,), is_distinct=True)
 
 
-_MAKERS: dict[str, Callable[..., Mask]] = {"token": _token, "email": _email}
+def _shift(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
+    """As many days as the other column's value says, which is never none."""
+    _check_type(rule, kind, DATES, "dates and times")
+    days, number = rule.days, texts.number_below(key, domain, 2 * rule.days)
+
+    def shifted(text: str, by: str) -> str:
+        distance = number(by) - days
+        return moved(text, distance if distance < 0 else distance + 1)
+
+    return Mask(shifted, (domain, rule.by, days), by=rule.by)
+
+
+def _json(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
+    _check_type(rule, kind, DOCUMENTS, "documents")
+    parts, described = {}, []
+    for path, part in sorted(rule.paths.items()):
+        parts[parse_path(path)], what = _part(path, part, domain, key)
+        described.append((path, what))
+    function = documents.document_mask(parts, keeps_unnamed=rule.unnamed == "keep")
+    return Mask(function, (rule.unnamed, described))
+
+
+def _part(path: str, rule: Rule, domain: str, key: MaskKey) -> tuple[documents.Part, object]:
+    """Return what becomes of the part of a document at *path*, and all that decides it."""
+    if rule.mask == "keep":
+        return documents.keep, "keep"
+    if rule.mask == "withhold":
+        return documents.leave_out, "withhold"
+    if rule.mask in ("null", "fixed"):
+        return documents.constant(rule.value), (rule.mask, rule.value)
+    kind = ValueType("bigint" if rule.mask == "permute" else "text")
+    try:
+        mask = make_mask(rule, kind, f"{domain}:{path}", key)
+    except ValueError as error:
+        raise ValueError(f"path '{path}': {error}") from None
+    return documents.scalar(mask.function), mask.parts
+
+
+def _custom(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
+    """The operator's own function: of a value's text, and 32 hex digits that key, domain and text decide."""
+    own, digits = _load(rule.mask), texts.hexadecimal_of(key, domain, _CUSTOM_DIGITS)
+
+    def masked(text: str) -> str | None:
+        result = own(text, digits(text))
+        if result is not None:
+            check_value(result, kind)
+        return result
+
+    return Mask(masked, (rule.mask, domain), is_distinct=rule.distinct)
+
+
+def _load(name: str) -> Callable[[str, str], str | None]:
+    """Return the function ``package.module:function``. Raises ValueError when it cannot be had."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever an import may raise
+        raise ValueError(f"{name} cannot be imported: {type(error).__name__}") from None
+    if not callable(found):
+        raise ValueError(f"{name} is no function")
+    return found
+
+
+def _check_type(rule: Rule, kind: ValueType, names: frozenset[str], what: str) -> None:
+    if kind.name not in names:
+        raise ValueError(f"{rule.mask} is for {what}, not for {kind.name}")
+
+
+_MAKERS: dict[str, Callable[..., Mask]] = {
+    "token": texts.token,
+    "email": texts.email,
+    "partial": texts.partial,
+    "seal": _seal,
+    "permute": _permute,
+    "shift": _shift,
+    "json": _json,
+    **dict.fromkeys(texts.INVENTED, texts.invented),
+}
+
+
+def _maker(rule: Rule) -> Callable[..., Mask]:
+    return _custom if rule.is_custom else _MAKERS[rule.mask]

@@ -21,9 +21,11 @@ from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError
 from syncdata.privacy.facts import ColumnFacts, TableFacts, parse_type
 from syncdata.privacy.key import MaskKey
-from syncdata.privacy.masks import Mask, make_mask
+from syncdata.privacy.mask import INTEGERS, Mask
+from syncdata.privacy.masks import make_mask
 from syncdata.privacy.row_mask import RowMask, Treatment
-from syncdata.privacy.rules import KEEP, WITHHOLD, Rule, parse_rule
+from syncdata.privacy.rules import Rule, parse_rule
+from syncdata.privacy.values import harmless_value
 
 Unnamed = Literal["withhold", "keep", "halt"]
 _ID_BYTES = 8
@@ -52,7 +54,7 @@ class ColumnVerdict(msgspec.Struct, frozen=True):
 
 class TableVerdict(msgspec.Struct, frozen=True):
     """What becomes of a table. ``halts``: why the archiver must stop; empty where it need not. ``problems``:
-    all that an operator has to mend, each naming its column."""
+    all that an operator has to mend, ``notes``: what may be as it should; each names its column."""
 
     table: TableName
     columns: tuple[ColumnVerdict, ...]
@@ -104,37 +106,76 @@ class Policy:
 
     def judge(self, tables: Sequence[TableFacts]) -> dict[TableName, TableVerdict]:
         """Return what becomes of each of *tables*, which are all that are published."""
-        domains = _Domains(tables)
+        domains = Domains(tables)
         columns = {
             (facts.table, column.name): self._judge_column(facts, column, domains)
             for facts in tables
             for column in facts.columns
         }
-        for place, problem in _unlike_ends(tables, columns):
+        for place, problem in list(_unlike_ends(tables, columns)):
             columns[place] = _refused(columns[place], problem)
+        for facts in tables:
+            for column in facts.columns:
+                if column.is_generated and _is_made_of_masked(facts, column, columns):
+                    place = (facts.table, column.name)
+                    columns[place] = _withheld(columns[place], "it is made of what does not go as it is")
         return {facts.table: self._judge_table(facts, columns) for facts in tables}
 
-    def _judge_column(self, facts: TableFacts, column: ColumnFacts, domains: _Domains) -> ColumnVerdict:
-        stated = self.columns.get(facts.table, {}).get(column.name)
-        rule = stated or (KEEP if self.unnamed == "keep" else WITHHOLD)
-        why = "the rule says so" if stated else f"no rule names it: {self.unnamed}"
+    def _judge_column(self, facts: TableFacts, column: ColumnFacts, domains: Domains) -> ColumnVerdict:
+        rule = self.columns.get(facts.table, {}).get(column.name)
+        if rule is None:
+            return self._judge_unnamed(facts, column)
         verdict = ColumnVerdict(
-            column.name, rule.mask, why, is_named=stated is not None, allows_collisions=rule.allow_collisions
+            column.name, rule.mask, "the rule says so", allows_collisions=rule.allow_collisions
         )
         if rule.mask == "keep":
             return verdict
         if rule.mask == "withhold":
-            return _withheld(verdict)
+            return _withheld(verdict, verdict.why)
         kind, domain = parse_type(column.type), domains.of(facts.table, column.name)
         try:
-            mask = make_mask(rule, kind, domain, self.key)
+            by_domain = domains.of(facts.table, rule.by) if rule.by else ""
+            mask = make_mask(rule, kind, domain, self.key, by_domain=by_domain)
             _check(rule, mask, facts, column)
+            substitute = self._substitute(rule, mask, facts, column, domain)
         except ValueError as error:
             return _refused(verdict, str(error))
-        treatment = Treatment(column.name, mask)
-        return msgspec.structs.replace(
-            verdict, rule=rule.kind, id=self._digest(mask.parts), treatment=treatment
-        )
+        parts = (*mask.parts, "or", substitute.parts) if rule.is_custom else mask.parts
+        treatment = Treatment(column.name, mask, substitute.function)
+        return msgspec.structs.replace(verdict, rule=rule.kind, id=self._digest(parts), treatment=treatment)
+
+    def _judge_unnamed(self, facts: TableFacts, column: ColumnFacts) -> ColumnVerdict:
+        if column.is_generated:  # it says no more than what it is made of, see `_is_made_of_masked`
+            return ColumnVerdict(column.name, "keep", "it is made of columns that go as they are")
+        verdict = ColumnVerdict(column.name, "keep", f"no rule names it: {self.unnamed}", is_named=False)
+        if self.unnamed != "keep":
+            return _withheld(verdict, verdict.why)
+        if gone := self._without_column(facts):
+            # A masked column that has another name now must not go out under it.
+            # Test: test_a_renamed_column_is_withheld_though_unnamed_ones_are_kept.
+            return _withheld(verdict, f"no rule names it, and it may be what was {gone[0]}")
+        return verdict
+
+    def _without_column(self, facts: TableFacts) -> list[str]:
+        """Return the columns that rules name and the table does not have."""
+        there = {column.name for column in facts.columns}
+        return [column for column in self.columns.get(facts.table, {}) if column not in there]
+
+    def _substitute(
+        self, rule: Rule, mask: Mask, facts: TableFacts, column: ColumnFacts, domain: str
+    ) -> Mask:
+        """Return what stands for a value that *mask* cannot take: NULL, a token where different values must
+        stay different, or a harmless value. Raises ValueError where there is none, and one may be needed."""
+        kind = parse_type(column.type)
+        if not column.not_null and column.name not in facts.identity:
+            return make_mask(Rule(mask="null"), kind, domain, None)
+        if rule.is_custom and mask.is_distinct:
+            other = Rule(mask="permute" if kind.name in INTEGERS else "token")
+            return make_mask(other, kind, domain, self.key)
+        harmless = harmless_value(kind)
+        if harmless is None and rule.is_custom:
+            raise ValueError("the column is NOT NULL, and nothing is known to stand for a value that fails")
+        return make_mask(Rule(mask="fixed", value=harmless or ""), kind, domain, None)
 
     def _judge_table(self, facts: TableFacts, columns: Mapping[_Place, ColumnVerdict]) -> TableVerdict:
         verdicts = [columns[facts.table, column.name] for column in facts.columns]
@@ -148,13 +189,18 @@ class Policy:
             else verdict
             for verdict in verdicts
         ]
+        gone = [f"{column}: a rule, but no such column" for column in self._without_column(facts)]
         halted = [verdict.column for verdict in verdicts if not verdict.is_named]
         return TableVerdict(
             facts.table,
             tuple(verdicts),
             is_withheld=any(verdict.rule == "withhold" for verdict in keys),
             halts=f"no rule names {', '.join(halted)}" if halted and self.unnamed == "halt" else "",
-            problems=tuple(f"{one.column}: {one.problem}" for one in verdicts if one.problem),
+            problems=(
+                *(f"{one.column}: {one.problem}" for one in verdicts if one.problem),
+                *(gone if self.unnamed == "keep" else ()),
+            ),
+            notes=(*gone, *_notes(facts, verdicts)),
         )
 
     def _digest(self, *parts: object) -> str:
@@ -227,13 +273,35 @@ def _rules(
             problems.append((f"{key}.{column}", str(error)))
 
 
-def _withheld(verdict: ColumnVerdict) -> ColumnVerdict:
-    return msgspec.structs.replace(verdict, rule="withhold", id="", treatment=Treatment(verdict.column, None))
+def _withheld(verdict: ColumnVerdict, why: str) -> ColumnVerdict:
+    treatment = Treatment(verdict.column, None)
+    return msgspec.structs.replace(verdict, rule="withhold", why=why, id="", treatment=treatment)
 
 
 def _refused(verdict: ColumnVerdict, problem: str) -> ColumnVerdict:
     """Return *verdict* for a rule that cannot hold: the column is withheld."""
-    return msgspec.structs.replace(_withheld(verdict), why=problem, problem=problem)
+    return msgspec.structs.replace(_withheld(verdict, problem), problem=problem)
+
+
+def _is_made_of_masked(
+    facts: TableFacts, column: ColumnFacts, columns: Mapping[_Place, ColumnVerdict]
+) -> bool:
+    """Tell whether a generated column holds something of a column that does not go as it is."""
+    made_of = column.derives_from
+    if made_of is None:
+        made_of = tuple(other.name for other in facts.columns if not other.is_generated)
+    verdicts = [columns.get((facts.table, name)) for name in made_of]
+    return any(verdict is None or verdict.rule != "keep" for verdict in verdicts)
+
+
+def _notes(facts: TableFacts, verdicts: Iterable[ColumnVerdict]) -> Iterator[str]:
+    """Yield what an operator should know of columns whose rules hold."""
+    not_null = {column.name for column in facts.columns if column.not_null and not column.is_generated}
+    for verdict in verdicts:
+        if verdict.rule == "withhold" and verdict.column in not_null:
+            yield f"{verdict.column}: withheld though it is NOT NULL: the local column needs a default"
+        elif verdict.column in facts.checked and verdict.treatment is not None and verdict.rule != "withhold":
+            yield f"{verdict.column}: a CHECK constraint names it; see that masked values fulfil it"
 
 
 def _check(rule: Rule, mask: Mask, facts: TableFacts, column: ColumnFacts) -> None:
@@ -287,7 +355,7 @@ def _unlike_ends(
                     )
 
 
-class _Domains:
+class Domains:
     """Which columns share their values: those that foreign keys tie together, in whatever order or circle."""
 
     def __init__(self, tables: Iterable[TableFacts]) -> None:
@@ -302,6 +370,10 @@ class _Domains:
     def of(self, table: TableName, column: str) -> str:
         """Return the domain of a column: the name of the column that it refers to in the end, or its own."""
         return self._names.get((table, column)) or _spelled((table, column))
+
+    def own(self, table: TableName, column: str) -> str:
+        """Return the domain that a column names, and has where it refers to none."""
+        return _spelled((table, column))
 
     def _join(self, place: _Place, other: _Place) -> None:
         if place == other:

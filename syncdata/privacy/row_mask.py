@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from syncdata.privacy.masks import Mask
+from syncdata.privacy.mask import Mask
 
 Value = str | UnsetType | None
 
@@ -124,4 +124,7 @@ class RowMask:
 
     def _substitute(self, one: Treatment, value: Value) -> str | None:
         self.unmasked[one.column] += 1
-        return one.substitute(str(value))
+        try:
+            return one.substitute(str(value))
+        except Exception:  # as above; a column that is NOT NULL refuses the row, which is better than to tell
+            return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 import msgspec
 
@@ -70,10 +71,6 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, forbid
         return "custom" if self.is_custom else self.mask
 
 
-KEEP = Rule(mask="keep")
-WITHHOLD = Rule(mask="withhold")
-
-
 def parse_rule(value: object) -> Rule:
     """Read the rule that *value* spells. Raises ValueError, which says in plain words what is wrong."""
     if isinstance(value, str):
@@ -124,7 +121,18 @@ def _parse_paths(value: object) -> dict[str, Rule]:
             raise ValueError(f"path '{shortened(str(path))}': {error}") from None
         if rule.mask in ("shift", "json"):
             raise ValueError(f"path '{shortened(str(path))}': {rule.mask} is none for a part of a document")
+    _check_apart(paths)
     return paths
+
+
+def _check_apart(paths: Iterable[str]) -> None:
+    """Raise ValueError where one path leads into what another one masks, or two are the same."""
+    steps = sorted(
+        (parse_path(path) for path in paths), key=lambda path: [(step is None, step or "") for step in path]
+    )
+    for path, following in pairwise(steps):
+        if following[: len(path)] == path:
+            raise ValueError("of two paths, one is the other's beginning")
 
 
 def _check_values(rule: Rule) -> None:

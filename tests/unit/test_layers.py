@@ -47,7 +47,7 @@ VIOLATIONS = {
         ("apply/plan/net_change.py", "import psycopg"),
         ("changes/header.py", "import threading"),
     ],
-    "The privacy rules are pure: they know neither side, no driver, no network, no thread, no process": [
+    "The privacy rules are pure: no driver, no network, no thread, no process": [
         ("privacy/policy.py", "import psycopg"),
         ("privacy/masks.py", "import threading"),
     ],
