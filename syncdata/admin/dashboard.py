@@ -122,6 +122,7 @@ def _table(
         "last_change": texts.moment(table.last_change_at),
         "last_sync": texts.moment(table.last_sync_at),
         "verified": texts.verified(table),
+        "privacy": ", ".join(map(str, table.privacy or ())),
         "error": table.reason,
         "marks": [{"message": mark.text, "hint": mark.hint} for mark in table.marks],
         "asks": [

@@ -23,7 +23,7 @@ from syncdata.admin.connection import tables_service
 from syncdata.admin.dashboard import read_dashboard
 from syncdata.admin.lists import ReadOnlyAdmin, TableFilter, columns
 from syncdata.admin.zones import in_users_time_zone
-from syncdata.apply.state.status import STATES
+from syncdata.apply.state.status import STATES, TableInfo
 from syncdata.models import (
     Checkpoint,
     Dashboard,
@@ -91,9 +91,13 @@ class StateFilter(admin.SimpleListFilter):
         return queryset.filter(table_name__in=tables)
 
 
+def _tables() -> dict[str, TableInfo]:
+    """Return each whitelisted table, as every other page shows it."""
+    return {table.table_name: table for table in tables_service().list_tables()}
+
+
 def _states() -> dict[str, str]:
-    """Return the state of each whitelisted table, as every other page shows it."""
-    return {table.table_name: table.state for table in tables_service().list_tables()}
+    return {name: table.state for name, table in _tables().items()}
 
 
 class _CheckpointPage(ChangeList):
@@ -131,14 +135,16 @@ class CheckpointAdmin(ReadOnlyAdmin):
     ) -> Checkpoint | None:
         row = super().get_object(request, object_id, from_field)
         if row is not None:
-            row.shown_state = _states().get(row.table_name)
+            table = _tables().get(row.table_name)
+            row.shown_state = table and table.state
+            row.shown_privacy = (table and table.privacy) or ()
         return row
 
     def get_fields(self, request: HttpRequest, obj: Checkpoint | None = None) -> Any:
         names = (
             "shown_state" if field.name == "state" else field.name for field in self.opts.concrete_fields
         )
-        return columns(Checkpoint, *names)
+        return (*columns(Checkpoint, *names), "masked_or_withheld")
 
     get_readonly_fields = get_fields
 
@@ -148,6 +154,10 @@ class CheckpointAdmin(ReadOnlyAdmin):
         if checkpoint.shown_state is None:
             return texts.NOTHING
         return render_to_string("syncdata/state.html", {"state": checkpoint.shown_state})
+
+    @admin.display(description=gettext_lazy("masked or withheld"))
+    def masked_or_withheld(self, checkpoint: Any) -> str:
+        return ", ".join(map(str, checkpoint.shown_privacy)) or texts.NOTHING
 
 
 @admin.register(SyncLog)

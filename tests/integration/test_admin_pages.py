@@ -154,6 +154,18 @@ def test_the_checkpoints_show_a_table_in_doubt_as_every_other_page_does(client: 
     ] == ["orders"]
 
 
+def test_the_pages_name_what_is_masked_or_withheld_by_its_kind(client: Client) -> None:
+    TableToSync.objects.create(table_name="users")
+    columns = [{"name": "id"}, {"name": "email", "privacy": "email"}, {"name": "a<b", "privacy": "withheld"}]
+    file = "changes_20260205_120000.json"
+    row = Checkpoint.objects.create(table_name="users", file=file, published={"table": {"columns": columns}})
+    for text in (
+        news(client)["sections"]["tables"],
+        client.get(reverse("admin:syncdata_checkpoint_change", args=[row.pk])).content.decode(),
+    ):
+        assert "email (email), a&lt;b (withheld)" in text
+
+
 def states(text: str) -> list[str]:
     return re.findall(r'class="syncdata-state syncdata-(\w+)"', text)
 

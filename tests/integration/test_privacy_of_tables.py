@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from syncdata.apply.state.status import format_status
 from syncdata.changes.catalog import PublishedTable, catalog_comment
 from syncdata.changes.position import format_lsn
 from syncdata.errors import ResyncError
+from syncdata.management.base import format_json
+from syncdata.management.commands.list_tables import format_tables
 from tests.catalogs import column, put, table
 from tests.framed import Writer
 from tests.world import World, insert, update
@@ -231,3 +237,23 @@ def test_a_column_that_a_migration_adds_and_nobody_names_stops_nothing(site: Wor
     site.sync()
     state, text = shown(site)
     assert (state, "the privacy rules of column born have changed" in text) == ("blocked", True)
+
+
+def test_what_is_masked_or_withheld_is_listed_by_its_kind(site: World, source: Writer) -> None:
+    begin(site, source, MASKED)
+    with site.service() as service:
+        (info,) = service.list_tables()
+        status = format_status(service.get_status())
+    assert [str(one) for one in info.privacy or ()] == ["email (email)", "phone (withheld)"]
+    assert "privacy: 2 columns of 1 table are masked or withheld at production" in status
+    now = dt.datetime.now(dt.UTC)
+    assert "    masked or withheld: email (email), phone (withheld)" in format_tables([info], now=now)
+    shown = json.loads(format_json([asdict(info)]))
+    assert shown[0]["privacy"][1] == {"column": "phone", "kind": "withheld", "side": "production"}
+
+
+def test_a_table_without_a_policy_has_nothing_masked(site: World, source: Writer) -> None:
+    begin(site, source, OPEN)
+    with site.service() as service:
+        assert [info.privacy for info in service.list_tables()] == [()]
+        assert "privacy: no policy" in format_status(service.get_status())

@@ -8,6 +8,7 @@ import pytest
 
 from syncdata.apply.state.marks import Kind, Mark, encode_marks
 from syncdata.apply.state.status import (
+    ColumnPrivacy,
     DaemonStatus,
     TableInfo,
     daemon_status,
@@ -205,3 +206,26 @@ def test_differences_that_a_rebuild_has_ended_are_not_shown(
         "marks": encode_marks(marks),
     }
     assert table_info(row, Verification(differing=("id up to 7",))).differing == differing
+
+
+def test_the_status_says_what_is_masked_or_withheld_and_where_nothing_is() -> None:
+    def line(*tables: TableInfo) -> str:
+        shown = format_status(status_of(*tables, run=make_run()))
+        return next((line for line in shown.splitlines() if line.startswith("privacy: ")), "")
+
+    def ruled(name: str, *columns: ColumnPrivacy) -> TableInfo:
+        return make_table(name, privacy=columns)
+
+    email = ColumnPrivacy(column="email", kind="email")
+    phone = ColumnPrivacy(column="phone", kind="withheld", side="here")
+    assert line(make_table("a")) == "", "an archive without catalogs says nothing"
+    assert line(make_table("a"), ruled("b")) == (
+        "privacy: no policy: all columns of the published tables arrive as they are"
+    )
+    assert line(ruled("a", email), ruled("b", email, email), ruled("c")) == (
+        "privacy: 3 columns of 2 tables are masked or withheld at production"
+    )
+    assert line(ruled("a", email, phone)) == (
+        "privacy: 1 column of 1 table is masked or withheld at production;"
+        " 1 column of 1 table is masked or withheld by the rules of this side"
+    )

@@ -50,8 +50,8 @@ class KeyColumn:
 class Comparison:
     """How the rows here are held to a check. ``columns``: those of the hash; none where the number of rows is
     all that can be compared, for the reason ``unhashed`` if the check has more. ``doubt``: why another hash
-    says nothing; an equal one is a proof all the same. ``problem``: why nothing can be compared. ``left_out``:
-    which columns an equal hash says nothing of, and why.
+    says nothing; an equal one is a proof all the same. ``problem``: why nothing can be compared.
+    ``left_out``: which columns an equal hash says nothing of, and why.
     """
 
     columns: tuple[ComparedColumn, ...] = ()

@@ -29,7 +29,11 @@ FROM data_sync_runs ORDER BY id DESC LIMIT 1
 _TABLES = """
 SELECT w.table_name, creator, created_at, state, file, record_number, commit_lsn, last_lsn, rows_synced,
     records_added, records_updated, records_deleted, records_truncated, last_sync_at, last_change_at,
-    error, error_code, error_file, error_line, error_hint, marks
+    error, error_code, error_file, error_line, error_hint, marks,
+    CASE WHEN published IS NOT NULL THEN jsonb_build_array(
+        jsonb_path_query_array(published, '$.table.columns[*] ? (exists(@.privacy))'),
+        coalesce(published -> 'rules', '[]')
+    ) END::text AS privacy
 FROM tables_to_sync w LEFT JOIN data_sync_checkpoints c ON c.table_name = w.table_name ORDER BY w.table_name
 """
 

@@ -6,7 +6,9 @@ import datetime as dt
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from syncdata.apply.state.marks import KINDS, Mark, decode_marks, worst
 from syncdata.apply.state.reasons import read_reason
@@ -15,10 +17,24 @@ from syncdata.apply.state.verifications import Verification
 from syncdata.changes.filenames import file_time, is_change_file
 from syncdata.errors import Problem, Reason
 
+Side = Literal["production", "here"]
 STATES = ("new", "active", "paused", "blocked", *KINDS, "stale")
 
 # A cycle counts as overdue when none has ended for so long.
 _OVERDUE_INTERVALS, _OVERDUE_GRACE_S = 2, 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnPrivacy:
+    """A column whose values are not production's own, by whose rule (``side``), and its ``kind``: a mask,
+    such as ``email``, or ``withheld``."""
+
+    column: str
+    kind: str
+    side: Side = "production"
+
+    def __str__(self) -> str:
+        return f"{self.column} ({self.kind}{' here' if self.side == 'here' else ''})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +47,8 @@ class TableInfo:
     ``verified_share``, from 0 to 1: how many rows that round had, and the part of them that it proved.
     ``checked_at``: the newest check of any kind. ``differing``: the bounds of the rows that differ.
     ``not_comparable``: why rows here cannot be compared with production's. ``left_out``: which columns are
-    not, in rows that are equal otherwise, and why.
+    not, in rows that are equal otherwise, and why. ``privacy``: the columns that are masked or withheld; None
+    where the archive does not say.
     """
 
     table_name: str
@@ -60,6 +77,7 @@ class TableInfo:
     differing: tuple[str, ...] = ()
     not_comparable: str = ""
     left_out: str = ""
+    privacy: tuple[ColumnPrivacy, ...] | None = None
 
     @property
     def differs(self) -> bool:
@@ -90,7 +108,8 @@ class DaemonStatus:
     ``blocked`` or that of a mark (then it names the ``table``), ``stale``, ``archiver-waits``,
     ``waiting-for-lock``, ``not-started``, ``cycle-failed`` and ``overdue``. ``verifies_with``: the
     fingerprints of the keys that files must be signed with; none where they need not be signed.
-    ``verified``: how many of the tables are, and within what time; empty before the first check."""
+    ``verified``: how many of the tables are, and within what time; empty before the first check. ``privacy``:
+    how many columns are masked or withheld; empty where the archive does not say."""
 
     status: str
     sync_frequency: int
@@ -104,6 +123,7 @@ class DaemonStatus:
     unexpected_errors: int = 0
     verifies_with: tuple[str, ...] = ()
     verified: str = ""
+    privacy: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -173,6 +193,21 @@ def describe_verified(tables: Sequence[TableInfo], *, now: dt.datetime) -> str:
     return f"{len(times):,} of {_counted(len(tables), 'table')}{within}"
 
 
+def describe_privacy(tables: Sequence[TableInfo]) -> str:
+    """Return how many columns of *tables* are masked or withheld: ``3 columns of 2 tables are masked or
+    withheld at production``; empty where the archive says of none what it is."""
+    if all(info.privacy is None for info in tables):
+        return ""
+    told = []
+    for side, where in (("production", "at production"), ("here", "by the rules of this side")):
+        counts = [sum(one.side == side for one in info.privacy or ()) for info in tables]
+        if any(counts):
+            ruled = _counted(sum(map(bool, counts)), "table")
+            verb = "is" if sum(counts) == 1 else "are"
+            told.append(f"{_counted(sum(counts), 'column')} of {ruled} {verb} masked or withheld {where}")
+    return "; ".join(told) or "no policy: all columns of the published tables arrive as they are"
+
+
 def format_share(share: float) -> str | None:
     """Return *share* as a percentage, None for all; rounded down, for what is not whole must not look so."""
     return None if share >= 1 else f"{math.floor(share * 1000) / 10:.1f} %"
@@ -208,6 +243,8 @@ def format_status(status: DaemonStatus) -> str:
         lines += ["", f"newest change applied: {_format_time(max(changes))}"]
     if status.verified:
         lines += ["", f"verified: {status.verified}"]
+    if status.privacy:
+        lines += ["", f"privacy: {status.privacy}"]
     if status.verifies_with:
         lines += ["", f"applies only what is signed with: {', '.join(status.verifies_with)}"]
     if status.problems:
@@ -239,6 +276,7 @@ def daemon_status(
         last_error=run["last_error"] if run else None,
         unexpected_errors=run["unexpected_errors"] if run else 0,
         verified=describe_verified(tables, now=now),
+        privacy=describe_privacy(tables),
         problems=(*_find_problems(is_active, run, tables, frequency_s=frequency_s, now=now), *found),
     )
 
@@ -321,7 +359,24 @@ def table_info(row: dict[str, Any], verification: Verification | None = None) ->
         differing=known.differing if any(mark.kind == "differs" for mark in marks) else (),
         not_comparable=known.not_comparable,
         left_out=known.left_out,
+        privacy=_privacy_of(row["privacy"]),
     )
+
+
+def _privacy_of(column: str | None) -> tuple[ColumnPrivacy, ...] | None:
+    """Read what the checkpoint knows of rules: columns as production has them, and those of this side."""
+    if column is None:
+        return None
+    there, here = msgspec.json.decode(column, type=tuple[list[_Ruled], list[_Ruled]])
+    return (
+        *(ColumnPrivacy(column=one.name, kind=one.privacy) for one in there),
+        *(ColumnPrivacy(column=one.name, kind=one.privacy, side="here") for one in here),
+    )
+
+
+class _Ruled(msgspec.Struct):
+    name: str
+    privacy: str
 
 
 def _format_time(moment: dt.datetime | None) -> str:

@@ -57,7 +57,12 @@ def _cells(table: TableInfo, now: datetime) -> tuple[str, ...]:
 
 
 def _reasons(table: TableInfo) -> tuple[str, ...]:
-    return (*([table.error] if table.error else []), *map(str, table.marks))
+    ruled = ", ".join(map(str, table.privacy or ()))
+    return (
+        *([table.error] if table.error else []),
+        *map(str, table.marks),
+        *([f"masked or withheld: {ruled}"] if ruled else []),
+    )
 
 
 def _lines(row: Sequence[str], widths: Sequence[int], reasons: Sequence[str]) -> Iterator[str]:
