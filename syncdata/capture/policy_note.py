@@ -15,8 +15,10 @@ import msgspec
 
 from syncdata.capture.chain import format_moment
 from syncdata.capture.spool import replace_in_spool, translated
+from syncdata.capture.verify_walk import forget_key
 from syncdata.changes.document import read_document
 from syncdata.errors import SourceChangedError, SpoolError
+from syncdata.privacy.policy import Policy
 
 POLICY_FILE_NAME = "policy.json"
 
@@ -40,12 +42,21 @@ class PolicyNote(msgspec.Struct, frozen=True, kw_only=True):
         return self.last_before is not None and not self.is_clean
 
 
+def id_of(policy: Policy | None) -> str:
+    return "" if policy is None else policy.id
+
+
 def note_policy(directory: Path, policy_id: str, *, last_file: str | None, now: dt.datetime) -> bool:
     """Remember durably, in the spool *directory*, that files behind *last_file* are written under the policy
-    of that id. Return False, and change nothing, where it is the policy that is noted already."""
+    of that id. Return False, and change nothing, where it is the policy that is noted already.
+
+    What the verifier has noted of a row's key goes: it may be one that travels masked from now on.
+    """
     known = load_policy_note(directory)
     if known is not None and known.id == policy_id:
         return False
+    if policy_id:
+        forget_key(directory)
     _save(directory, PolicyNote(id=policy_id, since=format_moment(now), last_before=last_file))
     return True
 
