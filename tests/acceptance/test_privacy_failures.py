@@ -125,7 +125,12 @@ MIGRATIONS = {
 
 
 # Of these, the archiver refuses to start: the rules do not fit what it finds. It goes on when it is running.
-UNFIT = {"a column of another type", "a key that is another column"}
+UNFIT = {
+    "a column of another type",
+    "a key that is another column",
+    "a masked column with the name of a kept one",
+    "two names swapped",
+}
 
 
 @pytest.mark.parametrize("is_running", [True, False], ids=["while it runs", "while it is down"])
