@@ -50,6 +50,7 @@ from syncdata.errors import (
     SnapshotError,
     SyncError,
 )
+from syncdata.privacy.policy import Policy
 from syncdata.provision import provision
 from syncdata.provision.facts import Failover
 from syncdata.provision.findings import Finding
@@ -81,6 +82,11 @@ class ProductionService:
     @property
     def spool_dir(self) -> Path:
         return self._config.spool_dir
+
+    @property
+    def has_policy(self) -> bool:
+        """True where a policy says what may leave production."""
+        return self._config.privacy is not None
 
     @property
     def has_chain(self) -> bool:
@@ -240,6 +246,10 @@ class ProductionService:
             signer = self._signer
         except ConfigError as error:
             problems.append(Problem(kind="signing-key", reason=Reason.of(error)))
+        try:
+            _ = self._policy
+        except ConfigError as error:
+            problems.append(Problem(kind="mask-key", reason=Reason.of(error)))
         is_active = running_pid(self.pid_file) is not None
         chain = load_chain(self._config.spool_dir)
         if (held := load_unreadable(self._config.spool_dir, chain)) is not None:
@@ -302,6 +312,7 @@ class ProductionService:
             publication=config.publication,
             tables=config.tables,
             failover=cast(Failover, config.failover),
+            policy=None if config.privacy is None else config.privacy.trial_policy,
         )
 
     @property
@@ -317,9 +328,16 @@ class ProductionService:
             compression=cast(Compression, config.compression),
             snapshot_bytes=config.snapshot_bytes,
             signer=self._signer,
+            policy=self._policy,
             verify_rows_per_s=config.verify_rows_per_second,
             verify_days=config.verify_days,
         )
+
+    @property
+    def _policy(self) -> Policy | None:
+        """What may leave production, its key read anew with each piece of work. Raises ConfigError."""
+        privacy = self._config.privacy
+        return None if privacy is None else privacy.load_policy()
 
     @property
     def _signer(self) -> Signer | None:
