@@ -245,6 +245,7 @@ class Writer:
             f"UPDATE diary SET entry = '{word()}'",
             "TRUNCATE orders, diary",
             f"INSERT INTO orders SELECT n, NULL, n, '{kept()}' FROM generate_series(1, 20) n",
+            f"INSERT INTO orders VALUES (99, (SELECT max(email) FROM people), 1, '{kept()}')",
             # Many small rows at once, which are encoded together.
             f"INSERT INTO journal SELECT '{word()}' || n, '{kept()}' || n FROM generate_series(1, 40) n",
             f"INSERT INTO accounts SELECT {NUMBER}700000 + n, NULL, '{word()}' || n, n, '{kept()}'"
