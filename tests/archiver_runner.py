@@ -28,6 +28,8 @@ from syncdata.capture.spool import FileWriter
 from syncdata.capture.uploader import Uploader
 from syncdata.changes import writer
 from syncdata.changes.writer import ChangeFileWriter
+from syncdata.privacy.key import from_text
+from syncdata.privacy.policy import parse_policy
 from syncdata.runtime import durable
 
 TIME_LIMIT_S = 30
@@ -125,6 +127,7 @@ def run(job: dict[str, Any]) -> None:
         spool_dir=Path(job["spool_dir"]),
         rotate_s=0.1,
         rotate_bytes=4_000,
+        policy=parse_policy(job["columns"], key=from_text(job["key"]))[0] if "columns" in job else None,
     )
     archive = LocalSettings(directory=Path(job["archive_dir"]))
     Archiver(settings, lambda: open_archive(archive)).run_loop(stop)

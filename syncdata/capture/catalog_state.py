@@ -24,6 +24,7 @@ from typing import Literal
 import msgspec
 
 from syncdata.capture.published import Look, SeenColumn, SeenLeaf, SeenTable
+from syncdata.capture.renamed import HeldColumn, held_columns
 from syncdata.capture.spool import replace_in_spool, translated, waiting_catalogs
 from syncdata.changes.catalog import (
     WITHHELD,
@@ -85,6 +86,8 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     have changed without a record since the last catalog that was announced; ``ruled``: those whose privacy
     rules have, and which are to be copied therefore. ``left``: tables that were
     published and no longer are, the last ones: when one comes back, what changed in between is in no record.
+    ``policy`` is the id of the privacy policy that the catalog was made under, ``held`` the columns that it
+    keeps back for the names that they had.
     """
 
     lsn: str
@@ -97,6 +100,12 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     rewritten: tuple[TableName, ...] = ()
     ruled: tuple[TableName, ...] = ()
     left: tuple[TableName, ...] = ()
+    policy: str = ""
+    held: tuple[HeldColumn, ...] = ()
+
+    def held_in(self, look: Look, policy: str) -> tuple[HeldColumn, ...]:
+        """Return the columns of *look* that the *policy* of this id keeps back for their earlier names."""
+        return held_columns(self.catalog, self.held, look) if policy == self.policy else ()
 
     @property
     def position(self) -> int:
@@ -128,6 +137,8 @@ def next_state(before: CatalogState | None, look: Look, has_older_rows: HasOlder
         named=before.named if before else {},
         rewritten=before.rewritten if before else (),
         ruled=before.ruled if before else (),
+        policy=before.policy if before else "",
+        held=before.held if before else (),
         left=_left_tables(before, {seen.table for seen in look.tables}),
     )
 

@@ -9,13 +9,14 @@ may come later, when a migration gives a column another type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
 from syncdata.capture.constraints import Constraints
 from syncdata.capture.pgoutput import Relation
 from syncdata.capture.published import Look, SeenColumn, SeenTable
+from syncdata.capture.renamed import HeldColumn, held_by_table, hold
 from syncdata.changes.catalog import WITHHELD, Column, PublishedTable
 from syncdata.changes.names import TableName
 from syncdata.errors import PrivacyError
@@ -52,9 +53,13 @@ def facts_of(seen: SeenTable) -> TableFacts:
     )
 
 
-def judge(look: Look, policy: Policy) -> dict[TableName, TableVerdict]:
-    """Return what becomes of each table of *look*, which was taken with constraints."""
-    verdicts = policy.judge([facts_of(seen) for seen in look.tables])
+def judge(look: Look, policy: Policy, held: Collection[HeldColumn] = ()) -> dict[TableName, TableVerdict]:
+    """Return what becomes of each table of *look*, which was taken with constraints. *held*: columns that do
+    not travel as they are, whatever rule their new name has."""
+    facts = {seen.table: facts_of(seen) for seen in look.tables}
+    verdicts = policy.judge(list(facts.values()))
+    for table, renamed in held_by_table(held, look).items():
+        verdicts[table] = hold(verdicts[table], renamed, facts[table].identity)
     for seen in look.tables:
         if seen.table in policy.rows and seen.row_filter is None:
             verdicts[seen.table] = _without_filter(verdicts[seen.table])

@@ -324,8 +324,10 @@ def _plan(settings: CaptureSettings, source: ConsistentSource, point: Point) -> 
     look = source.look(with_constraints=policy is not None)
     if policy is None:
         return CopyPlan(look=look, tables=point.tables)
+    state = load_state(settings.spool_dir)
+    held = () if state is None else state.held_in(look, policy.id)
     with closing(SourceEye(settings.params, settings.publication)) as eye:
-        plan = plan_copy(point.tables, look, policy, eye.look())
+        plan = plan_copy(point.tables, look, policy, eye.look(), held=held)
     for problem in plan.problems:
         logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
     return plan

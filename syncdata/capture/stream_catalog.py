@@ -51,6 +51,7 @@ from syncdata.capture.protection import (
     withheld_tables,
 )
 from syncdata.capture.published import Look, SeenTable, SourceEye
+from syncdata.capture.renamed import HeldColumn, hold, names_of
 from syncdata.capture.spool import keep_catalog
 from syncdata.changes.catalog import Catalog, Column, PublishedTable, digest_of, encode_catalog
 from syncdata.changes.filenames import stamp_of
@@ -106,6 +107,7 @@ class StreamCatalog:
         self._policy = policy
         self._facts: dict[int, TableFacts] | None = None  # of the last look
         self._filtered: set[TableName] = set()
+        self._held: tuple[HeldColumn, ...] = ()
         self._verdicts: dict[TableName, TableVerdict] = {}
         self._problems: set[str] = set()
         # Those that the archiver before this one withheld, then those of the last look.
@@ -230,8 +232,10 @@ class StreamCatalog:
         self, before: CatalogState | None, look: Look
     ) -> tuple[CatalogState, dict[int, SeenTable], dict[int, SeenTable]]:
         """Return the state after *look*; the look's tables by oid; and these as the policy shows them."""
-        visible = self._judge(look)
+        visible = self._judge(before, look)
         state = next_state(before, visible, self._eye.has_older_rows)
+        policy_id = "" if self._policy is None else self._policy.id
+        state = msgspec.structs.replace(state, policy=policy_id, held=self._held)
         if before is not None:
             state = self._tell(before, state)
             self._leaves.update(leaf.oid for table in before.catalog.tables for leaf in table.partitions)
@@ -270,21 +274,22 @@ class StreamCatalog:
             ruled=tuple(sorted({*before.ruled, *ruled})),
         )
 
-    def _judge(self, look: Look) -> Look:
+    def _judge(self, before: CatalogState | None, look: Look) -> Look:
         """Return *look* as the policy lets it be seen. Raises PrivacyError where it says to stop."""
         if self._policy is None:
             return look
         facts = {seen.oid: facts_of(seen) for seen in look.tables}
         filtered = {seen.table for seen in look.tables if seen.row_filter is not None}
-        if (facts, filtered) != (self._facts, self._filtered):
-            verdicts = judge(look, self._policy)
+        held = () if before is None else before.held_in(look, self._policy.id)
+        if (facts, filtered, held) != (self._facts, self._filtered, self._held):
+            verdicts = judge(look, self._policy, held)
             require_no_halt(verdicts)
             if self._must_hold:
                 require_no_problem(verdicts)
             problems = set(problems_of(verdicts))
             for problem in sorted(problems - self._problems):
                 logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
-            self._facts, self._filtered = facts, filtered
+            self._facts, self._filtered, self._held = facts, filtered, held
             self._verdicts, self._problems = verdicts, problems
         self._must_hold = False
         return shown(look, self._verdicts)
@@ -342,6 +347,10 @@ class StreamCatalog:
         known = self._facts or {}
         facts = known | {relation.oid: stream_facts(entry, relation, known.get(relation.oid))}
         verdict = self._policy.judge(list(facts.values())).get(entry.table)
+        by_name = {column.name: column for column in entry.columns}
+        renamed = names_of(self._held, relation.oid, [by_name[name] for name in relation.columns])
+        if verdict is not None and renamed:
+            verdict = hold(verdict, renamed, facts[relation.oid].identity)
         visible = shown_entry(entry, verdict, relation, None if seen is None else seen.column_list)
         return Described(entry=visible, verdict=verdict)
 
