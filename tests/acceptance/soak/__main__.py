@@ -38,8 +38,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0, help="begin no seed after these (%(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="so many at least (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="the first; the others follow (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=1, help="of each seed (%(default)s)")
-    parser.add_argument("--faults", type=int, default=len(FAULTS), help="in each round (%(default)s: all)")
+    parser.add_argument("--rounds", type=int, default=2, help="of each seed (%(default)s)")
+    parser.add_argument(
+        "--faults", type=int, default=-(-len(FAULTS) // 2), help="in each round (%(default)s)"
+    )
     parser.add_argument("--at-once", type=int, default=3, help="so many of them together (%(default)s)")
     parser.add_argument(
         "--pause",

@@ -16,7 +16,7 @@ from random import Random
 import psycopg
 
 from syncsite.demo.postgres import PostgresServer
-from tests.acceptance.soak.faults import DELICATE, FAULTS, Harmless, HasBitten
+from tests.acceptance.soak.faults import DELICATE, FAULTS, REBUILDING, Harmless, HasBitten
 from tests.acceptance.soak.judge import Judge, Judged, Observer
 from tests.acceptance.soak.workload import WRITER_PAUSE_S, Workload
 from tests.acceptance.soak.world import PATIENCE_S, SoakError, World, running_world
@@ -105,8 +105,10 @@ def run_world(
         try:
             judge.settle()
             judge.judge()
+            names = sorted(islice(deck, rounds * faults_a_round), key=REBUILDING.__contains__)
             for number in range(1, rounds + 1):
-                breaker = Breaker(world, chance, [*islice(deck, faults_a_round)], at_once)
+                these = names[(number - 1) * faults_a_round :][:faults_a_round]
+                breaker = Breaker(world, chance, chance.sample(these, len(these)), at_once)
                 try:
                     workload = Workload(world.source, world.local, f"{seed} {number}", pause_s=writer_pause_s)
                     _run_round(world, judge, workload, chance, breaker, report)
