@@ -133,7 +133,7 @@ def daemon_killed_at_a_step(world: World, chance: Random) -> Iterator[HasBitten]
 def archiver_killed_at_a_step(world: World, chance: Random) -> Iterator[HasBitten]:
     step = chance.choice(_ARCHIVER_STEPS)
     often = step.startswith(("a message", "before a line", "a line"))
-    yield from _killed_at(world.archiver, step, chance.randint(1, 150 if often else 4))
+    yield from _killed_at(world.archiver, step, chance.randint(1, 150 if often else 2))
 
 
 def _killed_at(program: Program, step: str, passage: int) -> Iterator[HasBitten]:

@@ -30,6 +30,8 @@ from tests.remedies import steps_of
 _HEAL_EVERY_S = 4.0
 _SHOWN = 5
 _OPERATIONS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+# The server is away, or the session has been ended by a timeout that is far too short.
+_AWAY = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
 Counts = Counter[tuple[str, str]]
 
 
@@ -338,6 +340,7 @@ class Observer:
         self._local, self._judged = local, judged
         self._stop = threading.Event()
         self._broken: list[str] = []
+        self._failures: list[BaseException] = []
         self._thread = threading.Thread(target=self._look)
 
     def __enter__(self) -> Self:
@@ -352,18 +355,23 @@ class Observer:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        if self._failures and error is None:
+            raise self._failures[0]
         if error is None:
             never = f"a reader saw what production never showed: {self._broken[:1]}"
             require(not self._broken, never, "wrong")
 
     def _look(self) -> None:
-        while not self._stop.is_set():
-            with suppress(psycopg.OperationalError), self._local.connect() as connection:
-                connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-                while not self._stop.wait(0.02):
-                    self._look_once(connection)
-                    connection.rollback()
-            self._stop.wait(0.05)
+        try:
+            while not self._stop.is_set():
+                with suppress(*_AWAY), self._local.connect() as connection:
+                    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+                    while not self._stop.wait(0.02):
+                        self._look_once(connection)
+                        connection.rollback()
+                self._stop.wait(0.05)
+        except BaseException as error:
+            self._failures.append(error)
 
     def _look_once(self, connection: psycopg.Connection[Any]) -> None:
         names = [table.strip('"') for table in MONEY]

@@ -22,8 +22,8 @@ from tests.acceptance.soak.workload import WRITER_PAUSE_S, Workload
 from tests.acceptance.soak.world import PATIENCE_S, SoakError, World, running_world
 
 _PAUSE_S = (0.0, 0.3)
-_BITE_S = 8.0  # what has not bitten by then is tried again, beside others
-_TRIES = 3
+_BITE_S = 8.0  # what has not bitten by then is tried again, alone
+_TRIES = 4
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ def _run_round(
 
 
 class Breaker:
-    """Breaks all of *names*, so many *at_once*, and those that did not bite again, beside others.
+    """Breaks all of *names*, so many *at_once*, and those that did not bite again, alone.
 
     ``done`` tells of the groups, for people; ``bitten`` counts what was really broken.
     """
@@ -162,7 +162,8 @@ class Breaker:
 
     def run(self) -> None:
         while self._left:
-            group, self._left = self._left[: self._at_once], self._left[self._at_once :]
+            size = 1 if self._tries[self._left[0]] else self._at_once
+            group, self._left = self._left[:size], self._left[size:]
             group.sort(key=lambda name: name not in DELICATE)
             self.done.append(" with ".join(group))
             bitten = self._break(group)
