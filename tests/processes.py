@@ -16,7 +16,8 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from subprocess import PIPE
@@ -42,7 +43,9 @@ class Process(subprocess.Popen[str]):
         stdin: Stream = None,
         stdout: Stream = None,
         stderr: Stream = None,
+        zygote: socket.socket | None = None,
     ) -> None:
+        self._zygote = zygote or _common_zygote()
         super().__init__(
             list(arguments), env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, text=True
         )
@@ -57,7 +60,7 @@ class Process(subprocess.Popen[str]):
         self._status = os.fdopen(status, "rb", buffering=0)
         streams = [number if given == -1 else given for number, given in enumerate(theirs)]
         try:
-            socket.send_fds(_zygote(), [json.dumps(request).encode()], [*streams, its_status])
+            socket.send_fds(self._zygote, [json.dumps(request).encode()], [*streams, its_status])
         finally:
             os.close(its_status)
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
@@ -87,10 +90,11 @@ def run(
     answer: str = "",
     timeout: float = 60,
     is_cold: bool = False,
+    zygote: socket.socket | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python *arguments`, whose standard input is *answer*; return its status and what it wrote.
 
-    A cold one is an interpreter of its own.
+    A cold one is an interpreter of its own; *zygote* is one of `warm_zygote`.
     """
     if is_cold:
         return subprocess.run(
@@ -102,7 +106,8 @@ def run(
             text=True,
             timeout=timeout,
         )
-    with Process(arguments, env=env, cwd=cwd, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+    streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
+    with Process(arguments, env=env, cwd=cwd, **streams, zygote=zygote) as process:
         try:
             output, errors = process.communicate(answer, timeout)
         except BaseException:
@@ -111,13 +116,22 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
+@contextmanager
+def warm_zygote(env: Mapping[str, str]) -> Iterator[socket.socket]:
+    """A zygote that has set up Django as well, with the settings that *env* leads to; for programs with the
+    same environment."""
+    ours, process = _start_zygote({**env, "DJANGO_SETTINGS_MODULE": "syncsite.settings"})
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.wait(10)
+
+
 @cache
-def _zygote() -> socket.socket:
+def _common_zygote() -> socket.socket:
     """Start the process that forks; it ends when this one does."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, str(Path(__file__).with_name("zygote.py")), str(theirs.fileno())]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
-    theirs.close()
+    ours, process = _start_zygote(None)
 
     def stop() -> None:
         ours.close()
@@ -125,3 +139,13 @@ def _zygote() -> socket.socket:
 
     atexit.register(stop)
     return ours
+
+
+def _start_zygote(env: Mapping[str, str] | None) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, str(Path(__file__).with_name("zygote.py")), str(theirs.fileno())]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+    )
+    theirs.close()
+    return ours, process

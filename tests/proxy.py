@@ -77,7 +77,11 @@ def _receive(connection: socket.socket, most_bytes: int = 1 << 16) -> bytes:
 
 
 class Link:
-    """A TCP link to *port* of this machine, to cut, stall, slow down or refuse, and to mend."""
+    """A TCP link to *port* of this machine, to cut, stall, slow down or refuse, and to mend.
+
+    ``accepted`` counts the connections that were let through, ``broken`` what was really broken: connections
+    cut or refused, pieces held up.
+    """
 
     def __init__(self, port: int) -> None:
         self._target_port = port
@@ -89,6 +93,7 @@ class Link:
         self._bytes_left: int | None = None
         self._pause_s = 0.0
         self._is_refused = False
+        self.accepted = self.broken = 0
         self.mend()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -101,6 +106,7 @@ class Link:
         """End the connections there are; new ones are served."""
         with self._lock:
             sockets = list(self._sockets)
+        self.broken += len(sockets) > 0
         for connection in sockets:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -139,6 +145,7 @@ class Link:
                 return
             if self._is_refused:
                 client.close()
+                self.broken += 1
                 continue
             try:
                 upstream = socket.create_connection(("127.0.0.1", self._target_port))
@@ -147,11 +154,13 @@ class Link:
                 continue
             with self._lock:
                 self._sockets |= {client, upstream}
+            self.accepted += 1
             for one, other in ((client, upstream), (upstream, client)):
                 threading.Thread(target=self._forward, args=(one, other), daemon=True).start()
 
     def _forward(self, one: socket.socket, other: socket.socket) -> None:
         while data := _receive(one, 4096 if self._pause_s else 1 << 16):
+            self.broken += not self._flows.is_set() or self._pause_s > 0
             self._flows.wait()
             if self._pause_s:
                 time.sleep(self._pause_s)

@@ -5,6 +5,9 @@ standard streams and of a pipe that gets its process id and later its wait statu
 imported here, and of ours the modules below Django, which read neither environment nor settings; the app, the
 settings and the script are read anew by every program. The program returns from
 `main` and ends as any script does: exit status, traceback, signals and atexit are the interpreter's own.
+
+With DJANGO_SETTINGS_MODULE in its environment it has also set Django up, with the app: for programs that all
+have that environment, and are started again and again.
 """
 
 from __future__ import annotations
@@ -64,6 +67,8 @@ def main() -> list[str]:
     sys.path[0] = str(ROOT)  # until the program puts its own directory there
     for module in (*LIBRARIES, *_ours()):
         import_module(module)
+    if "DJANGO_SETTINGS_MODULE" in os.environ:
+        _set_up_django()
     gc.freeze()  # a collection in a program leaves the pages that it shares with us alone
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for pytest to handle
@@ -90,6 +95,14 @@ def _ours() -> Iterator[str]:
     for folder in BELOW_DJANGO:
         for path in sorted((ROOT / "syncdata" / folder).rglob("*.py")):
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _set_up_django() -> None:
+    """Load the settings and the app, with its commands; nothing of it connects."""
+    django = import_module("django")
+    django.setup()
+    for path in sorted((ROOT / "syncdata" / "management" / "commands").glob("[a-z]*.py")):
+        import_module(f"syncdata.management.commands.{path.stem}")
 
 
 def _keep(pid: int, status: int, descriptors: list[int]) -> None:

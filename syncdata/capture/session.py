@@ -90,7 +90,7 @@ class ReplicationSession:
         self._files = Assembler(
             settings,
             chain,
-            uploader.submit,
+            self._submit,
             clock,
             catalogs,
             held_lsn=held_lsn,
@@ -303,8 +303,14 @@ class ReplicationSession:
         check = verification.wait_for_rows(mark)
         if check is None:
             return Verdict.LATE
+        verification.note_written()
         self._files.add_check(check_comment(msgspec.structs.replace(check, lsn=format_lsn(lsn))))
         return Verdict.PROVED
+
+    def _submit(self, file: SpooledFile) -> None:
+        self._uploader.submit(file)
+        if self._verification is not None:
+            self._verification.note_finished()
 
     # Positions
 

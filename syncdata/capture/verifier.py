@@ -13,6 +13,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -130,7 +131,10 @@ class Verifier:
         self._connection: psycopg.Connection[Any] | None = None
         self._backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
         self._told = Told()
-        self._state = load_verification(settings.spool_dir)
+        self._state = self._safe = load_verification(settings.spool_dir)
+        # Each state that is not safe yet, with the number of checks that must be in finished files for it.
+        self._unsafe: deque[tuple[int, VerificationState]] = deque()
+        self._wanted_at = 0
         self._saved_s = 0.0
         # Of the table under way, the key is never written: after a restart, the table begins anew.
         self.hides_key = False
@@ -171,7 +175,7 @@ class Verifier:
             finally:
                 self._connection = None
             wait_s = self._backoff.next_s()
-        # Else the next process reads again what was read in the last seconds.
+        # Else the next session reads again what was read in the last seconds.
         with suppress(SyncError):
             self.save()
 
@@ -196,15 +200,35 @@ class Verifier:
         self._ended.wait(seconds)
 
     def note(self, state: VerificationState, *, at_once: bool = False) -> None:
-        """Take *state*, and write it when the last one is some seconds old; *at_once*: now."""
+        """Take *state*, and save when the last time is some seconds ago; *at_once*: now, and once more when
+        *state* is safe."""
         self._state = state
-        if at_once or time.monotonic() - self._saved_s > _SAVE_EVERY_S:
+        written = self.exchange.written
+        if self._unsafe and self._unsafe[-1][0] == written:
+            self._unsafe.pop()
+        self._unsafe.append((written, state.without_key() if self.hides_key else state))
+        if at_once:
+            self._wanted_at = written
+            self.save()
+        else:
+            self.save_if_due()
+
+    def save_if_due(self) -> None:
+        is_wanted = self._unsafe and self._unsafe[0][0] <= self._wanted_at <= self.exchange.finished
+        if is_wanted or time.monotonic() - self._saved_s > _SAVE_EVERY_S:
             self.save()
 
     def save(self) -> None:
+        """Write the newest state whose checks all are in finished files, with the trouble of now.
+
+        A session that ends by an error discards its open file; what the next one reads is marked anew, so the
+        checks of that file never come. Test: test_a_round_lacks_no_check_of_a_file_that_was_discarded."""
+        finished = self.exchange.finished
+        while self._unsafe and self._unsafe[0][0] <= finished:
+            _, self._safe = self._unsafe.popleft()
         self._saved_s = time.monotonic()
-        state = self._state.without_key() if self.hides_key else self._state
-        save_verification(self._settings.spool_dir, state)
+        told = msgspec.structs.replace(self._safe, trouble=self._state.trouble)
+        save_verification(self._settings.spool_dir, told)
 
     def tell(self, error: SyncError) -> None:
         """Log *error*, once while it lasts, and leave it for the status."""
@@ -244,6 +268,7 @@ class _Walking:
         """Walk, round after round, until the end."""
         while not self._verifier.has_ended:
             if not self._verifier.state.is_due(self._verifier.now(), self._verifier.settings.verify_days):
+                self._verifier.save_if_due()
                 self._verifier.rest(_POLL_S)
             elif self._come_into_step():
                 self._walk_round()

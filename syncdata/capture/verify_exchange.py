@@ -29,7 +29,11 @@ class Question:
 
 
 class Exchange:
-    """What verifier and session tell each other about one mark at a time. For two threads."""
+    """What verifier and session tell each other about one mark at a time. For two threads.
+
+    ``written`` counts the checks that were given a place in the stream; the first ``finished`` of them are in
+    files that are finished, and survive the session. Where a check is written, it counts before its answer.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -41,6 +45,7 @@ class Exchange:
         self._offered: Snapshot | None = None
         self._answer: tuple[Verdict, int] | None = None
         self._is_closed = False
+        self.written = self.finished = 0
 
     # The verifier's side.
 
@@ -119,6 +124,13 @@ class Exchange:
             ):
                 self._changed.wait(left_s)
             return self._check if mark == self._mark else None
+
+    def note_written(self) -> None:
+        self.written += 1
+
+    def note_finished(self) -> None:
+        """Note that the open file is finished, with all checks until now."""
+        self.finished = self.written
 
     def answer(self, mark: str, verdict: Verdict, generation: int) -> None:
         with self._changed:

@@ -13,9 +13,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from syncdata.capture import stream_catalog, verifier
+from syncdata.capture import archiver, stream_catalog, verifier
 from syncdata.capture.proof_of_reads import Snapshot
 from syncdata.capture.published import SeenTable
+from syncdata.capture.session import ReplicationSession
+from syncdata.capture.verify_exchange import Exchange
 from syncdata.capture.verify_reads import Key, Reads, TablePlan, plan_table, take_snapshot
 from syncdata.capture.verify_walk import VERIFICATION_FILE_NAME, VerificationState, load_verification
 from syncdata.changes.catalog import catalog_name
@@ -352,6 +354,35 @@ def test_a_walk_goes_on_where_it_stood(source: Production, monkeypatch: pytest.M
     checks = first_round(verified(source), "item")
     assert_whole_round(checks, rows=3_000)
     assert checks[0].upto == ("1000",)
+
+
+def test_a_round_lacks_no_check_of_a_file_that_was_discarded(
+    source: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that ends by an error gives its open file up; what it had proved there is read again."""
+    monkeypatch.setattr(archiver, "_FIRST_RETRY_S", 0.02)
+    written: list[int] = []
+    write_check = ReplicationSession._write_check
+
+    def noted(session: ReplicationSession, exchange: Exchange, seen: SeenTable, mark: str, lsn: int) -> Any:
+        written.append(lsn)
+        return write_check(session, exchange, seen, mark, lsn)
+
+    monkeypatch.setattr(ReplicationSession, "_write_check", noted)
+    source.execute("CREATE TABLE item (id int PRIMARY KEY)")
+    source.publish("item")
+    source.options["rotate_s"] = 60
+    with archiving(source):
+        source.execute("INSERT INTO item SELECT generate_series(1, 25000)")
+        until(lambda: len(written) > 3)
+        assert not checks_of(source.archive_dir)
+        source.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+            " WHERE database = current_database() AND active_pid IS NOT NULL"
+        )
+        enough = len(written) + 4
+        until(lambda: len(written) > enough)
+    assert_whole_round(first_round(checks_of(source.archive_dir), "item"), rows=25_000)
 
 
 def test_without_a_rate_nothing_is_read_and_nothing_asked_for(source: Production) -> None:

@@ -1,7 +1,7 @@
 """Run a random workload on two real servers, break what lies between them, and compare what arrives.
 
-    python -m tests.acceptance.soak [--minutes N] [--seed S] [--rounds N] [--faults N] [--at-once N]
-        [--pause S] [--only FAULT ...] [--verify] [--go-on] [--report FILE]
+    python -m tests.acceptance.soak [--minutes N] [--seeds N] [--seed S] [--rounds N] [--faults N]
+        [--at-once N] [--pause S] [--only FAULT ...] [--verify] [--go-on] [--report FILE]
 
 Every seed is a new pair of databases, an sshd, an archiver and a daemon; every round of it is a workload, a
 few faults, and a judgement when all is quiet again. A seed plans the same transactions and faults each
@@ -36,10 +36,13 @@ def main() -> int:
         epilog="faults: " + ", ".join(sorted(FAULTS)),
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="begin no seed after these (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="so many at least (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="the first; the others follow (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each seed (%(default)s)")
-    parser.add_argument("--faults", type=int, default=3, help="in each round (%(default)s)")
-    parser.add_argument("--at-once", type=int, default=1, help="so many of each, together (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="of each seed (%(default)s)")
+    parser.add_argument(
+        "--faults", type=int, default=-(-len(FAULTS) // 2), help="in each round (%(default)s)"
+    )
+    parser.add_argument("--at-once", type=int, default=3, help="so many of them together (%(default)s)")
     parser.add_argument(
         "--pause",
         type=float,
@@ -58,7 +61,7 @@ def main() -> int:
     started = time.monotonic()
     seed = options.seed
     with running_servers() as servers:
-        while seed == options.seed or time.monotonic() - started < options.minutes * 60:
+        while seed < options.seed + options.seeds or time.monotonic() - started < options.minutes * 60:
             try:
                 run_world(
                     servers,

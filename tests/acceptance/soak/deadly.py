@@ -18,7 +18,7 @@ from typing import Any
 
 LOCK_LIMIT_S = 1.0
 # Of more rows without a key, only the number is compared.
-CHUNK_ROWS, KEYLESS_ROWS = 40, 400
+CHUNK_ROWS, KEYLESS_ROWS = 80, 400
 Right = datetime.datetime
 # Each step: the class, in its module, whose method takes it, and whether we die before it or after it.
 DAEMON_STEPS: dict[str, tuple[str, str, str, str]] = {

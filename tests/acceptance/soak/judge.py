@@ -30,6 +30,8 @@ from tests.remedies import steps_of
 _HEAL_EVERY_S = 4.0
 _SHOWN = 5
 _OPERATIONS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+# The server is away, or the session has been ended by a timeout that is far too short.
+_AWAY = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
 Counts = Counter[tuple[str, str]]
 
 
@@ -137,18 +139,20 @@ class Judge:
         """Wait until all tables are green; give the others their remedies, again and again."""
         deadline, next_remedy = time.monotonic() + PATIENCE_S, time.monotonic() + _HEAL_EVERY_S
         while True:
-            tables = self._world.tables()
-            ill = {name: table for name, table in tables.items() if table["state"] != "active"}
-            if not ill and self._is_in_step():
-                return
-            if time.monotonic() > deadline:
-                raise SoakError(f"tables do not heal:\n{self._complaints()}")
-            if time.monotonic() > next_remedy:
-                for name, table in ill.items():
-                    self._remedy(name, table)
-                next_remedy = time.monotonic() + _HEAL_EVERY_S
+            is_due = time.monotonic() > next_remedy
+            if is_due or self._is_in_step():
+                tables = self._world.tables()
+                ill = {name: table for name, table in tables.items() if table["state"] != "active"}
+                if not ill and self._is_in_step():
+                    return
+                if time.monotonic() > deadline:
+                    raise SoakError(f"tables do not heal:\n{self._complaints()}")
+                if is_due:
+                    for name, table in ill.items():
+                        self._remedy(name, table)
+                    next_remedy = time.monotonic() + _HEAL_EVERY_S
             self._world.supervise()
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def _remedy(self, name: str, table: dict[str, Any]) -> None:
         if table["state"] == "paused":
@@ -162,7 +166,11 @@ class Judge:
             elif kind == "resync":
                 self._world.here("resync", what)
             elif kind == "sql":
-                with self._world.local.connect(autocommit=True) as connection:
+                # What two tables ask for, or asked for before, is there when it is done once more.
+                with (
+                    suppress(psycopg.errors.DuplicateColumn),
+                    self._world.local.connect(autocommit=True) as connection,
+                ):
                     connection.execute(what.replace("…", "int"))
             else:
                 raise SoakError(f"{name} asks for what nothing here should need: {kind} {what}")
@@ -332,6 +340,7 @@ class Observer:
         self._local, self._judged = local, judged
         self._stop = threading.Event()
         self._broken: list[str] = []
+        self._failures: list[BaseException] = []
         self._thread = threading.Thread(target=self._look)
 
     def __enter__(self) -> Self:
@@ -346,18 +355,23 @@ class Observer:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        if self._failures and error is None:
+            raise self._failures[0]
         if error is None:
             never = f"a reader saw what production never showed: {self._broken[:1]}"
             require(not self._broken, never, "wrong")
 
     def _look(self) -> None:
-        while not self._stop.is_set():
-            with suppress(psycopg.OperationalError), self._local.connect() as connection:
-                connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-                while not self._stop.wait(0.02):
-                    self._look_once(connection)
-                    connection.rollback()
-            self._stop.wait(0.05)
+        try:
+            while not self._stop.is_set():
+                with suppress(*_AWAY), self._local.connect() as connection:
+                    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+                    while not self._stop.wait(0.02):
+                        self._look_once(connection)
+                        connection.rollback()
+                self._stop.wait(0.05)
+        except BaseException as error:
+            self._failures.append(error)
 
     def _look_once(self, connection: psycopg.Connection[Any]) -> None:
         names = [table.strip('"') for table in MONEY]

@@ -6,7 +6,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,13 +16,14 @@ from random import Random
 import psycopg
 
 from syncsite.demo.postgres import PostgresServer
-from tests.acceptance.soak.faults import FAULTS
+from tests.acceptance.soak.faults import DELICATE, FAULTS, REBUILDING, Harmless, HasBitten
 from tests.acceptance.soak.judge import Judge, Judged, Observer
 from tests.acceptance.soak.workload import WRITER_PAUSE_S, Workload
 from tests.acceptance.soak.world import PATIENCE_S, SoakError, World, running_world
 
-_HOLD_S = (0.1, 1.5)
-_PAUSE_S = (0.0, 0.5)
+_PAUSE_S = (0.0, 0.3)
+_BITE_S = 8.0  # what has not bitten by then is tried again, alone
+_TRIES = 4
 
 
 @dataclass(slots=True)
@@ -67,7 +68,7 @@ class Report:
 
 
 class Deck:
-    """Gives all faults in a random order, then all again: none is forgotten."""
+    """Gives all faults in a random order, then all again: none is forgotten, and all come equally often."""
 
     def __init__(self, seed: int, names: Sequence[str]) -> None:
         self._chance, self._names = Random(f"deck {seed}"), sorted(names)
@@ -94,8 +95,8 @@ def run_world(
     verifies: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Run *rounds* in a new world of *seed*, with that many faults *at_once*. Raises SoakError, with the
-    round and its faults."""
+    """Run *rounds* in a new world of *seed*, each with so many faults of the *deck*, that many *at_once*.
+    Raises SoakError, with the round and its faults."""
     report.seeds.append(seed)
     chance = Random(f"faults {seed}")
     with running_world(*servers, folder, f"soak_{seed}", verifies=verifies) as world:
@@ -104,22 +105,23 @@ def run_world(
         try:
             judge.settle()
             judge.judge()
+            names = sorted(islice(deck, rounds * faults_a_round), key=REBUILDING.__contains__)
             for number in range(1, rounds + 1):
-                done: list[str] = []
+                these = names[(number - 1) * faults_a_round :][:faults_a_round]
+                breaker = Breaker(world, chance, chance.sample(these, len(these)), at_once)
                 try:
                     workload = Workload(world.source, world.local, f"{seed} {number}", pause_s=writer_pause_s)
-                    groups = [[*islice(deck, at_once)] for _ in range(faults_a_round)]
-                    _run_round(world, judge, workload, chance, groups, done, report)
+                    _run_round(world, judge, workload, chance, breaker, report)
                 except BaseException as error:
                     (folder / "failure.txt").write_text(traceback.format_exc())
                     if not isinstance(error, Exception):
                         raise
                     raise SoakError(
-                        f"seed {seed}, round {number}, after {', '.join(done)}: {error}",
+                        f"seed {seed}, round {number}, after {', '.join(breaker.done)}: {error}",
                         getattr(error, "kind", "other"),
                     ) from error
                 report.rounds += 1
-                say(f"seed {seed}, round {number}: {', '.join(done)}")
+                say(f"seed {seed}, round {number}: {', '.join(breaker.done)}")
             _stop(world)
             judge.require_nothing_left()
         finally:
@@ -129,21 +131,14 @@ def run_world(
 
 
 def _run_round(
-    world: World,
-    judge: Judge,
-    workload: Workload,
-    chance: Random,
-    groups: Iterable[Sequence[str]],
-    done: list[str],
-    report: Report,
+    world: World, judge: Judge, workload: Workload, chance: Random, breaker: Breaker, report: Report
 ) -> None:
     with Observer(world.local, report.judged):
         try:
             with workload:
-                for names in groups:
-                    done.append(" with ".join(names))
-                    report.faults.update(_break(world, chance, names))
+                breaker.run()
         finally:
+            report.faults.update(breaker.bitten)
             report.committed += workload.committed
             report.given_up += workload.given_up
             report.done.update(workload.done)
@@ -152,21 +147,51 @@ def _run_round(
     judge.judge_verification(chance)
 
 
-def _break(world: World, chance: Random, names: Sequence[str]) -> list[str]:
-    """Break all of *names*, each while those before it are broken; return those that could be."""
-    done: list[str] = []
-    with ExitStack() as broken:
-        for name in names:
-            time.sleep(chance.uniform(*_PAUSE_S))
-            try:
-                broken.enter_context(FAULTS[name](world, chance))
-            except psycopg.OperationalError:  # the server is away that it would break
-                if not done:
-                    raise
-            else:
-                done.append(name)
-            time.sleep(chance.uniform(*_HOLD_S))
-    return done
+class Breaker:
+    """Breaks all of *names*, so many *at_once*, and those that did not bite again, alone.
+
+    ``done`` tells of the groups, for people; ``bitten`` counts what was really broken.
+    """
+
+    def __init__(self, world: World, chance: Random, names: Sequence[str], at_once: int) -> None:
+        self._world, self._chance, self._at_once = world, chance, at_once
+        self._left = [*names]
+        self._tries: Counter[str] = Counter()
+        self.done: list[str] = []
+        self.bitten: Counter[str] = Counter()
+
+    def run(self) -> None:
+        while self._left:
+            size = 1 if self._tries[self._left[0]] else self._at_once
+            group, self._left = self._left[:size], self._left[size:]
+            group.sort(key=lambda name: name not in DELICATE)
+            self.done.append(" with ".join(group))
+            bitten = self._break(group)
+            self.bitten.update(bitten)
+            for name in (Counter(group) - Counter(bitten)).elements():
+                self._tries[name] += 1
+                if self._tries[name] < _TRIES:
+                    self._left.append(name)
+
+    def _break(self, names: Sequence[str]) -> list[str]:
+        """Break all of *names*, each while those before it are broken; return those that have bitten."""
+        held: list[tuple[str, HasBitten]] = []
+        with ExitStack() as broken:
+            for name in names:
+                try:
+                    held.append((name, broken.enter_context(FAULTS[name](self._world, self._chance))))
+                except Harmless:
+                    continue
+                except psycopg.OperationalError:  # the server is away that it would break
+                    if not held:
+                        raise
+                time.sleep(self._chance.uniform(*_PAUSE_S))
+            bitten: dict[int, str] = {}
+            deadline = time.monotonic() + _BITE_S
+            while len(bitten) < len(held) and time.monotonic() < deadline:
+                bitten |= {at: name for at, (name, has_bitten) in enumerate(held) if has_bitten()}
+                time.sleep(0.02)
+        return [*bitten.values()]
 
 
 def _stop(world: World) -> None:

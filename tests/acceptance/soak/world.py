@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,10 +25,11 @@ from syncsite.demo.postgres import SETTINGS, PostgresServer, embedded_binaries
 from tests import processes
 from tests.acceptance.soak import model
 from tests.postgres import Database, create_database, drop_database
+from tests.processes import warm_zygote
 from tests.proxy import Link
 from tests.sshd import SshServer, running_server
 
-PATIENCE_S = 180.0
+PATIENCE_S = 400.0  # a busy machine is no failure
 _TEMPLATE = "soak_template"
 _MANAGE = "manage.py"
 _DEADLY = str(Path(__file__).with_name("deadly.py"))
@@ -52,6 +54,7 @@ class Program:
     arguments: tuple[str, ...]
     environment: dict[str, str]
     log: Path
+    zygote: socket.socket
     process: processes.Process | None = None
     ends: list[int] = field(default_factory=list)
 
@@ -66,7 +69,12 @@ class Program:
             log.write(f"--- start {dies_at or ''}\n")
             log.flush()
             self.process = processes.Process(
-                [*head, *self.arguments], env=self.environment, stdin=DEVNULL, stdout=log, stderr=log
+                [*head, *self.arguments],
+                env=self.environment,
+                stdin=DEVNULL,
+                stdout=log,
+                stderr=log,
+                zygote=self.zygote,
             )
 
     def set_clock(self, wrong_by_s: float) -> None:
@@ -81,11 +89,15 @@ class Program:
             with suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
-    def kill(self) -> None:
-        if self.process is not None:
-            self.send(signal.SIGKILL)
-            self.ends.append(self.process.wait(PATIENCE_S))
-            self.process = None
+    def kill(self) -> bool:
+        """Tell whether it was this that ended it."""
+        if self.process is None:
+            return False
+        is_running = self.is_running
+        self.send(signal.SIGKILL)
+        self.ends.append(self.process.wait(PATIENCE_S))
+        self.process = None
+        return is_running and self.ends[-1] == -signal.SIGKILL
 
     def ensure(self) -> None:
         """Let it run, as a supervisor does."""
@@ -140,6 +152,7 @@ class World:
     daemon: Program
     archiver: Program
     environments: dict[str, dict[str, str]]
+    zygotes: dict[str, socket.socket]
     verifies: bool = False
 
     @property
@@ -154,7 +167,8 @@ class World:
         return self._manage("archiver", arguments, timeout)
 
     def _manage(self, side: str, arguments: tuple[str, ...], timeout: float) -> CompletedProcess[str]:
-        done = processes.run(_MANAGE, *arguments, env=self.environments[side], timeout=timeout)
+        environment, zygote = self.environments[side], self.zygotes[side]
+        done = processes.run(_MANAGE, *arguments, env=environment, timeout=timeout, zygote=zygote)
         with (self.folder / "commands.log").open("a") as log:
             log.write(f"{' '.join(arguments)}: status {done.returncode}\n{done.stdout}{done.stderr}")
         return done
@@ -212,7 +226,24 @@ def running_world(
         }
         for link in links.values():
             cleanup.callback(link.close)
-        world = _make(databases, folder, sshd, links, disks, verifies=verifies)
+        environments = _environments(databases, folder, sshd, links, disks, verifies=verifies)
+        zygotes = {
+            side: cleanup.enter_context(warm_zygote(environment))
+            for side, environment in environments.items()
+        }
+        world = World(
+            source=databases[0],
+            local=databases[1],
+            folder=folder,
+            sshd=sshd,
+            links=links,
+            disks=disks,
+            daemon=_program("daemon", "syncdata_start", environments, zygotes, folder),
+            archiver=_program("archiver", "archive_changes", environments, zygotes, folder),
+            environments=environments,
+            zygotes=zygotes,
+            verifies=verifies,
+        )
         _create_local(world)
         cleanup.callback(_drop, local, name)
         with world.source.connect(autocommit=True) as connection:
@@ -232,15 +263,26 @@ def running_world(
         yield world
 
 
-def _make(
+def _program(
+    name: str,
+    command: str,
+    environments: Mapping[str, dict[str, str]],
+    zygotes: Mapping[str, socket.socket],
+    folder: Path,
+) -> Program:
+    return Program(name, (command,), environments[name], folder / f"{name}.log", zygotes[name])
+
+
+def _environments(
     databases: tuple[Database, Database],
     folder: Path,
     sshd: SshServer,
     links: Mapping[str, Link],
-    disks: dict[str, Disk],
+    disks: Mapping[str, Disk],
     *,
     verifies: bool,
-) -> World:
+) -> dict[str, dict[str, str]]:
+    """Write the configurations of both sides; return the environments that lead to them."""
     host_key = sshd.known_hosts.read_text().split(" ", 1)[1]
     with sshd.known_hosts.open("a") as known_hosts:
         for link in links.values():
@@ -283,18 +325,7 @@ def _make(
     if verifies:
         for environment in environments.values():
             environment["SOAK_VERIFIES"] = "yes"
-    return World(
-        source=source,
-        local=local,
-        folder=folder,
-        sshd=sshd,
-        links=dict(links),
-        disks=disks,
-        daemon=Program("daemon", ("syncdata_start",), environments["daemon"], folder / "daemon.log"),
-        archiver=Program("archiver", ("archive_changes",), environments["archiver"], folder / "archiver.log"),
-        environments=environments,
-        verifies=verifies,
-    )
+    return environments
 
 
 def _toml(keys: Mapping[str, Any]) -> str:
