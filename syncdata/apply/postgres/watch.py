@@ -7,7 +7,7 @@ checkpoint (one that was set back, or a rebuilt table's). Nothing is done for ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from psycopg import Connection
@@ -102,8 +102,9 @@ class Watch:
                 self._pending[table] = now[table]
         return errors
 
-    def keep(self, healthy: Mapping[TableName, Any]) -> None:
-        """Write what the checkpoints know from now on: of *healthy* tables, and of those that it blocked."""
+    def keep(self, healthy: Mapping[TableName, Any]) -> Collection[TableName]:
+        """Write what the checkpoints know from now on: of *healthy* tables, and of those that it blocked.
+        Return the tables whose checkpoints it wrote."""
         for table, (_, found) in list(self._found.items()):
             if found.error is None and table not in healthy:
                 del self._found[table]
@@ -112,6 +113,7 @@ class Watch:
             table: found.known for table, (known, found) in self._found.items() if found.known != known
         }
         keep_known(self._connection, changed)
+        return changed.keys()
 
     def note_truncated(self, tables: Mapping[TableName, Emptied]) -> None:
         """Take in that a TRUNCATE has emptied each of *tables* in this transaction; after `keep`."""
