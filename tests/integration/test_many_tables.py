@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -12,12 +15,13 @@ import pytest
 from syncdata.apply.counts import Counts
 from syncdata.apply.position import Position
 from syncdata.apply.result import Effect
-from syncdata.apply.state import checkpoints
+from syncdata.apply.state import checkpoints, kept
 from syncdata.apply.state.checkpoints import advance_checkpoints
 from syncdata.changes.names import TableName
 from tests.framed import Writer
 from tests.integration.test_idle import many_tables, running
-from tests.world import World, insert
+from tests.integration.test_requests import wait_until
+from tests.world import World, insert, truncate
 
 NOW = dt.datetime(2026, 2, 5, 12, tzinfo=dt.UTC)
 BEFORE = Position(file="changes_20260205_103000.json", is_finished=True, commit_lsn=7, source_id="7")
@@ -107,3 +111,93 @@ def test_a_file_counts_for_the_tables_that_it_is_about_alone(
     assert sent == ['{"item_3"}']
     assert world.value("SELECT count(DISTINCT (file, commit_lsn)) FROM data_sync_checkpoints") == 1
     assert world.value("SELECT count(*) FROM data_sync_checkpoints WHERE local_oid IS NOT NULL") == 60
+
+
+def test_a_file_of_one_record_reads_the_checkpoint_of_its_table_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = many_tables(world, 60)
+    archiver, stop = Writer(world.archive), threading.Event()
+    read: list[str] = []
+    checkpoint_of = checkpoints.checkpoint_of
+
+    def noted(row: tuple[Any, ...]) -> checkpoints.TableCheckpoint:
+        read.append(row[1])
+        return checkpoint_of(row)
+
+    monkeypatch.setattr("syncdata.apply.state.kept.checkpoint_of", noted)
+    with running(world) as (_, run):
+        for number in range(1, 6):
+            archiver.changes(number, [(10 * number, [insert(names[number], id=number)])])
+            read.clear()
+            run.cycle(stop)
+            if number > 2:
+                assert read == [names[number]]
+    assert world.rows("SELECT DISTINCT file, commit_lsn::text FROM data_sync_checkpoints") == [
+        ("changes_20260205_000005.json", "0/32")
+    ]
+
+
+def test_what_is_kept_is_what_the_database_holds_whatever_happens_to_it(world: World) -> None:
+    names = many_tables(world, 5)
+    archiver, stop, chance = Writer(world.archive), threading.Event(), random.Random(7)
+    number = 0
+
+    def file_of(*records: dict[str, Any]) -> None:
+        nonlocal number
+        number += 1
+        archiver.changes(number, [(10 * number, records)])
+
+    def mark(kind: str) -> str:
+        return f"marks = marks || jsonb_build_array(jsonb_build_object('kind', '{kind}', 'text', ''))"
+
+    def set_one(what: str) -> None:
+        world.execute(f"UPDATE data_sync_checkpoints SET {what} WHERE table_name = '{chance.choice(names)}'")
+
+    actions: list[Callable[[], None]] = [
+        *(3 * [lambda: file_of(insert(chance.choice(names), id=number))]),
+        lambda: file_of(*(insert(name, id=number) for name in names)),
+        lambda: file_of(truncate(chance.choice(names))),
+        lambda: file_of(insert(chance.choice(names), id=number, unknown=1)),  # blocks the table
+        lambda: set_one("state = 'paused'"),
+        lambda: set_one("state = 'active', error = NULL"),
+        lambda: set_one(mark("differs")),
+        lambda: set_one("""skips = '[{"file": "changes_20260205_000001.json", "line": 9}]'"""),
+        lambda: world.execute(
+            f"DELETE FROM data_sync_checkpoints WHERE table_name = '{chance.choice(names)}'"
+        ),
+        lambda: world.execute(f"DELETE FROM tables_to_sync WHERE table_name = '{chance.choice(names)}'"),
+        lambda: world.whitelist(*names),
+        lambda: world.execute("UPDATE data_sync_checkpoints SET last_sync_at = now()"),
+    ]
+    with running(world) as (_, run), world.connect() as other:
+        for _ in range(60):
+            chance.choice(actions)()
+            run.cycle(stop)
+            sink = run._open_sink()
+            found = {checkpoint.table: checkpoint for checkpoint in sink.checkpoints()}
+            assert found == {c.table: c for c in checkpoints.open_checkpoints(other)}
+
+
+def test_a_batch_does_not_go_on_with_a_checkpoint_that_is_replaced_meanwhile(world: World) -> None:
+    many_tables(world, 2)
+    tables = [TableName("public", "item_0"), TableName("public", "item_1")]
+    moved: list[bool] = []
+    with world.connect() as first, world.connect() as second:
+        of_batch = kept.KeptCheckpoints(second)
+        assert of_batch.read() == of_batch.read()
+
+        def begin_a_batch() -> None:
+            with second.transaction(), suppress(checkpoints.CheckpointMovedError):
+                of_batch.locked(of_batch.send_locks(tables))
+                moved.append(False)
+
+        waiting = threading.Thread(target=begin_a_batch)
+        with first.transaction():
+            checkpoints.lock_checkpoints(first, tables)
+            checkpoints.reset_checkpoints(first, tables[1:])
+            waiting.start()
+            wait_until(lambda: world.rows("SELECT FROM pg_locks WHERE NOT granted"))
+        waiting.join(10)
+        assert not moved
+        assert of_batch.read() == checkpoints.open_checkpoints(first)

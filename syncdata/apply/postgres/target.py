@@ -71,16 +71,15 @@ from syncdata.apply.postgres.writer import RowWriter
 from syncdata.apply.result import Effect
 from syncdata.apply.sink import ApartError, Fitness, LockedError, Outcome, Purpose, Verdict
 from syncdata.apply.state.checkpoints import (
+    Moved,
     Skip,
     TableCheckpoint,
     advance_checkpoints,
-    locked_checkpoints,
     require_all_at,
     require_position,
-    send_locks,
 )
 from syncdata.apply.state.holds import add_mark, mark_blocked, mark_unblocked
-from syncdata.apply.state.kept import KeptCheckpoints
+from syncdata.apply.state.kept import KeptCheckpoints, LockedCheckpoints
 from syncdata.apply.state.marks import Mark, unlogged
 from syncdata.apply.state.metrics import add_metrics, add_to_minute
 from syncdata.apply.state.runs import add_to_run
@@ -304,10 +303,10 @@ class Target:
         locked = self._begin(prepared, advance)
         if self._is_outdated(prepared):
             raise _AlteredError
-        checkpoints = {checkpoint.table: checkpoint for checkpoint in locked}
+        checkpoints = {checkpoint.table: checkpoint for checkpoint in locked.checkpoints}
         now = self._clock()
         self._note_sequences(advance)
-        failed = {**failed, **self._made_anew(locked)}
+        failed = {**failed, **self._made_anew(locked.checkpoints)}
         with_records = prepared.shares.keys()
         found = self._watch.look_at(prepared.batch, checkpoints, self._schemas, with_records=with_records)
         failed = {**failed, **found}
@@ -317,10 +316,12 @@ class Target:
             # Which file's table, row or record it is shows when they are applied one by one.
             # Test: test_files_together_leave_what_they_leave_one_by_one.
             raise ApartError
-        self._finish(_Done(prepared, advance, checkpoints, effects, failed, skipped, now), is_quick=is_quick)
+        done = _Done(prepared, advance, checkpoints, effects, failed, skipped, now)
+        moved = self._finish(done, is_quick=is_quick)
+        self._kept.note_moved(locked, moved.tables, moved.position)
         return Outcome(counts={table: effect.counts for table, effect in effects.items()}, blocked=failed)
 
-    def _begin(self, prepared: PreparedBatch, advance: Advance) -> list[TableCheckpoint]:
+    def _begin(self, prepared: PreparedBatch, advance: Advance) -> LockedCheckpoints:
         """Begin a transaction, lock the checkpoints and look at the tables that the batch may find altered;
         return the checkpoints. Raises CheckpointMovedError.
 
@@ -333,7 +334,7 @@ class Target:
         looked_at = [table for table in advance.watermarks if is_new or table in prepared.shares]
         with in_one_trip(self._connection):
             self._connection.execute("BEGIN")
-            locks = send_locks(self._connection, advance.watermarks)
+            locks = self._kept.send_locks(advance.watermarks)
             if not self._waits_for_disk:
                 do_not_wait_for_disk(self._connection)
             self._writer.begin()
@@ -342,7 +343,8 @@ class Target:
             # Not before the checkpoints are locked: a resync that ends just now may hold those for longer.
             limit_lock_waits(self._connection, _WAIT_S)
             stamps = send_stamps(self._connection, looked_at)
-        checkpoints = locked_checkpoints(locks)
+        locked = self._kept.locked(locks)
+        checkpoints = locked.checkpoints
         require_all_at(advance.start, advance.watermarks, checkpoints)
         if all(checkpoint.reason for checkpoint in checkpoints):
             # Tables that are blocked already, perhaps by a lock, must not hold up every cycle.
@@ -351,7 +353,7 @@ class Target:
         blocked = {checkpoint.table for checkpoint in checkpoints if checkpoint.reason}
         if unseen := blocked.difference(looked_at):
             self._definitions.refresh(unseen)
-        return checkpoints
+        return locked
 
     @contextmanager
     def _taken_back_if_it_fails(self) -> Iterator[None]:
@@ -572,8 +574,8 @@ class Target:
             self._sequences.note_written(share.plan)
         return effect_of(share, counts, duration_ms=round((time.monotonic() - started) * 1000))
 
-    def _finish(self, done: _Done, *, is_quick: bool) -> None:
-        """Check what must be checked at the end, note what was *done*, and commit.
+    def _finish(self, done: _Done, *, is_quick: bool) -> Moved:
+        """Check what must be checked at the end, note what was *done*, and commit; return as `_commit` does.
 
         Raises _TableFailedError, and _NotQuickError where *is_quick* and something is refused: what it is
         about shows when one waits for each answer.
@@ -582,15 +584,14 @@ class Target:
         if not is_quick:
             self._check_constraints(done.prepared.file, done.effects)
             self._sequences.advance(is_end_of_file=is_end_of_file)
-            self._commit(done)
-            return
+            return self._commit(done)
         try:
             with in_one_trip(self._connection):
                 self._at_once.send_rest()
                 if not self._writer.is_silent and done.effects:
                     self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
                 self._sequences.send(is_end_of_file=is_end_of_file)
-                self._commit(done)
+                moved = self._commit(done)
         except (psycopg.Error, MetricsError) as error:
             if is_servers_fault(error) and not isinstance(error, psycopg.errors.LockNotAvailable):
                 raise
@@ -598,12 +599,13 @@ class Target:
             raise _NotQuickError from None
         self._quick_rests.note_success(_ALL)
         self._sequences.note_advanced(is_end_of_file=is_end_of_file)
+        return moved
 
-    def _commit(self, done: _Done) -> None:
-        """Note what was *done* in our own tables, and commit."""
+    def _commit(self, done: _Done) -> Moved:
+        """Note what was *done* in our own tables, and commit; return which checkpoints it moved only."""
         advance, effects, now = done.advance, done.effects, done.now
         healthy = advance.without(done.failed).watermarks
-        self._watch.keep(healthy)
+        written = set(self._watch.keep(healthy))
         self._watch.note_truncated(
             {
                 table: last_truncate(done.prepared.shares[table])
@@ -611,7 +613,7 @@ class Target:
                 if effect.counts.truncated
             }
         )
-        advance_checkpoints(
+        moved = advance_checkpoints(
             self._connection,
             healthy,
             effects,
@@ -625,10 +627,12 @@ class Target:
             if (checkpoint := done.checkpoints[table]).skips:
                 used = _used_skips(checkpoint, done.prepared, done.skipped.get(table, {}))
                 settle_skips(self._connection, checkpoint, used, advance.end, now=now)
+                written.add(table)
         for table, error in done.failed.items():
             mark_blocked(self._connection, [table], error, file=done.prepared.file.name, now=now)
         self._count(effects, now)
         self._connection.execute("COMMIT")
+        return replace(moved, tables=moved.tables - written)
 
     def _check_constraints(self, file: BatchFile, effects: Mapping[TableName, Effect]) -> None:
         """Where constraints are active, find the table whose rows break one: at COMMIT all tables would fail.

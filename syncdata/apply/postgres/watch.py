@@ -110,8 +110,9 @@ class Watch:
                 self._pending[table] = now[table]
         return errors
 
-    def keep(self, healthy: Mapping[TableName, Any]) -> None:
-        """Write what the checkpoints know from now on: of *healthy* tables, and of those that it blocked."""
+    def keep(self, healthy: Mapping[TableName, Any]) -> Collection[TableName]:
+        """Write what the checkpoints know from now on: of *healthy* tables, and of those that it blocked.
+        Return the tables whose checkpoints it wrote."""
         for table, (_, found) in list(self._found.items()):
             if found.error is None and table not in healthy:
                 del self._found[table]
@@ -120,6 +121,7 @@ class Watch:
             table: found.known for table, (known, found) in self._found.items() if found.known != known
         }
         keep_known(self._connection, changed)
+        return changed.keys()
 
     def note_truncated(self, tables: Mapping[TableName, Emptied]) -> None:
         """Take in that a TRUNCATE has emptied each of *tables* in this transaction; after `keep`."""

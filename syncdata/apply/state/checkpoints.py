@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -75,16 +75,25 @@ class TableCheckpoint:
         return None if self.reason is None else self.reason.text
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """*tables* whose checkpoints have a new *position* and are active, and are else what they were."""
+
+    tables: Set[TableName]
+    position: Position
+
+
 # Columns are listed by name, so that a database that has not been migrated raises an error with its remedy.
 # In a database that was restored from a dump, all tables have other oids: rows and checkpoints came back
 # together, and the oid that was noted in the other database says nothing here. Test:
 # test_a_local_database_that_is_restored_from_a_dump_goes_on_from_there.
-_SELECT = """
-SELECT c.id, c.table_name, file, file_size, file_finished, record_number, commit_lsn, source_id, state, skips,
+COLUMNS = """
+c.id, c.table_name, file, file_size, file_finished, record_number, commit_lsn, source_id, state, skips,
     marks, CASE WHEN home_oid = c.tableoid::bigint THEN local_oid END AS local_oid,
     error, error_code, error_file, error_line, error_hint
-FROM data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)
 """
+OF_WHITELIST = "data_sync_checkpoints c JOIN tables_to_sync w USING (table_name)"
+_SELECT = f"SELECT {COLUMNS} FROM {OF_WHITELIST}"
 _OF_TABLES = f"{_SELECT} WHERE table_name = ANY(%(names)s::text[]) ORDER BY table_name"
 
 
@@ -116,7 +125,7 @@ def read_checkpoints(connection: Connection[Any], *, without: Collection[str] = 
     Each name must be one that may be synced.
     """
     rows = _rows(connection, f"{_SELECT} ORDER BY table_name")
-    return [_checkpoint(row) for row in rows if row[1] not in without]
+    return [checkpoint_of(row) for row in rows if row[1] not in without]
 
 
 def read_checkpoint(connection: Connection[Any], table: TableName) -> TableCheckpoint | None:
@@ -126,7 +135,8 @@ def read_checkpoint(connection: Connection[Any], table: TableName) -> TableCheck
 
 def read_checkpoints_of(connection: Connection[Any], tables: Collection[TableName]) -> list[TableCheckpoint]:
     """Return the checkpoints of those *tables* that have one, and are whitelisted."""
-    return [_checkpoint(row) for row in _rows(connection, _OF_TABLES, names=[str(table) for table in tables])]
+    rows = _rows(connection, _OF_TABLES, names=[str(table) for table in tables])
+    return [checkpoint_of(row) for row in rows]
 
 
 def _open_missing(connection: Connection[Any]) -> None:
@@ -178,21 +188,9 @@ def lock_checkpoints(connection: Connection[Any], tables: Collection[TableName])
     """
     names = [str(table) for table in tables]
     while True:
-        locked = locked_checkpoints(send_locks(connection, tables))
-        if len(locked) == len(names) or len(locked) == len(_rows(connection, _OF_TABLES, names=names)):
-            return locked
-
-
-def send_locks(connection: Connection[Any], tables: Collection[TableName]) -> Cursor[tuple[Any, ...]]:
-    """Ask for the locked checkpoints of *tables*, which `locked_checkpoints` reads.
-
-    One that is replaced meanwhile is not among them: see `lock_checkpoints`.
-    """
-    return _ask(connection, f"{_OF_TABLES} FOR UPDATE OF c", names=names_text(tables))
-
-
-def locked_checkpoints(answer: Cursor[tuple[Any, ...]]) -> list[TableCheckpoint]:
-    return [_checkpoint(row) for row in answer.fetchall()]
+        rows = _rows(connection, f"{_OF_TABLES} FOR UPDATE OF c", names=names)
+        if len(rows) == len(names) or len(rows) == len(_rows(connection, _OF_TABLES, names=names)):
+            return [checkpoint_of(row) for row in rows]
 
 
 def require_position(
@@ -237,13 +235,15 @@ def advance_checkpoints(
     now: dt.datetime,
     local_oids: Mapping[TableName, int] | None = None,
     files: Sequence[FileCounts] = (),
-) -> None:
+) -> Moved:
     """Move the checkpoints of the tables of *watermarks* from *start* to *end* and add *effects* to them.
 
     They are active afterwards, blocked before or not. The caller holds their locks (see `require_position`).
     At the end of a file its counts become an audit row for each table with activity; where the step takes
     several whole *files*, each has its own. *local_oids*: of the tables that the rows went to, as far as the
     checkpoints do not hold them yet. A TRUNCATE proves a partial table whole: nothing older is left.
+
+    Returns those that have no records, and went to one place.
     """
     oids = local_oids or {}
     lsns = {mark: _lsn_text(watermark_after(mark, start, end)) for mark in set(watermarks.values())}
@@ -278,6 +278,9 @@ def advance_checkpoints(
     )
     if files:
         log_files(connection, files, effects, now=now)
+    return Moved(
+        tables=set(others), position=replace(end, commit_lsn=watermark_after(mark_of_most, start, end))
+    )
 
 
 def _most_common(watermarks: Iterable[int | None]) -> int | None:
@@ -442,20 +445,20 @@ _name_text = lru_cache(maxsize=4096)(_element_text)
 
 
 def _rows(connection: Connection[Any], query: Any, **parameters: object) -> list[tuple[Any, ...]]:
-    return _ask(connection, query, **parameters).fetchall()
+    return ask(connection, query, **parameters).fetchall()
 
 
-def _ask(connection: Connection[Any], query: Any, **parameters: object) -> Cursor[tuple[Any, ...]]:
+def ask(connection: Connection[Any], query: Any, **parameters: object) -> Cursor[tuple[Any, ...]]:
+    """Run *query*, whose rows `checkpoint_of` can read."""
     cursor = connection.cursor(row_factory=tuple_row)
     cursor.adapters.register_loader("jsonb", TextLoader)  # as on Django's connections
     return cursor.execute(query, parameters)
 
 
-# A batch locks, and so reads again, what the cycle has read when it began.
+# A cycle of another connection reads the same.
 @lru_cache(maxsize=4096)
-def _checkpoint(row: tuple[Any, ...]) -> TableCheckpoint:
-    """Return the checkpoint of a row of ``_SELECT``; this is done for all tables of a batch. Test:
-    test_checkpoints_are_made_of_their_rows_once."""
+def checkpoint_of(row: tuple[Any, ...]) -> TableCheckpoint:
+    """Return the checkpoint of a row of ``COLUMNS``. Test: test_checkpoints_are_made_of_their_rows_once."""
     number, name, file, size, is_finished, record, lsn, source, state, skips, marks, local_oid, *error = row
     return TableCheckpoint(
         id=number,
