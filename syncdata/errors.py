@@ -327,3 +327,7 @@ class UnreadableChangeError(CaptureError, code="SHD_SYN_112"):
     change's transaction committed; None where that is not known."""
 
     commit_lsn: int | None = None
+
+
+class PrivacyError(SyncError, code="SHD_SYN_113"):
+    """The privacy policy cannot hold: a rule does not fit its column, or a column must have one."""

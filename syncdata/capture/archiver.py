@@ -89,6 +89,7 @@ class Archiver:
         self._settings = settings
         self._open_archive = open_archive
         self._clock = clock
+        self._is_start = True
 
     def run_loop(self, stop: threading.Event) -> None:
         """Archive until *stop* is set; files that are finished by then are still uploaded.
@@ -284,13 +285,21 @@ class Archiver:
         settings = self._settings
         with (
             closing(self._open_archive()) as archive,
-            closing(SourceEye(settings.params, settings.publication)) as eye,
+            closing(_eye(settings)) as eye,
             ReplicationConnection(settings.params) as replication,
         ):
             identity = replication.identify()
             chain, spooled = opening.open_chain(settings, replication, archive, identity, self._clock())
             # Before the stream begins: it would not be answered while a look takes its time.
-            catalogs = StreamCatalog(settings.spool_dir, eye, rotate_s=settings.rotate_s)
+            catalogs = StreamCatalog(
+                settings.spool_dir,
+                eye,
+                rotate_s=settings.rotate_s,
+                policy=settings.policy,
+                is_start=self._is_start,
+            )
+            # Later on, what a migration makes of the policy is withheld: the stream goes on.
+            self._is_start = False
             # A run that ends by itself is over before there is anything to verify.
             verifier = Verifier(settings, self._clock) if settings.verify_rows_per_s and not once else None
             replication.start(settings.slot_name, settings.publication, with_messages=verifier is not None)
@@ -310,6 +319,10 @@ class Archiver:
                 with self._forgetting_trouble():
                     session.run(stop, until_lsn=identity.wal_lsn if once else None)
                 return session.archived
+
+
+def _eye(settings: CaptureSettings) -> SourceEye:
+    return SourceEye(settings.params, settings.publication, with_constraints=settings.policy is not None)
 
 
 def _confirmed(settings: CaptureSettings) -> str:

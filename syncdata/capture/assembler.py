@@ -16,10 +16,20 @@ import msgspec
 
 from syncdata.capture.chain import Chain
 from syncdata.capture.encoder import LineWriter
-from syncdata.capture.pgoutput import Begin, Commit, Decoder, Mark, Relation, RowChange, Truncate
+from syncdata.capture.masking import MaskingDecoder
+from syncdata.capture.pgoutput import (
+    Begin,
+    Commit,
+    Decoder,
+    Mark,
+    Relation,
+    RowChange,
+    Truncate,
+    Withheld,
+)
 from syncdata.capture.proof_of_reads import TouchedTables
 from syncdata.capture.replication import XLogData, opened
-from syncdata.capture.runs import Form, RunForms, encode_run
+from syncdata.capture.runs import Form, RunForms, encode_masked_run, encode_run
 from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.spool import FileWriter, SpooledFile
 from syncdata.capture.stream_catalog import StreamCatalog
@@ -75,7 +85,9 @@ class Assembler:
         self._kept: list[bytes] = []
         self._kept_under = ""  # the catalog that held when they were read
         self._kept_since_s = 0.0
-        self._decoder = Decoder()
+        self._masking = MaskingDecoder() if settings.policy is not None else None
+        self._decoder = self._masking or Decoder()
+        self._encode_run = encode_run if self._masking is None else encode_masked_run
         self._forms = RunForms()
         self._writer: FileWriter | None = None
         self._counts = _Counts()
@@ -126,13 +138,17 @@ class Assembler:
                     for line in self._lines.truncate(message, received.lsn):
                         self._write(line)
             case Relation():
-                self._forms.describe(message)
                 self._described[str(TableName(message.schema, message.name))] = None
-                if self._catalogs.describe(message, self._commit_lsn or 0):
+                is_new = self._catalogs.describe(message, self._commit_lsn or 0)
+                self._describe(message)
+                if is_new:
                     self.announce_catalog()
             case Mark():
                 if self._commit_lsn is None:
                     self._take_mark(message)
+            case Withheld():
+                if self._is_recording:
+                    self._changed.add(message.relation.oid)
 
     def take_all(self, messages: Sequence[bytes]) -> Sequence[bytes]:
         """Take in *messages*, those of `ReplicationConnection.read_more`, as `take` would one by one, up to
@@ -146,7 +162,7 @@ class Assembler:
             forms = self._forms.of(messages, taken) if self._lines is not None else []
             if self._lines is not None and len(forms) >= _LEAST_RUN:
                 run = messages[taken : taken + len(forms)]
-                block = encode_run(run, forms, self._lines.end)
+                block = self._encode_run(run, forms, self._lines.end)
                 if block is not None:
                     if self._is_recording:
                         self._note_changed(forms)
@@ -195,7 +211,13 @@ class Assembler:
         self._is_wanted = True
 
     def announce_catalog(self) -> None:
-        """Let the open file, if there is one, name the catalog that holds from its next record on."""
+        """Let the open file, if there is one, name the catalog that holds from its next record on.
+
+        Rows are masked as that catalog says from here on: one never changes without the other.
+        """
+        if self._masking is not None:
+            for relation in self._masking.relations:
+                self._describe(relation)
         catalog = self._catalogs.current
         if self._writer is not None and catalog.digest != self._catalog:
             self._writer.write(catalog_comment(catalog.digest, catalog.lsn))
@@ -298,6 +320,18 @@ class Assembler:
         self.received_lsn = max(self.received_lsn, commit.end_lsn)
         # At each commit: a busy stream may be in the midst of a transaction whenever the session looks.
         self.finish_if_due()
+
+    def _describe(self, relation: Relation) -> None:
+        """Take in how changes to *relation* are written from now on."""
+        if self._masking is None:
+            self._forms.describe(relation)
+        elif self._catalogs.withholds(relation):
+            self._forms.forget(relation)
+            self._masking.withhold(relation)
+        else:
+            mask = self._catalogs.mask(relation)
+            self._forms.describe(relation, mask)
+            self._masking.describe(relation, mask)
 
     def _note_changed(self, forms: Sequence[Form]) -> None:
         # Most runs are of one kind, and to count one object is quicker than to put many into a set.

@@ -17,7 +17,7 @@ So the state is kept across restarts. Were it lost, the next look begins anew an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ import msgspec
 from syncdata.capture.published import Look, SeenColumn, SeenLeaf, SeenTable
 from syncdata.capture.spool import replace_in_spool, translated, waiting_catalogs
 from syncdata.changes.catalog import (
+    WITHHELD,
     Catalog,
     Column,
     Partition,
@@ -81,7 +82,8 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     ``attached`` the transaction that attached each leaf.
     ``announced`` is the digest that holds behind the last finished change file. ``named`` says which change
     file or snapshot, by its stamp, was the last one to name a catalog. ``rewritten``: the tables whose rows
-    have changed without a record since the last catalog that was announced. ``left``: tables that were
+    have changed without a record since the last catalog that was announced; ``ruled``: those whose privacy
+    rules have, and which are to be copied therefore. ``left``: tables that were
     published and no longer are, the last ones: when one comes back, what changed in between is in no record.
     """
 
@@ -93,6 +95,7 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     announced: str | None = None
     named: dict[str, str] = {}
     rewritten: tuple[TableName, ...] = ()
+    ruled: tuple[TableName, ...] = ()
     left: tuple[TableName, ...] = ()
 
     @property
@@ -124,6 +127,7 @@ def next_state(before: CatalogState | None, look: Look, has_older_rows: HasOlder
         announced=before.announced if before else None,
         named=before.named if before else {},
         rewritten=before.rewritten if before else (),
+        ruled=before.ruled if before else (),
         left=_left_tables(before, {seen.table for seen in look.tables}),
     )
 
@@ -138,6 +142,21 @@ def leave_out(state: CatalogState, commit_lsn: int) -> CatalogState:
         catalog=msgspec.structs.replace(state.catalog, tables=tables),
         rewritten=tuple(sorted({*state.rewritten, *(table.table for table in tables)})),
     )
+
+
+def rule_anew(state: CatalogState, tables: Collection[TableName]) -> CatalogState:
+    """Return *state* where *tables* have other privacy rules from its look on: what the stream has of them
+    before is masked otherwise, or is missing.
+
+    A snapshot is judged by a look of its own, which may be older and have the new rules already. Then the
+    changes between the two are not as its rows are, and its readers must learn that they are left out.
+    Test: test_a_snapshot_that_knew_other_rules_before_the_stream_did_is_not_taken_for_equal.
+    """
+    others = tuple(
+        msgspec.structs.replace(table, left_out=state.lsn) if table.table in tables else table
+        for table in state.catalog.tables
+    )
+    return msgspec.structs.replace(state, catalog=msgspec.structs.replace(state.catalog, tables=others))
 
 
 def _left_tables(before: CatalogState | None, published: Collection[TableName]) -> tuple[TableName, ...]:
@@ -203,7 +222,7 @@ class _Comparison:
         ) is not True and self._may_have_rows_of_its_making(seen)
 
     def _is_filled(self, column: SeenColumn) -> bool:
-        if self._known is None or column.generated:
+        if self._known is None or column.generated or column.privacy == WITHHELD:
             return False
         old = next((old for old in self._known.columns if old.number == column.number), None)
         if old is not None:
@@ -289,6 +308,8 @@ def column_of(column: SeenColumn, *, is_filled: bool) -> Column:
         older=column.older,
         base=column.base,
         collation=column.collation,
+        privacy=column.privacy,
+        privacy_id=column.privacy_id,
     )
 
 
@@ -314,8 +335,11 @@ def rewritten_tables(before: Catalog, after: Catalog, left: Collection[TableName
     ] + [table for table in left if table in now and table not in known]
 
 
-def tell_changes(before: Catalog, after: Catalog) -> list[str]:
-    """Return a line for each change between two catalogs after which rows may differ at the readers."""
+def tell_changes(before: Catalog, after: Catalog, withheld: Collection[TableName] = ()) -> list[str]:
+    """Return a line for each change between two catalogs after which rows may differ at the readers.
+
+    *withheld*: the tables that the privacy policy withholds now.
+    """
     lines = []
     by_oid = {table.oid: table for table in after.tables}
     by_name = {table.table: table for table in after.tables}
@@ -325,7 +349,9 @@ def tell_changes(before: Catalog, after: Catalog) -> list[str]:
             lines += [f"{old.table}: {change}; {_UNTIL_RESYNC}" for change in _tell_table(old, new)]
             continue
         renamed = "" if new is None else f": it is called {new.table} now"
-        if old.table in by_name:
+        if old.table in withheld:
+            lines.append(f"{old.table}: the privacy policy withholds it; {_UNTIL_RESYNC}")
+        elif old.table in by_name:
             lines.append(
                 f"{old.table}: dropped and made anew, or swapped by rename{renamed}; {_UNTIL_RESYNC}"
             )
@@ -345,6 +371,8 @@ def _tell_table(old: PublishedTable, new: PublishedTable) -> list[str]:
     known = {column.number: column for column in old.columns}
     numbers = {column.name: column.number for column in old.columns}
     for column in new.columns:
+        if column.privacy == WITHHELD:
+            continue  # readers have no values of it
         if column.filled and not (column.number in known and known[column.number].filled):
             told.append(f"the new column {column.name} got values in older rows, which no record carries")
         elif numbers.get(column.name, column.number) != column.number:
@@ -355,7 +383,7 @@ def _tell_table(old: PublishedTable, new: PublishedTable) -> list[str]:
         told.append("it was written anew, as by ALTER TABLE … TYPE … USING, or truncated")
     if old.row_filter != new.row_filter:
         told.append("the publication's row filter has changed")
-    if old.column_list != new.column_list:
+    if _is_another_list(old, new):
         told.append("the publication's list of columns has changed")
     leaves = {leaf.oid: leaf for leaf in new.partitions}
     for leaf in old.partitions:
@@ -370,6 +398,76 @@ def _tell_table(old: PublishedTable, new: PublishedTable) -> list[str]:
         if leaf.filled
     ]
     return told
+
+
+def _is_another_list(old: PublishedTable, new: PublishedTable) -> bool:
+    """Tell whether the publication's own list of columns is another one: what is withheld is in neither."""
+    if old.column_list == new.column_list:
+        return False
+    if not any(column.privacy == WITHHELD for column in (*old.columns, *new.columns)):
+        return True
+    return any(
+        is_sent(old, before) != is_sent(new, now)
+        for before, now in _kept_columns(old, new)
+        if WITHHELD not in (before.privacy, now.privacy)
+    )
+
+
+def ruled_tables(before: Catalog, after: Catalog) -> list[TableName]:
+    """Return the tables that are published before and after, and under other privacy rules: older records,
+    and rows at the readers, have their values in another form."""
+    now = {table.oid: table for table in after.tables}
+    return [
+        new.table
+        for old in before.tables
+        if (new := now.get(old.oid)) is not None and any(tell_rules(old, new))
+    ]
+
+
+def tell_rules(old: PublishedTable, new: PublishedTable) -> Iterator[str]:
+    """Yield what has changed in the privacy rules of columns that were there before."""
+    for before, now in _kept_columns(old, new):
+        if before.privacy == now.privacy and before.privacy_id == now.privacy_id:
+            continue
+        if now.privacy == WITHHELD:
+            yield f"the privacy policy withholds the column {now.name}"
+        elif before.privacy == WITHHELD:
+            yield f"the privacy policy lets the column {now.name} travel"
+        else:
+            yield f"the privacy rule of the column {now.name} has changed"
+
+
+def tell_privacy(before: Catalog, after: Catalog) -> list[str]:
+    """Return a line for each change of what the privacy policy does to the columns of published tables."""
+    known = {table.oid: table for table in before.tables}
+    lines = []
+    for table in after.tables:
+        old = known.get(table.oid)
+        if old is not None:
+            lines += [f"{table.table}: {change}; {_UNTIL_RESYNC}" for change in tell_rules(old, table)]
+        kept = set() if old is None else {column.number for column in old.columns}
+        lines += [
+            f"{table.table}: the privacy policy withholds the new column {column.name}: readers go on without"
+            " it; give it a rule in [source.columns]"
+            for column in table.columns
+            if old is not None and column.privacy == WITHHELD and column.number not in kept
+        ]
+    return lines
+
+
+def is_sent(table: PublishedTable, column: Column) -> bool:
+    """Tell whether values of *column* are in records of *table*."""
+    if table.column_list is not None:
+        return column.name in table.column_list
+    return not column.generated
+
+
+def _kept_columns(old: PublishedTable, new: PublishedTable) -> Iterator[tuple[Column, Column]]:
+    """Yield the columns that were there before and still are, as they were and as they are."""
+    known = {column.number: column for column in old.columns}
+    for column in new.columns:
+        if column.number in known:
+            yield known[column.number], column
 
 
 def _is_another_type(old: Column, new: Column) -> bool:

@@ -110,7 +110,13 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     content: bytes
 
 
-Message = Begin | Commit | RowChange | Truncate | Relation | Mark
+class Withheld(msgspec.Struct, frozen=True, gc=False):
+    """A change of a table that a privacy policy withholds: that there was one, and nothing of it."""
+
+    relation: Relation
+
+
+Message = Begin | Commit | RowChange | Truncate | Relation | Mark | Withheld
 
 
 class Decoder:

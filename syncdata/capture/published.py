@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from syncdata.capture.constraints import Constraints, read_constraints
 from syncdata.capture.refusals import source_error
 from syncdata.capture.source import within_limits
 from syncdata.changes.names import TableName
@@ -174,7 +175,8 @@ SELECT EXISTS (
 
 class SeenColumn(msgspec.Struct, frozen=True):
     """A column as the source has it now. ``changed``: the transaction that added it, or altered it since.
-    ``is_sent``: its values are in the stream."""
+    ``is_sent``: its values are in the stream. ``privacy`` and ``privacy_id``: as in the catalog, where a
+    policy has judged the look."""
 
     name: str
     number: int
@@ -192,6 +194,8 @@ class SeenColumn(msgspec.Struct, frozen=True):
     is_sent: bool
     base: str = ""
     collation: str = ""
+    privacy: str = ""
+    privacy_id: str = ""
 
 
 class SeenLeaf(msgspec.Struct, frozen=True):
@@ -209,7 +213,7 @@ class SeenLeaf(msgspec.Struct, frozen=True):
 
 class SeenTable(msgspec.Struct, frozen=True):
     """A published table as the source has it now. ``storage``: its relfilenode, 0 for a partitioned one;
-    ``stored_by``: as a leaf's."""
+    ``stored_by``: as a leaf's. ``constraints``: read only for a policy; None where they were not."""
 
     schema: str
     name: str
@@ -225,6 +229,7 @@ class SeenTable(msgspec.Struct, frozen=True):
     leaves: tuple[SeenLeaf, ...]
     membership: int = 0
     stored_by: str = "0"
+    constraints: Constraints | None = None
 
     @property
     def table(self) -> TableName:
@@ -243,17 +248,24 @@ class Look(msgspec.Struct, frozen=True):
     leaves_out_actions: bool = False
 
 
-def look_at(connection: psycopg.Connection[Any], publication: str) -> Look:
-    """Look at the source; a replication connection and its snapshot will do, too. Raises psycopg.Error."""
-    return _Looking(connection, publication).look()
+def look_at(connection: psycopg.Connection[Any], publication: str, *, with_constraints: bool = False) -> Look:
+    """Look at the source; a replication connection and its snapshot will do, too. Raises psycopg.Error.
+
+    *with_constraints*: as a privacy policy needs them; see `protect`.
+    """
+    return _Looking(connection, publication, with_constraints=with_constraints).look()
 
 
 class SourceEye:
     """Looks at the source again and again, on an ordinary connection of its own that stays open."""
 
-    def __init__(self, params: Mapping[str, Any], publication: str) -> None:
+    def __init__(
+        self, params: Mapping[str, Any], publication: str, *, with_constraints: bool = False
+    ) -> None:
+        """*with_constraints*: see `look_at`."""
         self._params = params
         self._publication = publication
+        self._with_constraints = with_constraints
         self._connection: psycopg.Connection[Any] | None = None
 
     def look(self) -> Look:
@@ -262,7 +274,7 @@ class SourceEye:
             connection = self._connect()
             self._limit(connection, _LOOK_TIMEOUT_S)
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            look = look_at(connection, self._publication)
+            look = look_at(connection, self._publication, with_constraints=self._with_constraints)
             connection.execute("COMMIT")
         except psycopg.Error as error:
             self.close()
@@ -331,9 +343,12 @@ def _condition(connection: psycopg.Connection[Any], leaf: SeenLeaf | None) -> st
 class _Looking:
     """One look, and the publication it is at."""
 
-    def __init__(self, connection: psycopg.Connection[Any], publication: str) -> None:
+    def __init__(
+        self, connection: psycopg.Connection[Any], publication: str, *, with_constraints: bool
+    ) -> None:
         self._connection = connection
         self._publication = publication
+        self._with_constraints = with_constraints
         self._has_schemas = connection.info.server_version >= 150_000
 
     def look(self) -> Look:
@@ -367,6 +382,7 @@ class _Looking:
         keys = self._by_oid(_KEYS, oids)
         parted = _array(row["oid"] for row in rows if row["kind"] == "p")
         leaves = self._by_oid(_LEAVES, parted, by="root", stored_by=sql.SQL(_STORED_BY))
+        constraints = read_constraints(self._by_oid, oids) if self._with_constraints else None
         return tuple(
             _table(
                 row,
@@ -375,6 +391,7 @@ class _Looking:
                 leaves=leaves.get(row["oid"], []),
                 filters=filters.get(row["oid"], []),
                 generated=publication["generated"],
+                constraints=None if constraints is None else constraints.get(row["oid"], Constraints()),
             )
             for row in rows
         )
@@ -416,6 +433,7 @@ def _table(
     leaves: list[dict[str, Any]],
     filters: list[dict[str, Any]],
     generated: str | None,
+    constraints: Constraints | None,
 ) -> SeenTable:
     listed = None if row["column_list"] is None else set(row["column_list"])
     seen = tuple(
@@ -440,6 +458,7 @@ def _table(
         leaves=tuple(SeenLeaf(**leaf) for leaf in leaves),
         membership=row["membership"],
         stored_by=row["stored_by"],
+        constraints=constraints,
     )
 
 

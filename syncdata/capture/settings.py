@@ -10,6 +10,7 @@ from typing import Any
 
 from syncdata.archive.signatures import Signer
 from syncdata.changes.filenames import Compression
+from syncdata.privacy.policy import Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,8 @@ class CaptureSettings:
     """``params`` are psycopg's, for the source. A change file ends at the first commit after it has been open
     for ``rotate_s`` seconds, or has ``rotate_bytes`` of text (before compression). Tables of up to
     ``snapshot_bytes`` are copied by the archiver itself when their rows changed without a record. ``signer``,
-    where there is one, signs what goes to the archive. ``verify_rows_per_s`` are read for checks (0: none), a
+    where there is one, signs what goes to the archive. ``policy``: what of the published tables may leave,
+    and how; without one all of it does, as it is. ``verify_rows_per_s`` are read for checks (0: none), a
     round of all tables every ``verify_days``."""
 
     params: Mapping[str, Any] = field(repr=False)
@@ -29,5 +31,6 @@ class CaptureSettings:
     compression: Compression = "zstd"
     snapshot_bytes: int = 1 << 30
     signer: Signer | None = None
+    policy: Policy | None = None
     verify_rows_per_s: int = 0
     verify_days: float = 1.0

@@ -8,6 +8,9 @@ passed the look. So an entry never describes the values of records otherwise tha
 The other way round, a description that a look does not show is newer than the look: look again, at once.
 
 Each catalog lies in the spool, durable, before a file names it; the uploader puts it into the archive first.
+
+Where there is a privacy policy, the catalog is of what it lets travel; looks and descriptions are compared as
+they came. How the rows of a table are masked goes with its entry: where that changes, another catalog holds.
 """
 
 from __future__ import annotations
@@ -26,17 +29,36 @@ from syncdata.capture.catalog_state import (
     newest_named,
     next_state,
     rewritten_tables,
+    rule_anew,
+    ruled_tables,
     save_state,
     tell_changes,
+    tell_privacy,
 )
 from syncdata.capture.owed import owe
 from syncdata.capture.pgoutput import Relation
+from syncdata.capture.privacy_note import load_privacy_note, note_privacy
+from syncdata.capture.protection import (
+    facts_of,
+    is_withheld,
+    judge,
+    problems_of,
+    require_no_halt,
+    require_no_problem,
+    shown,
+    shown_entry,
+    stream_facts,
+    withheld_tables,
+)
 from syncdata.capture.published import Look, SeenTable, SourceEye
 from syncdata.capture.spool import keep_catalog
 from syncdata.changes.catalog import Catalog, Column, PublishedTable, digest_of, encode_catalog
 from syncdata.changes.filenames import stamp_of
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
+from syncdata.privacy.facts import TableFacts
+from syncdata.privacy.policy import Policy, TableVerdict
+from syncdata.privacy.row_mask import RowMask
 
 logger = logging.getLogger(__name__)
 
@@ -53,24 +75,52 @@ class NamedCatalog:
     lsn: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """A table as the stream describes it: its entry, None where the table is withheld, and what decides how
+    its rows are masked, where there is a policy."""
+
+    entry: PublishedTable | None
+    verdict: TableVerdict | None = None
+
+
 class StreamCatalog:
     """Follows what is published, for one session. ``current`` is the catalog that holds now.
 
-    Its methods raise SpoolError; the errors of the source are logged once, and the last look counts on.
+    Its methods raise SpoolError, and PrivacyError where the policy says to stop; the errors of the source are
+    logged once, and the last look counts on.
     """
 
-    def __init__(self, directory: Path, eye: SourceEye, *, rotate_s: float) -> None:
-        """Look at the source. Raises SourceConnectionError when that fails."""
+    def __init__(
+        self,
+        directory: Path,
+        eye: SourceEye,
+        *,
+        rotate_s: float,
+        policy: Policy | None = None,
+        is_start: bool = False,
+    ) -> None:
+        """Look at the source. Raises SourceConnectionError when that fails; at the archiver's *start*,
+        PrivacyError where a rule of the policy cannot hold."""
         self._directory = directory
+        self._policy = policy
+        self._facts: dict[int, TableFacts] | None = None  # of the last look
+        self._filtered: set[TableName] = set()
+        self._verdicts: dict[TableName, TableVerdict] = {}
+        self._problems: set[str] = set()
+        # Those that the archiver before this one withheld, then those of the last look.
+        note = load_privacy_note(directory)
+        self._withheld = frozenset() if note is None else frozenset(note.withheld_tables)
+        self._must_hold = is_start
         self._eye = eye
         self._every_s = min(rotate_s, LOOK_EVERY_S)
         self._due_s = 0.0
         self._error = ""
-        self._by_stream: dict[int, PublishedTable] = {}
+        self._by_stream: dict[int, Described] = {}
         self._leaves: set[int] = set()
         self._types: dict[tuple[int, int], tuple[str, str]] = {}
         self._saved: CatalogState | None = load_state(directory)
-        self._state, self._seen = self._compare(self._saved, self._take_look())
+        self._state, self._seen, self._shown = self._compare(self._saved, self._take_look())
         self.current = NamedCatalog(digest="", lsn="")
         self._renew()
         if self._saved is not None and self._saved.announced is None:
@@ -105,8 +155,11 @@ class StreamCatalog:
         """Take in the stream's description of a table, which changes up to now agree with or not; return
         whether another catalog holds now. The transaction commits at *commit_lsn*."""
         # Of a partition, the root is described, under whose name its records come, and then itself, too.
-        if relation.oid in self._leaves or self._agrees(relation, self._by_stream.get(relation.oid)):
+        if relation.oid in self._leaves:
             return False
+        if self._agrees(relation):
+            # What is published of it may have changed: that, too, makes the stream describe it anew.
+            return self._filters(relation) and commit_lsn >= self.position and self._look_again()
         changed = commit_lsn >= self.position and self._look_again()
         if relation.oid in self._leaves:
             return changed  # a partition that is new
@@ -117,10 +170,19 @@ class StreamCatalog:
             is_new = True
         return self._renew() if is_new else changed
 
+    def withholds(self, relation: Relation) -> bool:
+        """Tell whether no change of *relation* may travel, as the catalog stands that holds now."""
+        return self._policy is not None and is_withheld(self._verdict(relation))
+
+    def mask(self, relation: Relation) -> RowMask | None:
+        """Return what masks the rows of *relation*, which travels; None where they travel as they are."""
+        verdict = self._verdict(relation)
+        return None if verdict is None else verdict.row_mask(relation.columns)
+
     def shows(self, seen: SeenTable) -> bool:
-        """Tell whether *seen*, of another look, is read as the table that the stream stands at. Where it is
-        not, the next look is due."""
-        known = self._seen.get(seen.oid)
+        """Tell whether *seen*, of another look (as the policy lets it be seen), is read as the table that the
+        stream stands at. Where it is not, the next look is due."""
+        known = self._shown.get(seen.oid)
         is_alike = known is not None and seen.oid not in self._by_stream and _is_read_alike(known, seen)
         if not is_alike:
             self._due_s = 0.0
@@ -139,7 +201,8 @@ class StreamCatalog:
         """
         if digest != self._state.announced:
             owe(self._directory, self._state.rewritten)
-            self._keep(announced=digest, rewritten=())
+            owe(self._directory, self._state.ruled)
+            self._keep(announced=digest, rewritten=(), ruled=())
 
     # Inside
 
@@ -153,7 +216,7 @@ class StreamCatalog:
             self._due_s = time.monotonic() + self._every_s
         else:
             self._error = ""
-            self._state, self._seen = self._compare(self._state, look)
+            self._state, self._seen, self._shown = self._compare(self._state, look)
         return self._renew()
 
     def _take_look(self) -> Look:
@@ -163,13 +226,15 @@ class StreamCatalog:
         self._due_s = now_s + max(self._every_s, (now_s - started_s) / _MOST_OF_THE_TIME)
         return look
 
-    def _compare(self, before: CatalogState | None, look: Look) -> tuple[CatalogState, dict[int, SeenTable]]:
-        state = next_state(before, look, self._eye.has_older_rows)
+    def _compare(
+        self, before: CatalogState | None, look: Look
+    ) -> tuple[CatalogState, dict[int, SeenTable], dict[int, SeenTable]]:
+        """Return the state after *look*; the look's tables by oid; and these as the policy shows them."""
+        visible = self._judge(look)
+        state = next_state(before, visible, self._eye.has_older_rows)
         if before is not None:
-            for line in tell_changes(before.catalog, state.catalog):
-                logger.warning("%s", line)
-            rewritten = {*before.rewritten, *rewritten_tables(before.catalog, state.catalog, before.left)}
-            state = msgspec.structs.replace(state, rewritten=tuple(sorted(rewritten)))
+            state = self._tell(before, state)
+            self._leaves.update(leaf.oid for table in before.catalog.tables for leaf in table.partitions)
         if look.leaves_out_actions and (before is None or before.catalog.tables):
             logger.warning(
                 "the publication %s leaves out some of INSERT, UPDATE, DELETE and TRUNCATE: readers take its"
@@ -178,9 +243,62 @@ class StreamCatalog:
                 look.publication,
                 look.publication,
             )
-        for catalog in (before.catalog, state.catalog) if before else (state.catalog,):
-            self._leaves.update(leaf.oid for table in catalog.tables for leaf in table.partitions)
-        return state, {table.oid: table for table in look.tables}
+        # Those of withheld tables, too: a description of a leaf is none of a table.
+        self._leaves.update(leaf.oid for table in look.tables for leaf in table.leaves)
+        self._withheld = withheld_tables(self._verdicts)
+        return (
+            state,
+            {table.oid: table for table in look.tables},
+            {table.oid: table for table in visible.tables},
+        )
+
+    def _tell(self, before: CatalogState, state: CatalogState) -> CatalogState:
+        """Log what is new in *state*; return it with the tables whose rows or rules have changed."""
+        withheld = withheld_tables(self._verdicts)
+        for line in tell_changes(before.catalog, state.catalog, withheld):
+            logger.warning("%s", line)
+        for line in tell_privacy(before.catalog, state.catalog):
+            logger.warning("%s", line)
+        rewritten = {*before.rewritten, *rewritten_tables(before.catalog, state.catalog, before.left)}
+        ruled = {*ruled_tables(before.catalog, state.catalog)}
+        state = rule_anew(state, ruled | (self._withheld - withheld))
+        if self._policy is None or not self._policy.takes_snapshots:
+            ruled.clear()
+        return msgspec.structs.replace(
+            state,
+            rewritten=tuple(sorted(rewritten)),
+            ruled=tuple(sorted({*before.ruled, *ruled})),
+        )
+
+    def _judge(self, look: Look) -> Look:
+        """Return *look* as the policy lets it be seen. Raises PrivacyError where it says to stop."""
+        if self._policy is None:
+            return look
+        facts = {seen.oid: facts_of(seen) for seen in look.tables}
+        filtered = {seen.table for seen in look.tables if seen.row_filter is not None}
+        if (facts, filtered) != (self._facts, self._filtered):
+            verdicts = judge(look, self._policy)
+            require_no_halt(verdicts)
+            if self._must_hold:
+                require_no_problem(verdicts)
+            problems = set(problems_of(verdicts))
+            for problem in sorted(problems - self._problems):
+                logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
+            self._facts, self._filtered = facts, filtered
+            self._verdicts, self._problems = verdicts, problems
+        self._must_hold = False
+        return shown(look, self._verdicts)
+
+    def _filters(self, relation: Relation) -> bool:
+        """Tell whether the policy relies on the publication's row filter of the table."""
+        return self._policy is not None and TableName(relation.schema, relation.name) in self._policy.rows
+
+    def _verdict(self, relation: Relation) -> TableVerdict | None:
+        described = self._by_stream.get(relation.oid)
+        if described is not None:
+            return described.verdict
+        seen = self._seen.get(relation.oid)
+        return None if seen is None else self._verdicts.get(seen.table)
 
     def _renew(self) -> bool:
         """Work out what holds now; return whether that is another catalog, which is in the spool then."""
@@ -190,6 +308,8 @@ class StreamCatalog:
         if is_new:
             keep_catalog(self._directory, digest, content)
         self._save_if_changed()
+        # Not before: were the note newer than the state, a table would come back as if it were new.
+        note_privacy(self._directory, self._policy, self._verdicts)
         self.current = NamedCatalog(digest=digest, lsn=self._state.lsn)
         return is_new
 
@@ -197,20 +317,35 @@ class StreamCatalog:
         catalog = self._state.catalog
         if not self._by_stream:
             return catalog
-        names = {table.table for table in self._by_stream.values()}
+        described = [found.entry for found in self._by_stream.values() if found.entry is not None]
+        names = {table.table for table in described}
         others = [
             table for table in catalog.tables if table.oid not in self._by_stream and table.table not in names
         ]
-        tables = sorted([*others, *self._by_stream.values()], key=lambda table: table.table)
+        tables = sorted([*others, *described], key=lambda table: table.table)
         return msgspec.structs.replace(catalog, tables=tuple(tables))
 
-    def _agrees(self, relation: Relation, by_stream: PublishedTable | None) -> bool:
-        if by_stream is None:
+    def _agrees(self, relation: Relation) -> bool:
+        described = self._by_stream.get(relation.oid)
+        if described is None:
             return _describes(relation, self._seen.get(relation.oid))
-        return by_stream == self._make_entry(relation)
+        return described.entry == self._make_entry(relation).entry
 
-    def _make_entry(self, relation: Relation) -> PublishedTable:
-        """Return the entry of the table as *relation* describes it, and the last look for all else."""
+    def _make_entry(self, relation: Relation) -> Described:
+        """Return the table as *relation* describes it, and the last look for all else."""
+        entry = self._plain_entry(relation)
+        if self._policy is None:
+            return Described(entry=entry)
+        seen = self._seen.get(relation.oid)
+        if seen is not None and is_withheld(self._verdicts.get(seen.table)):
+            return Described(entry=None)  # it does not come back for a while
+        known = self._facts or {}
+        facts = known | {relation.oid: stream_facts(entry, relation, known.get(relation.oid))}
+        verdict = self._policy.judge(list(facts.values())).get(entry.table)
+        visible = shown_entry(entry, verdict, relation, None if seen is None else seen.column_list)
+        return Described(entry=visible, verdict=verdict)
+
+    def _plain_entry(self, relation: Relation) -> PublishedTable:
         known = next((table for table in self._state.catalog.tables if table.oid == relation.oid), None)
         old = {} if known is None else {column.name: column for column in known.columns}
         columns = []
@@ -265,7 +400,7 @@ class StreamCatalog:
 
 def _is_read_alike(one: SeenTable, other: SeenTable) -> bool:
     def what_is_read(seen: SeenTable) -> object:
-        columns = [(column.name, column.type_oid, column.modifier, column.is_sent) for column in seen.columns]
+        columns = [(c.name, c.type_oid, c.modifier, c.is_sent, c.privacy_id) for c in seen.columns]
         leaves = [leaf.oid for leaf in seen.leaves]
         return seen.table, seen.kind, seen.membership, seen.row_filter, columns, leaves
 

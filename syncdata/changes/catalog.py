@@ -30,6 +30,9 @@ _LONGEST_ANNOUNCEMENT = 1_000
 
 _DIGEST = re.compile(r"[0-9a-f]{16,64}")
 _NAME = re.compile(rf"{CATALOG_DIRECTORY}/({_DIGEST.pattern})\.json")
+# What stands for a rule in a column's `privacy` when its values do not travel.
+WITHHELD = "withheld"
+
 _DIGEST_LENGTH = 32  # hex digits: 128 bits tell apart all that one production will ever publish
 
 # A catalog of some hundred thousand columns.
@@ -50,7 +53,9 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     there got values that no record carries (a volatile default, an identity). ``older`` stands for the value
     that they got otherwise, from a default that is a constant: a digest of it; empty for NULL. ``base``: the
     type that a domain is made of. ``collation``: that of a column in which different texts may be equal
-    (nondeterministic); empty for all others.
+    (nondeterministic); empty for all others. ``privacy``: the kind of rule of production's privacy policy,
+    such as ``email``, or ``withheld`` where the values do not travel; empty where they travel as they are.
+    ``privacy_id`` stands for the whole rule: with another one, equal values do not travel as equal ones.
     """
 
     name: _Name
@@ -63,6 +68,8 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     older: _Name = ""
     base: _Type = ""
     collation: _Name = ""
+    privacy: _Name = ""
+    privacy_id: _Name = ""
 
     @property
     def value_type(self) -> str:
