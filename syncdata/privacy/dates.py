@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from contextlib import suppress
 
 _DATE = re.compile(r"(\d{4,})-(\d\d)-(\d\d)(?P<time>[ T][\d:.+-]+)?(?P<era> BC)?")
 _PLAIN_LENGTH = len("2026-12-31")
@@ -22,8 +21,10 @@ def moved(text: str, days: int) -> str:
     leave the range, it moves the other way. Raises ValueError when it is none."""
     if len(text) == _PLAIN_LENGTH:
         # Most dates by far, in a tenth of the time; what Python's dates do not know goes the longer way.
-        with suppress(ValueError, OverflowError):
+        try:
             return dt.date.fromordinal(dt.date.fromisoformat(text).toordinal() + days).isoformat()
+        except (ValueError, OverflowError):
+            pass  # a year before 1 or after 9999, in the end: counted below
     if text in _INFINITE:
         return text
     match = _DATE.fullmatch(text)

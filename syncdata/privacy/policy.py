@@ -29,6 +29,7 @@ from syncdata.privacy.values import harmless_value
 
 Unnamed = Literal["withhold", "keep", "halt"]
 _ID_BYTES = 8
+_GONE = "{}: a rule, but no such column"
 _Place = tuple[TableName, str]
 
 
@@ -150,16 +151,25 @@ class Policy:
         verdict = ColumnVerdict(column.name, "keep", f"no rule names it: {self.unnamed}", is_named=False)
         if self.unnamed != "keep":
             return _withheld(verdict, verdict.why)
-        if gone := self._without_column(facts):
+        if gone := self._gone(facts, masked=True):
             # A masked column that has another name now must not go out under it.
             # Test: test_a_renamed_column_is_withheld_though_unnamed_ones_are_kept.
             return _withheld(verdict, f"no rule names it, and it may be what was {gone[0]}")
         return verdict
 
-    def _without_column(self, facts: TableFacts) -> list[str]:
-        """Return the columns that rules name and the table does not have."""
+    def _gone(self, facts: TableFacts, *, masked: bool) -> list[str]:
+        """Return the columns that rules name and the table does not have: with *masked*, only those that did
+        not go as they are."""
         there = {column.name for column in facts.columns}
-        return [column for column in self.columns.get(facts.table, {}) if column not in there]
+        return [
+            column
+            for column, rule in self.columns.get(facts.table, {}).items()
+            if column not in there and not (masked and rule.mask == "keep")
+        ]
+
+    def _asks(self, verdict: ColumnVerdict) -> bool:
+        """Tell whether a rule is asked for where *verdict* withholds: a column that halts says so itself."""
+        return verdict.is_named or self.unnamed != "halt"
 
     def _substitute(
         self, rule: Rule, mask: Mask, facts: TableFacts, column: ColumnFacts, domain: str
@@ -185,11 +195,12 @@ class Policy:
         keys = [verdict for verdict in verdicts if verdict.column in facts.identity]
         verdicts = [
             _refused(verdict, "it tells the rows apart, so it must travel: keep or mask it")
-            if verdict in keys and verdict.rule == "withhold" and not verdict.problem
+            if verdict in keys and verdict.rule == "withhold" and not verdict.problem and self._asks(verdict)
             else verdict
             for verdict in verdicts
         ]
-        gone = [f"{column}: a rule, but no such column" for column in self._without_column(facts)]
+        gone = [_GONE.format(column) for column in self._gone(facts, masked=False)]
+        masked = [_GONE.format(column) for column in self._gone(facts, masked=True)]
         halted = [verdict.column for verdict in verdicts if not verdict.is_named]
         return TableVerdict(
             facts.table,
@@ -198,7 +209,7 @@ class Policy:
             halts=f"no rule names {', '.join(halted)}" if halted and self.unnamed == "halt" else "",
             problems=(
                 *(f"{one.column}: {one.problem}" for one in verdicts if one.problem),
-                *(gone if self.unnamed == "keep" else ()),
+                *(masked if self.unnamed == "keep" else ()),
             ),
             notes=(*gone, *_notes(facts, verdicts)),
         )

@@ -109,8 +109,14 @@ def _number_of(key: MaskKey, domain: str) -> Callable[[str], int]:
 
 def number_below(key: MaskKey, domain: str, most: int) -> Callable[[str], int]:
     """Return what makes a number from 0 up to below *most* of a value's text."""
-    number = _number_of(key, domain)
-    return lambda text: number(text) % most
+    copy = _state(key, domain)
+
+    def number(text: str) -> int:
+        hashed = copy()
+        hashed.update(text.encode())
+        return int.from_bytes(hashed.digest(), "big") % most
+
+    return number
 
 
 def check_is_text(rule: Rule, kind: ValueType) -> None:

@@ -20,6 +20,7 @@ _SHAPES = {
     "date": re.compile(r"\d{4,}-\d\d-\d\d( BC)?|-?infinity"),
     "timestamp": re.compile(r"\d{4,}-\d\d-\d\d([ T].+)?( BC)?|-?infinity"),
 }
+_SHAPES |= dict.fromkeys(("inet", "cidr"), re.compile(r"[0-9a-fA-F.:]+(/\d+)?"))
 _SHAPES |= {"real": _SHAPES["numeric"], "double precision": _SHAPES["numeric"]}
 _HARMLESS: Mapping[str, str] = {
     **dict.fromkeys(TEXTS, ""),

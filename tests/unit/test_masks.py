@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from syncdata.privacy.key import MaskKey
+from syncdata.privacy.permutation import permutation
 from syncdata.privacy.sealing import unseal
 from syncdata.privacy.words import words
 from tests.policies import KEY, OTHER_KEY, judged, masking, table
@@ -278,6 +280,12 @@ def test_elements_are_quoted_as_postgresql_does() -> None:
 
 def test_what_is_no_array_becomes_a_harmless_one() -> None:
     assert masking("token", "text[]")("secret") == "{}"
+
+
+def test_the_tables_of_a_permutation_are_made_once() -> None:
+    """A policy judges every few seconds."""
+    assert permutation(MaskKey(bytes(range(32))), "t.id") is permutation(KEY, "t.id")
+    assert permutation(OTHER_KEY, "t.id") is not permutation(KEY, "t.id")
 
 
 # Own functions

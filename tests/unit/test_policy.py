@@ -74,6 +74,7 @@ def test_unnamed_columns_and_tables_may_be_kept() -> None:
 def test_unnamed_columns_may_halt() -> None:
     verdict = judged(USERS, {"id": "keep", "email": "email"}, unnamed="halt")
     assert verdict.halts == "no rule names name, born, notes, profile, code"
+    assert not policy({}, unnamed="halt").judge([USERS])[USERS.table].problems
     everything = dict.fromkeys(rules(verdict), "keep")
     assert not judged(USERS, everything, unnamed="halt").halts
     assert policy({}, unnamed="halt").judge([USERS])[USERS.table].halts
@@ -97,6 +98,9 @@ def test_a_renamed_column_is_withheld_though_unnamed_ones_are_kept() -> None:
     verdict = judged(renamed, {"id": "keep", "name": "name", "email": "email"}, unnamed="keep")
     assert rules(verdict)["mail"] == "withhold"
     assert verdict.problems == ("email: a rule, but no such column",)
+    kept = judged(renamed, {"id": "keep", "name": "name", "email": "keep"}, unnamed="keep")
+    assert rules(kept)["mail"] == "keep"
+    assert not kept.problems
 
 
 def test_a_rule_for_a_column_that_is_gone_is_noted() -> None:
