@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,13 +25,20 @@ from syncdata.changes.reader import DEFAULT_MAX_RECORD_BYTES
 from syncdata.confkeys import (
     DATABASE_KEYS,
     FILE_KEYS,
+    LOCAL_PRIVACY_KEYS,
+    LOCAL_TABLES,
+    PRIVACY_KEYS,
     SETTINGS_KEYS,
     SOURCE_KEYS,
+    SOURCE_TABLES,
     ConfigValues,
     keys_of_archive,
 )
 from syncdata.errors import ConfigError, ConfigLoadError, shortened
-from syncdata.runtime.settings import Key, expanded
+from syncdata.privacy.key import KEY_BYTES, MaskKey, from_text, read_key_file
+from syncdata.privacy.policy import Policy, parse_policy
+from syncdata.privacy.rules import KEYLESS
+from syncdata.runtime.settings import Key, a_secret, expanded
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +53,53 @@ _QUOTING = re.compile(
     "Found invalid character|Illegal character|Cannot declare|Cannot mutate immutable namespace"
     "|Cannot redefine namespace|Duplicate inline table key"
 )
+_MAKE_A_KEY = "make one: python manage.py archive_changes --init; or bring the key that this policy had"
 _NAME_A_FILE = f"{CONFIG_VARIABLE} must name a readable TOML file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyConfig:
+    """The rules of what travels, and where their key is: in *key_file*, or in *key*, from the environment.
+
+    ``label`` stands before ``key_file`` in messages: the name of its table.
+    """
+
+    rules: Policy
+    key_file: Path | None = None
+    key: MaskKey | None = None
+    label: str
+
+    def load_policy(self) -> Policy:
+        """Return the policy with its key, which is read anew each time. Raises ConfigError."""
+        return self._policy(self._load_key())
+
+    @property
+    def trial_policy(self) -> Policy:
+        """The policy with a key that is nobody's: it judges alike, and what it masks is good for a trial."""
+        return self._policy(MaskKey(bytes(KEY_BYTES)))
+
+    def _policy(self, key: MaskKey | None) -> Policy:
+        rules = self.rules
+        return Policy(
+            rules.columns,
+            rows=rules.rows,
+            unnamed=rules.unnamed,
+            key=key,
+            takes_snapshots=rules.takes_snapshots,
+        )
+
+    def _load_key(self) -> MaskKey | None:
+        if self.key is not None or self.key_file is None:
+            return self.key
+        try:
+            return read_key_file(self.key_file)
+        except FileNotFoundError:
+            problem, hint = f"{self.key_file} is not there", _MAKE_A_KEY
+        except OSError as error:
+            problem, hint = f"{self.key_file} cannot be read: {error.strerror}", "name a readable file"
+        except ValueError as error:
+            problem, hint = f"{self.key_file}: {error}", "it must be its owner's alone: chmod 600"
+        raise ConfigError(f"{self.label}key_file: {problem}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +132,7 @@ class SyncConfig:
     heal: str = "off"
     verify: bool = True
     archive_public_keys: tuple[str, ...] = ()
+    privacy: PrivacyConfig | None = None
     state_dir: Path
     config_file: Path | None = None
 
@@ -127,6 +181,7 @@ class SourceConfig:
     keep_days: int = 14
     prune_hours: int = 0
     signing_key_file: Path | None = None
+    privacy: PrivacyConfig | None = None
     state_dir: Path
     config_file: Path | None = None
 
@@ -205,32 +260,34 @@ def is_production_only(values: Mapping[str, Any], environ: Mapping[str, str]) ->
 def config_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> SyncConfig:
     """Return the configuration that a parsed TOML file and the environment describe."""
     found = ConfigValues(environ)
-    found.read(values, FILE_KEYS | keys_of_archive(values, environ), unread={"source"})
+    found.read(values, FILE_KEYS | keys_of_archive(values, environ), unread=LOCAL_TABLES)
     found.require_archive()
     # The production side reads [source]; here it only has to be a table.
     if not isinstance(values.get("source", {}), Mapping):
         found.problems.append("source: must be a table, [source]")
     found.require("pg_database", FILE_KEYS)
     found.require_tls_pairs()
-    return SyncConfig(**found.finish(str(path)), state_dir=path.parent, config_file=path)
+    privacy = _read_local_privacy(found, values, path.parent)
+    return SyncConfig(**found.finish(str(path)), privacy=privacy, state_dir=path.parent, config_file=path)
 
 
 def config_from_settings(values: object, environ: Mapping[str, str]) -> SyncConfig:
     """Return the configuration that ``settings.SYNCDATA`` and the environment describe."""
     given = _as_dictionary(values)
     found = ConfigValues(environ)
-    found.read(given, SETTINGS_KEYS | keys_of_archive(given, environ), unread={"source"})
+    found.read(given, SETTINGS_KEYS | keys_of_archive(given, environ), unread=LOCAL_TABLES)
     found.require_archive()
     found.require_state_dir()
-    return SyncConfig(**found.finish(_SETTINGS))
+    privacy = _read_local_privacy(found, given, found.values.get("state_dir", Path()))
+    return SyncConfig(**found.finish(_SETTINGS), privacy=privacy)
 
 
 def source_from_toml(values: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> SourceConfig:
     """Return the production side's configuration that a parsed TOML file and the environment describe."""
     found = ConfigValues(environ)
-    found.read(values, keys_of_archive(values, environ), unread=FILE_KEYS.keys() | {"source"})
-    _read_source(found, values.get("source"))
-    return _source_config(found.finish(str(path)), path.parent, config_file=path)
+    found.read(values, keys_of_archive(values, environ), unread=FILE_KEYS.keys() | LOCAL_TABLES)
+    privacy = _read_source(found, values.get("source"), path.parent)
+    return _source_config(found.finish(str(path)), path.parent, privacy, config_file=path)
 
 
 def source_from_settings(values: object, environ: Mapping[str, str]) -> SourceConfig:
@@ -238,16 +295,21 @@ def source_from_settings(values: object, environ: Mapping[str, str]) -> SourceCo
     given = _as_dictionary(values)
     found = ConfigValues(environ)
     keys = keys_of_archive(given, environ) | {"state_dir": SETTINGS_KEYS["state_dir"]}
-    found.read(given, keys, unread=SETTINGS_KEYS.keys() | {"source"})
+    found.read(given, keys, unread=SETTINGS_KEYS.keys() | LOCAL_TABLES)
     found.require_state_dir()
-    _read_source(found, given.get("source"))
+    privacy = _read_source(found, given.get("source"), found.values.get("state_dir", Path()))
     taken = found.finish(_SETTINGS)
-    return _source_config(taken, taken.pop("state_dir").absolute())
+    return _source_config(taken, taken.pop("state_dir").absolute(), privacy)
 
 
-def _read_source(found: ConfigValues, table: object) -> None:
+def _read_source(found: ConfigValues, table: object, state_dir: Path) -> PrivacyConfig | None:
+    privacy = None
     if isinstance(table, Mapping):
-        found.read(table, SOURCE_KEYS, prefix="source.")
+        found.read(table, SOURCE_KEYS, prefix="source.", unread=SOURCE_TABLES)
+        privacy = _read_privacy(
+            found, table, "source.", SOURCE_TABLES, PRIVACY_KEYS, "SOURCE_MASK_KEY", state_dir
+        )
+        _refuse_rules_of_others(found, privacy)
         for name in ("pg_user", "pg_database", "tables"):
             found.require(name, SOURCE_KEYS, prefix="source.")
         found.require_tls_pairs(prefix="source.")
@@ -256,10 +318,83 @@ def _read_source(found: ConfigValues, table: object) -> None:
     else:
         found.problems.append("source: must be a table, [source]")
     found.require_archive()
+    return privacy
+
+
+def _read_local_privacy(
+    found: ConfigValues, given: Mapping[str, Any], state_dir: Path
+) -> PrivacyConfig | None:
+    # The archive's columns are known: what no rule names stays as it came.
+    keys = LOCAL_PRIVACY_KEYS
+    return _read_privacy(found, given, "", LOCAL_TABLES - {"source"}, keys, "MASK_KEY", state_dir)
+
+
+def _read_privacy(
+    found: ConfigValues,
+    given: Mapping[str, Any],
+    prefix: str,
+    names: Collection[str],
+    keys: Mapping[str, Key],
+    variable: str,
+    state_dir: Path,
+) -> PrivacyConfig | None:
+    """Return the policy that the tables *names* of *given* spell, noting all that is wrong; None without one.
+
+    *variable*: of the environment, which may hold the key itself. *state_dir*: where relative paths begin.
+    """
+    tables = {name: given[name] for name in names if given.get(name) is not None}
+    if wrong := sorted(name for name, table in tables.items() if not isinstance(table, Mapping)):
+        found.problems += [f"{prefix}{name}: must be a table, [{prefix}{name}]" for name in wrong]
+    if wrong or not tables:
+        return None
+    # The key itself is never a line of the file: whoever may read the rules need not know it.
+    values = found.read_apart(tables.get("privacy", {}), keys, prefix=f"{prefix}privacy.")
+    of_environment = {"key": Key(_mask_key, variable, is_secret=True)}
+    values |= found.read_apart({}, of_environment, prefix=f"{prefix}privacy.")
+    rules, problems = parse_policy(
+        tables.get("columns", {}),
+        rows=tables.get("rows"),
+        unnamed=values.get("unnamed", "withhold" if "unnamed" in keys else "keep"),
+        takes_snapshots=values.get("snapshot", False),
+    )
+    found.problems += [f"{prefix}{key}: {problem}" for key, problem in problems]
+    key_file = values.get("key_file")
+    if key_file is None and values.get("key") is None and needs_key(rules):
+        found.problems.append(f"{prefix}privacy.key_file: is required for masks (or {variable})")
+    return PrivacyConfig(
+        rules=rules,
+        key_file=None if key_file is None else state_dir / key_file,
+        key=values.get("key"),
+        label=f"{prefix}privacy.",
+    )
+
+
+def _mask_key(value: object) -> MaskKey:
+    return from_text(a_secret(value))
+
+
+def needs_key(policy: Policy) -> bool:
+    """Tell whether a mask of *policy* depends on the key."""
+    return any(rule.mask not in KEYLESS for rules in policy.columns.values() for rule in rules.values())
+
+
+def _refuse_rules_of_others(found: ConfigValues, privacy: PrivacyConfig | None) -> None:
+    """Note the tables with rules that are not archived: a name that is misspelled would rule nothing."""
+    tables = found.values.get("tables")
+    if privacy is None or tables is None:
+        return
+    for name, ruled in (("columns", privacy.rules.columns), ("rows", privacy.rules.rows)):
+        found.problems += [
+            f"source.{name}.{table}: is not in source.tables" for table in ruled if table not in tables
+        ]
 
 
 def _source_config(
-    taken: dict[str, Any], state_dir: Path, *, config_file: Path | None = None
+    taken: dict[str, Any],
+    state_dir: Path,
+    privacy: PrivacyConfig | None,
+    *,
+    config_file: Path | None = None,
 ) -> SourceConfig:
     # A relative path begins beside the configuration, wherever the daemon was started.
     spool_dir = state_dir / taken.pop("spool_dir", "spool")
@@ -269,7 +404,9 @@ def _source_config(
     if isinstance(archive, LocalSettings) and _is_same(archive.directory, spool_dir):
         # A file that is in the archive is removed from the spool; in one directory, that is the same file.
         raise ConfigError("source.spool_dir: must not be archive_dir", hint="choose another directory")
-    return SourceConfig(**taken, spool_dir=spool_dir, state_dir=state_dir, config_file=config_file)
+    return SourceConfig(
+        **taken, privacy=privacy, spool_dir=spool_dir, state_dir=state_dir, config_file=config_file
+    )
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -146,6 +146,17 @@ SOURCE_KEYS = {
     "prune_hours": Key(whole_number(0, _YEAR_HOURS)),
 }
 _TLS_PAIR = {"pg_sslcert", "pg_sslkey"}
+# What may leave production, as whom; the rules themselves are tables of their own.
+PRIVACY_KEYS = {
+    "key_file": Key(a_path),
+    "unnamed": Key(one_of("withhold", "keep", "halt")),
+    "snapshot": Key(_switch),
+}
+# On the way in everything is known already, so what no rule names stays as it came.
+LOCAL_PRIVACY_KEYS = {"key_file": Key(a_path)}
+# Tables within the configuration: keys that are read apart from the others.
+SOURCE_TABLES = frozenset({"privacy", "columns", "rows"})
+LOCAL_TABLES = frozenset({"source", "privacy", "columns"})
 # The keys of a file, and of ``settings.SYNCDATA``; the archive's backend may add more.
 FILE_KEYS = ARCHIVE_KEYS | PROOF_KEYS | PACE_KEYS | DATABASE_KEYS
 SETTINGS_KEYS = ARCHIVE_KEYS | PROOF_KEYS | PACE_KEYS | {"database": Key(a_text), "state_dir": Key(a_path)}
@@ -195,6 +206,13 @@ class ConfigValues:
         for name in given:
             if name not in keys and name not in unread:
                 self.problems.append(_unknown(str(name), prefix, [*keys, *unread]))
+
+    def read_apart(self, given: Mapping[str, Any], keys: Mapping[str, Key], *, prefix: str) -> dict[str, Any]:
+        """Return the values of a table within, whose names may be those of other keys; note its problems."""
+        apart = ConfigValues(self._environ)
+        apart.read(given, keys, prefix=prefix)
+        self.problems += apart.problems
+        return apart.values
 
     def require(self, name: str, keys: Mapping[str, Key], *, prefix: str = "") -> None:
         """Note a problem unless *name* has been given (a wrong value is a problem already)."""

@@ -28,6 +28,7 @@ from syncdata.provision.facts import (
     TableFacts,
     TablePart,
 )
+from syncdata.provision.privacy_facts import Described, read_described
 from syncdata.provision.statements import Account, SetupStep, drop_account, role_mark
 from syncdata.runtime.session_settings import SESSION_SETTINGS, pin_statement
 
@@ -154,6 +155,11 @@ FROM pg_publication_namespace p JOIN pg_namespace n ON n.oid = p.pnnspid
 WHERE p.pnpubid = %(oid)s
 """
 
+_CONDITION = """
+SELECT pg_get_expr(conbin, conrelid) AS spelled FROM pg_constraint
+WHERE conrelid = 'pg_temp.syncdata_condition'::regclass AND contype = 'c'
+"""
+
 _ACCOUNT = """
 SELECT r.rolsuper AS is_superuser, r.rolcanlogin AS may_login,
        r.rolreplication OR EXISTS (
@@ -246,6 +252,11 @@ class SourceDatabase:
         pinned = SESSION_SETTINGS | {"search_path": "pg_catalog", "row_security": "on"}
         connection.execute(pin_statement(pinned))
 
+    @property
+    def is_lost(self) -> bool:
+        """True once the connection is gone."""
+        return self._connection.broken
+
     def read(self, *, tables: Sequence[TableName], publication: str, slot: str) -> SourceFacts:
         """Return the facts that decide whether the source is ready. Read-only."""
         row = self._one(_SERVER, markers=_MARKERS)
@@ -259,6 +270,31 @@ class SourceDatabase:
             slot_name=slot,
             slot=read_slot(self._connection, slot),
         )
+
+    @contextmanager
+    def reading(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        """Give the connection in a transaction that can only read."""
+        with self._connection.transaction(force_rollback=True):
+            self._connection.execute("SET TRANSACTION READ ONLY")
+            yield self._connection
+
+    def read_described(self, tables: Sequence[TableName]) -> dict[TableName, Described]:
+        """Return what a privacy policy must know of those of *tables* that exist. Read-only."""
+        return read_described(self._connection, tables)
+
+    def spell_filter(self, table: TableName, condition: str) -> str:
+        """Return *condition* on rows of *table* as the server spells it, which is how it shows a row filter.
+
+        Nothing of it stays. Raises psycopg.Error where the server takes it for no condition.
+        """
+        probe = sql.Identifier("pg_temp", "syncdata_condition")
+        like = sql.Identifier(table.schema, table.name)
+        with self._connection.transaction(force_rollback=True):
+            self._connection.execute(sql.SQL("CREATE TEMP TABLE {} (LIKE {})").format(probe, like))
+            add = sql.SQL("ALTER TABLE {} ADD CHECK ({})").format(probe, sql.SQL(condition))
+            # Prepared, since that takes one statement only.
+            self._connection.execute(add, prepare=True)
+            return str(self._one(_CONDITION)["spelled"])
 
     def read_account(self, name: str, tables: Sequence[TableName]) -> Account:
         """Return the rights of the role *name*, which need not exist."""

@@ -134,39 +134,76 @@ class PublicationPlan:
 
     What somebody has narrowed stays narrow unless the plan *widens*: then tables published in part are
     ``made_whole``, and all kinds of changes are published, partitions as their root (``corrects_options``).
+    A privacy policy gives ``parts``: a table's columns and rows, where not all of it; whole is then as much
+    as the policy lets go. Tables of which more is published than that are ``narrowed`` in any case.
     """
 
     is_new: bool = False
     added: tuple[TableName, ...] = ()
     dropped: tuple[TableName, ...] = ()
     made_whole: tuple[TableName, ...] = ()
+    narrowed: tuple[TableName, ...] = ()
+    parts: Mapping[TableName, Part] = field(default_factory=dict)
     dropped_schemas: tuple[str, ...] = ()
     corrects_options: bool = False
 
     @property
     def changes_tables(self) -> bool:
-        return bool(self.added or self.dropped or self.made_whole or self.dropped_schemas)
+        return bool(self.added or self.dropped or self.made_whole or self.narrowed or self.dropped_schemas)
 
     @property
     def is_empty(self) -> bool:
         return not (self.is_new or self.changes_tables or self.corrects_options)
 
 
+_WHOLE = Part()
+_NOTHING: Mapping[TableName, Part] = {}
+
+
 def plan_publication(
-    publication: Publication | None, wanted: Collection[TableName], *, widens: bool = False
+    publication: Publication | None,
+    wanted: Collection[TableName],
+    *,
+    parts: Mapping[TableName, Part] = _NOTHING,
+    widens: bool = False,
 ) -> PublicationPlan:
-    """Compare the publication that is there with the tables that are *wanted* in it."""
+    """Compare the publication that is there with the tables that are *wanted* in it, some only in *parts*."""
     if publication is None:
-        return PublicationPlan(is_new=True, added=tuple(wanted))
-    narrowed = publication.partial.keys() & set(wanted) if widens else ()
+        return PublicationPlan(is_new=True, added=tuple(wanted), parts=_only(parts, wanted))
+    added = tuple(table for table in wanted if table not in publication.tables)
+    made_whole: list[TableName] = []
+    narrowed: list[TableName] = []
+    changed: dict[TableName, Part] = {}
+    for table in sorted(publication.tables & set(wanted)):
+        there, allowed = publication.partial.get(table, _WHOLE), parts.get(table, _WHOLE)
+        part = allowed if widens else narrower(there, allowed)
+        if part != there:
+            (narrowed if part == narrower(there, part) else made_whole).append(table)
+            changed[table] = part
     has_our_options = publication.is_via_root and not publication.lacks
     return PublicationPlan(
-        added=tuple(table for table in wanted if table not in publication.tables),
+        added=added,
         dropped=tuple(sorted(publication.tables - set(wanted))),
-        made_whole=tuple(sorted(narrowed)),
+        made_whole=tuple(made_whole),
+        narrowed=tuple(narrowed),
+        parts=_only(parts, added) | {table: part for table, part in changed.items() if part != _WHOLE},
         dropped_schemas=tuple(sorted(publication.schemas)),
         corrects_options=widens and not has_our_options,
     )
+
+
+def narrower(there: Part, allowed: Part) -> Part:
+    """Return as much of *allowed* as is *there*. Of two row filters, the one that is there stays."""
+    columns = there.columns
+    if columns is None or allowed.columns is None:
+        columns = allowed.columns if columns is None else columns
+    else:
+        columns = tuple(column for column in columns if column in allowed.columns)
+    return Part(columns=columns, row_filter=there.row_filter or allowed.row_filter)
+
+
+def _only(parts: Mapping[TableName, Part], tables: Collection[TableName]) -> dict[TableName, Part]:
+    return {table: parts[table] for table in tables if table in parts}
 
 
 def wants_failover(server: Server, failover: Failover) -> bool:

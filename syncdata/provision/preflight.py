@@ -7,9 +7,10 @@ operator what to do first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from syncdata.capture.slot import Slot
+from syncdata.changes.names import TableName
 from syncdata.provision.facts import (
     Failover,
     Publication,
@@ -26,17 +27,24 @@ from syncdata.provision.facts import (
     wants_failover,
 )
 from syncdata.provision.findings import Finding, by_setup, missing, note, ok
+from syncdata.provision.privacy_plan import NO_PRIVACY, PrivacyPlan
 
 OLDEST_VERSION = 14
 
 
 def examine(
-    source: SourceFacts, *, identity_full: bool = False, widens: bool = False, failover: Failover = "auto"
+    source: SourceFacts,
+    *,
+    identity_full: bool = False,
+    widens: bool = False,
+    failover: Failover = "auto",
+    privacy: PrivacyPlan = NO_PRIVACY,
 ) -> list[Finding]:
     """Return all findings, in the order in which an operator would mend them.
 
     *identity_full*: the setup will give tables without a usable key REPLICA IDENTITY FULL. *widens*: it will
     publish all of what somebody has published in part. *failover*: the slot is to survive a failover.
+    *privacy*: what a policy lets travel, and what it finds.
     """
     return [
         *_server(source.server),
@@ -44,7 +52,8 @@ def examine(
         *_role(source.role, source.server),
         *(finding for table in source.tables for finding in _table(table, source.role, identity_full)),
         *_named_twice(source),
-        *_publication(source, widens=widens),
+        *privacy.findings,
+        *_publication(source, privacy, widens=widens),
         *_slot(source),
         *_failover(source, failover),
     ]
@@ -282,16 +291,17 @@ def _describe_identity(part: TablePart) -> str:
     return "has only a deferrable primary key" if part.has_deferrable_key else "has no primary key"
 
 
-def _publication(source: SourceFacts, *, widens: bool) -> Iterator[Finding]:
+def _publication(source: SourceFacts, privacy: PrivacyPlan, *, widens: bool) -> Iterator[Finding]:
     name, publication = quote(source.publication_name), source.publication
-    plan = plan_publication(publication, [table.name for table in source.tables], widens=widens)
+    wanted = privacy.published([table.name for table in source.tables])
+    plan = plan_publication(publication, wanted, parts=privacy.parts, widens=widens)
     if publication is not None and publication.is_for_all_tables:
         yield missing(
             f"publication {name} is FOR ALL TABLES",
             f"choose another source.publication, or: DROP PUBLICATION {name};",
         )
         return
-    narrowed = [] if publication is None or widens else [*_narrowed(source, publication)]
+    narrowed = [] if publication is None or widens else [*_narrowed(source, publication, privacy, wanted)]
     yield from narrowed
     if not plan.is_empty:
         yield from _publication_rights(source, plan)
@@ -300,20 +310,23 @@ def _publication(source: SourceFacts, *, widens: bool) -> Iterator[Finding]:
         yield ok(f"publication {name} is as configured")
 
 
-def _narrowed(source: SourceFacts, publication: Publication) -> Iterator[Finding]:
+def _narrowed(
+    source: SourceFacts, publication: Publication, privacy: PrivacyPlan, wanted: Sequence[TableName]
+) -> Iterator[Finding]:
     """Tell what somebody has taken out of the publication: the setup widens nothing unless it is told to.
 
     A part of a table is a copy of its own, and is kept. Without all kinds of changes, or with partitions
     under their own names, the copies could only go wrong.
     """
     name = quote(source.publication_name)
-    for table in source.tables:
-        if (part := publication.partial.get(table.name)) is not None:
+    for table in wanted:
+        if (part := publication.partial.get(table)) is not None and table not in privacy.parts:
             yield note(
-                f"publication {name} has only a part of {table.name}: {part}",
+                f"publication {name} has only a part of {table}: {part}",
                 "it stays so, and local machines get no more; setup_logical_replication --widen publishes"
                 " all",
             )
+    yield from privacy.compare(name, publication.partial)
     if publication.lacks:
         yield missing(
             f"publication {name} does not publish {', '.join(publication.lacks)}: copies would keep what"
@@ -341,7 +354,7 @@ def _publication_rights(source: SourceFacts, plan: PublicationPlan) -> Iterator[
     if not (plan.is_new or plan.changes_tables):
         return
     for table in source.tables:
-        is_added = table.name in plan.added or table.name in plan.made_whole
+        is_added = table.name in plan.added + plan.made_whole + plan.narrowed
         if is_added and table.kind is not None and not table.is_owned:
             yield missing(
                 f"table {table.name} can be published only by its owner",
@@ -356,6 +369,7 @@ def _describe_plan(plan: PublicationPlan) -> str:
         *(f"lacks {table}" for table in plan.added),
         *(f"has {table}, which is not configured" for table in plan.dropped),
         *(f"has only a part of {table}" for table in plan.made_whole),
+        *(f"has more of {table} than the privacy policy lets travel" for table in plan.narrowed),
         *(f"has the whole schema {schema}" for schema in plan.dropped_schemas),
         *(["has other options"] if plan.corrects_options else []),
     ]

@@ -5,13 +5,16 @@ reported at once, and then nothing is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import psycopg
 
 from syncdata.capture.waits import told_waits
 from syncdata.changes.names import TableName
 from syncdata.errors import SlotError, SourceSetupError
+from syncdata.privacy.policy import Policy
 from syncdata.provision.database import RefusedWrite, SourceDatabase, open_source
 from syncdata.provision.facts import (
     Failover,
@@ -27,6 +30,7 @@ from syncdata.provision.facts import (
 )
 from syncdata.provision.findings import Finding, missing
 from syncdata.provision.preflight import examine
+from syncdata.provision.privacy_plan import NO_PRIVACY, Filters, PrivacyPlan, plan_privacy
 from syncdata.provision.statements import (
     lacks_rights,
     make_account,
@@ -39,13 +43,15 @@ Report = Callable[[str], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisionSettings:
-    """The configured source: ``params`` are psycopg's; ``tables`` are those to publish."""
+    """The configured source: ``params`` are psycopg's; ``tables`` are those to publish, as far as ``policy``
+    lets them."""
 
     params: Mapping[str, Any] = field(repr=False)
     slot_name: str
     publication: str
     tables: tuple[TableName, ...]
     failover: Failover = "auto"
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +87,8 @@ def check(settings: ProvisionSettings) -> list[Finding]:
     with open_source(settings.params) as database:
         source = _read(database, settings)
         refused = database.refused_writes(_parts(source))
-        return examine(source, failover=settings.failover) + [
+        privacy = _plan_privacy(database, settings, source)
+        return examine(source, failover=settings.failover, privacy=privacy) + [
             missing(
                 f"table {write.part}: production's {write.verb} is refused as things are: {write.reason}",
                 "mend what it names",
@@ -106,10 +113,18 @@ def set_up(
     """
     with open_source(settings.params) as database:
         source = _read(database, settings)
-        plan = plan_publication(source.publication, settings.tables, widens=widens)
-        findings = examine(source, identity_full=identity_full, widens=widens, failover=settings.failover)
+        privacy = _plan_privacy(database, settings, source, identity_full=identity_full)
+        findings = examine(
+            source,
+            identity_full=identity_full,
+            widens=widens,
+            failover=settings.failover,
+            privacy=privacy,
+        )
         _refuse(findings)
-        done = _make_all_but_slot(database, settings, source, plan, user)
+        tables = privacy.published(settings.tables)
+        plan = plan_publication(source.publication, tables, parts=privacy.parts, widens=widens)
+        done = _make_all_but_slot(database, source, plan, tables, user)
         for line in done:
             report(line)
         # The publication before the slot: a change made while the slot exists and the publication does not
@@ -129,7 +144,7 @@ def set_up(
         changes=tuple(done),
         notes=tuple(finding for finding in findings if finding.level == "note"),
         creates_slot=source.slot is None,
-        new_tables=settings.tables if source.slot is None else plan.added,
+        new_tables=tables if source.slot is None else plan.added,
         dropped_tables=plan.dropped,
     )
 
@@ -167,6 +182,39 @@ def _read(database: SourceDatabase, settings: ProvisionSettings) -> SourceFacts:
     return database.read(tables=settings.tables, publication=settings.publication, slot=settings.slot_name)
 
 
+def _plan_privacy(
+    database: SourceDatabase, settings: ProvisionSettings, source: SourceFacts, *, identity_full: bool = False
+) -> PrivacyPlan:
+    if settings.policy is None:
+        return NO_PRIVACY
+    described = database.read_described(settings.tables)
+    filters = _spell_filters(database, settings.policy, described, source)
+    return plan_privacy(settings.policy, described, source, filters, identity_full=identity_full)
+
+
+def _spell_filters(
+    database: SourceDatabase, policy: Policy, tables: Collection[TableName], source: SourceFacts
+) -> Filters:
+    """Ask the server for the row rules: which it takes, and how it spells them."""
+    there = {} if source.publication is None else source.publication.partial
+    spelled, refused = {}, {}
+    for table, condition in policy.rows.items():
+        if table not in tables:
+            continue
+        try:
+            spelled[table] = database.spell_filter(table, condition)
+        except psycopg.errors.InsufficientPrivilege:
+            # A role that may make no temporary table may alter no publication either. To it, the filter that
+            # is there is the one.
+            part = there.get(table)
+            spelled[table] = (part and part.row_filter) or condition
+        except psycopg.DatabaseError as error:
+            if database.is_lost:
+                raise
+            refused[table] = error.diag.message_primary or type(error).__name__
+    return Filters(spelled=spelled, refused=refused)
+
+
 def _parts(source: SourceFacts) -> list[TablePart]:
     parts = (part for table in source.tables for part in table.parts)
     return list({part.name: part for part in parts}.values())
@@ -174,16 +222,15 @@ def _parts(source: SourceFacts) -> list[TablePart]:
 
 def _make_all_but_slot(
     database: SourceDatabase,
-    settings: ProvisionSettings,
     source: SourceFacts,
     plan: PublicationPlan,
+    tables: Sequence[TableName],
     user: NewUser | None,
 ) -> list[str]:
     """Make all changes but the slot: PostgreSQL creates none in a transaction that has written.
 
     Raises SourceSetupError, and changes nothing, when production could not write its tables afterwards.
     """
-    tables = settings.tables
     password_hash = None if user is None else _new_password(database, user, tables)
     refused_before = database.refused_writes(_parts(source))
     with database.transaction():

@@ -4,11 +4,12 @@ database.py does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from psycopg import sql
 
+from syncdata.capture.publication import Part
 from syncdata.changes.names import TableName
 from syncdata.provision.facts import PublicationPlan, TablePart, quote
 
@@ -59,7 +60,7 @@ def make_publication(name: str, plan: PublicationPlan, wanted: Collection[TableN
     if plan.is_new:
         yield SetupStep(
             statement=sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(
-                publication, _tables(wanted), _OPTIONS
+                publication, _tables(wanted, plan.parts), _OPTIONS
             ),
             done=f"created {label} for {', '.join(map(str, wanted))}",
         )
@@ -72,18 +73,19 @@ def make_publication(name: str, plan: PublicationPlan, wanted: Collection[TableN
     # Each change by itself, never SET TABLE: that would make tables whole that somebody has published in
     # part.
     # Test: test_a_table_more_leaves_the_hidden_columns_of_the_others_hidden.
-    if plan.made_whole:
-        yield alter("DROP TABLE", _tables(plan.made_whole))
-        lines = (f"publishes all of {table} now" for table in plan.made_whole)
-        yield alter("ADD TABLE", _tables(plan.made_whole), *lines)
-    if plan.added:
-        yield alter("ADD TABLE", _tables(plan.added), *(f"added {table}" for table in plan.added))
-    if plan.dropped:
-        yield alter("DROP TABLE", _tables(plan.dropped), *(f"dropped {table}" for table in plan.dropped))
+    # Schemas first: beside one, PostgreSQL takes no list of columns.
     if plan.dropped_schemas:
         schemas = sql.SQL(", ").join(map(sql.Identifier, plan.dropped_schemas))
         lines = (f"dropped schema {schema}" for schema in plan.dropped_schemas)
         yield alter("DROP TABLES IN SCHEMA", schemas, *lines)
+    if altered := plan.made_whole + plan.narrowed:
+        yield alter("DROP TABLE", _tables(altered))
+        lines = (f"publishes {plan.parts.get(table, 'all')} of {table} now" for table in altered)
+        yield alter("ADD TABLE", _tables(altered, plan.parts), *lines)
+    if plan.added:
+        yield alter("ADD TABLE", _tables(plan.added, plan.parts), *(f"added {table}" for table in plan.added))
+    if plan.dropped:
+        yield alter("DROP TABLE", _tables(plan.dropped), *(f"dropped {table}" for table in plan.dropped))
     if plan.corrects_options:
         yield SetupStep(
             statement=sql.SQL("ALTER PUBLICATION {} SET ({})").format(publication, _OPTIONS),
@@ -155,9 +157,24 @@ def _grant(right: str, target: sql.Identifier, name: str, role: str) -> SetupSte
     )
 
 
-def _tables(tables: Iterable[TableName]) -> sql.Composed:
+_WHOLE = Part()
+_NO_PARTS: Mapping[TableName, Part] = {}
+
+
+def _tables(tables: Iterable[TableName], parts: Mapping[TableName, Part] = _NO_PARTS) -> sql.Composed:
+    return sql.SQL(", ").join(published_part(table, parts.get(table, _WHOLE)) for table in tables)
+
+
+def published_part(table: TableName, part: Part) -> sql.Composed:
+    """Return *table* as a publication names it. The filter is SQL of the configuration, which the server has
+    been asked about before."""
     # ONLY: a child by inheritance is published when it is configured itself. Partitions are included anyway.
-    return sql.SQL(", ").join(sql.SQL("ONLY {}").format(_table(table)) for table in tables)
+    text = sql.SQL("ONLY {}").format(_table(table))
+    if part.columns is not None:
+        text += sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, part.columns)))
+    if part.row_filter is not None:
+        text += sql.SQL(" WHERE ({})").format(sql.SQL(part.row_filter))
+    return text
 
 
 def _table(table: TableName) -> sql.Identifier:

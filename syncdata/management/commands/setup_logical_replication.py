@@ -16,6 +16,11 @@ from syncdata.production import ProductionService
 from syncdata.provision.findings import Finding
 from syncdata.provision.provision import NewUser, list_problems
 
+_NO_POLICY = (
+    "there is no privacy policy: every column of the published tables leaves production, and so will one that"
+    " a migration adds; 'python manage.py archive_changes --init' writes a first policy"
+)
+
 
 class Command(ProductionCommand):
     help = """\
@@ -96,6 +101,8 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
         findings = service.check()
         for finding in findings:
             self.stdout.write(f"{finding.level:<8} {finding}")
+        if not service.has_policy:
+            self.stdout.write(f"note     {_NO_POLICY}")
         missing = [finding.text for finding in findings if finding.level == "missing"]
         if missing:
             raise list_problems(missing)
@@ -144,6 +151,8 @@ archive_changes soon, and drop the slot (--drop) when it is no longer wanted."""
         if not result.changes:
             self.stdout.write("nothing to change: the source is set up")
         self._write_notes(result.notes)
+        if not service.has_policy:
+            self.stdout.write(f"note: {_NO_POLICY}")
         if user is not None:
             self.stdout.write(
                 f'The archiver logs in with source.pg_user = "{user.name}" (or SOURCE_PG_USER_NAME) and its'
