@@ -65,9 +65,27 @@ def _hint(
     if (hint := models.get(column.name)) is not None:
         return hint
     rule = suggested[column.name]
+    if name := _check_of_values(one, column.name):
+        return Hint("keep", f"all of its values are in CHECK {name}")
     if meaning := suspicions(one.facts).get(column.name):
         return Hint(rule, f"sounds like: {meaning}")
     return Hint(rule, "nobody can say what it holds" if rule != "keep" else "")
+
+
+# As the server spells col IN ('a', 'b'), whatever the type of the column.
+_VALUES = re.compile(r"\(?\(?[^ ]+\)?(?:::[\w ]+)? = ANY \(+ARRAY\[.*", re.DOTALL)
+
+
+def _check_of_values(one: Described, column: str) -> str:
+    """Return the CHECK that lists all values of *column*; empty where there is none."""
+    return next(
+        (
+            check.name
+            for check in one.checks
+            if check.columns == (column,) and _VALUES.fullmatch(check.condition)
+        ),
+        "",
+    )
 
 
 def _refused(
@@ -91,10 +109,13 @@ def judge_hints(
 
 def withhold(rules: dict[str, Hint], columns: Sequence[str], described: Described) -> None:
     """Withhold those of *columns* that can be: the server did not take what masks make of them."""
-    needed = {it.name for it in described.facts.columns if it.not_null} | {*described.facts.identity}
+    not_null = {it.name for it in described.facts.columns if it.not_null}
     for column in columns:
-        if column not in needed:
-            rules[column] = Hint("withhold", "a CHECK or its type refuses what masks make")
+        if column not in described.facts.identity:
+            why = "a CHECK or its type refuses what masks make"
+            if column in not_null:
+                why += "; where it is withheld, the local table needs a default for it"
+            rules[column] = Hint("withhold", why)
 
 
 # Labels of PostgreSQL Anonymizer: "MASKED WITH FUNCTION anon.partial(phone,2,$$***$$,2)", "MASKED WITH VALUE
@@ -157,7 +178,7 @@ def _rule_of_value(spelled: str) -> object:
 
 def format_policy(rules: Mapping[TableName, Mapping[str, Hint]], *, key_file: str | None) -> str:
     """Return *rules* as the tables of a configuration; *key_file*: None where the environment has the key."""
-    lines = ["[source.privacy]"]
+    lines = ["", "# What leaves production: a first policy, to be read and corrected.", "[source.privacy]"]
     if key_file is not None:
         lines.append(f"key_file = {_text(key_file)}")
     lines.append('unnamed = "withhold"    # what no rule names stays at production')

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from msgspec import UNSET, UnsetType
 from psycopg import Connection, sql
+from psycopg.rows import tuple_row
 
 from syncdata.changes.names import TableName
 from syncdata.privacy.facts import parse_type
@@ -51,12 +52,15 @@ def read_sample(
     """Read some *rows* of a table and mask them. Raises psycopg.Error."""
     facts = described.facts
     columns = tuple(column.name for column in facts.columns if not column.is_generated)
+    # By the types' output functions, as in the stream: a cast would spell a boolean otherwise.
+    spelled = sql.SQL("CASE WHEN {0} IS NOT NULL THEN format('%s', {0}) END")
     query = sql.SQL("SELECT {} FROM {} LIMIT {}").format(
-        sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(column)) for column in columns),
+        sql.SQL(", ").join(spelled.format(sql.Identifier(column)) for column in columns),
         sql.Identifier(facts.table.schema, facts.table.name),
         sql.Literal(rows),
     )
-    before = [tuple(row.values()) for row in connection.execute(query).fetchall()] if columns else []
+    cursor = connection.cursor(row_factory=tuple_row)
+    before = cursor.execute(query).fetchall() if columns else []
     return Sample(table=facts.table, columns=columns, before=before, after=_masked(verdict, columns, before))
 
 
@@ -130,10 +134,12 @@ def _fits(connection: Connection[Any], type_name: str, base: str, values: Sequen
     """Tell whether all *values* are texts of the type, which is made of *base*."""
     query = sql.SQL(
         "SELECT count(given::{type}) AS taken,"
-        " count(*) FILTER (WHERE given::{type}::text <> given) AS altered FROM unnest(%s::text[]) AS given"
+        " count(*) FILTER (WHERE rtrim(given::{type}::text) <> rtrim(given)) AS altered"
+        " FROM unnest(%s::text[]) AS given"
     ).format(type=_sql(type_name))
     answer = _ask(connection, query, [_texts(values)])
-    # A cast cuts what is too long, and an INSERT refuses it. Other types may spell a value otherwise.
+    # A cast cuts what is too long, and an INSERT refuses it, but for blanks. Other types may spell a value
+    # otherwise.
     is_cut = answer is not None and answer["altered"] and parse_type(base).name in _TEXT_TYPES
     return answer is not None and not is_cut
 

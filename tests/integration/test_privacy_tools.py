@@ -227,6 +227,20 @@ def test_init_takes_labels_comments_and_fields_of_models_before_names(shop: Prod
     assert (rules["city"], rules["contact"], rules["id"]) == ("null", "withhold", "keep")
 
 
+def test_a_column_whose_values_are_all_in_a_check_is_kept_and_others_that_no_mask_fits_are_withheld(
+    shop: Production,
+) -> None:
+    shop.execute(
+        "ALTER TABLE users ADD state varchar(9) NOT NULL DEFAULT 'new' CHECK (state IN ('new', 'old')),"
+        " ADD code text NOT NULL DEFAULT 'A-1' CHECK (code LIKE 'A-%')"
+    )
+    del shop.keys["columns"], shop.keys["privacy"]
+    shop.keys |= tomllib.loads(shop.service.init_privacy({}).text)["source"]
+    rules = shop.keys["columns"]["users"]
+    assert (rules["state"], rules["code"]) == ("keep", "withhold")
+    assert shortcomings([report(shop)]) == []
+
+
 def test_a_hint_that_cannot_hold_gives_way_to_the_suggestion(shop: Production) -> None:
     del shop.keys["columns"], shop.keys["privacy"]
     models = {shop.config.tables[0]: {"id": Hint("null", "a field"), "email": Hint("null", "a field")}}
