@@ -11,12 +11,22 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable
+from functools import lru_cache
 
 from syncdata.privacy.key import MaskKey
 
 _EDGES = (1 << 15, 1 << 31, 1 << 63)
 _ROUNDS = 8
 _TABLE_BITS = 16  # halves of up to 16 bits are looked up in tables
+
+
+@lru_cache(maxsize=256)
+def permutation(key: MaskKey, domain: str) -> Permutation:
+    """Return the permutation of *key* and *domain*: the same as before, with its tables, where there was one.
+
+    A policy judges its tables every few seconds, and tables take some tenths of a second to make.
+    """
+    return Permutation(key, domain)
 
 
 class Permutation:
