@@ -4,7 +4,8 @@ Knows names, times, and the headers of snapshots; knows nothing of PostgreSQL. A
 newest snapshot and goes on with the change files after the one that its ``prev`` names. So the rules:
 
 1. A snapshot is *proved* when it is whole and belongs to today's chain. The newest proved snapshot of each
-   table stays; older ones of that table go when they are older than ``keep_days``.
+   table stays; older ones of that table go when they are older than ``keep_days``. Of a table that the
+   privacy policy withholds, all go then.
 2. The *horizon* is the oldest ``prev`` of the snapshots that stay, over all tables of the source. Change
    files up to it go, oldest first, when they are older than ``keep_days``: a local machine that reads the
    archive rarely may need them until then. The change files that stay are an unbroken end of the chain,
@@ -13,6 +14,9 @@ newest snapshot and goes on with the change files after the one that its ``prev`
    is not known, as after the loss of the spool, the catalog stays.
 4. A table without a proved snapshot needs all the change files there are. So none is removed until the table
    has a snapshot.
+5. On demand, what is older than the privacy policy goes at once, whatever ``keep_days`` says: change files up
+   to the last one of before, and snapshots that were taken under other rules. Not before each published table
+   has a snapshot under the policy that goes on from a file behind those.
 """
 
 from __future__ import annotations
@@ -26,8 +30,9 @@ from itertools import takewhile
 from types import MappingProxyType
 
 from syncdata.archive.archive import Archive
-from syncdata.changes.catalog import catalog_name
+from syncdata.changes.catalog import PublishedTable, catalog_name
 from syncdata.changes.filenames import (
+    ArchivedFile,
     ChangeFile,
     SnapshotFile,
     file_time,
@@ -37,7 +42,8 @@ from syncdata.changes.filenames import (
     stem,
 )
 from syncdata.changes.names import TableName
-from syncdata.changes.reader import inspect
+from syncdata.changes.reader import inspect, read_header
+from syncdata.errors import DiscoveryError, ParseError
 
 logger = logging.getLogger(__name__)
 
@@ -47,24 +53,39 @@ class ProvedSnapshot:
     """A snapshot of a table that is whole and of today's chain.
 
     ``prev`` is the last change file that a resync from it does not need; None when it needs all.
+    ``catalog``: the digest of the catalog that it was taken under.
     """
 
     file: SnapshotFile
     prev: str | None
+    catalog: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyInForce:
+    """The privacy policy that files are written under now: the ``tables`` as they travel under it, those that
+    it ``withheld``, and the last change file that was written ``last_before`` it (None: there was none)."""
+
+    tables: Mapping[TableName, PublishedTable]
+    withheld: Collection[TableName] = ()
+    last_before: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removals:
     """Files to be removed, in the order in which they go.
 
-    ``without_snapshot`` holds the tables that need all change files, so that none of these goes. ``catalogs``
-    are digests.
+    ``without_snapshot`` holds the tables that need all change files, so that none of these goes; ``needed``
+    says of what kind of snapshot. ``catalogs`` are digests. ``last``: the change file that would go as well,
+    were it not the newest one, to which the chain's next one must be tied.
     """
 
     snapshots: tuple[SnapshotFile, ...] = ()
     change_files: tuple[ChangeFile, ...] = ()
     without_snapshot: tuple[TableName, ...] = ()
     catalogs: tuple[str, ...] = ()
+    needed: str = "finished snapshot"
+    last: str = ""
 
     @property
     def files(self) -> tuple[SnapshotFile | ChangeFile, ...]:
@@ -77,13 +98,15 @@ class Removals:
 
     @property
     def reason(self) -> str:
-        """Say why no change file goes, and how to change that; empty when some may go."""
+        """Say why no change file goes, or one stays, and how to change that; empty when some may go."""
+        if self.last:
+            return f"{self.last} is the newest change file, and stays until another one follows: run it again"
         if not self.without_snapshot:
             return ""
         tables = ", ".join(map(str, self.without_snapshot))
         arguments = " ".join(table.argument for table in self.without_snapshot)
         return (
-            f"no change file can be removed, for there is no finished snapshot of {tables};"
+            f"no change file can be removed, for there is no {self.needed} of {tables};"
             f" run 'python manage.py archive_changes --snapshot {arguments}'"
         )
 
@@ -96,10 +119,12 @@ def plan_removals(
     tables: Collection[TableName],
     now: dt.datetime,
     keep_days: int,
+    withheld: Collection[TableName] = (),
 ) -> Removals:
     """Return the files that no resync of *tables* needs. Pure.
 
-    *change_files* are in order; *proved* has the newest proved snapshot of each table that has one.
+    *change_files* are in order; *proved* has the newest proved snapshot of each table that has one. No table
+    is in *withheld* as well.
     """
     limit = now - dt.timedelta(days=keep_days)
     old_snapshots = tuple(
@@ -107,9 +132,11 @@ def plan_removals(
             (
                 file
                 for file in snapshots
-                if file.table in proved
-                and file.stamp < proved[file.table].file.stamp
-                and _is_before(file.stamp, limit)
+                if _is_before(file.stamp, limit)
+                and (
+                    file.table in withheld
+                    or (file.table in proved and file.stamp < proved[file.table].file.stamp)
+                )
             ),
             key=lambda file: file.name,
         )
@@ -133,6 +160,7 @@ def find_removals(
     now: dt.datetime,
     keep_days: int,
     named: Mapping[str, str] = MappingProxyType({}),
+    withheld: Collection[TableName] = (),
 ) -> Removals:
     """Return the files that can be removed from *archive*; remove none of them.
 
@@ -159,12 +187,103 @@ def find_removals(
     if not has_old_files:
         tables = ()  # No change file goes, so it does not matter which tables have no snapshot.
     removals = plan_removals(
-        change_files if has_old_files else [], snapshots, proved, tables=tables, now=now, keep_days=keep_days
+        change_files if has_old_files else [],
+        snapshots,
+        proved,
+        tables=tables,
+        now=now,
+        keep_days=keep_days,
+        withheld=withheld,
     )
-    staying = {file.name for file in change_files} | {file.name for file in snapshots}
-    staying -= {file.name for file in removals.files}
+    return _with_catalogs(removals, archive, [*change_files, *snapshots], named)
+
+
+def _with_catalogs(
+    removals: Removals, archive: Archive, files: Iterable[ArchivedFile], named: Mapping[str, str]
+) -> Removals:
+    """Return *removals*, which are of *files*, with the catalogs that go as well."""
+    staying = {file.name for file in files} - {file.name for file in removals.files}
     digests = archive.catalog_digests() if named else []
     return replace(removals, catalogs=old_catalogs(digests, named, staying))
+
+
+def find_older_than_policy(
+    archive: Archive,
+    tables: Collection[TableName],
+    policy: PolicyInForce,
+    *,
+    source_id: str,
+    named: Mapping[str, str] = MappingProxyType({}),
+) -> Removals:
+    """Return the files of *archive* that hold, or may hold, values from before *policy*; remove none of them.
+
+    There are none to be removed while one of *tables* that travels has no snapshot under the policy, or its
+    newest one goes on from a file of before. Raises as the archive does.
+    """
+    # In this order, so that a snapshot that arrives in between is not removed.
+    snapshots = archive.discover_snapshots()
+    change_files = archive.discover(None)
+    last_before = stem(policy.last_before or "")
+    newest_stem = change_files[-1].stem if change_files else ""
+    good: dict[TableName, SnapshotFile] = {}
+    required = set(tables) - set(policy.withheld)
+    for table in required:
+        files = (file for file in snapshots if file.table == table)
+        found = (_prove(archive, file, source_id, newest_stem) for file in files)
+        newest = next(filter(None, found), None)
+        if (
+            newest is not None
+            and stem(newest.prev or "") >= last_before
+            and _is_under(archive, table, newest.catalog, policy)
+        ):
+            good[table] = newest.file
+    if not required or (missing := required - good.keys()):
+        return Removals(
+            without_snapshot=tuple(sorted(missing if required else tables)),
+            needed="snapshot under the privacy policy that is in force",
+        )
+    old_files = tuple(takewhile(lambda file: file.stem <= last_before, change_files))
+    last = old_files[-1].name if old_files and len(old_files) == len(change_files) else ""
+    old_snapshots = tuple(
+        file
+        for file in snapshots
+        if file != good.get(file.table)
+        and not _is_under(archive, file.table, _catalog_of(archive, file), policy)
+    )
+    removals = Removals(
+        snapshots=tuple(sorted(old_snapshots, key=lambda file: file.name)),
+        change_files=old_files[:-1] if last else old_files,
+        last=last,
+    )
+    return _with_catalogs(removals, archive, [*change_files, *snapshots], named)
+
+
+def is_alike(before: PublishedTable, now: PublishedTable) -> bool:
+    """Tell whether rows that were written of a table as it was *before* hold nothing but what its rules of
+    *now* let travel. Pure. A column that has gone since may have had anything."""
+    rules = {column.number: _rule(now, column.name) for column in now.columns}
+    return (before.oid, before.row_filter) == (now.oid, now.row_filter) and all(
+        rules.get(column.number) == _rule(before, column.name) for column in before.columns
+    )
+
+
+def _rule(published: PublishedTable, name: str) -> tuple[bool, str, str]:
+    column = next(column for column in published.columns if column.name == name)
+    travels = published.column_list is None or name in published.column_list
+    return travels, column.privacy, column.privacy_id
+
+
+def _is_under(archive: Archive, table: TableName, digest: str | None, policy: PolicyInForce) -> bool:
+    """Tell whether what was written of *table* under the catalog of that *digest* was so under *policy*; not
+    where the catalog cannot be read."""
+    now = policy.tables.get(table)
+    if now is None or digest is None:
+        return False
+    try:
+        before = archive.read_catalog(digest).find(table)
+    except (DiscoveryError, ParseError):
+        return False
+    return before is not None and is_alike(before, now)
 
 
 def old_catalogs(
@@ -204,6 +323,13 @@ def prune(archive: Archive, removals: Removals, *, stop: threading.Event) -> Rem
     )
 
 
+def _catalog_of(archive: Archive, file: SnapshotFile) -> str | None:
+    """Return the digest of the catalog that *file* was taken under; None where it does not say."""
+    with archive.fetch(file) as stream:
+        header = read_header(stream, file.name)
+    return None if header is None else header.catalog
+
+
 def _prove(archive: Archive, file: SnapshotFile, source_id: str, newest_stem: str) -> ProvedSnapshot | None:
     with archive.fetch(file) as stream:
         inspection = inspect(stream, file.name)
@@ -216,9 +342,9 @@ def _prove(archive: Archive, file: SnapshotFile, source_id: str, newest_stem: st
         logger.warning("%s goes on from no change file of the archive; it is not relied on", file.name)
         return None
     is_of_table = header.snapshot == f"{file.table.schema}.{file.table.name}" and header.commit_lsn
-    return (
-        ProvedSnapshot(file=file, prev=header.prev) if is_of_table and header.source_id == source_id else None
-    )
+    if not is_of_table or header.source_id != source_id:
+        return None
+    return ProvedSnapshot(file=file, prev=header.prev, catalog=header.catalog)
 
 
 def _is_old(file: ChangeFile, limit: dt.datetime) -> bool:

@@ -29,6 +29,7 @@ from syncdata.capture import opening
 from syncdata.capture.catalog_state import leave_out, load_state, save_state
 from syncdata.capture.chain import Chain, format_moment, load_chain, save_chain
 from syncdata.capture.lifesign import make_head, write_head
+from syncdata.capture.policy_note import id_of, note_policy
 from syncdata.capture.published import SourceEye
 from syncdata.capture.refusals import SlotInUseError
 from syncdata.capture.replication import ReplicationConnection
@@ -300,6 +301,8 @@ class Archiver:
             )
             # Later on, what a migration makes of the policy is withheld: the stream goes on.
             self._is_start = False
+            last_file = spooled[-1].name if spooled else chain.last_file
+            note_policy(settings.spool_dir, id_of(settings.policy), last_file=last_file, now=self._clock())
             # A run that ends by itself is over before there is anything to verify.
             verifier = Verifier(settings, self._clock) if settings.verify_rows_per_s and not once else None
             replication.start(settings.slot_name, settings.publication, with_messages=verifier is not None)

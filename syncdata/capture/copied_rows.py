@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from syncdata.privacy.row_mask import RowMask
+
 _BLOCK_BYTES = 64 * 1024
 _NAMED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _replace_escapes = re.compile(r"\\(.)").sub
@@ -55,17 +57,28 @@ def _value(text: str) -> str | None:
 
 
 class LineMaker:
-    """Makes the lines of a table's rows: each *start*, the row as an object, and the end of the record."""
+    """Makes the lines of a table's rows: each *start*, the row as an object, and the end of the record.
 
-    def __init__(self, start: bytes, columns: Sequence[str]) -> None:
+    *mask*, where there is one, is for rows of all *columns*, and withholds none of them: what is withheld is
+    not copied in the first place.
+    """
+
+    def __init__(self, start: bytes, columns: Sequence[str], mask: RowMask | None = None) -> None:
+        if mask is not None and mask.sent != tuple(columns):
+            raise ValueError("a column that is withheld was copied")
         self._start = start
+        self._mask = mask
         self._end = b"}\n"
         self._width = len(columns)
         self._object = _object_of(columns)
 
     def lines(self, block: bytes) -> tuple[bytes, int]:
         """Return the lines of the rows of *block*, and how many they are."""
-        rows = list(map(self._object, values_of(block, self._width)))
+        values: Sequence[list[Any]] = values_of(block, self._width)
+        if self._mask is not None:
+            values = self._mask.rows(values)
+        rows = list(map(self._object, values))
+        del values
         count = len(rows)
         text = _encode_lines(rows)
         del rows  # a row by itself may be large, and is not to be held once more
@@ -74,7 +87,7 @@ class LineMaker:
         return b"".join((self._start, memoryview(text)[:-1], self._end)), count
 
 
-def _object_of(columns: Sequence[str]) -> Callable[[list[str | None]], Any]:
+def _object_of(columns: Sequence[str]) -> Callable[[list[Any]], Any]:
     """Return what makes an object of a row's values: a struct, which becomes JSON faster than a dict does,
     unless a name would have to be escaped, which msgspec does not do there."""
     fields = [(f"c{number}", object) for number in range(len(columns))]

@@ -2,7 +2,8 @@
 
 A partition was dropped, say: no record tells, so the rows stay at every reader, and the table is suspect
 there until it is rebuilt from a newer snapshot. The archiver takes that snapshot by itself where the table is
-not too large. Knows the file in the spool that remembers what is owed; leaves copying to snapshot.py.
+not too large; however large it is, where it was asked for (``source.privacy.snapshot``). Knows the file in
+the spool that remembers what is owed; leaves copying to snapshot.py.
 """
 
 from __future__ import annotations
@@ -36,21 +37,35 @@ SELECT coalesce(sum(pg_table_size(oid)), 0)::bigint FROM part WHERE oid IS NOT N
 """
 
 
-def owe(directory: Path, tables: Collection[TableName]) -> None:
-    """Remember durably, in the spool *directory*, that *tables* need a snapshot from now on."""
+class Asked(msgspec.Struct, frozen=True):
+    """Since when a snapshot is owed that somebody has asked for: the table's size is no matter."""
+
+    since: int
+
+
+# Since when, in nanoseconds; an older version knows only numbers.
+Since = int | Asked
+
+
+def owe(directory: Path, tables: Collection[TableName], *, is_asked_for: bool = False) -> None:
+    """Remember durably, in the spool *directory*, that *tables* need a snapshot from now on; *is_asked_for*:
+    however large they are."""
     if tables:
         with _lock:
-            now = time.time_ns()
-            _save(directory, _load(directory) | {str(table): now for table in tables})
+            owed, now = _load(directory), time.time_ns()
+            for name in map(str, tables):
+                was_asked_for = isinstance(owed.get(name), Asked)
+                owed[name] = Asked(now) if is_asked_for or was_asked_for else now
+            _save(directory, owed)
 
 
-def load_owed(directory: Path) -> dict[TableName, int]:
+def load_owed(directory: Path) -> dict[TableName, Since]:
     """Return the tables whose snapshot is owed, each with the time since when, for `settle`."""
     with _lock:
         return {TableName.parse(name): since for name, since in _load(directory).items()}
 
 
-def settle(directory: Path, copied: Mapping[TableName, int]) -> None:
+def settle(directory: Path, copied: Mapping[TableName, Since]) -> None:
     """Forget what is owed of the tables in *copied*, unless they have changed since the time there."""
     with _lock:
         owed = _load(directory)
@@ -72,11 +87,11 @@ def sizes_of(params: Mapping[str, Any], tables: Sequence[TableName]) -> dict[Tab
         return sizes
 
 
-def _load(directory: Path) -> dict[str, int]:
+def _load(directory: Path) -> dict[str, Since]:
     path = directory / OWED_FILE_NAME
     try:
         with translated(path):
-            owed = read_document(path.read_bytes(), dict[str, int])
+            owed = read_document(path.read_bytes(), dict[str, Since])
     except SpoolError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
@@ -95,5 +110,5 @@ def _is_name(name: str) -> bool:
     return True
 
 
-def _save(directory: Path, owed: Mapping[str, int]) -> None:
+def _save(directory: Path, owed: Mapping[str, Since]) -> None:
     replace_in_spool(directory / OWED_FILE_NAME, msgspec.json.encode(owed) + b"\n")

@@ -10,6 +10,9 @@ of this order, snapshot and change files meet:
 3. The catalog of the point is put into the archive, as the point's own snapshot of the source shows it.
 4. Each table is written to the spool, finished with a footer, and put into the archive.
 
+Where there is a privacy policy, it is applied to the look and to each row before anything is written, and it
+must be the archiver's: change files under another one could not go on from the snapshot.
+
 A reader loads the snapshot, goes on with the file after ``prev``, and leaves out commits up to the point.
 """
 
@@ -20,7 +23,7 @@ import fcntl
 import io
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +42,7 @@ from syncdata.capture.chain import (
     timeline_problem,
 )
 from syncdata.capture.copied_rows import LineMaker
+from syncdata.capture.copy_plan import CopyPlan, plan_copy
 from syncdata.capture.encoder import line_start
 from syncdata.capture.exported_snapshot import (
     ConsistentSource,
@@ -47,6 +51,7 @@ from syncdata.capture.exported_snapshot import (
     open_consistent,
 )
 from syncdata.capture.pgoutput import Relation
+from syncdata.capture.policy_note import id_of, require_noted_policy
 from syncdata.capture.published import Look, SourceEye
 from syncdata.capture.refusals import NEW_EPOCH_HINT
 from syncdata.capture.settings import CaptureSettings
@@ -60,6 +65,7 @@ from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn
 from syncdata.changes.reader import inspect
 from syncdata.errors import SlotError, SnapshotError, SourceChangedError, SyncError
+from syncdata.privacy.row_mask import RowMask
 from syncdata.runtime.durable import private
 from syncdata.runtime.interruptible import interruptible
 from syncdata.runtime.progress import NoProgress, Progress
@@ -106,11 +112,13 @@ def take_snapshots(
             _alone(settings.spool_dir),
             open_consistent(settings.params, settings.publication, stop) as source,
         ):
+            require_noted_policy(settings.spool_dir, id_of(settings.policy))
             _require_stream(chain, source.identify(), source.slot(settings.slot_name), settings.slot_name)
             prev = _newest_file(archive, chain)
             stamp = _stamp(archive, clock())
             point = source.begin(tables)
-            digest = _archive_catalog(settings, archive, source.look(), stamp)
+            plan = _plan(settings, source, point)
+            digest = _archive_catalog(settings, archive, plan.look, stamp)
             logger.info("snapshot: %d table(s) as of %s", len(tables), format_lsn(point.commit_lsn))
             copying = _Copying(
                 source=source,
@@ -119,13 +127,15 @@ def take_snapshots(
                 header=_header(chain, point, prev, digest, clock()),
                 stamp=stamp,
                 point=point,
+                masks=plan.masks,
+                policy_id=id_of(settings.policy),
                 stop=stop,
                 progress=progress,
                 signer=settings.signer,
             )
-            progress.files_found(len(tables), sum(table.rows for table in point.tables))
-            failed = list(point.refused)
-            for table in point.tables:
+            progress.files_found(len(tables), sum(table.rows for table in plan.tables))
+            failed = [*point.refused, *plan.refused]
+            for table in plan.tables:
                 try:
                     taken.append(copying.take(table))
                 except SnapshotError as error:
@@ -171,6 +181,8 @@ class _Copying:
     header: Header
     stamp: str
     point: Point
+    masks: Mapping[TableName, RowMask]
+    policy_id: str
     stop: threading.Event
     progress: Progress
     signer: Signer | None
@@ -185,6 +197,7 @@ class _Copying:
             remove_from_spool(file)
         self.progress.file_finished(str(table.name))
         logger.info("%s: %d rows, %d bytes", name, file.footer.records, size_bytes)
+        self._tell_unmasked(table.name)
         return TakenSnapshot(
             table=table.name,
             name=name,
@@ -217,7 +230,8 @@ class _Copying:
         relation = Relation(
             schema=table.name.schema, name=table.name.name, columns=table.columns, key=frozenset()
         )
-        maker = LineMaker(line_start(relation, "INSERT") + b'"data":', table.columns)
+        start = line_start(relation, "INSERT") + b'"data":'
+        maker = LineMaker(start, table.columns, self.masks.get(table.name))
         records = 0
         for block in self.source.blocks(table):
             lines, rows = maker.lines(block)
@@ -229,6 +243,18 @@ class _Copying:
         if self.stop.is_set():
             raise _Stopped
         return records
+
+    def _tell_unmasked(self, table: TableName) -> None:
+        """Log of which columns values were left out or replaced, for their masks could not take them."""
+        mask = self.masks.get(table)
+        for column, count in sorted(mask.unmasked.items() if mask else ()):
+            logger.warning(
+                "%s: %d value(s) of %s are not such as its mask takes, and something else stands in their"
+                " place",
+                table,
+                count,
+                column,
+            )
 
     def _require_same_timeline(self) -> None:
         """Raise SourceChangedError when the archiver has followed a failover meanwhile: it has looked for
@@ -246,6 +272,7 @@ class _Copying:
         with content:
             size_bytes = content.seek(0, io.SEEK_END)
             self._require_same_timeline()
+            require_noted_policy(self.spool_dir, self.policy_id)
             interruptible(
                 lambda: self.archive.put(name, content), stop=self.stop, interrupt=self.archive.close
             )
@@ -289,6 +316,19 @@ def _stamp(archive: Archive, now: dt.datetime) -> str:
         raise SnapshotError(
             f"no snapshot can follow snapshot_{last_stamp}", hint="remove that directory from the archive"
         ) from error
+
+
+def _plan(settings: CaptureSettings, source: ConsistentSource, point: Point) -> CopyPlan:
+    """Return what is copied of the point's tables. Raises PrivacyError."""
+    policy = settings.policy
+    look = source.look(with_constraints=policy is not None)
+    if policy is None:
+        return CopyPlan(look=look, tables=point.tables)
+    with closing(SourceEye(settings.params, settings.publication)) as eye:
+        plan = plan_copy(point.tables, look, policy, eye.look())
+    for problem in plan.problems:
+        logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
+    return plan
 
 
 def _archive_catalog(settings: CaptureSettings, archive: Archive, look: Look, stamp: str) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from syncdata.capture.chain import Chain
+from syncdata.capture.chain import Chain, format_moment
+from syncdata.capture.policy_note import PolicyNote
 from syncdata.capture.slot import Slot
 from syncdata.capture.verify_walk import VerificationState
+from syncdata.changes.catalog import WITHHELD, PublishedTable
+from syncdata.changes.filenames import file_time
+from syncdata.changes.names import TableName
 from syncdata.errors import Problem
 
 # The source keeps WAL for the slot up to a limit, and removes it beyond. From this share on, it is a warning.
@@ -51,12 +55,80 @@ def verification_status(state: VerificationState, *, rows_per_second: int) -> Ve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyStatus:
+    """What the privacy policy comes to: names and kinds of rules, no value. ``unnamed``: what becomes of
+    columns without a rule. ``since``: when it came into force; empty before an archiver has worked under it.
+    ``masked``: by table, the kind of rule of each masked column; ``withheld``: the columns that stay behind.
+    ``last_before``: the last change file of before, where such files may be in the archive still;
+    ``older_until``: when they are as old as files are kept."""
+
+    unnamed: str
+    since: str = ""
+    masked: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    withheld: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    withheld_tables: tuple[str, ...] = ()
+    last_before: str | None = None
+    older_until: str = ""
+
+
+def privacy_status(
+    policy_id: str | None,
+    unnamed: str,
+    *,
+    note: PolicyNote | None,
+    tables: Sequence[PublishedTable],
+    withheld_tables: Sequence[TableName],
+    keep_days: int,
+) -> PrivacyStatus:
+    """Return the status of the policy of that id (None: it cannot be loaded). *note*: which policy files are
+    written under; *tables*: the published ones, as that one lets them travel."""
+    if note is None or note.id != policy_id:
+        return PrivacyStatus(unnamed=unnamed)
+    rules = {str(table.table): {c.name: c.privacy for c in table.columns if c.privacy} for table in tables}
+    masked = {
+        table: {name: kind for name, kind in kinds.items() if kind != WITHHELD}
+        for table, kinds in rules.items()
+    }
+    withheld = {
+        table: tuple(name for name, kind in kinds.items() if kind == WITHHELD)
+        for table, kinds in rules.items()
+    }
+    last_before = note.last_before if note.has_older_files else None
+    moment = None if last_before is None else file_time(last_before)
+    return PrivacyStatus(
+        unnamed=unnamed,
+        since=note.since,
+        masked={table: kinds for table, kinds in masked.items() if kinds},
+        withheld={table: names for table, names in withheld.items() if names},
+        withheld_tables=tuple(map(str, withheld_tables)),
+        last_before=last_before,
+        older_until=format_moment(moment + dt.timedelta(days=keep_days)) if moment else "",
+    )
+
+
+def privacy_problems(
+    policy_id: str | None, *, note: PolicyNote | None, troubles: Sequence[str], is_active: bool
+) -> list[Problem]:
+    """Return the problems of the policy of that id, empty where there is none. *troubles*: what of it cannot
+    hold, so that it is withheld."""
+    problems = []
+    if is_active and note is not None and policy_id is not None and note.id != policy_id:
+        text = "the archiver works under another privacy policy than the configured one: start it anew"
+        problems.append(Problem(kind="other-policy", text=text))
+    if troubles:
+        text = f"withheld, for the privacy policy cannot hold: {'; '.join(troubles)}"
+        problems.append(Problem(kind="policy", text=text))
+    return problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiverStatus:
     """The archiver's status. ``lag_bytes`` of WAL and ``lag_seconds`` of changes are not in the archive yet.
     ``retention_share``: of the WAL that may be kept for the slot (None: no limit). ``problems`` says why it
     is not healthy, and is empty when it is; a problem's ``str()`` is its text. ``left_out``: the commit LSNs
     of the transactions that an operator has left out. ``signs_with``: the fingerprint of the key, None where
-    nothing is signed. ``verification``: how far the checks are, None where they are switched off."""
+    nothing is signed. ``verification``: how far the checks are, None where they are switched off.
+    ``privacy``: what the policy comes to; None without one: all columns of published tables travel."""
 
     status: str
     slot: str
@@ -76,6 +148,7 @@ class ArchiverStatus:
     left_out: tuple[str, ...] = ()
     signs_with: str | None = None
     verification: VerificationStatus | None = None
+    privacy: PrivacyStatus | None = None
 
     @property
     def is_healthy(self) -> bool:
@@ -95,6 +168,7 @@ def archiver_status(
     left_out: tuple[str, ...] = (),
     signs_with: str | None = None,
     verification: VerificationStatus | None = None,
+    privacy: PrivacyStatus | None = None,
 ) -> ArchiverStatus:
     """Return the status. *waiting*: name and size of the files in the spool. *problems*: those that the
     caller has found already."""
@@ -124,6 +198,7 @@ def archiver_status(
         ),
         signs_with=signs_with,
         verification=verification,
+        privacy=privacy,
     )
 
 
@@ -190,12 +265,43 @@ def format_archiver_status(status: ArchiverStatus) -> str:
         f"WAL kept for the slot: {kept}",
         f"signs with: {status.signs_with or 'nothing is signed'}",
     ]
+    lines += _privacy_lines(status.privacy)
     lines += _verification_lines(status.verification)
     if status.left_out:
         lines.append(f"transactions left out: {len(status.left_out)}, the last at {status.left_out[-1]}")
     if status.problems:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status.problems)]
     return "\n".join(lines)
+
+
+_UNNAMED = {
+    "withhold": "columns that no rule names are withheld",
+    "keep": "columns that no rule names travel as they are",
+    "halt": "a column that no rule names stops the archiver",
+}
+
+
+def _privacy_lines(privacy: PrivacyStatus | None) -> list[str]:
+    if privacy is None:
+        return ["privacy: no policy, every column of published tables travels as it is"]
+    unnamed = _UNNAMED.get(privacy.unnamed, privacy.unnamed)
+    if not privacy.since:
+        return [f"privacy: the policy is not in force before archive_changes has started with it; {unnamed}"]
+    lines = [f"privacy: the policy is in force since {privacy.since}; {unnamed}"]
+    for table in sorted({*privacy.masked, *privacy.withheld}):
+        masked = [f"{name} ({kind})" for name, kind in privacy.masked.get(table, {}).items()]
+        parts = (("masked", masked), ("withheld", privacy.withheld.get(table, ())))
+        told = [f"{word}: {', '.join(names)}" for word, names in parts if names]
+        lines.append(f"  {table}: {'; '.join(told)}")
+    if privacy.withheld_tables:
+        lines.append(f"  withheld as a whole: {', '.join(privacy.withheld_tables)}")
+    if privacy.last_before is not None:
+        lines.append(
+            f"  files up to {privacy.last_before} may hold what it keeps back now: they are kept until"
+            f" {privacy.older_until or '-'}, snapshots of before until there are newer ones;"
+            " 'archive_changes --prune --before-policy' removes them earlier"
+        )
+    return lines
 
 
 def _verification_lines(verification: VerificationStatus | None) -> list[str]:

@@ -201,7 +201,7 @@ class StreamCatalog:
         """
         if digest != self._state.announced:
             owe(self._directory, self._state.rewritten)
-            owe(self._directory, self._state.ruled)
+            owe(self._directory, self._state.ruled, is_asked_for=True)
             self._keep(announced=digest, rewritten=(), ruled=())
 
     # Inside

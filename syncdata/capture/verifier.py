@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,6 +23,7 @@ import msgspec
 import psycopg
 
 from syncdata.capture.proof_of_reads import Verdict
+from syncdata.capture.protection import judge, shown
 from syncdata.capture.published import Look, SeenTable, look_at
 from syncdata.capture.refusals import refusal_of_read
 from syncdata.capture.settings import CaptureSettings
@@ -38,8 +39,10 @@ from syncdata.capture.verify_walk import (
     pause_s,
     save_verification,
 )
+from syncdata.changes.names import TableName
 from syncdata.changes.verification import LONGEST_CHECK, SESSION, Check, check_comment
 from syncdata.errors import SyncError
+from syncdata.privacy.policy import TableVerdict
 from syncdata.runtime.retry import Backoff
 from syncdata.runtime.session_settings import pin_statement
 from syncdata.runtime.told import Told
@@ -78,8 +81,8 @@ _SETTINGS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """Which rows come next: those up to *upto* (None: to the end), perhaps listed by their *keys*; or, for
-    *is_count*, all of them, only to be counted."""
+    """Which rows come next: those up to *upto* (None: to the end), perhaps listed by their *keys*, as a check
+    may name them; or, for *is_count*, all of them, only to be counted."""
 
     upto: Key | None = None
     keys: tuple[Key, ...] | None = None
@@ -129,6 +132,8 @@ class Verifier:
         self._told = Told()
         self._state = load_verification(settings.spool_dir)
         self._saved_s = 0.0
+        # Of the table under way, the key is never written: after a restart, the table begins anew.
+        self.hides_key = False
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -198,7 +203,8 @@ class Verifier:
 
     def save(self) -> None:
         self._saved_s = time.monotonic()
-        save_verification(self._settings.spool_dir, self._state)
+        state = self._state.without_key() if self.hides_key else self._state
+        save_verification(self._settings.spool_dir, state)
 
     def tell(self, error: SyncError) -> None:
         """Log *error*, once while it lasts, and leave it for the status."""
@@ -232,6 +238,7 @@ class _Walking:
         self._generation = self._since = 0
         self._marks = f"{secrets.token_hex(8)}-"
         self._mark_number = self._tries = self._bad_luck = 0
+        self._verdicts: Mapping[TableName, TableVerdict] = {}
 
     def go_on(self) -> None:
         """Walk, round after round, until the end."""
@@ -268,16 +275,22 @@ class _Walking:
                 look = self._look()
 
     def _look(self) -> Look:
+        """Look at the tables as the privacy policy lets them be seen, where there is one."""
+        publication, policy = self._verifier.settings.publication, self._verifier.settings.policy
         with self._transaction(_LOOK_MS):
-            return look_at(self._connection, self._verifier.settings.publication)
+            look = look_at(self._connection, publication, with_constraints=policy is not None)
+        if policy is None:
+            return look
+        self._verdicts = judge(look, policy)
+        return shown(look, self._verdicts)
 
     def _walk_table(self, seen: SeenTable) -> bool:
         """Read chunk after chunk of the table under way; return False when the look is too old for it."""
         verifier = self._verifier
-        plan = plan_table(self._connection, seen)
-        if plan.left_out:
-            names = ", ".join(plan.left_out)
-            verifier.note(verifier.state.noting(f"without {names}, whose text means something here only"))
+        plan = plan_table(self._connection, seen, self._verdicts.get(seen.table))
+        verifier.hides_key = plan.key_mask is not None
+        for remark in plan.remarks:
+            verifier.note(verifier.state.noting(remark))
         while not verifier.has_ended and not verifier.state.is_done:
             state = verifier.state
             try:
@@ -414,9 +427,10 @@ class _Walking:
             return _Part(is_count=True)
         most = self._size.keys
         found = reads.keys(state.after, most)
-        keys = tuple(found[: fitting_keys(found, most_bytes=_MOST_KEY_BYTES)])
+        written = plan.written(found)
+        keys = written[: fitting_keys(written, most_bytes=_MOST_KEY_BYTES)]
         is_last = len(keys) == len(found) < most
-        return _Part(upto=None if is_last else keys[-1], keys=keys, is_last=is_last)
+        return _Part(upto=None if is_last else found[len(keys) - 1], keys=keys, is_last=is_last)
 
     def _count(self, reads: Reads) -> int:
         self._exchange.hold(_HOLD_COUNT_S)

@@ -18,6 +18,8 @@ from syncdata.capture.pgoutput import MARK_PREFIX
 from syncdata.capture.proof_of_reads import Snapshot
 from syncdata.capture.published import SeenTable
 from syncdata.changes.verification import hash_of_rows
+from syncdata.privacy.policy import TableVerdict
+from syncdata.privacy.row_mask import RowMask
 
 Key = tuple[str, ...]
 
@@ -86,14 +88,36 @@ class KeyColumn:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePlan:
     """How a table, as it was *seen*, is read: the ``columns`` that are hashed, those that are ``left_out``,
-    and the key, () where there is none. ``has_same_order``: its keys have the same order on every
-    server."""
+    of which some are ``masked``, and the key, () where there is none. ``has_same_order``: its keys have the
+    same order on every server. ``key_mask``, where the key travels masked: rows are found here by their own
+    keys, and a check names the masked ones, whose order is another."""
 
     seen: SeenTable
     columns: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    masked: tuple[str, ...] = ()
     key: tuple[KeyColumn, ...] = ()
     has_same_order: bool = False
+    key_mask: RowMask | None = None
+
+    def written(self, keys: Sequence[Key]) -> tuple[Key, ...]:
+        """Return *keys* of rows as a check may name them."""
+        if self.key_mask is None:
+            return tuple(keys)
+        names = [column.name for column in self.key]
+        masked = (self.key_mask.keys(dict(zip(names, key, strict=True))) for key in keys)
+        # A mask for keys makes no NULL; a row that had one would be found nowhere.
+        return tuple(tuple(values[name] or "" for name in names) for values in masked)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Say what is not in the checks, and why."""
+        local = [name for name in self.left_out if name not in self.masked]
+        parts = (
+            (local, "whose text means something here only"),
+            (self.masked, "whose values travel masked"),
+        )
+        return [f"without {', '.join(names)}, {why}" for names, why in parts if names]
 
 
 # What a read relies on: the table of this name, its place in the publication, and its columns.
@@ -108,19 +132,31 @@ WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 """
 
 
-def plan_table(connection: psycopg.Connection[Any], seen: SeenTable) -> TablePlan:
-    """Return how to read *seen*. Raises psycopg.Error."""
+def plan_table(
+    connection: psycopg.Connection[Any], seen: SeenTable, verdict: TableVerdict | None = None
+) -> TablePlan:
+    """Return how to read *seen*, of which a privacy policy says *verdict*. Raises psycopg.Error.
+
+    Masked values are in no hash: readers have no others, and the source none of theirs.
+    """
     values = {"oid": seen.oid, "local_types": list(_LOCAL_TYPES), "same_order": list(_SAME_ORDER)}
     found = {row[0]: row[1:] for row in connection.execute(_COLUMNS, values)}
     sent = [column.name for column in seen.columns if column.is_sent and not column.generated]
     is_local = {name for name in sent if name not in found or found[name][0]}
-    key = _key_of(seen, [name for name in sent if name not in is_local and found[name][4]])
+    is_masked = {column.name for column in seen.columns if column.privacy}
+    rules = {} if verdict is None else {rule.column: rule for rule in verdict.columns}
+    # Of two rows that may have one masked key, a list of keys would find one.
+    are_one = {name for name, rule in rules.items() if rule.allows_collisions and name in is_masked}
+    key = _key_of(seen, [name for name in sent if name not in is_local | are_one and found[name][4]])
+    hides_key = verdict is not None and not is_masked.isdisjoint(key)
     return TablePlan(
         seen=seen,
-        columns=tuple(name for name in sent if name not in is_local),
-        left_out=tuple(name for name in sent if name in is_local),
+        columns=tuple(name for name in sent if name not in is_local | is_masked),
+        left_out=tuple(name for name in sent if name in is_local | is_masked),
+        masked=tuple(name for name in sent if name in is_masked),
         key=tuple(KeyColumn(name=name, type=(found[name][1], found[name][2])) for name in key),
-        has_same_order=bool(key) and all(found[name][3] for name in key),
+        has_same_order=bool(key) and not hides_key and all(found[name][3] for name in key),
+        key_mask=verdict.row_mask(key) if verdict is not None and hides_key else None,
     )
 
 
@@ -189,7 +225,8 @@ class Reads:
         return [tuple(row) for row in self._connection.execute(query, _values(after, None))]
 
     def rows(self, after: Key | None, upto: Key | None) -> tuple[int, str | None]:
-        """Return the number of the rows above *after* and not above *upto*, and their hash."""
+        """Return the number of the rows above *after* and not above *upto*, and their hash; None for it where
+        no column is hashed."""
         columns = [sql.SQL("r.{}").format(sql.Identifier(name)) for name in self.plan.columns]
         quoted = [column.as_string(None).replace("%", "%%") for column in columns]
         query = sql.SQL(
@@ -197,7 +234,7 @@ class Reads:
         ).format(
             **self._parts(after, upto),
             took_ms=_TOOK_MS,
-            hash=sql.SQL(hash_of_rows(quoted)),
+            hash=sql.SQL(hash_of_rows(quoted) if quoted else "NULL"),
         )
         count, digest = self._timed(query, _values(after, upto))
         return count, digest

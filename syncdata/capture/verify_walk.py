@@ -109,6 +109,14 @@ class VerificationState(msgspec.Struct, frozen=True, kw_only=True):
         )
         return behind.past_table() if is_last else behind
 
+    def without_key(self) -> VerificationState:
+        """Return the state without the key of a row: the table under way begins anew."""
+        if self.after is None:
+            return self
+        if self.is_done:
+            return msgspec.structs.replace(self, after=None)
+        return msgspec.structs.replace(self, after=None, chunks=0, seen=0, rows=self.rows - self.seen)
+
     def past_table(self, *, left_out: str = "") -> VerificationState:
         """Return the state with the table under way done; *left_out*: why not all of it was verified."""
         noting = self.noting(left_out) if left_out else self
@@ -175,3 +183,10 @@ def load_verification(directory: Path) -> VerificationState:
 def save_verification(directory: Path, state: VerificationState) -> None:
     """Write the state; durable on return. It has the key of a row, so it is for its owner's eyes only."""
     replace_in_spool(directory / VERIFICATION_FILE_NAME, msgspec.json.encode(state) + b"\n")
+
+
+def forget_key(directory: Path) -> None:
+    """Take the key of a row out of the state in the spool *directory*: it may travel masked from now on."""
+    state = load_verification(directory)
+    if state.after is not None:
+        save_verification(directory, state.without_key())

@@ -127,6 +127,15 @@ def inspect(stream: BinaryIO, name: str, *, max_record_bytes: int = DEFAULT_MAX_
     return inspection
 
 
+def read_header(stream: BinaryIO, name: str) -> Header | None:
+    """Return the header of *stream*, the file *name*, of which no more is read; None where it has none that
+    can be read."""
+    try:
+        return _read_header(decompress(stream, name).read(CHUNK_BYTES), name)
+    except (zlib.error, zstandard.ZstdError, EOFError, ParseError):
+        return None
+
+
 def read_records(
     stream: BinaryIO,
     name: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from syncdata.capture.owed import OWED_FILE_NAME, load_owed, owe, settle
+from syncdata.capture.owed import OWED_FILE_NAME, Asked, load_owed, owe, settle
 from syncdata.changes.names import TableName
 
 USERS, ORDERS = TableName("public", "users"), TableName("shop", "orders")
@@ -32,3 +32,12 @@ def test_a_broken_file_owes_nothing(tmp_path: Path) -> None:
     assert load_owed(tmp_path) == {}
     owe(tmp_path, [USERS])
     assert load_owed(tmp_path).keys() == {USERS}
+
+
+def test_what_was_asked_for_once_stays_so_until_it_is_copied(tmp_path: Path) -> None:
+    owe(tmp_path, [USERS], is_asked_for=True)
+    owe(tmp_path, [USERS, ORDERS])
+    owed = load_owed(tmp_path)
+    assert {table for table, since in owed.items() if isinstance(since, Asked)} == {USERS}
+    settle(tmp_path, owed)
+    assert load_owed(tmp_path) == {}

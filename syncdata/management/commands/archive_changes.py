@@ -14,7 +14,7 @@ from syncdata.changes.catalog import catalog_name
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.conf import load_source_config
 from syncdata.daemon import stop_on_signals
-from syncdata.errors import ArchiverRunError, ArchiverStatusError, PrivacyError
+from syncdata.errors import ArchiverRunError, ArchiverStatusError, PrivacyError, RetentionError
 from syncdata.management.base import format_count, format_json, login_name
 from syncdata.management.interpreter import tune_interpreter
 from syncdata.management.production import ProductionCommand
@@ -31,6 +31,7 @@ _ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop", "skip_tr
 _COMPANIONS = (
     ("json", "status", "privacy"),
     ("dry_run", "prune"),
+    ("before_policy", "prune"),
     ("timeout", "stop"),
     ("yes", "sample"),
 )
@@ -118,6 +119,12 @@ Both may run beside the daemon."""
         parser.add_argument(
             "--json", action="store_true", help="With --status and --privacy: print one JSON document."
         )
+        parser.add_argument(
+            "--before-policy",
+            action="store_true",
+            help="With --prune: remove what was written before the privacy policy came into force, whatever"
+            " keep_days says, once each table has a snapshot under it.",
+        )
         parser.add_argument("--dry-run", action="store_true", help="With --prune: only say what would go.")
         parser.add_argument(
             "--timeout", type=float, metavar="S", help=f"With --stop: how long to wait ({_STOP_TIMEOUT_S:g})."
@@ -146,7 +153,7 @@ Both may run beside the daemon."""
         elif options["stop"]:
             self._stop(service, options["timeout"] or _STOP_TIMEOUT_S)
         elif options["prune"]:
-            self._prune(service, is_dry_run=options["dry_run"])
+            self._prune(service, before_policy=options["before_policy"], is_dry_run=options["dry_run"])
         elif options["snapshot"] is not None:
             self.take_snapshots(service, options["snapshot"], verbosity=options["verbosity"])
         elif options["new_epoch"]:
@@ -204,9 +211,10 @@ Both may run beside the daemon."""
             " archive_changes again."
         )
 
-    def _prune(self, service: ProductionService, *, is_dry_run: bool) -> None:
+    def _prune(self, service: ProductionService, *, before_policy: bool, is_dry_run: bool) -> None:
+        prune = service.prune_before_policy if before_policy else service.prune
         with stop_on_signals() as stop:
-            removals = service.prune(stop=stop, is_dry_run=is_dry_run)
+            removals = prune(stop=stop, is_dry_run=is_dry_run)
         for file in removals.files:
             self.stdout.write(file.name)
         for digest in removals.catalogs:
@@ -215,6 +223,9 @@ Both may run beside the daemon."""
         self.stdout.write(
             f"{verb} {format_count(len(removals.files), 'file')}, {format_bytes(removals.size_bytes)}"
         )
+        if removals.reason and before_policy:
+            # Whoever asks for it wants to know that older values are still there.
+            raise RetentionError(removals.reason)
         if removals.reason:
             self.stdout.write(removals.reason)
 
@@ -237,6 +248,7 @@ Both may run beside the daemon."""
                 "--sample shows real values, and the output is no terminal: --yes if it may be kept",
                 returncode=2,
             )
+        self._tell("real values, for this terminal only: nothing of them is logged or kept")
         for sample in service.sample(int(number), tables):
             self.stdout.write(format_sample(sample))
 
