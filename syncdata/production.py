@@ -254,9 +254,8 @@ class ProductionService:
         settings = self._settings
         owed = load_owed(settings.spool_dir)
         # What is not configured any more, or withheld, can have none.
-        copied = set(self._config.tables) - set(self._withheld_tables(self._policy_id))
-        settle(settings.spool_dir, {t: since for t, since in owed.items() if t not in copied})
-        owed = {table: since for table, since in owed.items() if table in copied}
+        settle(settings.spool_dir, {t: since for t, since in owed.items() if t not in self._tables})
+        owed = {table: since for table, since in owed.items() if table in self._tables}
         small = [table for table, since in owed.items() if isinstance(since, Asked)]
         others = [table for table in owed if table not in small]
         if others and settings.snapshot_bytes:
@@ -290,11 +289,12 @@ class ProductionService:
         with closing(self._open_archive()) as archive:
             removals = find_removals(
                 archive,
-                self._config.tables,
+                self._tables,
                 source_id=chain.source_id,
                 now=_utcnow(),
                 keep_days=self._config.keep_days,
                 named=last_naming(self._config.spool_dir),
+                withheld=self._withheld_tables,
             )
             return removals if is_dry_run else prune(archive, removals, stop=stop)
 
@@ -317,7 +317,7 @@ class ProductionService:
             )
         policy = PolicyInForce(
             tables={table.table: table for table in state.catalog.tables},
-            withheld=self._withheld_tables(policy_id),
+            withheld=self._withheld_tables,
             last_before=note.last_before,
         )
         chain = self._chain()
@@ -395,10 +395,23 @@ class ProductionService:
         except ConfigError:
             return None
 
-    def _withheld_tables(self, policy_id: str | None) -> tuple[TableName, ...]:
-        """Return the tables that the policy of that id withholds, as far as an archiver has found any."""
+    @property
+    def _withheld_tables(self) -> tuple[TableName, ...]:
+        """The configured tables that the policy withholds as a whole: those that it does not name, and those
+        whose key cannot travel, as far as an archiver has found any."""
+        privacy = self._config.privacy
+        if privacy is None:
+            return ()
         noted = load_privacy_note(self._config.spool_dir)
-        return noted.withheld_tables if noted is not None and noted.policy == policy_id else ()
+        found = noted.withheld_tables if noted is not None and noted.policy == self._policy_id else ()
+        named = privacy.rules.columns if privacy.rules.unnamed == "withhold" else self._config.tables
+        return tuple(table for table in self._config.tables if table in found or table not in named)
+
+    @property
+    def _tables(self) -> tuple[TableName, ...]:
+        """The configured tables that travel."""
+        withheld = self._withheld_tables
+        return tuple(table for table in self._config.tables if table not in withheld)
 
     def _privacy_status(self) -> PrivacyStatus | None:
         spool_dir, privacy, policy_id = self._config.spool_dir, self._config.privacy, self._policy_id
@@ -410,7 +423,7 @@ class ProductionService:
             privacy.rules.unnamed,
             note=load_policy_note(spool_dir),
             tables=() if state is None else state.catalog.tables,
-            withheld_tables=self._withheld_tables(policy_id),
+            withheld_tables=self._withheld_tables,
             keep_days=self._config.keep_days,
         )
 
@@ -444,7 +457,7 @@ class ProductionService:
             config.connection_params,
             slot_name=config.slot_name,
             publication=config.publication,
-            tables=config.tables,
+            tables=self._tables,
         )
 
     @property
@@ -510,10 +523,7 @@ class ProductionService:
         return chain
 
     def _chosen(self, names: Sequence[str]) -> list[TableName]:
-        withheld = self._withheld_tables(self._policy_id)
-        tables = list(dict.fromkeys(TableName.parse(name) for name in names)) or [
-            table for table in self._config.tables if table not in withheld
-        ]
+        tables = list(dict.fromkeys(TableName.parse(name) for name in names)) or list(self._tables)
         if unknown := [str(table) for table in tables if table not in self._config.tables]:
             raise SnapshotError(
                 f"not in source.tables: {', '.join(unknown)}",

@@ -298,7 +298,8 @@ def _privacy_lines(privacy: PrivacyStatus | None) -> list[str]:
     if privacy.last_before is not None:
         lines.append(
             f"  files up to {privacy.last_before} may hold what it keeps back now: they are kept until"
-            f" {privacy.older_until or '-'}; 'archive_changes --prune --before-policy' removes them earlier"
+            f" {privacy.older_until or '-'}, snapshots of before until there are newer ones;"
+            " 'archive_changes --prune --before-policy' removes them earlier"
         )
     return lines
 

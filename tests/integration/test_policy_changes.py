@@ -20,7 +20,7 @@ from syncdata.capture.status import ArchiverStatus, PrivacyStatus, format_archiv
 from syncdata.changes.names import TableName
 from syncdata.conf import source_from_toml
 from syncdata.daemon import PidFile
-from syncdata.errors import RetentionError, SourceChangedError
+from syncdata.errors import RetentionError, SnapshotError, SourceChangedError
 from syncdata.production import ProductionService
 from tests.production import Production
 from tests.world import World
@@ -137,7 +137,7 @@ def test_the_status_says_what_the_policy_comes_to(site: Site) -> None:
     assert "  users: masked: email (email); withheld: notes\n" in text
     assert "  withheld as a whole: orders\n" in text
     assert (
-        f"  files up to {last} may hold what it keeps back now: they are kept until {found.older_until};"
+        f"  files up to {last} may hold what it keeps back now: they are kept until {found.older_until},"
         in text
     )
     assert "secret" not in text
@@ -174,6 +174,20 @@ def test_all_snapshots_leave_out_what_is_withheld_as_a_whole(site: Site) -> None
     once(service)
     taken = service.take_snapshots(stop=threading.Event())
     assert [snapshot.table for snapshot in taken] == [USERS]
+
+
+def test_a_withheld_table_that_is_not_published_is_missed_by_nobody(site: Site) -> None:
+    """Setup takes it off the publication; it is in the configuration all the same."""
+    site.production.execute("ALTER PUBLICATION syncdata DROP TABLE orders")
+    service = site.service({"users": RULES["users"]})
+    once(service)
+    assert [problem.kind for problem in service.get_status().problems] == ["not-running"]
+    assert [snapshot.table for snapshot in service.take_snapshots(stop=threading.Event())] == [USERS]
+    assert any("orders" in name for name in prune(service))
+    assert not service.prune(stop=threading.Event()).reason
+    assert site.leaks() == []
+    with pytest.raises(SnapshotError):
+        service.take_snapshots(["orders"], stop=threading.Event())
 
 
 def test_a_changed_policy_owes_the_tables_concerned_a_snapshot_where_that_is_asked_for(site: Site) -> None:

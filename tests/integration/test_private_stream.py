@@ -22,6 +22,8 @@ from syncdata.privacy.policy import Policy, parse_policy
 from syncsite.demo.postgres import PostgresServer
 from tests.chains import archived_records
 from tests.production import Production, archiving, until
+from tests.views import look
+from tests.world import World
 
 KEY = MaskKey(b"k" * 32)
 EMAIL = re.compile(r"[0-9a-f]{32}@example\.invalid")
@@ -566,3 +568,28 @@ def test_a_snapshot_that_knew_other_rules_before_the_stream_did_is_not_taken_for
     source.archive()
     again = source.table("orders")
     assert again is not None and parse_lsn(again.left_out) > parse_lsn(orders.left_out)
+
+
+def test_a_table_that_was_withheld_for_a_while_is_not_green_at_a_reader(
+    make_source: Callable[..., Source], world: World
+) -> None:
+    columns = {"orders": {"id": "keep", "v": "keep"}}
+    source = make_source(columns)
+    world.archive = source.production.archive_dir
+    for side in (source.execute, world.execute):
+        side("CREATE TABLE orders (id int PRIMARY KEY, v text)")
+    source.publish("orders")
+    source.execute("INSERT INTO orders VALUES (1, 'a')")
+    source.archive()
+    source.production.snapshot("orders")
+    world.whitelist("orders")
+    world.sync()
+    assert world.rows("SELECT * FROM orders") == [(1, "a")] and look(world, "orders").is_green
+    source.rule({})
+    source.execute("UPDATE orders SET v = 'missed'")
+    source.archive()
+    source.rule(columns)
+    source.execute("INSERT INTO orders VALUES (2, 'b')")
+    source.archive()
+    world.sync()
+    assert look(world, "orders").green == []
