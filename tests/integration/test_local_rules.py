@@ -312,6 +312,13 @@ def test_what_this_side_masks_is_listed(make_site: MakeSite) -> None:
     assert privacy == "2 columns of 1 table are masked or withheld by the rules of this side"
 
 
+def test_rules_for_a_table_that_is_not_here_are_a_problem(make_site: MakeSite) -> None:
+    world = make_site({**RULES, "user": {"email": "email"}})
+    with world.service() as service:
+        (problem,) = [one for one in service.get_status().problems if one.kind == "rules"]
+    assert str(problem) == "[columns.user] of the configuration names no table here: it masks nothing"
+
+
 def test_without_the_key_nothing_comes_in(make_site: MakeSite) -> None:
     world = make_site()
     Path(world.options["privacy"]["key_file"]).unlink()
