@@ -30,7 +30,7 @@ from syncdata.archive.signatures import PublicKeys
 from syncdata.changes.names import TableName
 from syncdata.conf import SyncConfig
 from syncdata.connections import AliasSession, init_error
-from syncdata.errors import CloseError, RequestError, SyncError
+from syncdata.errors import CloseError, Problem, RequestError, SyncError
 from syncdata.modelnames import resolve
 from syncdata.predecessor.mirror import StateFileMirror
 from syncdata.signals import SignalObserver
@@ -52,6 +52,7 @@ class SyncDataService(TablesService):
         session = AliasSession(config.database, timeout_s=timeout_s)
         super().__init__(session, frequency_s=config.data_sync_freq, stale_after_s=config.stale_after)
         self._verifies_with = tuple(keys.fingerprints) if keys else ()
+        self._ruled = () if config.privacy is None else tuple(config.privacy.rules.columns)
         self._resources = Resources(
             session,
             lambda: open_archive(config.archive, keys=keys),
@@ -99,8 +100,26 @@ class SyncDataService(TablesService):
             ) from error
 
     def get_status(self) -> DaemonStatus:
-        """Return the daemon's status, and whose signatures this configuration asks for."""
-        return replace(super().get_status(), verifies_with=self._verifies_with)
+        """Return the daemon's status, whose signatures this configuration asks for, and which of its privacy
+        rules rule nothing."""
+        status = super().get_status()
+        problems = (*status.problems, *self._find_idle_rules())
+        return replace(status, verifies_with=self._verifies_with, problems=problems)
+
+    def _find_idle_rules(self) -> list[Problem]:
+        """A name that is misspelled would let a table in as it is."""
+        if not self._ruled:
+            return []
+        here = {table.name for table in self.local_tables()}
+        return [
+            Problem(
+                kind="rules",
+                text=f"[columns.{table.argument}] of the configuration names no table here: it masks nothing",
+                table=str(table),
+            )
+            for table in sorted(self._ruled)
+            if table not in here
+        ]
 
     def run_loop(
         self,

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from syncdata.apply.sink import Differences
 from syncdata.changes.catalog import PublishedTable
+from syncdata.changes.verification import Check, check_comment
 from syncdata.errors import ConfigError
 from syncdata.privacy.key import make_key_file
 from tests.catalogs import put, table
@@ -194,6 +196,33 @@ def test_a_change_of_the_rules_blocks_the_table_until_a_resync(make_site: MakeSi
     assert "rules for column buyer have changed" in shown(world, "orders")[1]
 
 
+def test_bounds_of_a_key_that_is_masked_here_are_kept_nowhere(make_site: MakeSite) -> None:
+    world = make_site({"users": {"email": "email"}})
+    world.execute("ALTER TABLE users DROP CONSTRAINT users_pkey, ADD PRIMARY KEY (email)")
+    published = msgspec.structs.replace(USERS, key=("email",), identity_columns=("email",))
+    fields: dict[str, Any] = {"columns": ("email",), "key": ("email",), "rows": 1, "hash": "5", "round": 1}
+    bounds: list[dict[str, Any]] = [
+        {"upto": ("ann@site.org",)},
+        {"keys": (("bob@site.org",),)},
+        {"after": ("cid@site.org",)},
+    ]
+    checks = [
+        Check(schema="public", table="users", lsn="0/1E", seen=number, chunk=number, **fields | bound)
+        for number, bound in enumerate(bounds, 1)
+    ]
+    lines = [check_comment(check).decode().rstrip("\n") for check in checks]
+    source = Writer(world.archive)
+    first = [insert("users", **row(number, f"{name}@site.org")) for number, name in enumerate(("ann", "bob"))]
+    source.changes(1, [(20, [*first, *lines])], **under(world, published, ORDERS))
+    world.sync()
+    with world.service() as service:
+        ((info, unequal),) = service.read_verification(["users"])
+    assert [check.is_equal for check in unequal] == [None] * 3
+    assert "column email of the key is masked by this side's rules" in info.not_comparable
+    for name in ("verifications", "checkpoints", "logs", "runs"):
+        assert "@site.org" not in str(world.rows(f"SELECT * FROM data_sync_{name}"))
+
+
 @pytest.mark.parametrize(
     ("rules", "why"),
     [
@@ -281,6 +310,13 @@ def test_what_this_side_masks_is_listed(make_site: MakeSite) -> None:
         privacy = service.get_status().privacy
     assert [str(one) for one in info.privacy or ()] == ["email (email here)", "phone (withheld here)"]
     assert privacy == "2 columns of 1 table are masked or withheld by the rules of this side"
+
+
+def test_rules_for_a_table_that_is_not_here_are_a_problem(make_site: MakeSite) -> None:
+    world = make_site({**RULES, "user": {"email": "email"}})
+    with world.service() as service:
+        (problem,) = [one for one in service.get_status().problems if one.kind == "rules"]
+    assert str(problem) == "[columns.user] of the configuration names no table here: it masks nothing"
 
 
 def test_without_the_key_nothing_comes_in(make_site: MakeSite) -> None:

@@ -72,7 +72,7 @@ def plan_comparison(check: Check, published: PublishedTable | None, here: TableS
         return Comparison(problem="row-level security hides rows of it from this role")
     there = {column.name: column for column in published.columns}
     local = {column.name: column for column in here.columns}
-    ruled = {rule.name for rule in here.rules.columns} if here.rules else set()
+    ruled = here.rules.names if here.rules else frozenset()
     key, columns = [], []
     if not check.is_of_whole_table:
         for name in check.key:

@@ -120,7 +120,7 @@ def left_out(baseline: Baseline | None, now: PublishedTable, *, rows_lsn: int | 
         return []
     text = (
         f"a transaction was left out at production (it committed at {now.left_out}, and could not be handed"
-        " over): what it changed is not here"
+        " over, or followed other privacy rules): what it changed is not here"
     )
     return [_rows_differ(now.table, text)]
 

@@ -48,5 +48,10 @@ class LocalRules:
     problems: tuple[str, ...] = ()
 
     @property
+    def names(self) -> frozenset[str]:
+        """The columns whose values here are not those that came."""
+        return frozenset(rule.name for rule in self.columns)
+
+    @property
     def withheld(self) -> frozenset[str]:
         return frozenset(rule.name for rule in self.columns if rule.privacy == "withheld")

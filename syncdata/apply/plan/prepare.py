@@ -65,7 +65,7 @@ def _share(
         if (refusal := _rules_error(schema.rules, batch)) is not None:
             refusal.table = str(table)
             return TableShare(records=records, plan=refusal)
-        records = transformed(records, schema, schema.rules, is_plain_file=batch.file.is_plain)
+        records = transformed(records, schema, schema.rules)
     plan = try_plan(TableBatch(schema=schema, records=records, file=batch.file))
     if isinstance(plan, TablePlan):
         note_size(plan, sum(map(_bytes_of, pieces_of(records))))

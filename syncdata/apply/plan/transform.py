@@ -19,22 +19,22 @@ from syncdata.changes.reader import LocatedRecord
 
 
 def transformed(
-    records: Iterable[LocatedRecord], schema: TableSchema, rules: LocalRules, *, is_plain_file: bool
+    records: Iterable[LocatedRecord], schema: TableSchema, rules: LocalRules
 ) -> list[LocatedRecord]:
-    """Return *records* of the table *schema* as *rules* let them in, one for each.
+    """Return *records* of the table *schema* as *rules* let them in, one for each. They are of files with
+    headers, whose strings are the values' own texts.
 
     A column that the table lacks, and that no rule withholds, stays: the plan refuses it.
     """
-    transformation = _Transformation(schema, rules, is_plain_file=is_plain_file)
+    transformation = _Transformation(schema, rules)
     return [transformation.apply(located) for located in records]
 
 
 class _Transformation:
-    def __init__(self, schema: TableSchema, rules: LocalRules, *, is_plain_file: bool) -> None:
+    def __init__(self, schema: TableSchema, rules: LocalRules) -> None:
         self._rules = rules
         self._absent = frozenset(rules.absent)
         self._types: Mapping[str, ColumnType] = {column.name: column.type for column in schema.columns}
-        self._is_plain_file = is_plain_file
         # By the names of a record's columns: those that are known here, and what masks them.
         self._masks: dict[tuple[str, ...], tuple[tuple[str, ...], RowMask | None]] = {}
 
@@ -71,7 +71,7 @@ class _Transformation:
         return found
 
     def _text(self, name: str, value: Any) -> str | None:
-        return to_text(value, self._types[name], is_plain_file=self._is_plain_file)
+        return value if type(value) is str else to_text(value, self._types[name])
 
     def _unknown(self, values: dict[str, Any]) -> dict[str, Any]:
         return {n: value for n, value in values.items() if n not in self._types and n not in self._absent}

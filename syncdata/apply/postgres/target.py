@@ -223,7 +223,7 @@ class Target:
     def pass_over(self, ends: Sequence[Check], *, position: Position) -> None:
         """Note that rounds ended with *ends*, to which no rows were held."""
         with translated_errors():
-            pass_over(self._connection, ends, position=position, now=self._clock())
+            pass_over(self._connection, ends, self._schemas, position=position, now=self._clock())
 
     def rest(self) -> None:
         """Drop the staging tables between cycles: they would keep types from being dropped."""

@@ -106,8 +106,9 @@ class DaemonStatus:
     ``unexpected_errors``, those among them that are faults of syncdata; ``problems`` says why it
     is not healthy, and is empty when it is. A problem's ``str()`` is its text; its ``kind`` is one of
     ``blocked`` or that of a mark (then it names the ``table``), ``stale``, ``archiver-waits``,
-    ``waiting-for-lock``, ``not-started``, ``cycle-failed`` and ``overdue``. ``verifies_with``: the
-    fingerprints of the keys that files must be signed with; none where they need not be signed.
+    ``waiting-for-lock``, ``not-started``, ``cycle-failed``, ``overdue`` and ``rules`` (privacy
+    rules for no table). ``verifies_with``: the fingerprints of the keys that files must be signed with; none
+    where they need not be signed.
     ``verified``: how many of the tables are, and within what time; empty before the first check. ``privacy``:
     how many columns are masked or withheld; empty where the archive does not say."""
 
