@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import pytest
 
-from syncdata.changes.record import ChangeRecord
 from syncdata.errors import PrivacyError, SyncError
 from syncdata.privacy.key import from_text
 from syncdata.privacy.policy import Policy, parse_policy
@@ -58,8 +58,17 @@ def leaks(production: Production) -> list[Found]:
     return Search([NAME]).of_files(production.archive_dir, production.spool_dir)
 
 
-def records_of(production: Production, table: str) -> list[ChangeRecord]:
-    return [record for record in archived_records(production.archive_dir) if record.table == table]
+@dataclass(frozen=True)
+class Sent:
+    """What a record has of a row."""
+
+    data: dict[str, Any]
+    old_keys: dict[str, Any]
+
+
+def records_of(production: Production, table: str) -> list[Sent]:
+    records = archived_records(production.archive_dir)
+    return [Sent(record.data or {}, record.old_keys or {}) for record in records if record.table == table]
 
 
 # What a migration does while the archiver streams
