@@ -6,9 +6,12 @@ Python's dates end at the years 1 and 9999, so days are counted here: by the alg
 
 from __future__ import annotations
 
+import datetime as dt
 import re
+from contextlib import suppress
 
 _DATE = re.compile(r"(\d{4,})-(\d\d)-(\d\d)(?P<time>[ T][\d:.+-]+)?(?P<era> BC)?")
+_PLAIN_LENGTH = len("2026-12-31")
 _INFINITE = frozenset({"infinity", "-infinity"})
 # What both types take: from 4713-01-01 BC, to the last whole year of a timestamp.
 _FIRST_YEAR, _LAST_YEAR = -4712, 294_275
@@ -17,6 +20,10 @@ _FIRST_YEAR, _LAST_YEAR = -4712, 294_275
 def moved(text: str, days: int) -> str:
     """Return the date or time *text* some *days* later, or earlier where they are below 0. Where that would
     leave the range, it moves the other way. Raises ValueError when it is none."""
+    if len(text) == _PLAIN_LENGTH:
+        # Most dates by far, in a tenth of the time; what Python's dates do not know goes the longer way.
+        with suppress(ValueError, OverflowError):
+            return dt.date.fromordinal(dt.date.fromisoformat(text).toordinal() + days).isoformat()
     if text in _INFINITE:
         return text
     match = _DATE.fullmatch(text)

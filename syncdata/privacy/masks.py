@@ -13,7 +13,7 @@ from syncdata.privacy.dates import moved
 from syncdata.privacy.facts import ValueType
 from syncdata.privacy.key import MaskKey
 from syncdata.privacy.mask import DATES, DOCUMENTS, INTEGERS, VERSION, Function, Mask
-from syncdata.privacy.permutation import Permutation
+from syncdata.privacy.permutation import permutation
 from syncdata.privacy.rules import KEYLESS, Rule, parse_path
 from syncdata.privacy.sealing import sealer
 from syncdata.privacy.values import check_value
@@ -69,7 +69,7 @@ def _seal(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
 
 def _permute(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
     _check_type(rule, kind, INTEGERS, "whole numbers")
-    return Mask(Permutation(key, domain).text, (domain,), is_distinct=True)
+    return Mask(permutation(key, domain).text, (domain,), is_distinct=True)
 
 
 def _shift(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:

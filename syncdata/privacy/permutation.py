@@ -8,18 +8,25 @@ every result fits its column. 0 stays 0.
 
 from __future__ import annotations
 
-import hashlib
-import re
 import sys
 from array import array
 from collections.abc import Callable
+from functools import lru_cache
 
 from syncdata.privacy.key import MaskKey
 
-_INTEGER = re.compile(r"-?(?:0|[1-9]\d*)", re.ASCII)
 _EDGES = (1 << 15, 1 << 31, 1 << 63)
 _ROUNDS = 8
 _TABLE_BITS = 16  # halves of up to 16 bits are looked up in tables
+
+
+@lru_cache(maxsize=256)
+def permutation(key: MaskKey, domain: str) -> Permutation:
+    """Return the permutation of *key* and *domain*: the same as before, with its tables, where there was one.
+
+    A policy judges its tables every few seconds, and tables take some tenths of a second to make.
+    """
+    return Permutation(key, domain)
 
 
 class Permutation:
@@ -27,80 +34,93 @@ class Permutation:
 
     def __init__(self, key: MaskKey, domain: str) -> None:
         self._key, self._domain = key, domain
-        self._ranges: dict[tuple[int, bool], tuple[int, Callable[[int], int]]] = {}
+        self._ranges: dict[tuple[int, int], Callable[[int], int]] = {}
 
     def text(self, text: str) -> str:
         """Return what stands for the integer *text*. Raises ValueError when it is none of PostgreSQL's."""
-        if not _INTEGER.fullmatch(text):
-            raise ValueError("no integer")
         number = int(text)
+        if str(number) != text or not -_EDGES[2] <= number < _EDGES[2]:
+            raise ValueError("no integer")
         if number == 0:
             return text
-        return str(
-            -self._of(-number, is_negative=True) if number < 0 else self._of(number, is_negative=False)
-        )
+        # The smallest number of a type has no positive counterpart: -32768. Counted from -1, it has.
+        size, sign = (number, 1) if number > 0 else (-1 - number, -1)
+        place = 0 if size < _EDGES[0] else 1 if size < _EDGES[1] else 2
+        permuted = self._ranges.get((place, sign)) or self._range(place, sign)
+        size = permuted(size)
+        return str(size if number > 0 else -1 - size)
 
-    def _of(self, size: int, *, is_negative: bool) -> int:
-        # The smallest number of a type has no positive counterpart: -32768.
-        place = next((place for place, edge in enumerate(_EDGES) if size < edge + is_negative), None)
-        if place is None:
-            raise ValueError("beyond bigint")
-        found = self._ranges.get((place, is_negative))
-        if found is None:
-            found = self._ranges[place, is_negative] = self._range(place, is_negative)
-        first, permuted = found
-        return first + permuted(size - first)
-
-    def _range(self, place: int, is_negative: bool) -> tuple[int, Callable[[int], int]]:
-        first = _EDGES[place - 1] + is_negative if place else 1
-        size = _EDGES[place] + is_negative - first
-        bits = (size - 1).bit_length()
-        low, high = bits - bits // 2, bits // 2
-        purpose = f"permute {place} {'-' if is_negative else '+'} {self._domain}".encode()
-        mix = (_tables if low <= _TABLE_BITS else _hashes)(self._key, purpose, low)
-        low_mask, high_mask = (1 << low) - 1, (1 << high) - 1
-
-        def permuted(number: int) -> int:
-            while True:
-                left, right = number >> low, number & low_mask
-                for even, odd in mix:
-                    left ^= even(right) & high_mask
-                    right ^= odd(left) & low_mask
-                number = left << low | right
-                if number < size:
-                    return number
-
-        return first, permuted
+    def _range(self, place: int, sign: int) -> Callable[[int], int]:
+        """Make the permutation of one range: from the edge before it, or 1 (-1 counts as 0)."""
+        first = _EDGES[place - 1] if place else max(sign, 0)
+        purpose = f"permute {place} {sign} {self._domain}".encode()
+        permuted = self._ranges[place, sign] = _permutation(self._key, purpose, first, _EDGES[place] - first)
+        return permuted
 
 
-_Rounds = list[tuple[Callable[[int], int], Callable[[int], int]]]
+def _permutation(key: MaskKey, purpose: bytes, first: int, size: int) -> Callable[[int], int]:
+    """Return a permutation of the *size* numbers from *first* on."""
+    bits = (size - 1).bit_length()
+    low, high = bits - bits // 2, bits // 2
+    mix = (_tables if low <= _TABLE_BITS else _hashes)(key, purpose, low, high)
+    a, b, c, d, e, f, g, h = mix
+    mask = (1 << low) - 1
+
+    def permuted(number: int) -> int:
+        number -= first
+        while True:
+            left, right = number >> low, number & mask
+            left ^= a(right)
+            right ^= b(left)
+            left ^= c(right)
+            right ^= d(left)
+            left ^= e(right)
+            right ^= f(left)
+            left ^= g(right)
+            right ^= h(left)
+            number = left << low | right
+            if number < size:
+                return first + number
+
+    return permuted
 
 
-def _tables(key: MaskKey, purpose: bytes, bits: int) -> _Rounds:
-    """Return the rounds' functions of halves of up to *bits*, worked out beforehand."""
+_Rounds = list[Callable[[int], int]]
+
+
+def _tables(key: MaskKey, purpose: bytes, low: int, high: int) -> _Rounds:
+    """Return the rounds' functions, worked out beforehand for all halves: from one of *low* bits to one of
+    *high* bits in the first, third … round, and the other way round in those between."""
     copy = key.state(purpose, size=2 * _ROUNDS).copy
     digests = bytearray()
-    for number in range(1 << bits):
+    for number in range(1 << low):
         state = copy()
         state.update(number.to_bytes(2, "big"))
         digests += state.digest()
     words = array("H", bytes(digests))
     if sys.byteorder == "big":
         words.byteswap()
-    look_ups = [words[place::_ROUNDS].__getitem__ for place in range(_ROUNDS)]
-    return list(zip(look_ups[::2], look_ups[1::2], strict=True))
+    masks = [(1 << (low if place % 2 else high)) - 1 for place in range(_ROUNDS)]
+    return [
+        array("H", [word & mask for word in words[place::_ROUNDS]]).__getitem__
+        for place, mask in enumerate(masks)
+    ]
 
 
-def _hashes(key: MaskKey, purpose: bytes, bits: int) -> _Rounds:
+def _hashes(key: MaskKey, purpose: bytes, low: int, high: int) -> _Rounds:
     """Return the rounds' functions of larger halves, each worked out when it is asked."""
-    functions = []
-    for place in range(_ROUNDS):
-        copy = key.state(b"%d %b" % (place, purpose), size=8).copy
+    return [
+        _hash(key, b"%d %b" % (place, purpose), (1 << (low if place % 2 else high)) - 1)
+        for place in range(_ROUNDS)
+    ]
 
-        def hashed(number: int, copy: Callable[[], hashlib.blake2b] = copy) -> int:
-            state = copy()
-            state.update(number.to_bytes(8, "big"))
-            return int.from_bytes(state.digest(), "little")
 
-        functions.append(hashed)
-    return list(zip(functions[::2], functions[1::2], strict=True))
+def _hash(key: MaskKey, purpose: bytes, mask: int) -> Callable[[int], int]:
+    copy = key.state(purpose, size=8).copy
+
+    def hashed(number: int) -> int:
+        state = copy()
+        state.update(number.to_bytes(8, "big"))
+        return int.from_bytes(state.digest(), "little") & mask
+
+    return hashed

@@ -61,6 +61,8 @@ class RowMask:
 
     def rows(self, rows: Sequence[Sequence[Value]]) -> list[list[Value]]:
         """Return many rows as they travel, as `row` returns each: column by column, which is quicker."""
+        if not rows:
+            return []
         columns: list[Sequence[Value]] = list(zip(*rows, strict=True))
         masked = columns.copy()
         for place, function in self._plain:
@@ -96,10 +98,12 @@ class RowMask:
 
     def _guarded(self, one: Treatment, mask: Mask) -> Callable[[Any], Value]:
         """Return *mask* for every value: absent stays absent, and NULL NULL where the mask is not for it."""
-        apply, passes = mask.function, (UNSET,) if mask.takes_null else (UNSET, None)
+        apply = mask.function
+        if mask.takes_null:
+            return lambda value: UNSET if value is UNSET else apply(value)
 
         def masked(value: Value) -> Value:
-            if value in passes:
+            if value is None or value is UNSET:
                 return value
             try:
                 return apply(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 
 from syncdata.privacy.facts import ValueType
 from syncdata.privacy.key import MaskKey
@@ -65,7 +66,14 @@ def invented(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
         return result if limit is None else result[:limit].rstrip()
 
     limit_part = limit if limit is not None and limit < _LONGEST else None
-    return Mask(_read(kind, masked), (domain, WORDS_VERSION, limit_part, _reading(kind)))
+    function = _remembering(masked) if rule.mask in _REPEATED else masked
+    return Mask(_read(kind, function), (domain, WORDS_VERSION, limit_part, _reading(kind)))
+
+
+def _remembering(function: Callable[[str], str]) -> Callable[[str], str]:
+    """Return *function* with its last results kept: a bounded number of them, and none of long texts."""
+    remembered = lru_cache(_REMEMBERED)(function)
+    return lambda text: remembered(text) if len(text) <= _LONGEST_REMEMBERED else function(text)
 
 
 def hexadecimal_of(key: MaskKey, domain: str, digits: int = _TOKEN_DIGITS) -> Callable[[str], str]:
@@ -199,4 +207,6 @@ _INVENTED: dict[str, Callable[[int, str], str]] = {
     "phone": _phone,
 }
 INVENTED = tuple(_INVENTED)
+_REPEATED = frozenset({"first_name", "last_name", "city", "company"})  # in a table, most come again and again
+_REMEMBERED, _LONGEST_REMEMBERED = 4_096, 100
 _LONGEST = 64  # no result is longer, so columns that are have the same mask as a text
