@@ -155,6 +155,21 @@ def leave_out(state: CatalogState, commit_lsn: int) -> CatalogState:
     )
 
 
+def rule_anew(state: CatalogState, tables: Collection[TableName]) -> CatalogState:
+    """Return *state* where *tables* have other privacy rules from its look on: what the stream has of them
+    before is masked otherwise, or is missing.
+
+    A snapshot is judged by a look of its own, which may be older and have the new rules already. Then the
+    changes between the two are not as its rows are, and its readers must learn that they are left out.
+    Test: test_a_snapshot_that_knew_other_rules_before_the_stream_did_is_not_taken_for_equal.
+    """
+    others = tuple(
+        msgspec.structs.replace(table, left_out=state.lsn) if table.table in tables else table
+        for table in state.catalog.tables
+    )
+    return msgspec.structs.replace(state, catalog=msgspec.structs.replace(state.catalog, tables=others))
+
+
 def _left_tables(before: CatalogState | None, published: Collection[TableName]) -> tuple[TableName, ...]:
     if before is None:
         return ()

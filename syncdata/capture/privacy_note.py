@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from syncdata.capture.protection import problems_of
+from syncdata.capture.protection import problems_of, withheld_tables
 from syncdata.capture.spool import replace_in_spool, translated
 from syncdata.changes.document import read_document
 from syncdata.changes.names import TableName
 from syncdata.errors import SpoolError
-from syncdata.privacy.policy import TableVerdict
+from syncdata.privacy.policy import Policy, TableVerdict
 
 PRIVACY_FILE_NAME = "privacy.json"
 
@@ -29,16 +29,27 @@ class PrivacyNote(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
 
 
-def note_privacy(directory: Path, policy_id: str, verdicts: Mapping[TableName, TableVerdict]) -> None:
-    """Note in the spool *directory* what the policy of that id comes to. Raises SpoolError."""
-    withheld = (table for table, verdict in verdicts.items() if verdict.is_withheld)
+def note_privacy(directory: Path, policy: Policy | None, verdicts: Mapping[TableName, TableVerdict]) -> None:
+    """Note in the spool *directory* what *policy* comes to; no note without one. Raises SpoolError."""
+    known = load_privacy_note(directory)
+    if policy is None:
+        if known is not None:
+            forget_privacy(directory)
+        return
     note = PrivacyNote(
-        policy=policy_id,
-        withheld_tables=tuple(sorted(withheld)),
+        policy=policy.id,
+        withheld_tables=tuple(sorted(withheld_tables(verdicts))),
         problems=tuple(sorted(problems_of(verdicts))),
     )
-    if note != load_privacy_note(directory):
+    if note != known:
         replace_in_spool(directory / PRIVACY_FILE_NAME, msgspec.json.encode(note) + b"\n")
+
+
+def forget_privacy(directory: Path) -> None:
+    """Remove the note, where there is one. Raises SpoolError."""
+    path = directory / PRIVACY_FILE_NAME
+    with translated(path):
+        path.unlink(missing_ok=True)
 
 
 def load_privacy_note(directory: Path) -> PrivacyNote | None:

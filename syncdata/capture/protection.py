@@ -203,6 +203,10 @@ def _rules(verdict: TableVerdict | None) -> dict[str, ColumnVerdict]:
     return {} if verdict is None else {rule.column: rule for rule in verdict.columns}
 
 
+def withheld_tables(verdicts: Mapping[TableName, TableVerdict]) -> frozenset[TableName]:
+    return frozenset(table for table, verdict in verdicts.items() if verdict.is_withheld)
+
+
 def problems_of(verdicts: Mapping[TableName, TableVerdict]) -> Iterator[str]:
     """Yield in plain words what of the policy cannot hold, each with the table that it is about."""
     for table, verdict in verdicts.items():

@@ -29,6 +29,7 @@ from syncdata.capture.catalog_state import (
     newest_named,
     next_state,
     rewritten_tables,
+    rule_anew,
     ruled_tables,
     save_state,
     tell_changes,
@@ -36,7 +37,7 @@ from syncdata.capture.catalog_state import (
 )
 from syncdata.capture.owed import owe
 from syncdata.capture.pgoutput import Relation
-from syncdata.capture.privacy_note import note_privacy
+from syncdata.capture.privacy_note import load_privacy_note, note_privacy
 from syncdata.capture.protection import (
     facts_of,
     is_withheld,
@@ -47,6 +48,7 @@ from syncdata.capture.protection import (
     shown,
     shown_entry,
     stream_facts,
+    withheld_tables,
 )
 from syncdata.capture.published import Look, SeenTable, SourceEye
 from syncdata.capture.renamed import HeldColumn, hold, names_of
@@ -108,6 +110,9 @@ class StreamCatalog:
         self._held: tuple[HeldColumn, ...] = ()
         self._verdicts: dict[TableName, TableVerdict] = {}
         self._problems: set[str] = set()
+        # Those that the archiver before this one withheld, then those of the last look.
+        note = load_privacy_note(directory)
+        self._withheld = frozenset() if note is None else frozenset(note.withheld_tables)
         self._must_hold = is_start
         self._eye = eye
         self._every_s = min(rotate_s, LOOK_EVERY_S)
@@ -244,6 +249,7 @@ class StreamCatalog:
             )
         # Those of withheld tables, too: a description of a leaf is none of a table.
         self._leaves.update(leaf.oid for table in look.tables for leaf in table.leaves)
+        self._withheld = withheld_tables(self._verdicts)
         return (
             state,
             {table.oid: table for table in look.tables},
@@ -252,16 +258,21 @@ class StreamCatalog:
 
     def _tell(self, before: CatalogState, state: CatalogState) -> CatalogState:
         """Log what is new in *state*; return it with the tables whose rows or rules have changed."""
-        withheld = {table for table, verdict in self._verdicts.items() if verdict.is_withheld}
+        withheld = withheld_tables(self._verdicts)
         for line in tell_changes(before.catalog, state.catalog, withheld):
             logger.warning("%s", line)
         for line in tell_privacy(before.catalog, state.catalog):
             logger.warning("%s", line)
         rewritten = {*before.rewritten, *rewritten_tables(before.catalog, state.catalog, before.left)}
-        ruled = {*before.ruled}
-        if self._policy is not None and self._policy.takes_snapshots:
-            ruled |= {*ruled_tables(before.catalog, state.catalog)}
-        return msgspec.structs.replace(state, rewritten=tuple(sorted(rewritten)), ruled=tuple(sorted(ruled)))
+        ruled = {*ruled_tables(before.catalog, state.catalog)}
+        state = rule_anew(state, ruled | (self._withheld - withheld))
+        if self._policy is None or not self._policy.takes_snapshots:
+            ruled.clear()
+        return msgspec.structs.replace(
+            state,
+            rewritten=tuple(sorted(rewritten)),
+            ruled=tuple(sorted({*before.ruled, *ruled})),
+        )
 
     def _judge(self, before: CatalogState | None, look: Look) -> Look:
         """Return *look* as the policy lets it be seen. Raises PrivacyError where it says to stop."""
@@ -280,7 +291,6 @@ class StreamCatalog:
                 logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
             self._facts, self._filtered, self._held = facts, filtered, held
             self._verdicts, self._problems = verdicts, problems
-            note_privacy(self._directory, self._policy.id, verdicts)
         self._must_hold = False
         return shown(look, self._verdicts)
 
@@ -303,6 +313,8 @@ class StreamCatalog:
         if is_new:
             keep_catalog(self._directory, digest, content)
         self._save_if_changed()
+        # Not before: were the note newer than the state, a table would come back as if it were new.
+        note_privacy(self._directory, self._policy, self._verdicts)
         self.current = NamedCatalog(digest=digest, lsn=self._state.lsn)
         return is_new
 
@@ -397,7 +409,7 @@ class StreamCatalog:
 
 def _is_read_alike(one: SeenTable, other: SeenTable) -> bool:
     def what_is_read(seen: SeenTable) -> object:
-        columns = [(column.name, column.type_oid, column.modifier, column.is_sent) for column in seen.columns]
+        columns = [(c.name, c.type_oid, c.modifier, c.is_sent, c.privacy_id) for c in seen.columns]
         leaves = [leaf.oid for leaf in seen.leaves]
         return seen.table, seen.kind, seen.membership, seen.row_filter, columns, leaves
 

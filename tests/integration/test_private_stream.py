@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from syncdata.apply.plan.drift import left_out
 from syncdata.capture.privacy_note import load_privacy_note
 from syncdata.changes.catalog import Catalog, Column, PublishedTable, catalog_name, parse_catalog
 from syncdata.changes.names import TableName
+from syncdata.changes.position import parse_lsn
 from syncdata.changes.record import ChangeRecord
 from syncdata.errors import PrivacyError
 from syncdata.privacy.key import MaskKey
@@ -530,3 +532,37 @@ def test_rows_that_the_publication_is_to_filter_do_not_travel_without_its_filter
         source.execute("ALTER PUBLICATION syncdata SET TABLE users", "INSERT INTO users VALUES (3), (8)")
         until(lambda: source.table("users") is None)
     assert all(int(record.data["id"]) > 5 for record in source.records() if record.data)
+
+
+def test_a_snapshot_that_knew_other_rules_before_the_stream_did_is_not_taken_for_equal(
+    make_source: Callable[..., Source],
+) -> None:
+    columns = {"users": {"id": "keep"}}
+    source = make_source(columns)
+    source.execute(
+        "CREATE TABLE users (id int PRIMARY KEY)", "CREATE TABLE orders (id int PRIMARY KEY, v text)"
+    )
+    source.publish("users", "orders")
+    source.execute("INSERT INTO users VALUES (1)")
+    source.archive()
+    users = source.table("users")
+    assert users is not None and not users.left_out
+    source.rule({"users": {"id": "keep"}, "orders": {"id": "keep", "v": "keep"}})
+    source.execute("INSERT INTO orders VALUES (1, 'a')")
+    ((of_snapshot,),) = source.production.rows("SELECT pg_current_wal_lsn()::text")
+    source.execute("INSERT INTO orders VALUES (3, 'a')")
+    source.archive()
+    users, orders = source.table("users"), source.table("orders")
+    assert users is not None and not users.left_out
+    assert orders is not None
+    assert left_out(None, orders, rows_lsn=parse_lsn(of_snapshot))
+    assert not left_out(None, orders, rows_lsn=parse_lsn(orders.left_out))
+    # Once is enough, and it is remembered.
+    source.execute("INSERT INTO orders VALUES (2, 'a')")
+    source.archive()
+    assert source.table("orders") == orders
+    # A rule that changes does it, too.
+    source.rule(columns | {"orders": {"id": "keep", "v": "token"}})
+    source.archive()
+    again = source.table("orders")
+    assert again is not None and parse_lsn(again.left_out) > parse_lsn(orders.left_out)
