@@ -14,13 +14,21 @@ from pathlib import Path
 from typing import cast
 
 from syncdata.archive.archive import Archive, open_archive
-from syncdata.archive.retention import Removals, find_removals, prune
+from syncdata.archive.retention import (
+    PolicyInForce,
+    Removals,
+    find_older_than_policy,
+    find_removals,
+    prune,
+)
 from syncdata.archive.signatures import Signer, load_signer
 from syncdata.capture.archiver import Archiver
-from syncdata.capture.catalog_state import last_naming
+from syncdata.capture.catalog_state import last_naming, load_state
 from syncdata.capture.chain import Chain, load_chain, require_same_slot, timeline_problem
 from syncdata.capture.housekeeper import Housekeeper, SourceView, Watch, too_large_to_copy, view_source
 from syncdata.capture.owed import Asked, load_owed, settle, sizes_of
+from syncdata.capture.policy_note import load_policy_note, note_clean
+from syncdata.capture.privacy_note import load_privacy_note
 from syncdata.capture.publication import find_alterations, load_parts
 from syncdata.capture.session import Archived
 from syncdata.capture.settings import CaptureSettings
@@ -29,8 +37,11 @@ from syncdata.capture.snapshot import PartlyTakenError, TakenSnapshot, take_snap
 from syncdata.capture.spool import list_finished, make_spool
 from syncdata.capture.status import (
     ArchiverStatus,
+    PrivacyStatus,
     VerificationStatus,
     archiver_status,
+    privacy_problems,
+    privacy_status,
     unpublished_warning,
     verification_status,
 )
@@ -47,6 +58,7 @@ from syncdata.errors import (
     PidFileError,
     Problem,
     Reason,
+    RetentionError,
     SnapshotError,
     SyncError,
 )
@@ -188,8 +200,9 @@ class ProductionService:
         """
         settings = self._settings
         owed = load_owed(settings.spool_dir)
-        settle(settings.spool_dir, {t: since for t, since in owed.items() if t not in self._config.tables})
-        owed = {table: since for table, since in owed.items() if table in self._config.tables}
+        # What is not configured any more, or withheld, can have none.
+        settle(settings.spool_dir, {t: since for t, since in owed.items() if t not in self._tables})
+        owed = {table: since for table, since in owed.items() if table in self._tables}
         small = [table for table, since in owed.items() if isinstance(since, Asked)]
         others = [table for table in owed if table not in small]
         if others and settings.snapshot_bytes:
@@ -223,13 +236,52 @@ class ProductionService:
         with closing(self._open_archive()) as archive:
             removals = find_removals(
                 archive,
-                self._config.tables,
+                self._tables,
                 source_id=chain.source_id,
                 now=_utcnow(),
                 keep_days=self._config.keep_days,
                 named=last_naming(self._config.spool_dir),
+                withheld=self._withheld_tables,
             )
             return removals if is_dry_run else prune(archive, removals, stop=stop)
+
+    def prune_before_policy(self, *, stop: threading.Event, is_dry_run: bool = False) -> Removals:
+        """Remove the files from the archive that may hold values from before the privacy policy; return those
+        removed, none where a table lacks a snapshot under it.
+
+        *is_dry_run*: only return the files that would be. Raises RetentionError where no archiver has worked
+        under the policy of the configuration yet, and the archive's errors.
+        """
+        spool_dir, privacy = self._config.spool_dir, self._config.privacy
+        note, state = load_policy_note(spool_dir), load_state(spool_dir)
+        if privacy is None:
+            raise RetentionError("there is no privacy policy", hint="write one: [source.columns]")
+        policy_id = privacy.load_policy().id
+        if note is None or state is None or note.id != policy_id:
+            raise RetentionError(
+                "no archiver has worked under this privacy policy yet",
+                hint="start archive_changes anew, then run 'archive_changes --snapshot'",
+            )
+        policy = PolicyInForce(
+            tables={table.table: table for table in state.catalog.tables},
+            withheld=self._withheld_tables,
+            last_before=note.last_before,
+        )
+        chain = self._chain()
+        with closing(self._open_archive()) as archive:
+            found = find_older_than_policy(
+                archive,
+                self._config.tables,
+                policy,
+                source_id=chain.source_id,
+                named=last_naming(spool_dir),
+            )
+            if is_dry_run:
+                return found
+            removed = prune(archive, found, stop=stop)
+        if removed == found and not found.reason:
+            note_clean(spool_dir, note)
+        return removed
 
     def get_status(self) -> ArchiverStatus:
         """Return the archiver's status, from slot and spool; a source that is away is one of its problems."""
@@ -258,6 +310,7 @@ class ProductionService:
             problems += _timeline_problems(chain, view)
         if slot is not None and chain is not None and not is_active:
             problems += _chain_problems(chain, slot)
+        problems += self._privacy_problems(is_active=is_active)
         return archiver_status(
             is_active=is_active,
             slot_name=self._config.slot_name,
@@ -270,6 +323,7 @@ class ProductionService:
             left_out=tuple(entry.commit_lsn for entry in load_left_out(self._config.spool_dir)),
             signs_with=signer.fingerprint if signer else None,
             verification=self._verification_status(),
+            privacy=self._privacy_status(),
         )
 
     # Inside
@@ -279,6 +333,56 @@ class ProductionService:
         if not rate:
             return None
         return verification_status(load_verification(self._config.spool_dir), rows_per_second=rate)
+
+    @property
+    def _policy_id(self) -> str | None:
+        """The id of the configured policy, empty without one; None where its key cannot be read."""
+        try:
+            return "" if self._config.privacy is None else self._config.privacy.load_policy().id
+        except ConfigError:
+            return None
+
+    @property
+    def _withheld_tables(self) -> tuple[TableName, ...]:
+        """The configured tables that the policy withholds as a whole: those that it does not name, and those
+        whose key cannot travel, as far as an archiver has found any."""
+        privacy = self._config.privacy
+        if privacy is None:
+            return ()
+        noted = load_privacy_note(self._config.spool_dir)
+        found = noted.withheld_tables if noted is not None and noted.policy == self._policy_id else ()
+        named = privacy.rules.columns if privacy.rules.unnamed == "withhold" else self._config.tables
+        return tuple(table for table in self._config.tables if table in found or table not in named)
+
+    @property
+    def _tables(self) -> tuple[TableName, ...]:
+        """The configured tables that travel."""
+        withheld = self._withheld_tables
+        return tuple(table for table in self._config.tables if table not in withheld)
+
+    def _privacy_status(self) -> PrivacyStatus | None:
+        spool_dir, privacy, policy_id = self._config.spool_dir, self._config.privacy, self._policy_id
+        if privacy is None:
+            return None
+        state = load_state(spool_dir)
+        return privacy_status(
+            policy_id,
+            privacy.rules.unnamed,
+            note=load_policy_note(spool_dir),
+            tables=() if state is None else state.catalog.tables,
+            withheld_tables=self._withheld_tables,
+            keep_days=self._config.keep_days,
+        )
+
+    def _privacy_problems(self, *, is_active: bool) -> list[Problem]:
+        spool_dir, policy_id = self._config.spool_dir, self._policy_id
+        noted = load_privacy_note(spool_dir)
+        return privacy_problems(
+            policy_id,
+            note=load_policy_note(spool_dir),
+            troubles=noted.problems if noted is not None and noted.policy == policy_id else (),
+            is_active=is_active,
+        )
 
     def _source_problems(self, view: SourceView) -> list[Problem]:
         problems = []
@@ -300,7 +404,7 @@ class ProductionService:
             config.connection_params,
             slot_name=config.slot_name,
             publication=config.publication,
-            tables=config.tables,
+            tables=self._tables,
         )
 
     @property
@@ -366,7 +470,7 @@ class ProductionService:
         return chain
 
     def _chosen(self, names: Sequence[str]) -> list[TableName]:
-        tables = list(dict.fromkeys(TableName.parse(name) for name in names)) or list(self._config.tables)
+        tables = list(dict.fromkeys(TableName.parse(name) for name in names)) or list(self._tables)
         if unknown := [str(table) for table in tables if table not in self._config.tables]:
             raise SnapshotError(
                 f"not in source.tables: {', '.join(unknown)}",

@@ -4,7 +4,8 @@ Knows names, times, and the headers of snapshots; knows nothing of PostgreSQL. A
 newest snapshot and goes on with the change files after the one that its ``prev`` names. So the rules:
 
 1. A snapshot is *proved* when it is whole and belongs to today's chain. The newest proved snapshot of each
-   table stays; older ones of that table go when they are older than ``keep_days``.
+   table stays; older ones of that table go when they are older than ``keep_days``. Of a table that the
+   privacy policy withholds, all go then.
 2. The *horizon* is the oldest ``prev`` of the snapshots that stay, over all tables of the source. Change
    files up to it go, oldest first, when they are older than ``keep_days``: a local machine that reads the
    archive rarely may need them until then. The change files that stay are an unbroken end of the chain,
@@ -118,10 +119,12 @@ def plan_removals(
     tables: Collection[TableName],
     now: dt.datetime,
     keep_days: int,
+    withheld: Collection[TableName] = (),
 ) -> Removals:
     """Return the files that no resync of *tables* needs. Pure.
 
-    *change_files* are in order; *proved* has the newest proved snapshot of each table that has one.
+    *change_files* are in order; *proved* has the newest proved snapshot of each table that has one. No table
+    is in *withheld* as well.
     """
     limit = now - dt.timedelta(days=keep_days)
     old_snapshots = tuple(
@@ -129,9 +132,11 @@ def plan_removals(
             (
                 file
                 for file in snapshots
-                if file.table in proved
-                and file.stamp < proved[file.table].file.stamp
-                and _is_before(file.stamp, limit)
+                if _is_before(file.stamp, limit)
+                and (
+                    file.table in withheld
+                    or (file.table in proved and file.stamp < proved[file.table].file.stamp)
+                )
             ),
             key=lambda file: file.name,
         )
@@ -155,6 +160,7 @@ def find_removals(
     now: dt.datetime,
     keep_days: int,
     named: Mapping[str, str] = MappingProxyType({}),
+    withheld: Collection[TableName] = (),
 ) -> Removals:
     """Return the files that can be removed from *archive*; remove none of them.
 
@@ -181,7 +187,13 @@ def find_removals(
     if not has_old_files:
         tables = ()  # No change file goes, so it does not matter which tables have no snapshot.
     removals = plan_removals(
-        change_files if has_old_files else [], snapshots, proved, tables=tables, now=now, keep_days=keep_days
+        change_files if has_old_files else [],
+        snapshots,
+        proved,
+        tables=tables,
+        now=now,
+        keep_days=keep_days,
+        withheld=withheld,
     )
     return _with_catalogs(removals, archive, [*change_files, *snapshots], named)
 

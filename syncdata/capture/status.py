@@ -72,7 +72,7 @@ class PrivacyStatus:
 
 
 def privacy_status(
-    policy_id: str,
+    policy_id: str | None,
     unnamed: str,
     *,
     note: PolicyNote | None,
@@ -80,8 +80,8 @@ def privacy_status(
     withheld_tables: Sequence[TableName],
     keep_days: int,
 ) -> PrivacyStatus:
-    """Return the status of the policy of that id. *note*: which policy files are written under; *tables*: the
-    published ones, as that one lets them travel."""
+    """Return the status of the policy of that id (None: it cannot be loaded). *note*: which policy files are
+    written under; *tables*: the published ones, as that one lets them travel."""
     if note is None or note.id != policy_id:
         return PrivacyStatus(unnamed=unnamed)
     rules = {str(table.table): {c.name: c.privacy for c in table.columns if c.privacy} for table in tables}
@@ -104,6 +104,21 @@ def privacy_status(
         last_before=last_before,
         older_until=format_moment(moment + dt.timedelta(days=keep_days)) if moment else "",
     )
+
+
+def privacy_problems(
+    policy_id: str | None, *, note: PolicyNote | None, troubles: Sequence[str], is_active: bool
+) -> list[Problem]:
+    """Return the problems of the policy of that id, empty where there is none. *troubles*: what of it cannot
+    hold, so that it is withheld."""
+    problems = []
+    if is_active and note is not None and policy_id is not None and note.id != policy_id:
+        text = "the archiver works under another privacy policy than the configured one: start it anew"
+        problems.append(Problem(kind="other-policy", text=text))
+    if troubles:
+        text = f"withheld, for the privacy policy cannot hold: {'; '.join(troubles)}"
+        problems.append(Problem(kind="policy", text=text))
+    return problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +298,8 @@ def _privacy_lines(privacy: PrivacyStatus | None) -> list[str]:
     if privacy.last_before is not None:
         lines.append(
             f"  files up to {privacy.last_before} may hold what it keeps back now: they are kept until"
-            f" {privacy.older_until or '-'}; 'archive_changes --prune --before-policy' removes them earlier"
+            f" {privacy.older_until or '-'}, snapshots of before until there are newer ones;"
+            " 'archive_changes --prune --before-policy' removes them earlier"
         )
     return lines
 

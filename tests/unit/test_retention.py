@@ -96,6 +96,22 @@ def test_of_a_table_without_a_proved_snapshot_no_snapshot_goes() -> None:
     assert not plan([], older=(snapshot(USERS, 40), snapshot(USERS, 50))).files
 
 
+def test_of_a_table_that_is_withheld_all_old_snapshots_go() -> None:
+    older = (snapshot(USERS, 40), snapshot(USERS, 30), snapshot(USERS, 10))
+    files = [changes(days) for days in (30, 25, 1)]
+    removals = plan_removals(
+        files,
+        older,
+        {ORDERS: proved(ORDERS, 20, files[1])},
+        tables=(ORDERS,),
+        now=NOW,
+        keep_days=14,
+        withheld=(USERS,),
+    )
+    assert removals.snapshots == older[:2]
+    assert removals.change_files == tuple(files[:2])
+
+
 def test_a_catalog_stays_while_a_file_that_stays_may_name_it() -> None:
     staying = {changes(days_ago=5).name, snapshot(USERS, days_ago=9).name}
     named = {"before": stamp(10), "by the snapshot": stamp(9), "between": stamp(7), "now": stamp(5)}

@@ -12,7 +12,7 @@ from syncdata.changes.catalog import catalog_name
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.conf import load_source_config
 from syncdata.daemon import stop_on_signals
-from syncdata.errors import ArchiverRunError, ArchiverStatusError
+from syncdata.errors import ArchiverRunError, ArchiverStatusError, RetentionError
 from syncdata.management.base import format_count, format_json, login_name
 from syncdata.management.interpreter import tune_interpreter
 from syncdata.management.production import ProductionCommand
@@ -79,6 +79,12 @@ Both may run beside the daemon."""
             " table is then suspect on the local machines until there is a new snapshot of it.",
         )
         parser.add_argument("--json", action="store_true", help="With --status: print one JSON object.")
+        parser.add_argument(
+            "--before-policy",
+            action="store_true",
+            help="With --prune: remove what was written before the privacy policy came into force, whatever"
+            " keep_days says, once each table has a snapshot under it.",
+        )
         parser.add_argument("--dry-run", action="store_true", help="With --prune: only say what would go.")
         parser.add_argument(
             "--timeout", type=float, metavar="S", help=f"With --stop: how long to wait ({_STOP_TIMEOUT_S:g})."
@@ -91,7 +97,8 @@ Both may run beside the daemon."""
         return all(options[name] in (False, None) for name in _ACTIONS)
 
     def handle(self, **options: Any) -> None:
-        for option, owner in (("json", "status"), ("dry_run", "prune"), ("timeout", "stop")):
+        owners = {"json": "status", "before_policy": "prune", "dry_run": "prune", "timeout": "stop"}
+        for option, owner in owners.items():
             if options[option] and not options[owner]:
                 raise CommandError(f"--{option.replace('_', '-')} goes with --{owner}", returncode=2)
         service = ProductionService(load_source_config())
@@ -100,7 +107,7 @@ Both may run beside the daemon."""
         elif options["stop"]:
             self._stop(service, options["timeout"] or _STOP_TIMEOUT_S)
         elif options["prune"]:
-            self._prune(service, is_dry_run=options["dry_run"])
+            self._prune(service, before_policy=options["before_policy"], is_dry_run=options["dry_run"])
         elif options["snapshot"] is not None:
             self.take_snapshots(service, options["snapshot"], verbosity=options["verbosity"])
         elif options["new_epoch"]:
@@ -158,9 +165,10 @@ Both may run beside the daemon."""
             " archive_changes again."
         )
 
-    def _prune(self, service: ProductionService, *, is_dry_run: bool) -> None:
+    def _prune(self, service: ProductionService, *, before_policy: bool, is_dry_run: bool) -> None:
+        prune = service.prune_before_policy if before_policy else service.prune
         with stop_on_signals() as stop:
-            removals = service.prune(stop=stop, is_dry_run=is_dry_run)
+            removals = prune(stop=stop, is_dry_run=is_dry_run)
         for file in removals.files:
             self.stdout.write(file.name)
         for digest in removals.catalogs:
@@ -169,6 +177,9 @@ Both may run beside the daemon."""
         self.stdout.write(
             f"{verb} {format_count(len(removals.files), 'file')}, {format_bytes(removals.size_bytes)}"
         )
+        if removals.reason and before_policy:
+            # Whoever asks for it wants to know that older values are still there.
+            raise RetentionError(removals.reason)
         if removals.reason:
             self.stdout.write(removals.reason)
 
