@@ -68,6 +68,7 @@ class SyncDataService(TablesService):
                 metric_freq_hours=config.metric_freq,
                 run_id=run_id,
                 waits_for_disk=config.apply_synchronous_commit == "on",
+                policy=None if config.privacy is None else config.privacy.load_policy(),
             ),
             observer=SignalObserver(SyncDataService, config.database),
             mirror=StateFileMirror(config.state_dir),

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from syncdata.apply.plan.comparison import plan_comparison
+from syncdata.apply.plan.local_rules import ColumnRule, LocalRules
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.state.marks import differs, is_of_check
 from syncdata.changes.names import TableName
@@ -199,3 +203,18 @@ def test_a_masked_key_is_compared_by_its_values_alone() -> None:
     listed = check(columns=(), key=("a",), keys=(("tok1",),), left_out=("a", "email"))
     found = plan_comparison(listed, published, here("text"))  # type: ignore[arg-type]
     assert (found.problem, [c.name for c in found.key]) == ("", ["a"])
+
+
+def test_what_this_side_masks_is_not_compared() -> None:
+    class Nothing:
+        def row_mask(self, columns: Sequence[str], /) -> None:
+            return None
+
+    rules = LocalRules(columns=(ColumnRule("a", "token", "1"),), masking=Nothing())
+    ruled = replace(here("text"), rules=rules)
+    whole, published = check(key=()), table("users", "a text")
+    assert plan_comparison(whole, published, ruled).unhashed == "column a is masked by this side's rules"
+    bounds = check(key=("a",), after=("a",))
+    assert "column a of the key is masked by this side's rules" in (
+        plan_comparison(bounds, published, ruled).problem
+    )

@@ -72,9 +72,14 @@ def plan_comparison(check: Check, published: PublishedTable | None, here: TableS
         return Comparison(problem="row-level security hides rows of it from this role")
     there = {column.name: column for column in published.columns}
     local = {column.name: column for column in here.columns}
+    ruled = here.rules.names if here.rules else frozenset()
     key, columns = [], []
     if not check.is_of_whole_table:
         for name in check.key:
+            if name in ruled:
+                return Comparison(
+                    problem=f"column {name} of the key is masked by this side's rules: its values are others"
+                )
             found = _key_column(name, there.get(name), local.get(name), by_order=check.keys is None)
             if isinstance(found, str):
                 return Comparison(problem=found)
@@ -82,6 +87,8 @@ def plan_comparison(check: Check, published: PublishedTable | None, here: TableS
     if check.hash is None:
         return Comparison(key=tuple(key))
     for name in check.columns:
+        if name in ruled:
+            return Comparison(key=tuple(key), unhashed=f"column {name} is masked by this side's rules")
         compared = _compared(name, there.get(name), local.get(name))
         if isinstance(compared, str):
             return Comparison(key=tuple(key), unhashed=compared)

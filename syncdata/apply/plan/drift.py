@@ -19,11 +19,13 @@ from typing import Literal
 
 import msgspec
 
+from syncdata.apply.plan.local_rules import ColumnRule, LocalRules
 from syncdata.apply.plan.schema import Column as LocalColumn
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.types import is_held, is_type_text, is_widened, merges_texts, parse_type
 from syncdata.changes.catalog import Column, PublishedTable, lsn_or_none
 from syncdata.changes.names import TableName
+from syncdata.errors import SchemaError
 
 
 class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,7 +34,7 @@ class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
     since, which gives each partition another storage, too; ``truncated_by`` is its transaction.
     ``suspect_lsn``: where the catalog was read that made the table suspect last; what that catalog shows may
     have happened after any earlier record. ``suspect_by``: the one transaction whose TRUNCATE would explain
-    all that it shows."""
+    all that it shows. ``rules``: this side's own privacy rules, by which the rows were written."""
 
     table: PublishedTable
     lsn: int | None = None
@@ -40,6 +42,7 @@ class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
     suspect_lsn: int | None = None
     truncated_by: int = 0
     suspect_by: int = 0
+    rules: tuple[ColumnRule, ...] = ()
 
     def is_of_truncate(self, stored_by: int) -> bool:
         """Tell whether a storage that transaction *stored_by* has made comes from the TRUNCATE that was seen;
@@ -445,22 +448,63 @@ def _different_type(table: TableName, there: Column, here: LocalColumn) -> Findi
 
 
 def unfilled(published: PublishedTable, here: TableSchema) -> list[Finding]:
-    """Return the columns *here* that must have a value, and get none: production withholds them."""
-    required = {column.name: column for column in here.columns if column.is_required}
+    """Return the columns *here* that must have a value, and get none, for they are withheld."""
+    by_production = {column.name for column in published.columns if column.privacy == "withheld"}
+    # A rule that cannot hold withholds its column, too, and is a finding of its own.
+    by_rules = here.rules.withheld if here.rules and not here.rules.problems else frozenset()
     found = []
-    for there in published.columns:
-        if there.privacy == "withheld" and there.name in required:
-            alter = f"ALTER TABLE {sql_name(published.table)} ALTER COLUMN {quoted(there.name)}"
+    for column in here.columns:
+        if column.is_required and column.name in by_production | by_rules:
+            whose = "production's privacy policy" if column.name in by_production else "this side's rules"
+            alter = f"ALTER TABLE {sql_name(published.table)} ALTER COLUMN {quoted(column.name)}"
             found.append(
                 Finding(
                     kind="blocked",
-                    text=f"column {there.name} is withheld by production's privacy policy, and here it is NOT"
-                    " NULL without a default: no new row could be written",
+                    text=f"column {column.name} is withheld by {whose}, and here it is NOT NULL without a"
+                    " default: no new row could be written",
                     remedy=f"make it nullable: {_statement(f'{alter} DROP NOT NULL')}; or give it a default:"
                     f" {_statement(f'{alter} SET DEFAULT …')}; the table goes on by itself",
                 )
             )
     return found
+
+
+def rules_error(rules: LocalRules) -> SchemaError:
+    """Return the error of a table whose *rules* cannot hold here."""
+    return SchemaError(
+        f"this side's privacy rules for it cannot hold: {'; '.join(rules.problems)}",
+        hint="mend them in [columns] of the configuration and start the daemon anew; or mend the table here",
+    )
+
+
+def own_rules(
+    baseline: Baseline | None, published: PublishedTable, here: TableSchema, *, has_rows: bool
+) -> list[Finding]:
+    """Return where this side's own rules cannot hold, or are others than those that the rows follow.
+
+    *has_rows*: rows were written before, by the rules of *baseline*.
+    """
+    table, rules = published.table, here.rules
+    if rules is not None and rules.problems:
+        error = rules_error(rules)
+        return [Finding(kind="blocked", text=error.message, remedy=error.hint or "")]
+    there = {column.name for column in published.columns}
+    if rules is not None and (unknown := [name for name in rules.absent if name not in there]):
+        text = f"this side's privacy rules name {_columns(unknown)}, which is on neither side"
+        return [Finding(kind="blocked", text=text, remedy="mend the name in [columns] of the configuration")]
+    now = set(rules.columns if rules else ())
+    before = set(baseline.rules if baseline else ())
+    if not has_rows or now == before:
+        return []
+    which = sorted({rule.name for rule in now ^ before})
+    return [
+        Finding(
+            kind="blocked",
+            text=f"this side's privacy rules for {_columns(which)} have changed: the rows here follow the"
+            " older ones",
+            remedy=f"run 'python manage.py resync {table.argument}'",
+        )
+    ]
 
 
 def _using(there: Column, here: LocalColumn) -> str:

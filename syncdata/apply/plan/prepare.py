@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from syncdata.apply.plan import drift
 from syncdata.apply.plan.batches import Batch, BatchFile
+from syncdata.apply.plan.local_rules import LocalRules
 from syncdata.apply.plan.net_change import try_plan
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.table_plan import TableBatch, TablePlan, note_size
+from syncdata.apply.plan.transform import transformed
 from syncdata.changes.names import TableName
 from syncdata.changes.run import LocatedRecord, Piece, Run, by_table, pieces_of, records_of
 from syncdata.errors import SchemaError, SyncError
@@ -59,12 +61,40 @@ def _share(
             line=records[0].line,
         )
         return TableShare(records=records, plan=error)
+    if schema.rules is not None:
+        if (refusal := _rules_error(schema.rules, batch)) is not None:
+            refusal.table = str(table)
+            return TableShare(records=records, plan=refusal)
+        records = transformed(records, schema, schema.rules, is_plain_file=batch.file.is_plain)
     plan = try_plan(TableBatch(schema=schema, records=records, file=batch.file))
     if isinstance(plan, TablePlan):
         note_size(plan, sum(map(_bytes_of, pieces_of(records))))
     if isinstance(plan, SchemaError):
         plan.hint = _with_statements(plan, schema, records, batch)
     return TableShare(records=records, plan=plan)
+
+
+def _rules_error(rules: LocalRules, batch: Batch) -> SchemaError | None:
+    """Return why nothing of a table with *rules* may be written; None where it may.
+
+    Without a catalog nothing would tell that rows here were masked by other rules.
+    Test: test_a_table_with_rules_needs_an_archive_with_catalogs.
+    """
+    if rules.problems:
+        return drift.rules_error(rules)
+    if batch.published is None:
+        return SchemaError(
+            "this side has privacy rules for it, and the archive does not say what its columns are",
+            hint="take it from an archive of syncdata's own archiver; or take its rules out of [columns]",
+        )
+    return None
+
+
+def in_order(prepared: PreparedBatch) -> Iterator[LocatedRecord]:
+    """Yield the records of all shares of *prepared* in the order of its batch, as they are to be written."""
+    shares = {(table.schema, table.name): iter(share.records) for table, share in prepared.shares.items()}
+    for located in prepared.batch.records:
+        yield next(shares[located.record.schema, located.record.table])
 
 
 def _bytes_of(piece: Piece) -> int:

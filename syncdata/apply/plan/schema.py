@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from syncdata.apply.plan.local_rules import LocalRules
 from syncdata.changes.names import TableName
 
 
@@ -83,7 +84,8 @@ class TableSchema:
     rows of other tables, or is forbidden by them at once. ``parents``: the tables that it refers to.
     ``sequences``: those that columns own or default to. ``guards``: what may keep statements from doing what
     they say; ``hides_rows``: so does row-level security, for this session's role.
-    ``shadow``: the table that is written in this one's place while it is rebuilt.
+    ``shadow``: the table that is written in this one's place while it is rebuilt. ``rules``: this side's own
+    privacy rules for it, if any.
     """
 
     name: TableName
@@ -101,6 +103,7 @@ class TableSchema:
     guards: tuple[Guard, ...] = ()
     hides_rows: bool = False
     shadow: TableName | None = None
+    rules: LocalRules | None = None
 
     @property
     def written_to(self) -> TableName:

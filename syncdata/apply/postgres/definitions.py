@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from psycopg import Connection
 
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.postgres.catalog import read_schemas
+from syncdata.apply.postgres.local_rules import read_local_rules
 from syncdata.apply.postgres.stamps import read_stamps
 from syncdata.changes.names import TableName
+from syncdata.privacy.policy import Policy
 
 # Tables that a batch writes to are looked at in its own transaction. The others are looked at all together
 # before a file, for what a change of them here may mean for their rows. With 1,000 tables that takes a tenth
@@ -26,10 +29,11 @@ REST = 50
 
 class Definitions:
     """The schemas of tables as they were at the last look; ``current`` is another mapping when one of them
-    has changed."""
+    has changed. Those that *policy* is about have its rules."""
 
-    def __init__(self, connection: Connection[Any]) -> None:
+    def __init__(self, connection: Connection[Any], policy: Policy | None = None) -> None:
         self._connection = connection
+        self._policy = policy
         self._stamps: dict[TableName, str | None] = {}
         self._due_s = float("-inf")
         self.current: Mapping[TableName, TableSchema] = {}
@@ -63,5 +67,12 @@ class Definitions:
         }
         if changed:
             kept = {table: schema for table, schema in self.current.items() if table not in changed}
-            self.current = kept | read_schemas(self._connection, changed)
+            self.current = self._ruled(kept | read_schemas(self._connection, changed))
             self._stamps |= {table: stamps.get(table) for table in changed}
+
+    def _ruled(self, schemas: Mapping[TableName, TableSchema]) -> Mapping[TableName, TableSchema]:
+        """Return *schemas* with the rules of each table; those of one may depend on another."""
+        if self._policy is None or not self._policy.columns:
+            return schemas
+        rules = read_local_rules(self._connection, self._policy)
+        return {table: replace(schema, rules=rules.get(table)) for table, schema in schemas.items()}

@@ -364,6 +364,7 @@ class ShadowTarget:
         published = {column.name for column in table.columns}
         if table.column_list is not None:
             published &= set(table.column_list)
+        published -= self._schema.rules.withheld if self._schema.rules else frozenset()
         return [column.name for column in self._schema.writable if column.name in published]
 
     # Into the table's place

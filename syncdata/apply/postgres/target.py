@@ -34,6 +34,7 @@ from syncdata.apply.plan.prepare import (
     PreparedBatch,
     TableShare,
     cut_at_truncates,
+    in_order,
     prepare,
     shares_of,
     without,
@@ -89,6 +90,7 @@ from syncdata.changes.names import TableName
 from syncdata.changes.reader import NO_TABLE, LocatedRecord
 from syncdata.changes.verification import Check
 from syncdata.errors import MetricsError, SyncError
+from syncdata.privacy.policy import Policy
 
 # How long a batch waits for a lock before it is rolled back, so that a stop is heeded, and tried again.
 _WAIT_S, _SHORT_WAIT_S = 5.0, 1.0
@@ -98,7 +100,10 @@ _ALL = 0
 
 
 class Target:
-    """The local database, over one connection in autocommit mode that nobody else uses."""
+    """The local database, over one connection in autocommit mode that nobody else uses.
+
+    *policy*: this side's own privacy rules, which rows follow before they are written.
+    """
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class Target:
         metric_freq_hours: int,
         run_id: int | None = None,
         waits_for_disk: bool = False,
+        policy: Policy | None = None,
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._connection = connection
@@ -116,7 +122,7 @@ class Target:
         self._clock = clock
         self._known: set[TableName] = set()
         self._shadows: set[TableName] = set()
-        self._definitions = Definitions(connection)
+        self._definitions = Definitions(connection, policy)
         self._watch = Watch(connection)
         self._quick_rests = Rests()
         self._kept = KeptCheckpoints(connection)
@@ -218,7 +224,7 @@ class Target:
     def pass_over(self, ends: Sequence[Check], *, position: Position) -> None:
         """Note that rounds ended with *ends*, to which no rows were held."""
         with translated_errors():
-            pass_over(self._connection, ends, position=position, now=self._clock())
+            pass_over(self._connection, ends, self._schemas, position=position, now=self._clock())
 
     def rest(self) -> None:
         """Drop the staging tables between cycles: they would keep types from being dropped."""
@@ -451,7 +457,7 @@ class Target:
         test_an_ordinary_role_ends_with_the_rows_that_production_has.
         """
         effects = {table: Effect() for table in shares}
-        for piece in cut_at_truncates(prepared.batch.records, shares):
+        for piece in cut_at_truncates(in_order(prepared), shares):
             self._apply_piece(prepared.file, piece, shares, effects)
         return effects
 

@@ -88,9 +88,13 @@ def look(
     lsn = baseline.lsn if snapshot_lsn is None and baseline is not None else snapshot_lsn
     found += drift.left_out(baseline, published, rows_lsn=lsn)
     unfit = [] if here is None else drift.differences(published, here)
-    unfilled = [] if here is None else drift.unfilled(published, here)
-    renamed, found, unfit, unfilled = map(_on_one_line, (renamed, found, unfit, unfilled))
-    stopping = [finding for finding in found if finding.kind == "blocked"] + renamed + unfit + unfilled
+    # Neither spoils rows: nothing has been written.
+    held = [] if here is None else drift.unfilled(published, here)
+    if here is not None:
+        has_rows = known.has_rows and not known.is_rebuild
+        held += drift.own_rules(baseline, published, here, has_rows=has_rows)
+    renamed, found, unfit, held = map(_on_one_line, (renamed, found, unfit, held))
+    stopping = [finding for finding in found if finding.kind == "blocked"] + renamed + unfit + held
     suspicions = folded(_suspicion(finding, known, file) for finding in found)
     if stopping:
         known = known if known.is_rebuild else _with_marks(known, *suspicions)
@@ -115,6 +119,7 @@ def look(
             suspect_lsn=suspect_lsn,
             truncated_by=baseline.truncated_by if is_older and baseline is not None else 0,
             suspect_by=suspect_by,
+            rules=here.rules.columns if here and here.rules else (),
         ),
         marks=known.marks,
         has_rows=known.has_rows,
