@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -370,3 +371,23 @@ def test_a_large_value_that_stays_as_it_is_stays_masked_and_there(
     ((email, city),) = world.rows("SELECT email, city FROM users")
     assert len(email) == 32 and city == "Ulm"
     assert leaks(production) == []
+
+
+def quoting(text: str) -> str:
+    """A mask of somebody's own, as bad as can be: it fails with the value in the error."""
+    raise ValueError(f"cannot mask {text}")
+
+
+def test_a_mask_that_fails_with_the_value_in_its_error_tells_it_nobody(
+    ruled: Callable[..., Production], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = f"{__name__}:{quoting.__name__}"
+    with caplog.at_level(logging.DEBUG):
+        production = ruled({"users": RULES | {"email": own}}, USERS)
+        production.execute(f"INSERT INTO users VALUES (1, '{NAME}', 'Bonn')", "UPDATE users SET city = 'Ulm'")
+        production.archive()
+        production.snapshot("users")
+
+    assert [record.data.get("city") for record in records_of(production, "users")] == ["Bonn", "Ulm"]
+    assert leaks(production) == []
+    assert NAME not in caplog.text
