@@ -385,9 +385,7 @@ def _refuse_rules_of_others(found: ConfigValues, privacy: PrivacyConfig | None) 
         return
     for name, ruled in (("columns", privacy.rules.columns), ("rows", privacy.rules.rows)):
         found.problems += [
-            f"source.{name}.{table.argument}: is not in source.tables"
-            for table in ruled
-            if table not in tables
+            f"source.{name}.{table}: is not in source.tables" for table in ruled if table not in tables
         ]
 
 

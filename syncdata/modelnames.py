@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import suppress
+from typing import Any
 
 from django.apps import apps
-from django.db.models import Model
+from django.db.models import EmailField, Field, Model
 
 from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError, WhitelistAddError
+from syncdata.provision.privacy_init import Hint
 
 
 def resolve(text: str, known: Collection[TableName]) -> TableName:
@@ -74,6 +76,32 @@ def tables_of_app(app_label: str) -> list[TableName]:
     if not tables:
         raise WhitelistAddError(f"the app {app_label!r} has no tables", hint="name another app, or tables")
     return list(tables)
+
+
+def hints_of_fields() -> dict[TableName, dict[str, Hint]]:
+    """Return the privacy rules that the kinds of fields of the project's models speak for, by table.
+
+    An e-mail address is one whatever its column is called; of a field with choices all values are known.
+    """
+    found: dict[TableName, dict[str, Hint]] = {}
+    for model in apps.get_models(include_auto_created=True):
+        with suppress(SchemaError):
+            hints = {
+                field.column: hint
+                for field in model._meta.local_fields
+                if field.column and (hint := _hint_of(field)) is not None
+            }
+            if hints and not model._meta.proxy:
+                found[table_of(model)] = hints
+    return found
+
+
+def _hint_of(field: Field[Any, Any]) -> Hint | None:
+    if isinstance(field, EmailField):
+        return Hint("email", f"{field.model._meta.label} has it as an EmailField")
+    if field.choices:
+        return Hint("keep", f"{field.model._meta.label} has choices for it")
+    return None
 
 
 def find_model_of(table: TableName) -> type[Model] | None:

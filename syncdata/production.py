@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -63,9 +64,12 @@ from syncdata.errors import (
     SyncError,
 )
 from syncdata.privacy.policy import Policy
-from syncdata.provision import provision
+from syncdata.provision import privacy_tools, provision
 from syncdata.provision.facts import Failover
 from syncdata.provision.findings import Finding
+from syncdata.provision.privacy_init import Hints
+from syncdata.provision.privacy_report import TableReport
+from syncdata.provision.privacy_rows import Sample
 from syncdata.provision.provision import NewUser, ProvisionSettings, Report, SetupResult
 from syncdata.runtime.progress import Progress
 
@@ -76,6 +80,16 @@ ARCHIVER_PID_FILE_NAME = ".syncdata_archiver.pid"
 _BEGIN_PATIENCE_S, _BEGIN_POLL_S = 20.0, 0.2
 
 _ROLE = "archiver"
+_KEY_FILE_NAME = "mask.key"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstPolicy:
+    """A first policy (``text``; empty where there is one already), and where its key is."""
+
+    text: str
+    key_file: Path
+    is_new_key: bool
 
 
 class ProductionService:
@@ -127,6 +141,45 @@ class ProductionService:
     def drop(self, *, drops_all: bool = False, report: Report = lambda line: None) -> bool:
         """Drop slot and publication, where they are there, as `provision.drop` does."""
         return provision.drop(self._provision_settings, drops_all=drops_all, report=report)
+
+    # Privacy
+
+    def report_privacy(self) -> list[TableReport]:
+        """Return what becomes of each column of the configured tables, and why. Needs no key."""
+        config = self._config
+        policy = None if config.privacy is None else config.privacy.trial_policy
+        return privacy_tools.report(config.connection_params, config.tables, policy)
+
+    def sample(self, rows: int, tables: Sequence[str]) -> list[Sample]:
+        """Return *rows* rows of each of *tables*, without any of all, as they are and as they travel.
+
+        They are for nobody's eyes but production's. Raises ConfigError without a policy, or without its key.
+        """
+        policy = self._policy
+        if policy is None:
+            raise ConfigError("there is no privacy policy", hint="archive_changes --init writes a first one")
+        config = self._config
+        return privacy_tools.sample(
+            config.connection_params, config.tables, policy, shown=self._chosen(tables), rows=rows
+        )
+
+    def init_privacy(self, models: Hints) -> FirstPolicy:
+        """Make the key where there is none, and return a first policy where there is no policy.
+
+        *models*: what the fields of a project's models say of their columns. Nothing is written over.
+        """
+        config = self._config
+        privacy = config.privacy
+        key_file = (privacy and privacy.key_file) or config.state_dir / _KEY_FILE_NAME
+        text = ""
+        if privacy is None:
+            text = privacy_tools.first_policy(
+                config.connection_params, config.tables, models, key_file=_beside(key_file, config.state_dir)
+            )
+        is_needed = privacy is None or privacy.key is None
+        return FirstPolicy(
+            text=text, key_file=key_file, is_new_key=is_needed and privacy_tools.make_key(key_file)
+        )
 
     # The archiver
 
@@ -511,6 +564,11 @@ def _chain_problems(chain: Chain, slot: Slot) -> list[Problem]:
     except SyncError as error:
         return [Problem(kind="other-slot", reason=Reason.of(error))]
     return []
+
+
+def _beside(path: Path, folder: Path) -> str:
+    """Return *path* as a configuration in *folder* names it."""
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _utcnow() -> dt.datetime:

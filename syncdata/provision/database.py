@@ -271,6 +271,13 @@ class SourceDatabase:
             slot=read_slot(self._connection, slot),
         )
 
+    @contextmanager
+    def reading(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        """Give the connection in a transaction that can only read."""
+        with self._connection.transaction(force_rollback=True):
+            self._connection.execute("SET TRANSACTION READ ONLY")
+            yield self._connection
+
     def read_described(self, tables: Sequence[TableName]) -> dict[TableName, Described]:
         """Return what a privacy policy must know of those of *tables* that exist. Read-only."""
         return read_described(self._connection, tables)

@@ -91,7 +91,7 @@ def _judged(verdict: TableVerdict) -> Iterator[Finding]:
     if verdict.halts:
         yield missing(f"table {verdict.table}: {verdict.halts}", _MEND_RULES)
     for problem in verdict.problems:
-        yield missing(f"source.columns.{verdict.table.argument}.{problem}", _MEND_RULES)
+        yield missing(f"source.columns.{verdict.table}.{problem}", _MEND_RULES)
 
 
 def _held_back(
@@ -100,9 +100,8 @@ def _held_back(
     label = f"table {verdict.table}"
     withheld = [it.column for it in verdict.columns if it.rule == "withhold"]
     masked = [it.column for it in verdict.columns if it.rule not in ("keep", "withhold")]
-    travels = len(verdict.columns) - len(withheld)
-    told = f"{label}: {travels} of {len(verdict.columns)} columns travel, {len(masked)} of them masked"
-    yield ok(told + (f"; withheld: {', '.join(withheld)}" if withheld else ""))
+    told = f"{label}: of {len(verdict.columns)} columns {len(masked)} are masked, {len(withheld)} withheld"
+    yield ok(told + (f" ({', '.join(withheld)})" if withheld else ""))
     if withheld and has_lists and not takes_list:
         yield note(
             f"{label} has REPLICA IDENTITY FULL, with which PostgreSQL takes no list of columns: what the"
@@ -138,7 +137,7 @@ def _of_filters(policy: Policy, filters: Filters, source: SourceFacts) -> Iterat
         )
         return
     for table, reason in filters.refused.items():
-        yield missing(f"source.rows.{table.argument}: the server refuses it: {reason}", "mend the condition")
+        yield missing(f"source.rows.{table}: the server refuses it: {reason}", "mend the condition")
     for table in filters.spelled:
         yield note(
             f"table {table}: a TRUNCATE travels whatever its row filter says, and an UPDATE that takes a row"

@@ -49,7 +49,7 @@ def test_the_publication_lists_the_columns_that_the_policy_lets_travel(make_shop
     assert shop.setup()[0] == 'created publication "syncdata" for users'
     assert parts(shop) == {"users": ("id,name,tenant", None)}
     assert shop.setup() == []
-    assert "table users: 3 of 4 columns travel, 1 of them masked; withheld: notes" in shop.findings("ok")
+    assert "table users: of 4 columns 1 are masked, 1 withheld (notes)" in shop.findings("ok")
 
 
 def test_a_new_column_is_not_published_until_a_rule_names_it_and_somebody_widens(make_shop: MakeShop) -> None:

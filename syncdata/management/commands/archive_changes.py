@@ -1,25 +1,41 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandError
+from msgspec import to_builtins
 
 from syncdata.capture.status import format_archiver_status, format_bytes
 from syncdata.changes.catalog import catalog_name
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.conf import load_source_config
 from syncdata.daemon import stop_on_signals
-from syncdata.errors import ArchiverRunError, ArchiverStatusError, RetentionError
+from syncdata.errors import ArchiverRunError, ArchiverStatusError, PrivacyError, RetentionError
 from syncdata.management.base import format_count, format_json, login_name
 from syncdata.management.interpreter import tune_interpreter
 from syncdata.management.production import ProductionCommand
+from syncdata.modelnames import hints_of_fields
 from syncdata.production import ProductionService
+from syncdata.provision.privacy_report import format_report, shortcomings
+from syncdata.provision.privacy_rows import format_sample
 
 _STOP_TIMEOUT_S = 60.0
+_MOST_SAMPLES = 1_000
+_MEND_RULES = "name the columns in [source.columns], and mend the rules that cannot hold"
 _ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop", "skip_transaction")
+# Options that only go with one of these.
+_COMPANIONS = (
+    ("json", "status", "privacy"),
+    ("dry_run", "prune"),
+    ("before_policy", "prune"),
+    ("timeout", "stop"),
+    ("yes", "sample"),
+)
+_PRIVACY_ACTIONS = ("privacy", "sample", "init")
 
 
 def _lsn(text: str) -> int:
@@ -78,7 +94,31 @@ Both may run beside the daemon."""
             help="Leave out the transaction that committed at LSN, which the source cannot hand over: every"
             " table is then suspect on the local machines until there is a new snapshot of it.",
         )
-        parser.add_argument("--json", action="store_true", help="With --status: print one JSON object.")
+        action.add_argument(
+            "--privacy",
+            action="store_true",
+            help="Show what becomes of each column and why; exit status 1 when a column has no rule, or a"
+            " rule cannot hold. Needs no key.",
+        )
+        action.add_argument(
+            "--sample",
+            nargs="+",
+            metavar=("N", "table"),
+            help="Show N rows of these tables (of all, without any) as they are and as they travel: real"
+            " values, on this terminal only.",
+        )
+        action.add_argument(
+            "--init",
+            nargs="?",
+            const="-",
+            metavar="FILE",
+            help="Make the key of the masks, and write a first privacy policy into FILE, a new one, or to"
+            " the standard output.",
+        )
+        parser.add_argument("--yes", action="store_true", help="With --sample: also where nobody looks on.")
+        parser.add_argument(
+            "--json", action="store_true", help="With --status and --privacy: print one JSON document."
+        )
         parser.add_argument(
             "--before-policy",
             action="store_true",
@@ -94,15 +134,21 @@ Both may run beside the daemon."""
         )
 
     def is_daemon(self, options: Mapping[str, Any]) -> bool:
-        return all(options[name] in (False, None) for name in _ACTIONS)
+        return all(options[name] in (False, None) for name in (*_ACTIONS, *_PRIVACY_ACTIONS))
 
     def handle(self, **options: Any) -> None:
-        owners = {"json": "status", "before_policy": "prune", "dry_run": "prune", "timeout": "stop"}
-        for option, owner in owners.items():
-            if options[option] and not options[owner]:
-                raise CommandError(f"--{option.replace('_', '-')} goes with --{owner}", returncode=2)
+        for option, *owners in _COMPANIONS:
+            if options[option] and not any(options[owner] for owner in owners):
+                goes_with = " or ".join(f"--{owner}" for owner in owners)
+                raise CommandError(f"--{option.replace('_', '-')} goes with {goes_with}", returncode=2)
         service = ProductionService(load_source_config())
-        if options["status"]:
+        if options["privacy"]:
+            self._report_privacy(service, as_json=options["json"])
+        elif options["sample"]:
+            self._sample(service, options["sample"], is_sure=options["yes"])
+        elif options["init"]:
+            self._init_privacy(service, options["init"])
+        elif options["status"]:
             self._show_status(service, as_json=options["json"])
         elif options["stop"]:
             self._stop(service, options["timeout"] or _STOP_TIMEOUT_S)
@@ -182,6 +228,51 @@ Both may run beside the daemon."""
             raise RetentionError(removals.reason)
         if removals.reason:
             self.stdout.write(removals.reason)
+
+    def _report_privacy(self, service: ProductionService, *, as_json: bool) -> None:
+        reports = service.report_privacy()
+        self.stdout.write(format_json(to_builtins(reports)) if as_json else format_report(reports))
+        if not service.has_policy:
+            raise PrivacyError(
+                "there is no privacy policy: every column travels as it is", hint="archive_changes --init"
+            )
+        if found := shortcomings(reports):
+            raise PrivacyError("\n  - ".join(["the policy is not complete:", *found]), hint=_MEND_RULES)
+
+    def _sample(self, service: ProductionService, arguments: Sequence[str], *, is_sure: bool) -> None:
+        number, *tables = arguments
+        if not number.isdecimal() or not 1 <= int(number) <= _MOST_SAMPLES:
+            raise CommandError(f"--sample takes a number from 1 to {_MOST_SAMPLES} first", returncode=2)
+        if not self.stdout.isatty() and not is_sure:
+            raise CommandError(
+                "--sample shows real values, and the output is no terminal: --yes if it may be kept",
+                returncode=2,
+            )
+        for sample in service.sample(int(number), tables):
+            self.stdout.write(format_sample(sample))
+
+    def _init_privacy(self, service: ProductionService, target: str) -> None:
+        made = service.init_privacy(hints_of_fields())
+        if made.is_new_key:
+            self._tell(f"made the key {made.key_file}; keep a copy of it, but not in the archive")
+        if not made.text:
+            self._tell("there is a policy already; archive_changes --privacy shows what it lacks")
+        elif target == "-":
+            self.stdout.write(made.text, ending="")
+        else:
+            self._write_new(Path(target), made.text)
+
+    def _tell(self, text: str) -> None:
+        # Beside the policy, which may go into a file; and no error, so not in an error's colour.
+        self.stderr.write(text, str)
+
+    def _write_new(self, path: Path, text: str) -> None:
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise CommandError(f"{path} cannot be written: {error.strerror}") from error
+        self._tell(f"wrote {path}; read it, correct it, and append it to the configuration")
 
     def _show_status(self, service: ProductionService, *, as_json: bool) -> None:
         status = service.get_status()

@@ -1,0 +1,90 @@
+"""The tools around a privacy policy: its report, a sample of what it makes, and a first one.
+
+Knows the order of the steps. Only reads from the source; the one thing it writes is a new key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from syncdata.changes.names import TableName
+from syncdata.errors import ConfigError
+from syncdata.privacy.key import make_key_file
+from syncdata.privacy.policy import Policy
+from syncdata.privacy.suspicions import suspicions
+from syncdata.provision.database import open_source
+from syncdata.provision.privacy_init import Hints, first_rules, format_policy, judge_hints, withhold
+from syncdata.provision.privacy_report import TableReport, report_table
+from syncdata.provision.privacy_rows import Sample, read_sample, try_masks
+
+_NO_POLICY = Policy({}, unnamed="keep")
+
+
+def report(
+    params: Mapping[str, Any], tables: Sequence[TableName], policy: Policy | None
+) -> list[TableReport]:
+    """Return what becomes of each column of *tables*, with what the server says to the masks' results."""
+    policy = policy or _NO_POLICY
+    with open_source(params) as database, database.reading() as connection:
+        described = database.read_described(tables)
+        verdicts = policy.judge([one.facts for one in described.values()])
+        return [
+            report_table(
+                one,
+                verdicts[table],
+                suspicions(one.facts),
+                rows=policy.rows.get(table, ""),
+                tried=[misfit.text for misfit in try_masks(connection, one, verdicts[table])],
+            )
+            for table, one in described.items()
+        ]
+
+
+def sample(
+    params: Mapping[str, Any],
+    tables: Sequence[TableName],
+    policy: Policy,
+    *,
+    shown: Sequence[TableName],
+    rows: int,
+) -> list[Sample]:
+    """Return *rows* rows of each table *shown*, before and after: nobody but production may see them.
+
+    *tables*: all that are published, for a policy judges them together.
+    """
+    with open_source(params) as database, database.reading() as connection:
+        described = database.read_described(tables)
+        verdicts = policy.judge([one.facts for one in described.values()])
+        return [
+            read_sample(connection, described[table], verdicts[table], rows=rows)
+            for table in shown
+            if table in described
+        ]
+
+
+def first_policy(
+    params: Mapping[str, Any], tables: Sequence[TableName], models: Hints, *, key_file: str | None
+) -> str:
+    """Return a first policy for *tables* as TOML. *models*: what the fields of a project's models say."""
+    with open_source(params) as database, database.reading() as connection:
+        described = database.read_described(tables)
+        rules = first_rules(described, models)
+        for table, verdict in judge_hints(described, rules).items():
+            for misfit in try_masks(connection, described[table], verdict):
+                withhold(rules[table], misfit.columns, described[table])
+    return format_policy(rules, key_file=key_file)
+
+
+def make_key(path: Path) -> bool:
+    """Make a new key in *path*; return False where one is there already, which stays. Raises ConfigError."""
+    try:
+        make_key_file(path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise ConfigError(
+            f"the mask key {path} cannot be made: {error.strerror}", hint="name another key_file"
+        ) from error
+    return True
