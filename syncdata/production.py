@@ -47,6 +47,7 @@ from syncdata.capture.status import (
     verification_status,
 )
 from syncdata.capture.trouble import trouble_problems
+from syncdata.capture.unmasked import load_unmasked
 from syncdata.capture.unreadable import load_left_out, load_unreadable
 from syncdata.capture.verify_walk import load_verification
 from syncdata.changes.filenames import Compression
@@ -425,6 +426,7 @@ class ProductionService:
             tables=() if state is None else state.catalog.tables,
             withheld_tables=self._withheld_tables,
             keep_days=self._config.keep_days,
+            unmasked=load_unmasked(spool_dir, policy_id),
         )
 
     def _privacy_problems(self, *, is_active: bool) -> list[Problem]:

@@ -149,6 +149,8 @@ class Archiver:
         opening.require_free(slot)
         with closing(self._open_archive()) as archive:
             chain = opening.begin_epoch(self._settings, archive, identity, slot, self._clock())
+        # All that comes is under the policy of now, the snapshots that are taken next among it.
+        self._note_policy(chain.last_file)
         # The new epoch may be of another system, whose LSNs do not compare with the one noted.
         forget_unreadable(self._settings.spool_dir)
         return chain
@@ -203,6 +205,10 @@ class Archiver:
         ):
             identity = replication.identify()
             return opening.open_chain(self._settings, replication, archive, identity, self._clock())[0]
+
+    def _note_policy(self, last_file: str | None) -> None:
+        directory, policy_id = self._settings.spool_dir, id_of(self._settings.policy)
+        note_policy(directory, policy_id, last_file=last_file, now=self._clock())
 
     def _note(self, error: SyncError) -> None:
         """Leave *error*, which nobody foresaw, for `--status`; the log has it already."""
@@ -301,8 +307,7 @@ class Archiver:
             )
             # Later on, what a migration makes of the policy is withheld: the stream goes on.
             self._is_start = False
-            last_file = spooled[-1].name if spooled else chain.last_file
-            note_policy(settings.spool_dir, id_of(settings.policy), last_file=last_file, now=self._clock())
+            self._note_policy(spooled[-1].name if spooled else chain.last_file)
             # A run that ends by itself is over before there is anything to verify.
             verifier = Verifier(settings, self._clock) if settings.verify_rows_per_s and not once else None
             replication.start(settings.slot_name, settings.publication, with_messages=verifier is not None)

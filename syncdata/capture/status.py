@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from syncdata.capture.chain import Chain, format_moment
 from syncdata.capture.policy_note import PolicyNote
 from syncdata.capture.slot import Slot
+from syncdata.capture.unmasked import Counts
 from syncdata.capture.verify_walk import VerificationState
 from syncdata.changes.catalog import WITHHELD, PublishedTable
 from syncdata.changes.filenames import file_time
@@ -60,7 +61,8 @@ class PrivacyStatus:
     columns without a rule. ``since``: when it came into force; empty before an archiver has worked under it.
     ``masked``: by table, the kind of rule of each masked column; ``withheld``: the columns that stay behind.
     ``last_before``: the last change file of before, where such files may be in the archive still;
-    ``older_until``: when they are as old as files are kept."""
+    ``older_until``: when they are as old as files are kept. ``unmasked``: by table and column, how often
+    a mask was tried in vain on a value of the stream, so that something else has travelled."""
 
     unnamed: str
     since: str = ""
@@ -69,6 +71,7 @@ class PrivacyStatus:
     withheld_tables: tuple[str, ...] = ()
     last_before: str | None = None
     older_until: str = ""
+    unmasked: Counts = field(default_factory=dict)
 
 
 def privacy_status(
@@ -79,6 +82,7 @@ def privacy_status(
     tables: Sequence[PublishedTable],
     withheld_tables: Sequence[TableName],
     keep_days: int,
+    unmasked: Counts | None = None,
 ) -> PrivacyStatus:
     """Return the status of the policy of that id (None: it cannot be loaded). *note*: which policy files are
     written under; *tables*: the published ones, as that one lets them travel."""
@@ -103,6 +107,7 @@ def privacy_status(
         withheld_tables=tuple(map(str, withheld_tables)),
         last_before=last_before,
         older_until=format_moment(moment + dt.timedelta(days=keep_days)) if moment else "",
+        unmasked=unmasked or {},
     )
 
 
@@ -295,6 +300,8 @@ def _privacy_lines(privacy: PrivacyStatus | None) -> list[str]:
         lines.append(f"  {table}: {'; '.join(told)}")
     if privacy.withheld_tables:
         lines.append(f"  withheld as a whole: {', '.join(privacy.withheld_tables)}")
+    for table, counts in sorted(privacy.unmasked.items()):
+        lines.append(f"  {table}: masks could not take all values of {', '.join(sorted(counts))}: replaced")
     if privacy.last_before is not None:
         lines.append(
             f"  files up to {privacy.last_before} may hold what it keeps back now: they are kept until"

@@ -37,6 +37,7 @@ from syncdata.capture.catalog_state import (
 )
 from syncdata.capture.owed import owe
 from syncdata.capture.pgoutput import Relation
+from syncdata.capture.policy_note import id_of
 from syncdata.capture.privacy_note import load_privacy_note, note_privacy
 from syncdata.capture.protection import (
     facts_of,
@@ -53,6 +54,7 @@ from syncdata.capture.protection import (
 from syncdata.capture.published import Look, SeenTable, SourceEye
 from syncdata.capture.renamed import HeldColumn, hold, names_of
 from syncdata.capture.spool import keep_catalog
+from syncdata.capture.unmasked import Unmasked
 from syncdata.changes.catalog import Catalog, Column, PublishedTable, digest_of, encode_catalog
 from syncdata.changes.filenames import stamp_of
 from syncdata.changes.names import TableName
@@ -105,6 +107,7 @@ class StreamCatalog:
         PrivacyError where a rule of the policy cannot hold."""
         self._directory = directory
         self._policy = policy
+        self._unmasked = Unmasked(directory, id_of(policy))
         self._facts: dict[int, TableFacts] | None = None  # of the last look
         self._filtered: set[TableName] = set()
         self._held: tuple[HeldColumn, ...] = ()
@@ -179,7 +182,10 @@ class StreamCatalog:
     def mask(self, relation: Relation) -> RowMask | None:
         """Return what masks the rows of *relation*, which travels; None where they travel as they are."""
         verdict = self._verdict(relation)
-        return None if verdict is None else verdict.row_mask(relation.columns)
+        mask = None if verdict is None else verdict.row_mask(relation.columns)
+        if mask is not None:
+            self._unmasked.watch(relation.oid, TableName(relation.schema, relation.name), mask)
+        return mask
 
     def shows(self, seen: SeenTable) -> bool:
         """Tell whether *seen*, of another look (as the policy lets it be seen), is read as the table that the
@@ -192,6 +198,7 @@ class StreamCatalog:
 
     def note_naming(self, file_name: str, digests: set[str]) -> None:
         """Remember durably that the file *file_name*, which is about to be finished, names *digests*."""
+        self._unmasked.save()
         stamp = stamp_of(file_name)
         if stamp is not None:
             self._keep(named=newest_named(self._state.named | dict.fromkeys(digests, stamp)))

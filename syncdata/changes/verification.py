@@ -53,7 +53,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     where the order of keys may differ between two servers, those with one of ``keys``. A check without
     either is of the whole table; without a ``hash`` it is of the number of rows alone. Values are
     PostgreSQL's text forms; ``hash`` is a decimal number. Rows that the publication leaves out do not count.
-    ``left_out``: columns whose text means something on one server only.
+    ``left_out``: columns whose text means something on one server only, or whose values travel masked.
 
     ``lsn``: the position of the line in production's WAL: rows that come from a snapshot of a later commit
     are ahead of it. ``round`` counts the walks through the table, ``chunk`` the checks of one; one that could

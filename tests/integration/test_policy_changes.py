@@ -143,6 +143,35 @@ def test_the_status_says_what_the_policy_comes_to(site: Site) -> None:
     assert "secret" not in text
 
 
+def of_one_kind(text: str) -> str:
+    """A mask of somebody's own, which takes some values only."""
+    if text.startswith("secret-odd"):
+        raise ValueError(text)
+    return "masked"
+
+
+def test_the_status_counts_values_that_no_mask_could_take(site: Site) -> None:
+    """In two sessions, of which the second goes on with the counts of the first."""
+    counts = []
+    service = site.service(RULES | {"users": RULES["users"] | {"email": f"{__name__}:of_one_kind"}})
+    once(service)
+    assert privacy(service).unmasked == {}
+    for number in (70, 71):
+        site.production.execute(
+            f"INSERT INTO users VALUES ({number}, 'secret-odd', 'x'), ({number + 10}, 'secret', 'y')"
+        )
+        once(service)
+        (table,) = privacy(service).unmasked
+        counts.append(privacy(service).unmasked[table]["email"])
+    assert (table, 0 < counts[0] < counts[1]) == ("users", True)
+    text = format_archiver_status(service.get_status())
+    assert "  users: masks could not take all values of email: replaced\n" in text
+    assert "secret" not in text + (site.production.spool_dir / "unmasked.json").read_text()
+    # Under another policy they are of no matter.
+    once(site.service(RULES))
+    assert privacy(site.service(RULES)).unmasked == {}
+
+
 def test_the_status_as_json_has_the_policy(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,6 +187,15 @@ def test_no_snapshot_is_taken_under_another_policy_than_the_archivers(private: P
     private.snapshot("users")
 
 
+def test_a_new_epoch_takes_the_policy_up_at_once(private: Production) -> None:
+    private.options["policy"] = policy_of({"users": USERS | {"name": "null"}})
+    private.drop_slot()
+    private.create_slot()
+    private.archiver().begin_epoch()
+    (taken,) = private.snapshot("users")
+    assert {row["name"] for row in rows_of(private, taken)} == {None}
+
+
 def test_a_policy_that_comes_while_a_snapshot_is_taken_ends_it(
     private: Production, monkeypatch: pytest.MonkeyPatch
 ) -> None:
