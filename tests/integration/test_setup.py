@@ -1048,6 +1048,7 @@ def test_on_a_host_without_a_local_database_the_command_sets_up_checks_and_drops
     done = production.command()
     assert (done.returncode, done.stderr) == (0, "")
     assert "created publication" in done.stdout and "note: max_slot_wal_keep_size" in done.stdout
+    assert "there is no privacy policy: every column of the published tables leaves" in done.stdout
     again = production.command()
     assert again.stdout.startswith("nothing to change: the source is set up\n")
     checked = production.command("--check")

@@ -11,7 +11,7 @@ from django.test.utils import isolate_apps
 
 from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError, WhitelistAddError
-from syncdata.modelnames import find_model_of, resolve, table_of, tables_of_app
+from syncdata.modelnames import find_model_of, hints_of_fields, resolve, table_of, tables_of_app
 
 
 @pytest.fixture
@@ -129,3 +129,20 @@ def test_a_model_whose_table_postgresql_cannot_have_hides_no_other(
     with pytest.raises(SchemaError):
         table_of(TooLong)
     assert find_model_of(TableName("erp", "tricky")) is shop["Tricky"]
+
+
+@pytest.mark.usefixtures("shop")
+def test_fields_say_what_their_columns_hold_whatever_they_are_called() -> None:
+    class Customer(models.Model):
+        contact = models.EmailField(db_column="c")
+        state = models.CharField(max_length=1, choices=[("a", "active"), ("b", "barred")])
+        notes = models.TextField()
+
+        class Meta:
+            app_label = "syncsite"
+            db_table = '"shop"."customer"'
+
+    hints = hints_of_fields()[TableName("shop", "customer")]
+    assert {column: hint.rule for column, hint in hints.items()} == {"c": "email", "state": "keep"}
+    assert "syncsite.Customer" in hints["c"].why
+    assert TableName("public", "syncsite_tag") not in hints_of_fields()

@@ -248,6 +248,7 @@ Both may run beside the daemon."""
                 "--sample shows real values, and the output is no terminal: --yes if it may be kept",
                 returncode=2,
             )
+        self._tell("real values, for this terminal only: nothing of them is logged or kept")
         for sample in service.sample(int(number), tables):
             self.stdout.write(format_sample(sample))
 
