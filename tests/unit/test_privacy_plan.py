@@ -8,7 +8,7 @@ from syncdata.capture.publication import Part
 from syncdata.privacy.facts import ColumnFacts
 from syncdata.privacy.facts import TableFacts as Facts
 from syncdata.privacy.policy import Policy
-from syncdata.privacy.rules import KEEP
+from syncdata.privacy.rules import Rule
 from syncdata.provision.facts import SourceFacts, TableFacts, narrower
 from syncdata.provision.privacy_facts import Described
 from syncdata.provision.privacy_plan import Filters, PrivacyPlan, plan_privacy
@@ -33,7 +33,7 @@ TABLE = TableFacts(
 
 def plan(version: int, rows: str = "") -> PrivacyPlan:
     """The plan for a table of which the policy keeps one column of two."""
-    policy = Policy({A: {"id": KEEP}}, rows={A: rows} if rows else {})
+    policy = Policy({A: {"id": Rule(mask="keep")}}, rows={A: rows} if rows else {})
     source: SourceFacts = replace(
         SOURCE, server=replace(SERVER, version_num=version * 10_000), tables=(TABLE,)
     )
