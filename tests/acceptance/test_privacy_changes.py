@@ -13,9 +13,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from syncdata.archive.local import LocalStorage
 from syncdata.capture.archiver import Archiver
+from syncdata.capture.spool import list_finished
 from syncdata.changes.catalog import parse_catalog, parse_catalog_comment
 from syncdata.changes.names import TableName
+from syncdata.errors import DeliveryError
 from syncdata.privacy.facts import ColumnFacts, TableFacts
 from syncdata.privacy.key import from_text
 from syncdata.privacy.policy import Policy, parse_policy
@@ -33,7 +38,6 @@ POLICIES: dict[str, dict[str, Any]] = {
     "token": {"id": "keep", "email": "token", "note": "keep"},
     "other": {"id": "keep", "email": {"mask": "token", "domain": "other"}, "note": "keep"},
     "withheld": {"id": "keep", "note": "keep"},
-    "as it is": {"id": "keep", "email": "keep", "note": "keep"},
 }
 
 
@@ -118,7 +122,7 @@ def test_killed_at_every_step_while_the_policy_changes(production: Production) -
     production.execute(DDL)
     production.publish("t")
     chance = random.Random(20261128)
-    names = [name for name in POLICIES if name != "as it is"]
+    names = [*POLICIES]
     policies = [names[number % len(names)] for number in range(len(STEPS))]
     steps = [*STEPS]
     chance.shuffle(steps)
@@ -184,9 +188,57 @@ def _runner() -> Iterator[Callable[[Production, str, int, str], str]]:
         ours.close()
 
 
-def _archiver(production: Production, policy: str, **options: Any) -> Archiver:
+def _archiver(production: Production, policy: str) -> Archiver:
     production.options["policy"] = policy_of(policy)
-    return production.archiver(**options)
+    return production.archiver()
+
+
+def test_a_file_of_the_old_policy_waits_while_the_policy_changes(
+    production: Production, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both files are right, and readers stop between them until their rows follow the new rules."""
+    production.execute(DDL)
+    production.publish("t")
+    once = threading.Event()
+    _archiver(production, "email").run_once(once)
+    production.execute(*(f"INSERT INTO t VALUES ({n}, '{address(n)}', 'a')" for n in (1, 2)))
+    _archiver(production, "email").run_once(once)
+    production.snapshot("t")
+    world.execute(DDL)
+    world.archive = production.archive_dir
+    world.whitelist("t")
+    assert world.sync().errors == ()
+
+    # The archive is away: what was written under the old policy stays in the spool.
+    production.execute(f"INSERT INTO t VALUES (3, '{address(3)}', 'a')")
+    with monkeypatch.context() as patched, pytest.raises(DeliveryError):
+        patched.setattr(LocalStorage, "create", _refuse)
+        _archiver(production, "email").run_once(once)
+    assert len(list_finished(production.spool_dir)) == 1
+    production.execute(f"INSERT INTO t VALUES (4, '{address(4)}', 'a')")
+    _archiver(production, "token").run_once(once)
+
+    found = {
+        int(record["data"]["id"]): record["data"]["email"] for record, _ in ids_of(production.archive_dir)
+    }
+    assert found == {n: masked(address(n), "email" if n < 4 else "token") for n in range(1, 5)}
+    world.sync()
+    assert world.checkpoint("t")[2] == "blocked"
+    assert _rows(world) == [(n, masked(address(n), "email")) for n in range(1, 4)]
+
+    production.snapshot("t")
+    with world.service() as service:
+        service.resync("t")
+    production.execute(f"INSERT INTO t VALUES (5, '{address(5)}', 'a')", "DELETE FROM t WHERE id = 1")
+    _archiver(production, "token").run_once(once)
+    assert world.sync().errors == ()
+
+    assert world.checkpoint("t")[2] == "active"
+    assert _rows(world) == [(n, masked(address(n), "token")) for n in range(2, 6)]
+
+
+def _refuse(*_: object) -> None:
+    raise DeliveryError("the archive is away", hint="wait")
 
 
 def _rows(world: World) -> list[tuple[Any, ...]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import pytest
 
-from syncdata.changes.record import ChangeRecord
 from syncdata.errors import PrivacyError, SyncError
 from syncdata.privacy.key import from_text
 from syncdata.privacy.policy import Policy, parse_policy
@@ -58,8 +59,17 @@ def leaks(production: Production) -> list[Found]:
     return Search([NAME]).of_files(production.archive_dir, production.spool_dir)
 
 
-def records_of(production: Production, table: str) -> list[ChangeRecord]:
-    return [record for record in archived_records(production.archive_dir) if record.table == table]
+@dataclass(frozen=True)
+class Sent:
+    """What a record has of a row."""
+
+    data: dict[str, Any]
+    old_keys: dict[str, Any]
+
+
+def records_of(production: Production, table: str) -> list[Sent]:
+    records = archived_records(production.archive_dir)
+    return [Sent(record.data or {}, record.old_keys or {}) for record in records if record.table == table]
 
 
 # What a migration does while the archiver streams
@@ -361,3 +371,23 @@ def test_a_large_value_that_stays_as_it_is_stays_masked_and_there(
     ((email, city),) = world.rows("SELECT email, city FROM users")
     assert len(email) == 32 and city == "Ulm"
     assert leaks(production) == []
+
+
+def quoting(text: str) -> str:
+    """A mask of somebody's own, as bad as can be: it fails with the value in the error."""
+    raise ValueError(f"cannot mask {text}")
+
+
+def test_a_mask_that_fails_with_the_value_in_its_error_tells_it_nobody(
+    ruled: Callable[..., Production], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = f"{__name__}:{quoting.__name__}"
+    with caplog.at_level(logging.DEBUG):
+        production = ruled({"users": RULES | {"email": own}}, USERS)
+        production.execute(f"INSERT INTO users VALUES (1, '{NAME}', 'Bonn')", "UPDATE users SET city = 'Ulm'")
+        production.archive()
+        production.snapshot("users")
+
+    assert [record.data.get("city") for record in records_of(production, "users")] == ["Bonn", "Ulm"]
+    assert leaks(production) == []
+    assert NAME not in caplog.text
