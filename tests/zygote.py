@@ -6,8 +6,8 @@ imported here, and of ours the modules below Django, which read neither environm
 settings and the script are read anew by every program. The program returns from
 `main` and ends as any script does: exit status, traceback, signals and atexit are the interpreter's own.
 
-Told to be warm, it has also set Django up, with the app and the settings that its own environment leads to: for
-programs that all have that environment, and are started again and again.
+Told to be warm, it has also set Django up, with the app and the settings that its own environment leads to:
+for programs that all have that environment, and are started again and again.
 """
 
 from __future__ import annotations
