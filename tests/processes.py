@@ -120,7 +120,7 @@ def run(
 def warm_zygote(env: Mapping[str, str]) -> Iterator[socket.socket]:
     """A zygote that has set up Django as well, with the settings that *env* leads to; for programs with the
     same environment."""
-    ours, process = _start_zygote({**env, "DJANGO_SETTINGS_MODULE": "syncsite.settings"})
+    ours, process = _start_zygote("warm", env={**env, "DJANGO_SETTINGS_MODULE": "syncsite.settings"})
     try:
         yield ours
     finally:
@@ -131,7 +131,7 @@ def warm_zygote(env: Mapping[str, str]) -> Iterator[socket.socket]:
 @cache
 def _common_zygote() -> socket.socket:
     """Start the process that forks; it ends when this one does."""
-    ours, process = _start_zygote(None)
+    ours, process = _start_zygote()
 
     def stop() -> None:
         ours.close()
@@ -141,9 +141,12 @@ def _common_zygote() -> socket.socket:
     return ours
 
 
-def _start_zygote(env: Mapping[str, str] | None) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _start_zygote(
+    *options: str, env: Mapping[str, str] | None = None
+) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, str(Path(__file__).with_name("zygote.py")), str(theirs.fileno())]
+    script = str(Path(__file__).with_name("zygote.py"))
+    command = [sys.executable, script, str(theirs.fileno()), *options]
     process = subprocess.Popen(
         command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
     )

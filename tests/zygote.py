@@ -6,8 +6,8 @@ imported here, and of ours the modules below Django, which read neither environm
 settings and the script are read anew by every program. The program returns from
 `main` and ends as any script does: exit status, traceback, signals and atexit are the interpreter's own.
 
-With DJANGO_SETTINGS_MODULE in its environment it has also set Django up, with the app: for programs that all
-have that environment, and are started again and again.
+Told to be warm, it has also set Django up, with the app and the settings that its own environment leads to:
+for programs that all have that environment, and are started again and again.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> list[str]:
     sys.path[0] = str(ROOT)  # until the program puts its own directory there
     for module in (*LIBRARIES, *_ours()):
         import_module(module)
-    if "DJANGO_SETTINGS_MODULE" in os.environ:
+    if sys.argv[2:] == ["warm"]:
         _set_up_django()
     gc.freeze()  # a collection in a program leaves the pages that it shares with us alone
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers

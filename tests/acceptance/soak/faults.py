@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from random import Random
+from subprocess import CompletedProcess, TimeoutExpired
 from typing import Any
 
 import psycopg
@@ -547,15 +548,24 @@ def disk_read_only(world: World, chance: Random) -> Iterator[HasBitten]:
 
 # Operators
 
+_COMMAND_S = 30.0
+
+
+def _succeeds(command: Callable[..., CompletedProcess[str]], *arguments: str) -> bool:
+    """Run the *command*; one that waits for long, for what another fault holds, is killed."""
+    with suppress(TimeoutExpired):
+        return command(*arguments, timeout=_COMMAND_S).returncode == 0
+    return False
+
 
 @_fault
 def table_resynced(world: World, chance: Random) -> Iterator[HasBitten]:
     """Twice, with a pause or a clear of another table beside it at times."""
     tables = chance.sample((*model.SINGLE, "account", "order", "order_line"), chance.randint(1, 4))
-    _need(world.here("resync", *tables).returncode == 0)
+    _need(_succeeds(world.here, "resync", *tables))
     yield _always
     if chance.random() < 0.3:
-        world.here("resync", *tables[:1])
+        _succeeds(world.here, "resync", *tables[:1])
 
 
 @_fault
@@ -586,34 +596,34 @@ def _request(world: World, action: str, tables: list[str]) -> bool:
 
 @_fault
 def table_cleared(world: World, chance: Random) -> Iterator[HasBitten]:
-    _need(world.here("clear", "--noinput").returncode == 0)
+    _need(_succeeds(world.here, "clear", "--noinput"))
     yield _always
 
 
 @_fault
 def table_paused(world: World, chance: Random) -> Iterator[HasBitten]:
     table = chance.choice(model.SINGLE)
-    _need(world.here("pause_tables", table).returncode == 0)
     try:
+        _need(_succeeds(world.here, "pause_tables", table))
         yield _after(_SEEN_S)
     finally:
-        world.here("resume_tables", table)
+        _succeeds(world.here, "resume_tables", table)
 
 
 @_fault
 def table_off_the_whitelist(world: World, chance: Random) -> Iterator[HasBitten]:
     table = chance.choice(model.SINGLE)
-    _need(world.here("remove_tables", table).returncode == 0)
     try:
+        _need(_succeeds(world.here, "remove_tables", table))
         yield _after(_SEEN_S)
     finally:
-        world.here("add_tables", table)
+        world.here("add_tables", table)  # nothing else does it
 
 
 @_fault
 def snapshot_taken(world: World, chance: Random) -> Iterator[HasBitten]:
     tables = chance.sample(model.SINGLE, 2)
-    _need(world.there("archive_changes", "--snapshot", *tables).returncode == 0)
+    _need(_succeeds(world.there, "archive_changes", "--snapshot", *tables))
     yield _always
 
 
