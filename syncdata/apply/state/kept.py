@@ -117,7 +117,7 @@ class KeptCheckpoints:
 
     def read(self) -> list[TableCheckpoint]:
         """Return what `open_checkpoints` would."""
-        if self._take_in(self._send_look()):
+        if self._whitelist is not None and self._take_in(self._send_look()):
             return list(self._checkpoints.values())
         before = read_versions(self._connection)
         checkpoints = open_checkpoints(self._connection)
@@ -180,15 +180,17 @@ class KeptCheckpoints:
         what it was, or a row has gone."""
         rows = look.fetchall()
         number, versions, left_out, *_ = rows[0]
-        changed = 0
-        for _, _, _, version, *row in rows:
-            if version is not None:
-                checkpoint = checkpoint_of(tuple(row))
-                self._versions[checkpoint.table] = version
-                self._checkpoints[checkpoint.table] = checkpoint
-                self._unread.discard(checkpoint.table)
-                changed += 1
-        if self._whitelist == (number, versions) and number == left_out + changed == len(self._checkpoints):
-            return True
+        # First: where a name is new, it may be none, or of a table that must not be synced.
+        if self._whitelist == (number, versions):
+            changed = 0
+            for _, _, _, version, *row in rows:
+                if version is not None:
+                    checkpoint = checkpoint_of(tuple(row))
+                    self._versions[checkpoint.table] = version
+                    self._checkpoints[checkpoint.table] = checkpoint
+                    self._unread.discard(checkpoint.table)
+                    changed += 1
+            if number == left_out + changed == len(self._checkpoints):
+                return True
         self._whitelist, self._versions, self._checkpoints, self._unread = None, {}, {}, set()
         return False
