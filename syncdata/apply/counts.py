@@ -20,6 +20,10 @@ class Counts:
     def records(self) -> int:
         return self.added + self.updated + self.deleted + self.truncated
 
+    @property
+    def rows(self) -> int:
+        return self.added + self.updated + self.deleted
+
     def add(self, other: Counts) -> None:
         self.added += other.added
         self.updated += other.updated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from syncdata.apply.counts import Counts
+from syncdata.apply.state.audit import log_action
+from syncdata.changes.names import TableName
 from syncdata.errors import (
     ApplyError,
     DiscoveryError,
@@ -455,6 +459,19 @@ def test_a_failed_resync_leaves_the_old_rows_and_is_audited(shop: World) -> None
     assert shop.rows("SELECT * FROM a") == [(1, "x")]
     assert shop.checkpoint("a")[:2] == (FIRST, 1)
     assert ("FAILED",) in shop.rows("SELECT status FROM data_sync_logs WHERE action = 'resync'")
+
+
+@pytest.mark.parametrize("records", [30_000, 2**30])
+def test_an_action_on_any_number_of_records_is_audited(shop: World, records: int) -> None:
+    # Their sum is beyond the type that the server takes each number for, or beyond the column's.
+    counts = Counts(added=records, updated=records, deleted=records)
+    with shop.connect() as connection:
+        moment = dt.datetime.now(dt.UTC)
+        log_action(
+            connection, TableName("public", "a"), action="resync", reference="", now=moment, counts=counts
+        )
+    written = "SELECT rows_synced, records_added, records_updated, records_deleted FROM data_sync_logs"
+    assert shop.rows(written) == [(min(3 * records, 2**31 - 1), records, records, records)]
 
 
 def test_readers_never_see_a_half_built_table_during_a_resync(shop: World) -> None:

@@ -14,6 +14,9 @@ from syncdata.apply.result import Effect
 from syncdata.changes.names import TableName
 from syncdata.errors import SyncError
 
+# `rows_synced` is the predecessor's column, an integer; the counts by operation are exact.
+_MOST_ROWS = 2**31 - 1
+
 
 def log_action(
     connection: Connection[Any],
@@ -34,8 +37,8 @@ def log_action(
         "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, error_detail, sync_time,"
         " rows_synced, records_added, records_updated, records_deleted, records_truncated, records_missing,"
         " duration_ms, requested_by) VALUES (%(name)s, %(status)s, %(action)s, %(reference)s, %(error)s,"
-        " %(now)s, %(added)s + %(updated)s + %(deleted)s, %(added)s, %(updated)s, %(deleted)s, %(truncated)s,"
-        " %(missing)s, %(duration_ms)s, %(requested_by)s)",
+        " %(now)s, %(rows)s, %(added)s, %(updated)s, %(deleted)s, %(truncated)s, %(missing)s,"
+        " %(duration_ms)s, %(requested_by)s)",
         {
             "name": str(table),
             "status": "FAILED" if error else "SUCCESS",
@@ -44,6 +47,8 @@ def log_action(
             "error": str(error) if error else detail,
             "now": now,
             "requested_by": requested_by or None,
+            # Not added up by the server: it takes numbers this small for smallint, and their sum may be none.
+            "rows": min(effect.counts.rows, _MOST_ROWS),
             **parameters_of(effect),
         },
     )
@@ -70,16 +75,17 @@ def log_files(
                 took_ms = round(total.duration_ms * counts.records / total.counts.records)
                 moment = now + dt.timedelta(microseconds=number)
                 operations = (counts.added, counts.updated, counts.deleted, counts.truncated)
-                rows.append((str(table), file.name, moment, *operations, took_ms))
+                written = min(counts.rows, _MOST_ROWS)
+                rows.append((str(table), file.name, moment, written, *operations, took_ms))
     if rows:
         columns = [list(column) for column in zip(*rows, strict=True)]
         connection.execute(
             "INSERT INTO data_sync_logs (table_name, status, action, archive_ref, sync_time, rows_synced,"
             " records_added, records_updated, records_deleted, records_truncated, records_missing,"
-            " duration_ms) SELECT name, 'SUCCESS', 'sync', file, moment, added + updated + deleted, added,"
-            " updated, deleted, truncated, 0, duration_ms FROM unnest(%s::text[], %s::text[],"
-            " %s::timestamptz[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])"
-            " AS f(name, file, moment, added, updated, deleted, truncated, duration_ms)",
+            " duration_ms) SELECT name, 'SUCCESS', 'sync', file, moment, written, added, updated, deleted,"
+            " truncated, 0, duration_ms FROM unnest(%s::text[], %s::text[], %s::timestamptz[], %s::bigint[],"
+            " %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])"
+            " AS f(name, file, moment, written, added, updated, deleted, truncated, duration_ms)",
             columns,
         )
 

@@ -414,7 +414,7 @@ def _lsn_text(lsn: int | None) -> str | None:
 
 def _totals(counts: Counts) -> dict[str, int]:
     return {
-        "rows_synced": counts.added + counts.updated + counts.deleted,
+        "rows_synced": counts.rows,
         "records_added": counts.added,
         "records_updated": counts.updated,
         "records_deleted": counts.deleted,
