@@ -20,7 +20,7 @@ Test: test_what_is_kept_is_what_the_database_holds_whatever_happens_to_it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,11 +88,13 @@ def read_versions(connection: Connection[Any]) -> Versions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locks:
-    """Questions to the server: for locks on the checkpoints of *tables*, and for what has changed."""
+    """Questions to the server: for locks on the checkpoints of *tables*, and for those that have changed.
+    ``is_whole``: for all of them, since nothing was known."""
 
     tables: Collection[TableName]
     locks: Cursor[tuple[Any, ...]]
     look: Cursor[tuple[Any, ...]]
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ class KeptCheckpoints:
 
     def read(self) -> list[TableCheckpoint]:
         """Return what `open_checkpoints` would."""
-        if self._whitelist is not None and self._take_in(self._send_look()):
+        if self._whitelist is not None and self._take_in(self._send_look().fetchall()):
             return list(self._checkpoints.values())
         before = read_versions(self._connection)
         checkpoints = open_checkpoints(self._connection)
@@ -129,7 +131,7 @@ class KeptCheckpoints:
     def send_locks(self, tables: Collection[TableName]) -> Locks:
         """Ask for locks on the checkpoints of *tables*, and then for those that have changed."""
         locks = ask(self._connection, _LOCK, names=names_text(tables))
-        return Locks(tables=tables, locks=locks, look=self._send_look())
+        return Locks(tables=tables, locks=locks, look=self._send_look(), is_whole=not self._versions)
 
     def locked(self, sent: Locks) -> LockedCheckpoints:
         """Return the checkpoints that are locked, once the answers are there.
@@ -141,8 +143,13 @@ class KeptCheckpoints:
         [(version, number)] = sent.locks.fetchall()
         if number != len(sent.tables):
             raise CheckpointMovedError
-        if self._take_in(sent.look):
+        rows = sent.look.fetchall()
+        if self._take_in(rows):
             checkpoints = [self._checkpoints[table] for table in sent.tables]
+        elif sent.is_whole:
+            # The look before has opened a checkpoint, of a new table: then nothing is kept.
+            names = {str(table) for table in sent.tables}
+            checkpoints = [checkpoint_of(tuple(row)) for _, _, _, _, *row in rows if row[1] in names]
         else:
             checkpoints = read_checkpoints_of(self._connection, sent.tables)
         return LockedCheckpoints(checkpoints=checkpoints, version=version)
@@ -170,15 +177,14 @@ class KeptCheckpoints:
             )
 
     def _send_look(self) -> Cursor[tuple[Any, ...]]:
-        """Ask for the rows that have changed, which `_take_in` reads."""
+        """Ask for the rows that have changed, which `_take_in` takes in."""
         numbers = Counter(self._versions.values()).most_common(_MOST_KNOWN)
         known = array_text(version for version, _ in numbers)
         return ask(self._connection, _CHANGED, known=known, unread=names_text(self._unread))
 
-    def _take_in(self, look: Cursor[tuple[Any, ...]]) -> bool:
+    def _take_in(self, rows: Sequence[tuple[Any, ...]]) -> bool:
         """Keep the rows that have changed. False, and nothing is known any more, where the whitelist is not
         what it was, or a row has gone."""
-        rows = look.fetchall()
         number, versions, left_out, *_ = rows[0]
         # First: where a name is new, it may be none, or of a table that must not be synced.
         if self._whitelist == (number, versions):
