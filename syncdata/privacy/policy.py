@@ -251,6 +251,8 @@ def parse_policy(
         table = _table(name, f"rows.{name}", problems)
         if not isinstance(condition, str) or not condition.strip():
             problems.append((f"rows.{name}", "write the condition that rows must fulfil, as SQL"))
+        elif table in filters:
+            problems.append((f"rows.{name}", "the table is there twice"))
         elif table is not None:
             filters[table] = condition.strip()
     if unnamed not in ("withhold", "keep", "halt"):
