@@ -241,8 +241,7 @@ class StreamCatalog:
         """Return the state after *look*; the look's tables by oid; and these as the policy shows them."""
         visible = self._judge(before, look)
         state = next_state(before, visible, self._eye.has_older_rows)
-        policy_id = "" if self._policy is None else self._policy.id
-        state = msgspec.structs.replace(state, policy=policy_id, held=self._held)
+        state = msgspec.structs.replace(state, policy=id_of(self._policy), held=self._held)
         if before is not None:
             state = self._tell(before, state)
             self._leaves.update(leaf.oid for table in before.catalog.tables for leaf in table.partitions)
