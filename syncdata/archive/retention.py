@@ -269,8 +269,7 @@ def is_alike(before: PublishedTable, now: PublishedTable) -> bool:
 
 def _rule(published: PublishedTable, name: str) -> tuple[bool, str, str]:
     column = next(column for column in published.columns if column.name == name)
-    travels = published.column_list is None or name in published.column_list
-    return travels, column.privacy, column.privacy_id
+    return name in published.travelling, column.privacy, column.privacy_id
 
 
 def _is_under(archive: Archive, table: TableName, digest: str | None, policy: PolicyInForce) -> bool:

@@ -144,7 +144,7 @@ def _changed_publication(before: PublishedTable, now: PublishedTable) -> Iterato
 def _other_columns(before: PublishedTable, now: PublishedTable) -> list[str]:
     """Return in words which of the columns that were there before and still are travel now, or no longer; but
     for those of which that is an affair of production's privacy policy."""
-    old, new = _travelling(before), _travelling(now)
+    old, new = before.travelling, now.travelling
     both = [
         (earlier.name, column.name)
         for earlier, column in _pairs(before, now)
@@ -303,7 +303,7 @@ def additions(before: PublishedTable, now: PublishedTable, here: TableSchema) ->
         return
     local = {column.name: column for column in here.columns}
     numbers = {column.number for column in before.columns}
-    travelling = _travelling(now)
+    travelling = now.travelling
     for column in now.columns:
         is_new = column.number not in numbers and column.number > 0 and not column.filled
         if not is_new or column.name not in local or column.name not in travelling:
@@ -373,7 +373,7 @@ def _in_rebuild(table: TableName) -> str:
 def differences(published: PublishedTable, here: TableSchema) -> list[Finding]:
     """Return where values or rows of *published* would change in the table *here* without an error."""
     columns = {column.name: column for column in here.columns}
-    travelling = _travelling(published)
+    travelling = published.travelling
     found = [
         finding
         for column in published.columns
@@ -384,14 +384,6 @@ def differences(published: PublishedTable, here: TableSchema) -> list[Finding]:
     if (key := _different_key(published, here)) is not None:
         found.append(key)
     return found + _merging_columns(published, here)
-
-
-def _travelling(published: PublishedTable) -> list[str]:
-    """Return the columns whose values are in the records. Generated ones are only where they are listed: the
-    archiver lists all columns where the publication says ``publish_generated_columns``."""
-    if published.column_list is not None:
-        return list(published.column_list)
-    return [column.name for column in published.columns if not column.generated]
 
 
 def _different(table: TableName, there: Column, here: LocalColumn, *, travels: bool) -> Finding | None:
@@ -599,7 +591,7 @@ def _unlocated(published: PublishedTable, here: TableSchema) -> Finding | None:
 
 def missing_columns(published: PublishedTable, here: TableSchema) -> list[Column]:
     """Return the columns whose values arrive although the table *here* has no place for them."""
-    local, travelling = {column.name for column in here.columns}, _travelling(published)
+    local, travelling = {column.name for column in here.columns}, published.travelling
     return [c for c in published.columns if c.name in travelling and c.name not in local]
 
 
