@@ -7,20 +7,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from syncdata.capture.encoder import LineWriter
 from syncdata.capture.masking import MaskingDecoder
-from syncdata.capture.pgoutput import Begin, Relation, RowChange, Truncate, Withheld
-from syncdata.capture.replication import opened
+from syncdata.capture.pgoutput import Relation, RowChange, Truncate, Withheld
 from syncdata.capture.runs import RunForms, encode_masked_run
 from syncdata.changes.names import TableName
 from syncdata.errors import CaptureError
 from syncdata.privacy.facts import ColumnFacts, TableFacts
 from syncdata.privacy.key import MaskKey
 from syncdata.privacy.policy import parse_policy
-from tests.unit.test_capture_runs import sent
+from tests.unit.test_capture_runs import LINES, one_by_one, sent
 from tests.unit.test_pgoutput import ODD_TEXTS, change, relation, row, text
 
-LINES = LineWriter(Begin(commit_lsn=0x1_0000_0020, committed_at_us=0, xid=77))
 WHOLE, MASKED_KEY, KEPT, HIDDEN, DATED = 16384, 16385, 16386, 16387, 16388
 # By oid: a table's name, its columns, how many of them are its key, and its rules.
 TABLES: dict[int, tuple[str, tuple[str, ...], int, dict[str, object]]] = {
@@ -66,19 +63,6 @@ def described() -> tuple[MaskingDecoder, RunForms]:
             decoder.withhold(table)
             forms.forget(table)
     return decoder, forms
-
-
-def one_by_one(decoder: MaskingDecoder, messages: list[bytes]) -> bytes | None:
-    """Return the lines of *messages*; None where one of them is refused."""
-    lines = []
-    try:
-        for message in map(opened, messages):
-            decoded = decoder.decode(message.message)
-            assert isinstance(decoded, RowChange)
-            lines.append(LINES.change(decoded, message.lsn))
-    except CaptureError:
-        return None
-    return b"".join(lines)
 
 
 @st.composite
