@@ -417,8 +417,9 @@ def _is_another_list(old: PublishedTable, new: PublishedTable) -> bool:
         return False
     if not any(column.privacy == WITHHELD for column in (*old.columns, *new.columns)):
         return True
+    were_sent, are_sent = frozenset(old.travelling), frozenset(new.travelling)
     return any(
-        (before.name in old.travelling) != (now.name in new.travelling)
+        (before.name in were_sent) != (now.name in are_sent)
         for before, now in _kept_columns(old, new)
         if WITHHELD not in (before.privacy, now.privacy)
     )

@@ -24,6 +24,8 @@ from syncdata.privacy.facts import ColumnFacts, TableFacts
 from syncdata.privacy.policy import ColumnVerdict, Policy, TableVerdict
 
 _FULL_IDENTITIES = ("f", "full")
+# For the log.
+CANNOT_HOLD = "the privacy policy cannot hold, so a column, or its whole table, is withheld: %s"
 
 
 def facts_of(seen: SeenTable) -> TableFacts:

@@ -40,6 +40,7 @@ from syncdata.capture.pgoutput import Relation
 from syncdata.capture.policy_note import id_of
 from syncdata.capture.privacy_note import load_privacy_note, note_privacy
 from syncdata.capture.protection import (
+    CANNOT_HOLD,
     facts_of,
     is_withheld,
     judge,
@@ -294,7 +295,7 @@ class StreamCatalog:
                 require_no_problem(verdicts)
             problems = set(problems_of(verdicts))
             for problem in sorted(problems - self._problems):
-                logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
+                logger.warning(CANNOT_HOLD, problem)
             self._facts, self._filtered, self._held = facts, filtered, held
             self._verdicts, self._problems = verdicts, problems
         self._must_hold = False
