@@ -35,7 +35,7 @@ from syncdata.confkeys import (
     keys_of_archive,
 )
 from syncdata.errors import ConfigError, ConfigLoadError, shortened
-from syncdata.privacy.key import KEY_BYTES, MaskKey, from_text, read_key_file
+from syncdata.privacy.key import TRIAL_KEY, MaskKey, from_text, read_key_file
 from syncdata.privacy.policy import Policy, parse_policy
 from syncdata.privacy.rules import KEYLESS
 from syncdata.runtime.settings import Key, a_secret, expanded
@@ -76,7 +76,7 @@ class PrivacyConfig:
     @property
     def trial_policy(self) -> Policy:
         """The policy with a key that is nobody's: it judges alike, and what it masks is good for a trial."""
-        return self._policy(MaskKey(bytes(KEY_BYTES)))
+        return self._policy(TRIAL_KEY)
 
     def _policy(self, key: MaskKey | None) -> Policy:
         rules = self.rules
@@ -359,7 +359,7 @@ def _read_privacy(
     )
     found.problems += [f"{prefix}{key}: {problem}" for key, problem in problems]
     key_file = values.get("key_file")
-    if key_file is None and values.get("key") is None and needs_key(rules):
+    if key_file is None and values.get("key") is None and _needs_key(rules):
         found.problems.append(f"{prefix}privacy.key_file: is required for masks (or {variable})")
     return PrivacyConfig(
         rules=rules,
@@ -373,7 +373,7 @@ def _mask_key(value: object) -> MaskKey:
     return from_text(a_secret(value))
 
 
-def needs_key(policy: Policy) -> bool:
+def _needs_key(policy: Policy) -> bool:
     """Tell whether a mask of *policy* depends on the key."""
     return any(rule.mask not in KEYLESS for rules in policy.columns.values() for rule in rules.values())
 

@@ -252,11 +252,11 @@ class ProductionService:
 
         Raises SyncError when a snapshot cannot be taken; it stays owed.
         """
-        settings = self._settings
+        settings, tables = self._settings, frozenset(self._tables)
         owed = load_owed(settings.spool_dir)
         # What is not configured any more, or withheld, can have none.
-        settle(settings.spool_dir, {t: since for t, since in owed.items() if t not in self._tables})
-        owed = {table: since for table, since in owed.items() if table in self._tables}
+        settle(settings.spool_dir, {t: since for t, since in owed.items() if t not in tables})
+        owed = {table: since for table, since in owed.items() if table in tables}
         small = [table for table, since in owed.items() if isinstance(since, Asked)]
         others = [table for table in owed if table not in small]
         if others and settings.snapshot_bytes:
@@ -404,14 +404,16 @@ class ProductionService:
         if privacy is None:
             return ()
         noted = load_privacy_note(self._config.spool_dir)
-        found = noted.withheld_tables if noted is not None and noted.policy == self._policy_id else ()
-        named = privacy.rules.columns if privacy.rules.unnamed == "withhold" else self._config.tables
-        return tuple(table for table in self._config.tables if table in found or table not in named)
+        is_of_policy = noted is not None and noted.policy == self._policy_id
+        out = {*noted.withheld_tables} if noted is not None and is_of_policy else set()
+        if privacy.rules.unnamed == "withhold":
+            out |= {*self._config.tables} - privacy.rules.columns.keys()
+        return tuple(table for table in self._config.tables if table in out)
 
     @property
     def _tables(self) -> tuple[TableName, ...]:
         """The configured tables that travel."""
-        withheld = self._withheld_tables
+        withheld = frozenset(self._withheld_tables)
         return tuple(table for table in self._config.tables if table not in withheld)
 
     def _privacy_status(self) -> PrivacyStatus | None:

@@ -198,3 +198,13 @@ def until(is_so: Callable[[], Any]) -> None:
     while not is_so():
         assert time.monotonic() < deadline_s, "it did not happen in time"
         time.sleep(0.02)
+
+
+def until_archived(production: Production) -> None:
+    """Wait until all that was committed before now is in the archive."""
+    ((lsn,),) = production.rows("SELECT pg_current_wal_lsn()::text")
+    query = (
+        f"SELECT FROM pg_replication_slots WHERE slot_name = '{production.slot_name}'"
+        f" AND confirmed_flush_lsn >= '{lsn}'"
+    )
+    until(lambda: production.rows(query))

@@ -24,7 +24,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from types import MappingProxyType
@@ -261,16 +261,17 @@ def find_older_than_policy(
 def is_alike(before: PublishedTable, now: PublishedTable) -> bool:
     """Tell whether rows that were written of a table as it was *before* hold nothing but what its rules of
     *now* let travel. Pure. A column that has gone since may have had anything."""
-    rules = {column.number: _rule(now, column.name) for column in now.columns}
+    rules = dict(_rules(now))
     return (before.oid, before.row_filter) == (now.oid, now.row_filter) and all(
-        rules.get(column.number) == _rule(before, column.name) for column in before.columns
+        rules.get(number) == rule for number, rule in _rules(before)
     )
 
 
-def _rule(published: PublishedTable, name: str) -> tuple[bool, str, str]:
-    column = next(column for column in published.columns if column.name == name)
-    travels = published.column_list is None or name in published.column_list
-    return travels, column.privacy, column.privacy_id
+def _rules(published: PublishedTable) -> Iterator[tuple[int, tuple[bool, str, str]]]:
+    """Yield each column's number, and what is done with its values."""
+    travelling = frozenset(published.travelling)
+    for column in published.columns:
+        yield column.number, (column.name in travelling, column.privacy, column.privacy_id)
 
 
 def _is_under(archive: Archive, table: TableName, digest: str | None, policy: PolicyInForce) -> bool:

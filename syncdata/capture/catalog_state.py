@@ -417,8 +417,9 @@ def _is_another_list(old: PublishedTable, new: PublishedTable) -> bool:
         return False
     if not any(column.privacy == WITHHELD for column in (*old.columns, *new.columns)):
         return True
+    were_sent, are_sent = frozenset(old.travelling), frozenset(new.travelling)
     return any(
-        is_sent(old, before) != is_sent(new, now)
+        (before.name in were_sent) != (now.name in are_sent)
         for before, now in _kept_columns(old, new)
         if WITHHELD not in (before.privacy, now.privacy)
     )
@@ -464,13 +465,6 @@ def tell_privacy(before: Catalog, after: Catalog) -> list[str]:
             if old is not None and column.privacy == WITHHELD and column.number not in kept
         ]
     return lines
-
-
-def is_sent(table: PublishedTable, column: Column) -> bool:
-    """Tell whether values of *column* are in records of *table*."""
-    if table.column_list is not None:
-        return column.name in table.column_list
-    return not column.generated
 
 
 def _kept_columns(old: PublishedTable, new: PublishedTable) -> Iterator[tuple[Column, Column]]:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from syncdata.changes.names import TableName
+from syncdata.privacy.facts import Reference
 
 # Rows by the table's oid.
 ByOid = Callable[..., dict[int, list[dict[str, Any]]]]
@@ -69,21 +70,13 @@ ORDER BY 1, 2
 """
 
 
-class Referral(msgspec.Struct, frozen=True):
-    """A foreign key: *columns* hold values of the columns *referred* of *table*."""
-
-    columns: tuple[str, ...]
-    table: TableName
-    referred: tuple[str, ...]
-
-
 class Constraints(msgspec.Struct, frozen=True):
     """A table's constraints. ``uniques``: the columns of each unique or exclusion constraint and index.
     ``checked``: columns of CHECK constraints. ``sources``: what each generated column is made of, None where
     that may be anything."""
 
     uniques: tuple[tuple[str, ...], ...] = ()
-    references: tuple[Referral, ...] = ()
+    references: tuple[Reference, ...] = ()
     checked: tuple[str, ...] = ()
     sources: dict[str, tuple[str, ...] | None] = {}
 
@@ -95,7 +88,7 @@ def read_constraints(by_oid: ByOid, oids: str) -> dict[int, Constraints]:
     return {
         oid: Constraints(
             uniques=tuple(tuple(row["columns"]) for row in uniques.get(oid, ())),
-            references=tuple(map(_referral, references.get(oid, ()))),
+            references=tuple(map(_reference, references.get(oid, ()))),
             checked=tuple(row["name"] for row in checked.get(oid, ())),
             sources={row["name"]: _sources(row) for row in sources.get(oid, ())},
         )
@@ -103,9 +96,9 @@ def read_constraints(by_oid: ByOid, oids: str) -> dict[int, Constraints]:
     }
 
 
-def _referral(row: dict[str, Any]) -> Referral:
+def _reference(row: dict[str, Any]) -> Reference:
     table = TableName(row["schema"], row["name"])
-    return Referral(tuple(row["columns"]), table, tuple(row["referred"]))
+    return Reference(tuple(row["columns"]), table, tuple(row["referred"]))
 
 
 def _sources(row: dict[str, Any]) -> tuple[str, ...] | None:

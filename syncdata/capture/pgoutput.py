@@ -178,13 +178,13 @@ class Decoder:
         relation = self._relation(message, 1)
         if message[5] == _NEW_ROW:
             return RowChange(relation, "UPDATE", _read_last_row(message, 6, relation), None)
-        is_whole_row = message[5] == _OLD_ROW
         old_keys, position = _read_old(message, 5, relation)
         if message[position] != _NEW_ROW:
             raise ValueError("no new row")
         new = _read_last_row(message, position + 1, relation)
-        if is_whole_row and isinstance(new, dict) and len(new) < len(old_keys):
-            # Under REPLICA IDENTITY FULL the message has an unchanged TOASTed value in the old row only.
+        if isinstance(new, dict) and not old_keys.keys() <= new.keys():
+            # An unchanged TOASTed value of the replica identity is in the old row only: of any column under
+            # FULL; else of a key, without which a mask that depends on it could not be worked out.
             new = {**old_keys, **new}
         return RowChange(relation, "UPDATE", new, old_keys)
 

@@ -31,10 +31,11 @@ class PrivacyNote(msgspec.Struct, frozen=True, kw_only=True):
 
 def note_privacy(directory: Path, policy: Policy | None, verdicts: Mapping[TableName, TableVerdict]) -> None:
     """Note in the spool *directory* what *policy* comes to; no note without one. Raises SpoolError."""
-    known = load_privacy_note(directory)
+    path, known = directory / PRIVACY_FILE_NAME, load_privacy_note(directory)
     if policy is None:
         if known is not None:
-            forget_privacy(directory)
+            with translated(path):
+                path.unlink(missing_ok=True)
         return
     note = PrivacyNote(
         policy=policy.id,
@@ -42,14 +43,7 @@ def note_privacy(directory: Path, policy: Policy | None, verdicts: Mapping[Table
         problems=tuple(sorted(problems_of(verdicts))),
     )
     if note != known:
-        replace_in_spool(directory / PRIVACY_FILE_NAME, msgspec.json.encode(note) + b"\n")
-
-
-def forget_privacy(directory: Path) -> None:
-    """Remove the note, where there is one. Raises SpoolError."""
-    path = directory / PRIVACY_FILE_NAME
-    with translated(path):
-        path.unlink(missing_ok=True)
+        replace_in_spool(path, msgspec.json.encode(note) + b"\n")
 
 
 def load_privacy_note(directory: Path) -> PrivacyNote | None:

@@ -20,10 +20,12 @@ from syncdata.capture.renamed import HeldColumn, held_by_table, hold
 from syncdata.changes.catalog import WITHHELD, Column, PublishedTable
 from syncdata.changes.names import TableName
 from syncdata.errors import PrivacyError
-from syncdata.privacy.facts import ColumnFacts, Reference, TableFacts
+from syncdata.privacy.facts import ColumnFacts, TableFacts
 from syncdata.privacy.policy import ColumnVerdict, Policy, TableVerdict
 
 _FULL_IDENTITIES = ("f", "full")
+# For the log.
+CANNOT_HOLD = "the privacy policy cannot hold, so a column, or its whole table, is withheld: %s"
 
 
 def facts_of(seen: SeenTable) -> TableFacts:
@@ -44,10 +46,7 @@ def facts_of(seen: SeenTable) -> TableFacts:
         # Under FULL rows are found by all values that travel; no column must be one of them.
         identity=() if seen.identity in _FULL_IDENTITIES else seen.identity_columns,
         uniques=constraints.uniques,
-        references=tuple(
-            Reference(columns=found.columns, table=found.table, to=found.referred)
-            for found in constraints.references
-        ),
+        references=constraints.references,
         checked=constraints.checked,
         primary_key=seen.key,
     )
@@ -75,12 +74,8 @@ def _without_filter(verdict: TableVerdict) -> TableVerdict:
     return msgspec.structs.replace(verdict, is_withheld=True, problems=(*verdict.problems, problem))
 
 
-def protect(look: Look, policy: Policy | None) -> Look:
-    """Return *look* as *policy* lets it be seen; as it is, where there is none."""
-    return look if policy is None else shown(look, judge(look, policy))
-
-
 def shown(look: Look, verdicts: Mapping[TableName, TableVerdict]) -> Look:
+    """Return *look* as *verdicts* let it be seen."""
     tables = (_shown_table(seen, verdicts.get(seen.table)) for seen in look.tables)
     return msgspec.structs.replace(look, tables=tuple(table for table in tables if table is not None))
 

@@ -52,6 +52,7 @@ from syncdata.capture.exported_snapshot import (
 )
 from syncdata.capture.pgoutput import Relation
 from syncdata.capture.policy_note import id_of, require_noted_policy
+from syncdata.capture.protection import CANNOT_HOLD
 from syncdata.capture.published import Look, SourceEye
 from syncdata.capture.refusals import NEW_EPOCH_HINT
 from syncdata.capture.settings import CaptureSettings
@@ -329,7 +330,7 @@ def _plan(settings: CaptureSettings, source: ConsistentSource, point: Point) -> 
     with closing(SourceEye(settings.params, settings.publication)) as eye:
         plan = plan_copy(point.tables, look, policy, eye.look(), held=held)
     for problem in plan.problems:
-        logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
+        logger.warning(CANNOT_HOLD, problem)
     return plan
 
 

@@ -40,6 +40,7 @@ from syncdata.capture.pgoutput import Relation
 from syncdata.capture.policy_note import id_of
 from syncdata.capture.privacy_note import load_privacy_note, note_privacy
 from syncdata.capture.protection import (
+    CANNOT_HOLD,
     facts_of,
     is_withheld,
     judge,
@@ -241,8 +242,7 @@ class StreamCatalog:
         """Return the state after *look*; the look's tables by oid; and these as the policy shows them."""
         visible = self._judge(before, look)
         state = next_state(before, visible, self._eye.has_older_rows)
-        policy_id = "" if self._policy is None else self._policy.id
-        state = msgspec.structs.replace(state, policy=policy_id, held=self._held)
+        state = msgspec.structs.replace(state, policy=id_of(self._policy), held=self._held)
         if before is not None:
             state = self._tell(before, state)
             self._leaves.update(leaf.oid for table in before.catalog.tables for leaf in table.partitions)
@@ -295,7 +295,7 @@ class StreamCatalog:
                 require_no_problem(verdicts)
             problems = set(problems_of(verdicts))
             for problem in sorted(problems - self._problems):
-                logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
+                logger.warning(CANNOT_HOLD, problem)
             self._facts, self._filtered, self._held = facts, filtered, held
             self._verdicts, self._problems = verdicts, problems
         self._must_hold = False

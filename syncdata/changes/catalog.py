@@ -121,6 +121,14 @@ class PublishedTable(msgspec.Struct, frozen=True, omit_defaults=True):
     def table(self) -> TableName:
         return TableName(self.schema, self.name)
 
+    @property
+    def travelling(self) -> tuple[str, ...]:
+        """The columns whose values are in the records. Generated ones are only where they are listed: the
+        archiver lists all columns where the publication says ``publish_generated_columns``."""
+        if self.column_list is not None:
+            return self.column_list
+        return tuple(column.name for column in self.columns if not column.generated)
+
 
 class Catalog(msgspec.Struct, frozen=True, omit_defaults=True):
     """All published tables, in the order of their names."""

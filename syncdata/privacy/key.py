@@ -51,6 +51,10 @@ class MaskKey:
         return state
 
 
+# For trials: to judge rules, and to see what their masks make. It keeps nothing secret.
+TRIAL_KEY = MaskKey(bytes(KEY_BYTES))
+
+
 def from_text(text: str) -> MaskKey:
     """Read a key of 64 hex digits. Raises ValueError, which does not repeat the text."""
     try:

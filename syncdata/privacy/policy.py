@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from syncdata.changes.catalog import WITHHELD
 from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError
 from syncdata.privacy.facts import ColumnFacts, TableFacts, parse_type
@@ -50,7 +51,7 @@ class ColumnVerdict(msgspec.Struct, frozen=True):
     @property
     def privacy(self) -> str:
         """The kind of rule as a catalog has it: empty for a column that goes as it is."""
-        return {"keep": "", "withhold": "withheld"}.get(self.rule, self.rule)
+        return {"keep": "", "withhold": WITHHELD}.get(self.rule, self.rule)
 
 
 class TableVerdict(msgspec.Struct, frozen=True):
@@ -251,6 +252,8 @@ def parse_policy(
         table = _table(name, f"rows.{name}", problems)
         if not isinstance(condition, str) or not condition.strip():
             problems.append((f"rows.{name}", "write the condition that rows must fulfil, as SQL"))
+        elif table in filters:
+            problems.append((f"rows.{name}", "the table is there twice"))
         elif table is not None:
             filters[table] = condition.strip()
     if unnamed not in ("withhold", "keep", "halt"):

@@ -156,15 +156,15 @@ class PublicationPlan:
         return not (self.is_new or self.changes_tables or self.corrects_options)
 
 
-_WHOLE = Part()
-_NOTHING: Mapping[TableName, Part] = {}
+WHOLE = Part()
+NO_PARTS: Mapping[TableName, Part] = {}
 
 
 def plan_publication(
     publication: Publication | None,
     wanted: Collection[TableName],
     *,
-    parts: Mapping[TableName, Part] = _NOTHING,
+    parts: Mapping[TableName, Part] = NO_PARTS,
     widens: bool = False,
 ) -> PublicationPlan:
     """Compare the publication that is there with the tables that are *wanted* in it, some only in *parts*."""
@@ -175,7 +175,7 @@ def plan_publication(
     narrowed: list[TableName] = []
     changed: dict[TableName, Part] = {}
     for table in sorted(publication.tables & set(wanted)):
-        there, allowed = publication.partial.get(table, _WHOLE), parts.get(table, _WHOLE)
+        there, allowed = publication.partial.get(table, WHOLE), parts.get(table, WHOLE)
         part = allowed if widens else narrower(there, allowed)
         if part != there:
             (narrowed if part == narrower(there, part) else made_whole).append(table)
@@ -186,7 +186,7 @@ def plan_publication(
         dropped=tuple(sorted(publication.tables - set(wanted))),
         made_whole=tuple(made_whole),
         narrowed=tuple(narrowed),
-        parts=_only(parts, added) | {table: part for table, part in changed.items() if part != _WHOLE},
+        parts=_only(parts, added) | {table: part for table, part in changed.items() if part != WHOLE},
         dropped_schemas=tuple(sorted(publication.schemas)),
         corrects_options=widens and not has_our_options,
     )

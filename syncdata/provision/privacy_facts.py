@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from syncdata.capture.constraints import Constraints, read_constraints
 from syncdata.changes.names import TableName
-from syncdata.privacy.facts import ColumnFacts, Reference, TableFacts
+from syncdata.privacy.facts import ColumnFacts, TableFacts
 
 _WANTED = """
 WITH wanted AS (
@@ -122,11 +122,12 @@ def read_described(
         return connection.execute(query, names).fetchall()
 
     def by_oid(query: str, oids: str) -> dict[int, list[dict[str, Any]]]:
-        return _by_table(connection.execute(query.format(oids=oids)).fetchall())
+        statement = sql.SQL(query).format(oids=sql.Literal(oids))
+        return _by_table(connection.execute(statement).fetchall())
 
     oids = {TableName(row["schema"], row["name"]): row["oid"] for row in rows(_OIDS)}
     columns, keys, checks = (_by_table(rows(query)) for query in (_COLUMNS, _KEYS, _CHECKS))
-    constraints = read_constraints(by_oid, f"'{{{','.join(map(str, oids.values()))}}}'")
+    constraints = read_constraints(by_oid, f"{{{','.join(map(str, oids.values()))}}}")
     return {
         table: _described(
             table,
@@ -169,10 +170,7 @@ def _described(
         identity=_together(row["columns"] for row in keys if row["is_identity"]),
         primary_key=_together(row["columns"] for row in keys if row["is_primary"]),
         uniques=constraints.uniques,
-        references=tuple(
-            Reference(columns=found.columns, table=found.table, to=found.referred)
-            for found in constraints.references
-        ),
+        references=constraints.references,
         checked=constraints.checked,
     )
     return Described(

@@ -14,14 +14,12 @@ import msgspec
 
 from syncdata.changes.names import TableName
 from syncdata.privacy.facts import ColumnFacts, parse_type
-from syncdata.privacy.key import KEY_BYTES, MaskKey
+from syncdata.privacy.key import TRIAL_KEY
 from syncdata.privacy.mask import DATES
 from syncdata.privacy.policy import Policy, TableVerdict
 from syncdata.privacy.rules import parse_rule
 from syncdata.privacy.suspicions import suggest, suspicions
 from syncdata.provision.privacy_facts import Described
-
-_JUDGED_WITH = MaskKey(bytes(KEY_BYTES))  # nothing is masked with it
 
 
 class Hint(msgspec.Struct, frozen=True):
@@ -104,7 +102,7 @@ def judge_hints(
         table: {column: parse_rule(hint.rule) for column, hint in columns.items()}
         for table, columns in rules.items()
     }
-    return Policy(parsed, key=_JUDGED_WITH).judge([one.facts for one in described.values()])
+    return Policy(parsed, key=TRIAL_KEY).judge([one.facts for one in described.values()])
 
 
 def withhold(rules: dict[str, Hint], columns: Sequence[str], described: Described) -> None:

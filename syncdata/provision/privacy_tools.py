@@ -25,7 +25,10 @@ _NO_POLICY = Policy({}, unnamed="keep")
 def report(
     params: Mapping[str, Any], tables: Sequence[TableName], policy: Policy | None
 ) -> list[TableReport]:
-    """Return what becomes of each column of *tables*, with what the server says to the masks' results."""
+    """Return what becomes of each column of *tables*, with what the server says to the masks' results.
+
+    A table that is not there is a problem: of a database without tables, nothing would be wrong otherwise.
+    """
     policy = policy or _NO_POLICY
     with open_source(params) as database, database.reading() as connection:
         described = database.read_described(tables)
@@ -38,7 +41,9 @@ def report(
                 rows=policy.rows.get(table, ""),
                 tried=[misfit.text for misfit in try_masks(connection, one, verdicts[table])],
             )
-            for table, one in described.items()
+            if (one := described.get(table)) is not None
+            else TableReport(table=str(table), columns=(), problems=("there is no such table",))
+            for table in tables
         ]
 
 

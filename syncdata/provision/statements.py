@@ -11,7 +11,7 @@ from psycopg import sql
 
 from syncdata.capture.publication import Part
 from syncdata.changes.names import TableName
-from syncdata.provision.facts import PublicationPlan, TablePart, quote
+from syncdata.provision.facts import NO_PARTS, WHOLE, PublicationPlan, TablePart, quote
 
 # A publication without one of the four loses those changes silently. Partitions are published under their
 # root's name: local databases may be partitioned otherwise, but all have the root.
@@ -157,12 +157,8 @@ def _grant(right: str, target: sql.Identifier, name: str, role: str) -> SetupSte
     )
 
 
-_WHOLE = Part()
-_NO_PARTS: Mapping[TableName, Part] = {}
-
-
-def _tables(tables: Iterable[TableName], parts: Mapping[TableName, Part] = _NO_PARTS) -> sql.Composed:
-    return sql.SQL(", ").join(published_part(table, parts.get(table, _WHOLE)) for table in tables)
+def _tables(tables: Iterable[TableName], parts: Mapping[TableName, Part] = NO_PARTS) -> sql.Composed:
+    return sql.SQL(", ").join(published_part(table, parts.get(table, WHOLE)) for table in tables)
 
 
 def published_part(table: TableName, part: Part) -> sql.Composed:

@@ -37,7 +37,7 @@ from tests.privacy_world import (
     content_of,
     files_below,
 )
-from tests.production import PUBLICATION, Production, rows_as_text, until
+from tests.production import PUBLICATION, Production, rows_as_text, until, until_archived
 from tests.world import World
 
 SENT_TABLES = [table for table in TABLES if table != WITHHELD_TABLE]
@@ -107,14 +107,6 @@ class Site:
                 process.kill()
                 process.wait()
                 self.said.append(log.read_text())
-
-    def wait_until_all_is_archived(self) -> None:
-        ((lsn,),) = self.production.rows("SELECT pg_current_wal_lsn()::text")
-        query = (
-            "SELECT FROM pg_replication_slots WHERE slot_name ="
-            f" '{self.production.slot_name}' AND confirmed_flush_lsn >= '{lsn}'"
-        )
-        until(lambda: self.production.rows(query))
 
     def wait_until_all_is_verified(self) -> None:
         """Wait for the end of a round of verification that began after now."""
@@ -251,7 +243,7 @@ def test_personal_data_of_thirteen_tables_never_leave_production(site: Site) -> 
     with site.archiving():
         site.fill(writer, range(6, 10))
         site.production.execute(*writer.changes())
-        site.wait_until_all_is_archived()
+        until_archived(site.production)
         site.wait_until_all_is_verified()
         site.source("archive_changes", "--status")
         site.source("archive_changes", "--status", "--json")

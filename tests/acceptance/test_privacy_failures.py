@@ -17,7 +17,7 @@ from syncdata.privacy.key import from_text
 from syncdata.privacy.policy import Policy, parse_policy
 from tests.chains import archived_records
 from tests.privacy_world import MASK_KEY, PERSONAL, Found, Search, content_of, files_below
-from tests.production import Production, archiving, until
+from tests.production import Production, archiving, until_archived
 from tests.world import World
 
 USERS = "CREATE TABLE users (id int PRIMARY KEY, email text, city text)"
@@ -29,16 +29,6 @@ def policy_of(columns: dict[str, Any], *, key: str = MASK_KEY, unnamed: str = "w
     policy, problems = parse_policy(columns, key=from_text(key), unnamed=unnamed)
     assert problems == ()
     return policy
-
-
-def until_archived(production: Production) -> None:
-    """Wait until all that was committed before now is in the archive."""
-    ((lsn,),) = production.rows("SELECT pg_current_wal_lsn()::text")
-    query = (
-        f"SELECT FROM pg_replication_slots WHERE slot_name = '{production.slot_name}'"
-        f" AND confirmed_flush_lsn >= '{lsn}'"
-    )
-    until(lambda: production.rows(query))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from syncdata.errors import ConfigError
 from syncdata.privacy.key import make_key_file
 from syncdata.production import ProductionService
 from syncdata.provision.privacy_init import Hint
-from syncdata.provision.privacy_report import TableReport, shortcomings
+from syncdata.provision.privacy_report import TableReport, format_report, shortcomings
 from syncdata.provision.privacy_rows import format_sample
 from syncsite.demo.postgres import PostgresServer
 from tests import processes
@@ -104,6 +104,12 @@ def test_a_column_without_a_rule_and_a_personal_name_that_is_kept_are_told(shop:
     assert {it.column: it.looks_like for it in report(shop).columns if it.looks_like} == {
         "phone": "phone number"
     }
+
+
+def test_a_policy_is_not_complete_where_a_table_is_missing(shop: Production) -> None:
+    shop.execute("ALTER TABLE users RENAME TO members")
+    assert shortcomings([report(shop)]) == ["users: there is no such table"]
+    assert format_report([report(shop)]) == "users\n  problem: there is no such table"
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_rule_that_cannot_hold_withholds_its_column_in_a_snapshot(
     private.spool_dir.joinpath("policy.json").unlink()
     (taken,) = private.snapshot("users")
     assert {tuple(row) for row in rows_of(private, taken)} == {("id", "email", "city")}
-    assert "so the column is withheld: users: name" in caplog.text
+    assert "is withheld: users: name" in caplog.text
     assert leaks(private) == []
 
 

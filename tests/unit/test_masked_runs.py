@@ -7,21 +7,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from syncdata.capture.encoder import LineWriter
 from syncdata.capture.masking import MaskingDecoder
-from syncdata.capture.pgoutput import Begin, Relation, RowChange, Truncate, Withheld
-from syncdata.capture.replication import opened
+from syncdata.capture.pgoutput import Relation, RowChange, Truncate, Withheld
 from syncdata.capture.runs import RunForms, encode_masked_run
 from syncdata.changes.names import TableName
 from syncdata.errors import CaptureError
 from syncdata.privacy.facts import ColumnFacts, TableFacts
 from syncdata.privacy.key import MaskKey
 from syncdata.privacy.policy import parse_policy
-from tests.unit.test_capture_runs import sent
+from tests.unit.test_capture_runs import LINES, one_by_one, sent
 from tests.unit.test_pgoutput import ODD_TEXTS, change, relation, row, text
 
-LINES = LineWriter(Begin(commit_lsn=0x1_0000_0020, committed_at_us=0, xid=77))
-WHOLE, MASKED_KEY, KEPT, HIDDEN = 16384, 16385, 16386, 16387
+WHOLE, MASKED_KEY, KEPT, HIDDEN, DATED = 16384, 16385, 16386, 16387, 16388
 # By oid: a table's name, its columns, how many of them are its key, and its rules.
 TABLES: dict[int, tuple[str, tuple[str, ...], int, dict[str, object]]] = {
     WHOLE: (
@@ -33,6 +30,7 @@ TABLES: dict[int, tuple[str, tuple[str, ...], int, dict[str, object]]] = {
     MASKED_KEY: ("people", ("code", "n", "gone"), 2, {"code": "token", "n": "keep"}),
     KEPT: ("kept", ("id", "v"), 1, {"id": "keep", "v": "keep"}),
     HIDDEN: ("hidden", ("id", "v"), 1, {}),
+    DATED: ("dated", ("id", "born"), 1, {"id": "keep", "born": {"mask": "shift", "by": "id"}}),
 }
 
 values = st.one_of(ODD_TEXTS.map(text), st.sampled_from([b"n", b"u"]))
@@ -46,7 +44,9 @@ def described() -> tuple[MaskingDecoder, RunForms]:
     facts = [
         TableFacts(
             table=TableName("public", name),
-            columns=tuple(ColumnFacts(name=column, type="text") for column in columns),
+            columns=tuple(
+                ColumnFacts(name=column, type="date" if column == "born" else "text") for column in columns
+            ),
             identity=columns[:key],
         )
         for name, columns, key, _ in TABLES.values()
@@ -63,19 +63,6 @@ def described() -> tuple[MaskingDecoder, RunForms]:
             decoder.withhold(table)
             forms.forget(table)
     return decoder, forms
-
-
-def one_by_one(decoder: MaskingDecoder, messages: list[bytes]) -> bytes | None:
-    """Return the lines of *messages*; None where one of them is refused."""
-    lines = []
-    try:
-        for message in map(opened, messages):
-            decoded = decoder.decode(message.message)
-            assert isinstance(decoded, RowChange)
-            lines.append(LINES.change(decoded, message.lsn))
-    except CaptureError:
-        return None
-    return b"".join(lines)
 
 
 @st.composite
@@ -127,6 +114,16 @@ def test_an_update_of_a_masked_key_has_the_old_one_masked_alike() -> None:
     assert moved.data is not None and first.data is not None
     assert moved.old_keys == first.data
     assert moved.data["code"] not in ("Zebedee2", first.data["code"])
+
+
+def test_a_date_that_is_moved_by_a_key_is_so_where_the_key_is_in_the_old_row_alone() -> None:
+    decoder, _ = described()
+    key, date = text("k" * 2_500), text("1999-12-31")
+    inserted = decoder.decode(change(b"I", b"N" + row(key, date), oid=DATED))
+    touched = decoder.decode(change(b"U", b"K" + row(key, b"n") + b"N" + row(b"u", date), oid=DATED))
+    assert isinstance(inserted, RowChange) and isinstance(touched, RowChange)
+    assert inserted.data is not None and inserted.data["born"] not in (None, "1999-12-31")
+    assert touched.data == inserted.data
 
 
 @pytest.mark.parametrize("content", [row(text("1"), text("Zebedee")), row(b"t\0\0\0\1\xe9", b"n"), b"?"])

@@ -44,6 +44,7 @@ MOVED = change(b"U", b"K" + row(text("1"), b"n", b"n"), b"N" + row(text("2"), te
 FULL = change(
     b"U", b"O" + row(text("1"), text("old"), text("long")), b"N" + row(text("1"), text("new"), b"u")
 )
+LONG_KEY = change(b"U", b"K" + row(text("1"), b"n", b"n"), b"N" + row(b"u", text("new"), b"u"))
 DELETE = change(b"D", b"K" + row(text("1"), b"n", b"n"))
 DELETE_FULL = change(b"D", b"O" + row(text("1"), b"n", text("long")))
 BEGIN = b"B" + struct.pack(">QqI", 0x100000020, 5, 77)
@@ -63,6 +64,7 @@ CHANGES: list[tuple[bytes, str, Any, Any]] = [
     (KEPT, "UPDATE", {"id": "1", "name": "new"}, None),
     (MOVED, "UPDATE", {"id": "2", "name": "new"}, {"id": "1"}),
     (FULL, "UPDATE", {"id": "1", "name": "new", "bio": "long"}, {"id": "1", "name": "old", "bio": "long"}),
+    (LONG_KEY, "UPDATE", {"id": "1", "name": "new"}, {"id": "1"}),
     (DELETE, "DELETE", None, {"id": "1"}),
     (DELETE_FULL, "DELETE", None, {"id": "1", "name": None, "bio": "long"}),
 ]

@@ -393,7 +393,7 @@ def test_all_that_is_wrong_is_said_at_once_and_where() -> None:
             "public.users": {},
             "hr": "keep",
         },
-        rows={"orders": "", "a..b": "x"},
+        rows={"orders": "", "a..b": "x", "users": "a", "public.users": "b"},
         unnamed="drop",
         key=KEY,
     )
@@ -402,6 +402,7 @@ def test_all_that_is_wrong_is_said_at_once_and_where() -> None:
         *(f"columns.{key}" for key in wrong),
         "rows.orders",
         "rows.a..b",
+        "rows.public.users",
         "unnamed",
     ]
     assert problems[0][1].startswith("there is no mask 'kep': it is one of keep, ")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from syncdata.apply.plan.schema import Column, ColumnType, TableSchema
 from syncdata.apply.plan.types import SqlType, parse_type
+from syncdata.changes.catalog import WITHHELD, PublishedTable
 from syncdata.changes.catalog import Column as PublishedColumn
-from syncdata.changes.catalog import PublishedTable
 from syncdata.changes.verification import Check
 
 _INTEGERS = frozenset({"smallint", "integer", "bigint"})
@@ -105,7 +105,7 @@ def _left_out(check: Check, there: Mapping[str, PublishedColumn]) -> str:
         match there[name].privacy if name in there else "":
             case "":
                 reason = "whose text means something at production only"
-            case "withheld":
+            case privacy if privacy == WITHHELD:
                 reason = "withheld by production's privacy policy"
             case _:
                 reason = "masked by production's privacy policy"

@@ -23,7 +23,7 @@ from syncdata.apply.plan.local_rules import ColumnRule, LocalRules
 from syncdata.apply.plan.schema import Column as LocalColumn
 from syncdata.apply.plan.schema import TableSchema
 from syncdata.apply.plan.types import is_held, is_type_text, is_widened, merges_texts, parse_type
-from syncdata.changes.catalog import Column, PublishedTable, lsn_or_none
+from syncdata.changes.catalog import WITHHELD, Column, PublishedTable, lsn_or_none
 from syncdata.changes.names import TableName
 from syncdata.errors import SchemaError
 
@@ -144,11 +144,11 @@ def _changed_publication(before: PublishedTable, now: PublishedTable) -> Iterato
 def _other_columns(before: PublishedTable, now: PublishedTable) -> list[str]:
     """Return in words which of the columns that were there before and still are travel now, or no longer; but
     for those of which that is an affair of production's privacy policy."""
-    old, new = _travelling(before), _travelling(now)
+    old, new = before.travelling, now.travelling
     both = [
         (earlier.name, column.name)
         for earlier, column in _pairs(before, now)
-        if earlier and "withheld" not in (earlier.privacy, column.privacy)
+        if earlier and WITHHELD not in (earlier.privacy, column.privacy)
     ]
     return [f"with {name}" for name_before, name in both if name in new and name_before not in old] + [
         f"without {name}" for name_before, name in both if name not in new and name_before in old
@@ -191,7 +191,7 @@ def masked_otherwise(table: TableName, columns: list[str]) -> Finding:
 
 def _rule_of(column: Column) -> tuple[str, str]:
     # Nothing comes of a withheld column, under whatever rule.
-    return ("withheld", "") if column.privacy == "withheld" else ("", column.privacy_id)
+    return (WITHHELD, "") if column.privacy == WITHHELD else ("", column.privacy_id)
 
 
 def _columns(names: list[str]) -> str:
@@ -202,7 +202,7 @@ def _changed_columns(before: PublishedTable, now: PublishedTable) -> Iterator[Fi
     table = now.table
     names = {column.name for column in before.columns}
     for old, column in _pairs(before, now):
-        if column.privacy == "withheld":
+        if column.privacy == WITHHELD:
             continue  # None of its values is here, older or newer.
         if old is None and column.name in names:
             yield _rows_lost(
@@ -303,7 +303,7 @@ def additions(before: PublishedTable, now: PublishedTable, here: TableSchema) ->
         return
     local = {column.name: column for column in here.columns}
     numbers = {column.number for column in before.columns}
-    travelling = _travelling(now)
+    travelling = now.travelling
     for column in now.columns:
         is_new = column.number not in numbers and column.number > 0 and not column.filled
         if not is_new or column.name not in local or column.name not in travelling:
@@ -324,9 +324,7 @@ def seen_here(before: PublishedTable | None, now: PublishedTable, here: TableSch
         return now
     numbers = {column.number for column in before.columns}
     local = {column.name for column in here.columns}
-    columns = tuple(
-        c for c in now.columns if c.number in numbers or c.name in local or c.privacy == "withheld"
-    )
+    columns = tuple(c for c in now.columns if c.number in numbers or c.name in local or c.privacy == WITHHELD)
     return msgspec.structs.replace(now, columns=columns)
 
 
@@ -375,25 +373,17 @@ def _in_rebuild(table: TableName) -> str:
 def differences(published: PublishedTable, here: TableSchema) -> list[Finding]:
     """Return where values or rows of *published* would change in the table *here* without an error."""
     columns = {column.name: column for column in here.columns}
-    travelling = _travelling(published)
+    travelling = published.travelling
     found = [
         finding
         for column in published.columns
         if (local := columns.get(column.name)) is not None
-        and column.privacy != "withheld"
+        and column.privacy != WITHHELD
         and (finding := _different(published.table, column, local, travels=column.name in travelling))
     ]
     if (key := _different_key(published, here)) is not None:
         found.append(key)
     return found + _merging_columns(published, here)
-
-
-def _travelling(published: PublishedTable) -> list[str]:
-    """Return the columns whose values are in the records. Generated ones are only where they are listed: the
-    archiver lists all columns where the publication says ``publish_generated_columns``."""
-    if published.column_list is not None:
-        return list(published.column_list)
-    return [column.name for column in published.columns if not column.generated]
 
 
 def _different(table: TableName, there: Column, here: LocalColumn, *, travels: bool) -> Finding | None:
@@ -449,7 +439,7 @@ def _different_type(table: TableName, there: Column, here: LocalColumn) -> Findi
 
 def unfilled(published: PublishedTable, here: TableSchema) -> list[Finding]:
     """Return the columns *here* that must have a value, and get none, for they are withheld."""
-    by_production = {column.name for column in published.columns if column.privacy == "withheld"}
+    by_production = {column.name for column in published.columns if column.privacy == WITHHELD}
     # A rule that cannot hold withholds its column, too, and is a finding of its own.
     by_rules = here.rules.withheld if here.rules and not here.rules.problems else frozenset()
     found = []
@@ -601,7 +591,7 @@ def _unlocated(published: PublishedTable, here: TableSchema) -> Finding | None:
 
 def missing_columns(published: PublishedTable, here: TableSchema) -> list[Column]:
     """Return the columns whose values arrive although the table *here* has no place for them."""
-    local, travelling = {column.name for column in here.columns}, _travelling(published)
+    local, travelling = {column.name for column in here.columns}, published.travelling
     return [c for c in published.columns if c.name in travelling and c.name not in local]
 
 

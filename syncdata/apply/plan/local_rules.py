@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from syncdata.changes.catalog import WITHHELD
+
 
 class RowMask(Protocol):
     """Masks values of columns in one order. A value that is withheld becomes UNSET, or is left out."""
@@ -54,4 +56,4 @@ class LocalRules:
 
     @property
     def withheld(self) -> frozenset[str]:
-        return frozenset(rule.name for rule in self.columns if rule.privacy == "withheld")
+        return frozenset(rule.name for rule in self.columns if rule.privacy == WITHHELD)

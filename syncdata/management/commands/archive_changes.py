@@ -25,7 +25,7 @@ from syncdata.provision.privacy_rows import format_sample
 
 _STOP_TIMEOUT_S = 60.0
 _MOST_SAMPLES = 1_000
-_MEND_RULES = "name the columns in [source.columns], and mend the rules that cannot hold"
+_MEND_RULES = "name the columns in [source.columns], mend the rules that cannot hold and source.tables"
 _ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop", "skip_transaction")
 # Options that only go with one of these.
 _COMPANIONS = (
@@ -97,8 +97,8 @@ Both may run beside the daemon."""
         action.add_argument(
             "--privacy",
             action="store_true",
-            help="Show what becomes of each column and why; exit status 1 when a column has no rule, or a"
-            " rule cannot hold. Needs no key.",
+            help="Show what becomes of each column and why; exit status 1 when a column has no rule, a rule"
+            " cannot hold, or a table is not there. Needs no key.",
         )
         action.add_argument(
             "--sample",
