@@ -354,7 +354,7 @@ def _read_privacy(
     rules, problems = parse_policy(
         tables.get("columns", {}),
         rows=tables.get("rows"),
-        unnamed=values.get("unnamed", "withhold" if "unnamed" in keys else "keep"),
+        unnamed=values.get("unnamed", _default_unnamed(tables, keys)),
         takes_snapshots=values.get("snapshot", False),
     )
     found.problems += [f"{prefix}{key}: {problem}" for key, problem in problems]
@@ -367,6 +367,14 @@ def _read_privacy(
         key=values.get("key"),
         label=f"{prefix}privacy.",
     )
+
+
+def _default_unnamed(tables: Mapping[str, Any], keys: Mapping[str, Key]) -> str:
+    """Return what becomes of columns without a rule where nobody says it. Who filters rows and names no
+    column at all chooses rows, not columns: all columns of these rows travel.
+    Test: test_rules_for_rows_alone_leave_the_columns_as_they_are."""
+    rows_alone = tables.get("rows") and "columns" not in tables
+    return "keep" if rows_alone or "unnamed" not in keys else "withhold"
 
 
 def _mask_key(value: object) -> MaskKey:

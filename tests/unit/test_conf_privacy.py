@@ -66,6 +66,14 @@ def test_one_table_makes_a_policy_which_withholds_what_it_does_not_name(tables: 
     assert (rules.unnamed, rules.takes_snapshots) == ("withhold", False)
 
 
+@pytest.mark.parametrize("more", [{}, {"privacy": {"snapshot": True}}])
+def test_rules_for_rows_alone_leave_the_columns_as_they_are(more: dict[str, Any]) -> None:
+    rows = {"shop.orders": "tenant_id IN (3, 5)"}
+    assert policy(rows=rows, **more).rules.unnamed == "keep"
+    assert policy(rows=rows, privacy={"unnamed": "withhold"}).rules.unnamed == "withhold"
+    assert policy(rows=rows, columns={}).rules.unnamed == "withhold"
+
+
 def test_all_problems_are_told_at_once_each_with_its_key() -> None:
     told = problems(
         privacy={"key_file": 5, "unnamed": "ignore", "snapshots": True},
