@@ -53,7 +53,10 @@ _QUOTING = re.compile(
     "Found invalid character|Illegal character|Cannot declare|Cannot mutate immutable namespace"
     "|Cannot redefine namespace|Duplicate inline table key"
 )
-_MAKE_A_KEY = "make one: python manage.py archive_changes --init; or bring the key that this policy had"
+_MAKE_A_KEY = {
+    "source.privacy.": "python manage.py archive_changes --init",
+    "privacy.": "(umask 077; openssl rand -hex 32 > mask.key)",
+}
 _NAME_A_FILE = f"{CONFIG_VARIABLE} must name a readable TOML file"
 
 
@@ -94,7 +97,8 @@ class PrivacyConfig:
         try:
             return read_key_file(self.key_file)
         except FileNotFoundError:
-            problem, hint = f"{self.key_file} is not there", _MAKE_A_KEY
+            problem = f"{self.key_file} is not there"
+            hint = f"make one: {_MAKE_A_KEY[self.label]}; or bring the key that these rules had"
         except OSError as error:
             problem, hint = f"{self.key_file} cannot be read: {error.strerror}", "name a readable file"
         except ValueError as error:
