@@ -53,7 +53,10 @@ _QUOTING = re.compile(
     "Found invalid character|Illegal character|Cannot declare|Cannot mutate immutable namespace"
     "|Cannot redefine namespace|Duplicate inline table key"
 )
-_MAKE_A_KEY = "make one: python manage.py archive_changes --init; or bring the key that this policy had"
+_MAKE_A_KEY = {
+    "source.privacy.": "python manage.py archive_changes --init",
+    "privacy.": "(umask 077; openssl rand -hex 32 > mask.key)",
+}
 _NAME_A_FILE = f"{CONFIG_VARIABLE} must name a readable TOML file"
 
 
@@ -94,7 +97,8 @@ class PrivacyConfig:
         try:
             return read_key_file(self.key_file)
         except FileNotFoundError:
-            problem, hint = f"{self.key_file} is not there", _MAKE_A_KEY
+            problem = f"{self.key_file} is not there"
+            hint = f"make one: {_MAKE_A_KEY[self.label]}; or bring the key that these rules had"
         except OSError as error:
             problem, hint = f"{self.key_file} cannot be read: {error.strerror}", "name a readable file"
         except ValueError as error:
@@ -354,7 +358,7 @@ def _read_privacy(
     rules, problems = parse_policy(
         tables.get("columns", {}),
         rows=tables.get("rows"),
-        unnamed=values.get("unnamed", "withhold" if "unnamed" in keys else "keep"),
+        unnamed=values.get("unnamed", _default_unnamed(tables, keys)),
         takes_snapshots=values.get("snapshot", False),
     )
     found.problems += [f"{prefix}{key}: {problem}" for key, problem in problems]
@@ -367,6 +371,14 @@ def _read_privacy(
         key=values.get("key"),
         label=f"{prefix}privacy.",
     )
+
+
+def _default_unnamed(tables: Mapping[str, Any], keys: Mapping[str, Key]) -> str:
+    """Return what becomes of columns without a rule where nobody says it. Who filters rows and names no
+    column at all chooses rows, not columns: all columns of these rows travel.
+    Test: test_rules_for_rows_alone_leave_the_columns_as_they_are."""
+    rows_alone = tables.get("rows") and "columns" not in tables
+    return "keep" if rows_alone or "unnamed" not in keys else "withhold"
 
 
 def _mask_key(value: object) -> MaskKey:

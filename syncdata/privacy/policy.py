@@ -324,7 +324,7 @@ def _check(rule: Rule, mask: Mask, facts: TableFacts, column: ColumnFacts) -> No
     if column.is_generated:
         raise ValueError("production works the column out: keep or withhold it")
     if rule.mask == "null" and column.not_null:
-        raise ValueError("the column is NOT NULL")
+        raise ValueError("null cannot be, for the column is NOT NULL")
     if name in facts.identity and rule.mask in ("null", "fixed"):
         raise ValueError(f"it tells the rows apart, and {rule.mask} makes them all alike")
     if mask.by and mask.by not in {*facts.identity, *facts.primary_key}:

@@ -87,9 +87,22 @@ def parse_rule(value: object) -> Rule:
     try:
         rule = msgspec.convert(options, Rule)
     except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(_in_plain_words(str(error))) from None
     _check_values(rule)
     return rule
+
+
+# As msgspec says it: "Expected `bool`, got `str` - at `$.distinct`".
+_UNFIT = re.compile(r"Expected `(?P<wanted>[^`]+)`.* at `\$\.(?P<option>\w+)`")
+_KINDS = {"bool": "true or false", "int": "a whole number"}
+
+
+def _in_plain_words(text: str) -> str:
+    match = _UNFIT.fullmatch(text)
+    if match is None:
+        return text
+    wanted = _KINDS.get(match["wanted"], "a text" if "str" in match["wanted"] else match["wanted"])
+    return f"{match['option']} is {wanted}"
 
 
 def _check_names(mask: str, names: set[object]) -> None:

@@ -9,13 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from psycopg import Connection
+
 from syncdata.changes.names import TableName
 from syncdata.errors import ConfigError
 from syncdata.privacy.key import make_key_file
 from syncdata.privacy.policy import Policy
 from syncdata.privacy.suspicions import suspicions
-from syncdata.provision.database import open_source
+from syncdata.provision.database import SourceDatabase, open_source
+from syncdata.provision.privacy_filters import spell_filters
 from syncdata.provision.privacy_init import Hints, first_rules, format_policy, judge_hints, withhold
+from syncdata.provision.privacy_plan import Filters
 from syncdata.provision.privacy_report import TableReport, report_table
 from syncdata.provision.privacy_rows import Sample, read_sample, try_masks
 
@@ -30,21 +34,41 @@ def report(
     A table that is not there is a problem: of a database without tables, nothing would be wrong otherwise.
     """
     policy = policy or _NO_POLICY
-    with open_source(params) as database, database.reading() as connection:
-        described = database.read_described(tables)
-        verdicts = policy.judge([one.facts for one in described.values()])
-        return [
-            report_table(
-                one,
-                verdicts[table],
-                suspicions(one.facts),
-                rows=policy.rows.get(table, ""),
-                tried=[misfit.text for misfit in try_masks(connection, one, verdicts[table])],
-            )
-            if (one := described.get(table)) is not None
-            else TableReport(table=str(table), columns=(), problems=("there is no such table",))
-            for table in tables
-        ]
+    with open_source(params) as database:
+        filters = spell_filters(database, policy, database.read_described(tables), {})
+        with database.reading() as connection:
+            return _report(database, connection, tables, policy, filters)
+
+
+def _report(
+    database: SourceDatabase,
+    connection: Connection[Any],
+    tables: Sequence[TableName],
+    policy: Policy,
+    filters: Filters,
+) -> list[TableReport]:
+    described = database.read_described(tables)
+    verdicts = policy.judge([one.facts for one in described.values()])
+    return [
+        report_table(
+            one,
+            verdicts[table],
+            suspicions(one.facts),
+            rows=policy.rows.get(table, ""),
+            tried=[
+                *(misfit.text for misfit in try_masks(connection, one, verdicts[table])),
+                *_refused(filters, table),
+            ],
+        )
+        if (one := described.get(table)) is not None
+        else TableReport(table=str(table), columns=(), problems=("there is no such table",))
+        for table in tables
+    ]
+
+
+def _refused(filters: Filters, table: TableName) -> list[str]:
+    reason = filters.refused.get(table)
+    return [f"its condition in [source.rows] is refused by the server: {reason}"] if reason else []
 
 
 def sample(

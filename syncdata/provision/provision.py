@@ -5,11 +5,9 @@ reported at once, and then nothing is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import psycopg
 
 from syncdata.capture.waits import told_waits
 from syncdata.changes.names import TableName
@@ -30,7 +28,8 @@ from syncdata.provision.facts import (
 )
 from syncdata.provision.findings import Finding, missing
 from syncdata.provision.preflight import examine
-from syncdata.provision.privacy_plan import NO_PRIVACY, Filters, PrivacyPlan, plan_privacy
+from syncdata.provision.privacy_filters import spell_filters
+from syncdata.provision.privacy_plan import NO_PRIVACY, PrivacyPlan, plan_privacy
 from syncdata.provision.statements import (
     lacks_rights,
     make_account,
@@ -188,31 +187,9 @@ def _plan_privacy(
     if settings.policy is None:
         return NO_PRIVACY
     described = database.read_described(settings.tables)
-    filters = _spell_filters(database, settings.policy, described, source)
-    return plan_privacy(settings.policy, described, source, filters, identity_full=identity_full)
-
-
-def _spell_filters(
-    database: SourceDatabase, policy: Policy, tables: Collection[TableName], source: SourceFacts
-) -> Filters:
-    """Ask the server for the row rules: which it takes, and how it spells them."""
     there = {} if source.publication is None else source.publication.partial
-    spelled, refused = {}, {}
-    for table, condition in policy.rows.items():
-        if table not in tables:
-            continue
-        try:
-            spelled[table] = database.spell_filter(table, condition)
-        except psycopg.errors.InsufficientPrivilege:
-            # A role that may make no temporary table may alter no publication either. To it, the filter that
-            # is there is the one.
-            part = there.get(table)
-            spelled[table] = (part and part.row_filter) or condition
-        except psycopg.DatabaseError as error:
-            if database.is_lost:
-                raise
-            refused[table] = error.diag.message_primary or type(error).__name__
-    return Filters(spelled=spelled, refused=refused)
+    filters = spell_filters(database, settings.policy, described, there)
+    return plan_privacy(settings.policy, described, source, filters, identity_full=identity_full)
 
 
 def _parts(source: SourceFacts) -> list[TablePart]:

@@ -139,6 +139,13 @@ def test_a_report_needs_no_key_and_changes_nothing(shop: Production) -> None:
     assert shop.catalog() == before
 
 
+def test_the_report_names_a_condition_on_rows_that_the_server_refuses(shop: Production) -> None:
+    shop.keys["rows"] = {"users": "tenant = 3"}
+    assert "tenant" in " ".join(report(shop).problems)
+    shop.keys["rows"] = {"users": "id > 0"}
+    assert report(shop).problems == ()
+
+
 def test_the_command_ends_with_1_until_every_column_has_a_rule(shop: Production) -> None:
     done = archive_changes(shop, "--privacy")
     assert done.returncode == 0, done.stderr

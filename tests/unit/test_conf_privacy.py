@@ -66,6 +66,14 @@ def test_one_table_makes_a_policy_which_withholds_what_it_does_not_name(tables: 
     assert (rules.unnamed, rules.takes_snapshots) == ("withhold", False)
 
 
+@pytest.mark.parametrize("more", [{}, {"privacy": {"snapshot": True}}])
+def test_rules_for_rows_alone_leave_the_columns_as_they_are(more: dict[str, Any]) -> None:
+    rows = {"shop.orders": "tenant_id IN (3, 5)"}
+    assert policy(rows=rows, **more).rules.unnamed == "keep"
+    assert policy(rows=rows, privacy={"unnamed": "withhold"}).rules.unnamed == "withhold"
+    assert policy(rows=rows, columns={}).rules.unnamed == "withhold"
+
+
 def test_all_problems_are_told_at_once_each_with_its_key() -> None:
     told = problems(
         privacy={"key_file": 5, "unnamed": "ignore", "snapshots": True},
@@ -124,6 +132,12 @@ def test_a_key_file_that_is_not_there_is_made_by_init_and_one_for_all_to_read_is
     with pytest.raises(ConfigError, match=r"source\.privacy\.key_file: .*is not there") as caught:
         found.load_policy()
     assert "archive_changes --init" in str(caught.value)
+    values = ARCHIVE | {"pg_database": "app", "privacy": {"key_file": "mask.key"}}
+    local = config_from_toml(values, {}, tmp_path / "syncdata.toml").privacy
+    assert local is not None
+    with pytest.raises(ConfigError, match="openssl rand -hex 32") as caught:
+        local.load_policy()  # archive_changes has no [source] there
+    assert "--init" not in str(caught.value)
     make_key_file(tmp_path / "mask.key")
     (tmp_path / "mask.key").chmod(0o640)
     with pytest.raises(ConfigError, match=r"source\.privacy\.key_file: .*chmod 600"):

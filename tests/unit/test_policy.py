@@ -129,8 +129,22 @@ def test_masks_that_can_make_values_equal_are_not_for_unique_columns(mask: objec
     assert not problem({**spelled, "allow_collisions": True})  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"mask": "token", "allow_collisions": "yes"}, "allow_collisions is true or false"),
+        ({"mask": "partial", "keep_end": "two"}, "keep_end is a whole number"),
+        ({"mask": "token", "domain": 5}, "domain is a text"),
+    ],
+)
+def test_an_option_of_another_kind_is_told_in_plain_words(rule: object, told: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_rule(rule)
+    assert str(caught.value) == told
+
+
 def test_null_is_not_for_a_column_that_is_not_null() -> None:
-    assert problem("null", "name") == "name: the column is NOT NULL"
+    assert problem("null", "name") == "name: null cannot be, for the column is NOT NULL"
     assert problem({"mask": "null", "allow_collisions": True}, "name")
     assert not problem("null", "notes")
 

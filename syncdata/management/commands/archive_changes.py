@@ -25,7 +25,7 @@ from syncdata.provision.privacy_rows import format_sample
 
 _STOP_TIMEOUT_S = 60.0
 _MOST_SAMPLES = 1_000
-_MEND_RULES = "name the columns in [source.columns], mend the rules that cannot hold and source.tables"
+_MEND_RULES = "give each column a rule in [source.columns]; mend the rules that cannot hold, and source.tables"
 _ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop", "skip_transaction")
 # Options that only go with one of these.
 _COMPANIONS = (
@@ -237,7 +237,8 @@ Both may run beside the daemon."""
                 "there is no privacy policy: every column travels as it is", hint="archive_changes --init"
             )
         if found := shortcomings(reports):
-            raise PrivacyError("\n  - ".join(["the policy is not complete:", *found]), hint=_MEND_RULES)
+            # Before the list: behind it, the hint would seem to be of its last line.
+            raise PrivacyError("\n  - ".join([f"the policy is not complete: {_MEND_RULES}", *found]))
 
     def _sample(self, service: ProductionService, arguments: Sequence[str], *, is_sure: bool) -> None:
         number, *tables = arguments
