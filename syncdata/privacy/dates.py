@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from functools import lru_cache
 
 _DATE = re.compile(r"(\d{4,})-(\d\d)-(\d\d)(?P<time>[ T][\d:.+-]+)?(?P<era> BC)?")
 _PLAIN_LENGTH = len("2026-12-31")
 _OF_A_TIME = " T0123456789:.+-"  # nothing that could be of an era, or of anything else
-_date_of, _days_long = dt.date.fromisoformat, dt.timedelta
+_date_of = dt.date.fromisoformat
+_days_long = lru_cache(maxsize=1_024)(dt.timedelta)  # to make one takes longer than all the rest
 _INFINITE = frozenset({"infinity", "-infinity"})
 # What both types take: from 4713-01-01 BC, to the last whole year of a timestamp.
 _FIRST_YEAR, _LAST_YEAR = -4712, 294_275

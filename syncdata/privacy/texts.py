@@ -163,15 +163,15 @@ _Numbers = Callable[[str], tuple[int, ...]]
 def _chooser(kind: str) -> Callable[[int, str], str]:
     """Return what chooses a word of a list by a number: none that the original, which is in small letters,
     holds, unless it holds many."""
-    choices = words(kind)
-    small, count = [word.casefold() for word in choices], len(choices)
+    choices = [(word, word.casefold()) for word in words(kind)]
+    count = len(choices)
 
     def choose(number: int, original: str) -> str:
-        place = number % count
-        if small[place] not in original:
-            return choices[place]
-        near = [(place + step) % count for step in range(1, _TRIES + 1)]
-        return choices[next((other for other in near if small[other] not in original), near[-1])]
+        word, small = choices[number % count]
+        if small not in original:
+            return word
+        near = [choices[(number + step) % count] for step in range(1, _TRIES + 1)]
+        return next((other for other, small in near if small not in original), near[-1][0])
 
     return choose
 
