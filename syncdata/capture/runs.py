@@ -163,8 +163,6 @@ def _read_masked_rows(messages: Sequence[bytes], forms: Sequence[Form]) -> list[
             for row in _unpack_values(array)
         ]
     )
-    if list(map(len, rows)) != [form.width for form in forms]:
-        raise ValueError("not rows of these tables")
     first = forms[0]
     if first is forms[-1] and forms.count(first) == len(forms):
         return _masked(first, rows)
@@ -179,7 +177,8 @@ def _read_masked_rows(messages: Sequence[bytes], forms: Sequence[Form]) -> list[
 
 
 def _masked(form: Form, rows: Sequence[Sequence[Any]]) -> list[Any]:
-    """Return what is to be written of *rows*, which are all of *form*."""
+    """Return what is to be written of *rows*, which are all of *form*. Raises TypeError and ValueError where
+    they are not as wide."""
     if form.mask is None:
         return list(starmap(form.make, rows))
     return list(map(form.make, *form.mask.whole_columns(list(zip(*rows, strict=True)))))

@@ -160,10 +160,15 @@ _Numbers = Callable[[str], tuple[int, ...]]
 
 
 @cache
+def _choices(kind: str) -> tuple[tuple[str, str], ...]:
+    """Return the words of a list, each with itself in small letters."""
+    return tuple((word, word.casefold()) for word in words(kind))
+
+
 def _chooser(kind: str) -> Callable[[int, str], str]:
     """Return what chooses a word of a list by a number: none that the original, which is in small letters,
     holds, unless it holds many."""
-    choices = [(word, word.casefold()) for word in words(kind)]
+    choices = _choices(kind)
     count = len(choices)
 
     def choose(number: int, original: str) -> str:
@@ -183,10 +188,16 @@ def _word(kind: str, numbers: _Numbers) -> Callable[[str], str]:
 
 def _name(numbers: _Numbers) -> Callable[[str], str]:
     choose_first, choose_last = _chooser("first_names"), _chooser("last_names")
+    firsts, lasts = _choices("first_names"), _choices("last_names")
+    first_count, last_count = len(firsts), len(lasts)
 
     def name(text: str) -> str:
         first, last, _, _ = numbers(text)
         original = text.casefold()
+        first_name, first_small = firsts[first % first_count]
+        last_name, last_small = lasts[last % last_count]
+        if first_small not in original and last_small not in original:
+            return f"{first_name} {last_name}"  # nearly always: what follows, without its calls
         return f"{choose_first(first, original)} {choose_last(last, original)}"
 
     return name
