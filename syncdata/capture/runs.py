@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import starmap
 from operator import itemgetter
 from typing import Any
 
@@ -163,15 +163,25 @@ def _read_masked_rows(messages: Sequence[bytes], forms: Sequence[Form]) -> list[
             for row in _unpack_values(array)
         ]
     )
-    if list(map(len, rows)) != [form.width for form in forms]:
-        raise ValueError("not rows of these tables")
-    made: list[Any] = []
-    for form, stretch in groupby(zip(forms, rows, strict=True), itemgetter(0)):
-        alike: Sequence[Sequence[Any]] = [row for _, row in stretch]
-        if form.mask is not None:
-            alike = form.mask.rows(alike)
-        made += [form.make(*row) for row in alike]
+    first = forms[0]
+    if first is forms[-1] and forms.count(first) == len(forms):
+        return _masked(first, rows)
+    together: dict[Form, list[int]] = {}
+    for number, form in enumerate(forms):
+        together.setdefault(form, []).append(number)
+    made: list[Any] = [None] * len(rows)
+    for form, numbers in together.items():
+        for number, one in zip(numbers, _masked(form, [rows[n] for n in numbers]), strict=True):
+            made[number] = one
     return made
+
+
+def _masked(form: Form, rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """Return what is to be written of *rows*, which are all of *form*. Raises TypeError and ValueError where
+    they are not as wide."""
+    if form.mask is None:
+        return list(starmap(form.make, rows))
+    return list(map(form.make, *form.mask.whole_columns(list(zip(*rows, strict=True)))))
 
 
 def _packed(messages: Sequence[bytes], forms: Sequence[Form]) -> tuple[bytes, bool]:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from functools import lru_cache
 
 _DATE = re.compile(r"(\d{4,})-(\d\d)-(\d\d)(?P<time>[ T][\d:.+-]+)?(?P<era> BC)?")
 _PLAIN_LENGTH = len("2026-12-31")
+_OF_A_TIME = " T0123456789:.+-"  # nothing that could be of an era, or of anything else
+_date_of = dt.date.fromisoformat
+_days_long = lru_cache(maxsize=1_024)(dt.timedelta)  # to make one takes longer than all the rest
 _INFINITE = frozenset({"infinity", "-infinity"})
 # What both types take: from 4713-01-01 BC, to the last whole year of a timestamp.
 _FIRST_YEAR, _LAST_YEAR = -4712, 294_275
@@ -19,10 +23,11 @@ _FIRST_YEAR, _LAST_YEAR = -4712, 294_275
 def moved(text: str, days: int) -> str:
     """Return the date or time *text* some *days* later, or earlier where they are below 0. Where that would
     leave the range, it moves the other way. Raises ValueError when it is none."""
-    if len(text) == _PLAIN_LENGTH:
+    time = text[_PLAIN_LENGTH:]
+    if not time or not time.strip(_OF_A_TIME):
         # Most dates by far, in a tenth of the time; what Python's dates do not know goes the longer way.
         try:
-            return dt.date.fromordinal(dt.date.fromisoformat(text).toordinal() + days).isoformat()
+            return (_date_of(text[:_PLAIN_LENGTH]) + _days_long(days)).isoformat() + time
         except (ValueError, OverflowError):
             pass  # a year before 1 or after 9999, in the end: counted below
     if text in _INFINITE:

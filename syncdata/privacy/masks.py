@@ -75,10 +75,11 @@ def _permute(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
 def _shift(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
     """As many days as the other column's value says, which is never none."""
     _check_type(rule, kind, DATES, "dates and times")
-    days, number = rule.days, texts.number_below(key, domain, 2 * rule.days)
+    days, numbers = rule.days, texts.numbers_of(key, domain)
+    choices = 2 * days
 
     def shifted(text: str, by: str) -> str:
-        distance = number(by) - days
+        distance = numbers(by)[0] % choices - days
         return moved(text, distance if distance < 0 else distance + 1)
 
     return Mask(shifted, (domain, rule.by, days), by=rule.by)

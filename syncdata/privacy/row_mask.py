@@ -40,6 +40,10 @@ class RowMask:
         self._withheld = [places[one.column] for one in found if one.mask is None]
         self._plain: list[tuple[int, Callable[[Any], Value]]] = []
         self._paired: list[tuple[int, int | None, Callable[[Any, Any], Value]]] = []
+        self._all_plain: list[tuple[int, Callable[[Sequence[Any]], list[Value]]]] = []
+        self._all_paired: list[
+            tuple[int, int | None, Callable[[Sequence[Any], Sequence[Any]], list[Value]]]
+        ] = []
         self._by_name: dict[str, Callable[[Any, Mapping[str, Any]], Value]] = {}
         for one in found:
             if one.mask is not None:
@@ -63,16 +67,22 @@ class RowMask:
         """Return many rows as they travel, as `row` returns each: column by column, which is quicker."""
         if not rows:
             return []
-        columns: list[Sequence[Value]] = list(zip(*rows, strict=True))
-        masked = columns.copy()
-        for place, function in self._plain:
-            masked[place] = [function(value) for value in columns[place]]
-        for place, by, pair in self._paired:
-            others = [UNSET] * len(rows) if by is None else columns[by]
-            masked[place] = list(map(pair, columns[place], others))
+        columns = self.whole_columns(list(zip(*rows, strict=True)))
+        return list(map(list, zip(*columns, strict=True)))
+
+    def whole_columns(self, columns: Sequence[Sequence[Value]]) -> list[Sequence[Value]]:
+        """Return the values of many rows, column by column, as `row` returns those of each."""
+        if len(columns) != len(self.columns):
+            raise ValueError("not rows of these columns")
+        masked = list(columns)
+        absent = [UNSET] * len(columns[0])
+        for place, function in self._all_plain:
+            masked[place] = function(columns[place])
+        for place, by, pair in self._all_paired:
+            masked[place] = pair(columns[place], absent if by is None else columns[by])
         for place in self._withheld:
-            masked[place] = [UNSET] * len(rows)
-        return [list(row) for row in zip(*masked, strict=True)]
+            masked[place] = absent
+        return masked
 
     def keys(self, values: Mapping[str, str | None]) -> dict[str, str | None]:
         """Return an old key as it travels: masked as in a row; columns that are withheld, or that are none
@@ -90,10 +100,12 @@ class RowMask:
             by = mask.by
             pair = self._guarded_pair(one, mask)
             self._paired.append((place, places.get(by), pair))
+            self._all_paired.append((place, places.get(by), _pair_all(mask.function, pair)))
             self._by_name[one.column] = lambda value, values: pair(value, values.get(by, UNSET))
         else:
             function = self._guarded(one, mask)
             self._plain.append((place, function))
+            self._all_plain.append((place, _all(mask, function)))
             self._by_name[one.column] = lambda value, values: function(value)
 
     def _guarded(self, one: Treatment, mask: Mask) -> Callable[[Any], Value]:
@@ -132,3 +144,36 @@ class RowMask:
             return one.substitute(str(value))
         except Exception:  # as above; a column that is NOT NULL refuses the row, which is better than to tell
             return None
+
+
+def _all(mask: Mask, guarded: Callable[[Any], Value]) -> Callable[[Sequence[Any]], list[Value]]:
+    """Return *guarded* for all values of a column. Nearly always the mask takes them all, so they are guarded
+    together; where it does not, they are masked again, one by one."""
+    if mask.takes_null:
+        return lambda values: [guarded(value) for value in values]
+    apply = mask.function
+
+    def masked(values: Sequence[Any]) -> list[Value]:
+        try:
+            return [value if value is None or value is UNSET else apply(value) for value in values]
+        except Exception:  # of whatever kind, see `RowMask._guarded`
+            return [guarded(value) for value in values]
+
+    return masked
+
+
+def _pair_all(
+    apply: Callable[[Any, Any], Value], guarded: Callable[[Any, Any], Value]
+) -> Callable[[Sequence[Any], Sequence[Any]], list[Value]]:
+    """Return *guarded* for all values of a column, and those that they depend on, as `_all` does."""
+
+    def masked(values: Sequence[Any], others: Sequence[Any]) -> list[Value]:
+        try:
+            return [
+                value if value is None or value is UNSET else apply(value, other)
+                for value, other in zip(values, others, strict=True)
+            ]
+        except Exception:  # as above
+            return list(map(guarded, values, others))
+
+    return masked

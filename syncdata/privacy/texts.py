@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
+from functools import partial as partial_of
 
 from syncdata.privacy.facts import ValueType
 from syncdata.privacy.key import MaskKey
@@ -16,6 +18,8 @@ _TOKEN_DIGITS, _FEWEST_DIGITS = 32, 16
 _EMAIL_END = "@example.invalid"  # .invalid is never anybody's: RFC 2606
 _PHONE_START, _PHONE_DIGITS = "+999", 9  # no country's code
 _TRIES = 8
+_FOUR_NUMBERS = struct.Struct(">4I")
+_VARIANTS = {digit: "89ab"[place % 4] for place, digit in enumerate("0123456789abcdef")}
 _SMALL = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
 
@@ -34,10 +38,8 @@ def email(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
     """A token where nobody gets mail. Addresses that differ in capital letters alone are two, as in the
     table itself; in a citext they are one."""
     digits = _digits(rule, kind, None if kind.length is None else kind.length - len(_EMAIL_END))
-    hexadecimal = _read(kind, hexadecimal_of(key, domain, digits))
-    return Mask(
-        lambda text: hexadecimal(text) + _EMAIL_END, (domain, digits, _reading(kind)), is_distinct=True
-    )
+    function = _read(kind, hexadecimal_of(key, domain, digits, end=_EMAIL_END))
+    return Mask(function, (domain, digits, _reading(kind)), is_distinct=True)
 
 
 def partial(rule: Rule, kind: ValueType, domain: str, key: MaskKey | None) -> Mask:
@@ -45,12 +47,13 @@ def partial(rule: Rule, kind: ValueType, domain: str, key: MaskKey | None) -> Ma
     more than half of a text, nothing of it is kept."""
     check_is_text(rule, kind)
     start, end, fill = rule.keep_start, rule.keep_end, rule.fill
+    both = start + end
 
     def kept(text: str) -> str:
         length = len(text)
-        if 2 * (start + end) > length:
+        if 2 * both > length:
             return fill * length
-        return text[:start] + fill * (length - start - end) + text[length - end :]
+        return text[:start] + fill * (length - both) + text[length - end :]
 
     return Mask(kept, (start, end, fill))
 
@@ -58,16 +61,17 @@ def partial(rule: Rule, kind: ValueType, domain: str, key: MaskKey | None) -> Ma
 def invented(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
     """A name, a city or the like out of lists, as the token of the value says; cut where the column ends."""
     check_is_text(rule, kind)
-    invent = _INVENTED[rule.mask]
-    numbers, limit = _number_of(key, domain), kind.length
+    function = _INVENTED[rule.mask](numbers_of(key, domain))
+    limit = kind.length if kind.length is not None and kind.length < _LONGEST else None
+    if limit is not None:
+        function = _cut(function, limit)
+    if rule.mask in _REPEATED:
+        function = _remembering(function)
+    return Mask(_read(kind, function), (domain, WORDS_VERSION, limit, _reading(kind)))
 
-    def masked(text: str) -> str:
-        result = invent(numbers(text), text.casefold())
-        return result if limit is None else result[:limit].rstrip()
 
-    limit_part = limit if limit is not None and limit < _LONGEST else None
-    function = _remembering(masked) if rule.mask in _REPEATED else masked
-    return Mask(_read(kind, function), (domain, WORDS_VERSION, limit_part, _reading(kind)))
+def _cut(function: Callable[[str], str], limit: int) -> Callable[[str], str]:
+    return lambda text: function(text)[:limit].rstrip()
 
 
 def _remembering(function: Callable[[str], str]) -> Callable[[str], str]:
@@ -76,47 +80,38 @@ def _remembering(function: Callable[[str], str]) -> Callable[[str], str]:
     return lambda text: remembered(text) if len(text) <= _LONGEST_REMEMBERED else function(text)
 
 
-def hexadecimal_of(key: MaskKey, domain: str, digits: int = _TOKEN_DIGITS) -> Callable[[str], str]:
-    """Return what makes hex digits of a value's text, the same for all columns of *domain*."""
+def hexadecimal_of(
+    key: MaskKey, domain: str, digits: int = _TOKEN_DIGITS, *, end: str = ""
+) -> Callable[[str], str]:
+    """Return what makes hex digits, and *end*, of a value's text: the same for all columns of *domain*."""
     copy = _state(key, domain)
     if digits == _TOKEN_DIGITS:
 
         def whole(text: str) -> str:
             hashed = copy()
             hashed.update(text.encode())
-            return hashed.hexdigest()
+            return hashed.hexdigest() + end
 
         return whole
 
     def shortened(text: str) -> str:
         hashed = copy()
         hashed.update(text.encode())
-        return hashed.hexdigest()[:digits]
+        return hashed.hexdigest()[:digits] + end
 
     return shortened
 
 
-def _number_of(key: MaskKey, domain: str) -> Callable[[str], int]:
-    copy = _state(key, domain)
+def numbers_of(key: MaskKey, domain: str) -> Callable[[str], tuple[int, ...]]:
+    """Return what makes four numbers below 2**32 of a value's text, the same for all columns of *domain*."""
+    copy, numbers = _state(key, domain), _FOUR_NUMBERS.unpack
 
-    def number(text: str) -> int:
+    def made(text: str) -> tuple[int, ...]:
         hashed = copy()
         hashed.update(text.encode())
-        return int.from_bytes(hashed.digest(), "big")
+        return numbers(hashed.digest())
 
-    return number
-
-
-def number_below(key: MaskKey, domain: str, most: int) -> Callable[[str], int]:
-    """Return what makes a number from 0 up to below *most* of a value's text."""
-    copy = _state(key, domain)
-
-    def number(text: str) -> int:
-        hashed = copy()
-        hashed.update(text.encode())
-        return int.from_bytes(hashed.digest(), "big") % most
-
-    return number
+    return made
 
 
 def check_is_text(rule: Rule, kind: ValueType) -> None:
@@ -156,58 +151,89 @@ def _read(kind: ValueType, function: Callable[[str], str]) -> Callable[[str], st
 
 def _uuid(digits: str) -> str:
     """Return 32 hex digits as a UUID of version 8, which RFC 9562 leaves to whoever makes it."""
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    return (
+        f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{_VARIANTS[digits[16]]}{digits[17:20]}-{digits[20:]}"
+    )
 
 
-def _word(kind: str, number: int, original: str) -> tuple[str, int]:
-    """Return a word of a list, and what is left of the number. No word that *original* holds, unless that
-    holds many."""
-    choices = words(kind)
-    rest, place = divmod(number, len(choices))
-    for _ in range(_TRIES):
-        if choices[place].casefold() not in original:
-            break
-        place = (place + 1) % len(choices)
-    return choices[place], rest
+_Numbers = Callable[[str], tuple[int, ...]]
 
 
-def _first_name(number: int, original: str) -> str:
-    return _word("first_names", number, original)[0]
+@cache
+def _choices(kind: str) -> tuple[tuple[str, str], ...]:
+    """Return the words of a list, each with itself in small letters."""
+    return tuple((word, word.casefold()) for word in words(kind))
 
 
-def _last_name(number: int, original: str) -> str:
-    return _word("last_names", number, original)[0]
+def _chooser(kind: str) -> Callable[[int, str], str]:
+    """Return what chooses a word of a list by a number: none that the original, which is in small letters,
+    holds, unless it holds many."""
+    choices = _choices(kind)
+    count = len(choices)
+
+    def choose(number: int, original: str) -> str:
+        word, small = choices[number % count]
+        if small not in original:
+            return word
+        near = [choices[(number + step) % count] for step in range(1, _TRIES + 1)]
+        return next((other for other, small in near if small not in original), near[-1][0])
+
+    return choose
 
 
-def _name(number: int, original: str) -> str:
-    first, rest = _word("first_names", number, original)
-    return f"{first} {_last_name(rest, original)}"
+def _word(kind: str, numbers: _Numbers) -> Callable[[str], str]:
+    choose = _chooser(kind)
+    return lambda text: choose(numbers(text)[0], text.casefold())
 
 
-def _city(number: int, original: str) -> str:
-    return _word("cities", number, original)[0]
+def _name(numbers: _Numbers) -> Callable[[str], str]:
+    choose_first, choose_last = _chooser("first_names"), _chooser("last_names")
+    firsts, lasts = _choices("first_names"), _choices("last_names")
+    first_count, last_count = len(firsts), len(lasts)
+
+    def name(text: str) -> str:
+        first, last, _, _ = numbers(text)
+        original = text.casefold()
+        first_name, first_small = firsts[first % first_count]
+        last_name, last_small = lasts[last % last_count]
+        if first_small not in original and last_small not in original:
+            return f"{first_name} {last_name}"  # nearly always: what follows, without its calls
+        return f"{choose_first(first, original)} {choose_last(last, original)}"
+
+    return name
 
 
-def _street(number: int, original: str) -> str:
-    word, rest = _word("streets", number, original)
-    return f"{rest % 199 + 1} {word}"
+def _street(numbers: _Numbers) -> Callable[[str], str]:
+    choose = _chooser("streets")
+
+    def street(text: str) -> str:
+        word, house, _, _ = numbers(text)
+        return f"{house % 199 + 1} {choose(word, text.casefold())}"
+
+    return street
 
 
-def _company(number: int, original: str) -> str:
-    word, rest = _word("companies", number, original)
-    return f"{word} {_word('company_forms', rest, original)[0]}"
+def _company(numbers: _Numbers) -> Callable[[str], str]:
+    choose, choose_form = _chooser("companies"), _chooser("company_forms")
+
+    def company(text: str) -> str:
+        word, form, _, _ = numbers(text)
+        original = text.casefold()
+        return f"{choose(word, original)} {choose_form(form, original)}"
+
+    return company
 
 
-def _phone(number: int, original: str) -> str:
-    return f"{_PHONE_START}{number % 10**_PHONE_DIGITS:0{_PHONE_DIGITS}d}"
+def _phone(numbers: _Numbers) -> Callable[[str], str]:
+    below = 10**_PHONE_DIGITS
+    return lambda text: f"{_PHONE_START}{numbers(text)[0] % below:0{_PHONE_DIGITS}d}"
 
 
-_INVENTED: dict[str, Callable[[int, str], str]] = {
+_INVENTED: dict[str, Callable[[_Numbers], Callable[[str], str]]] = {
     "name": _name,
-    "first_name": _first_name,
-    "last_name": _last_name,
-    "city": _city,
+    "first_name": partial_of(_word, "first_names"),
+    "last_name": partial_of(_word, "last_names"),
+    "city": partial_of(_word, "cities"),
     "street": _street,
     "company": _company,
     "phone": _phone,

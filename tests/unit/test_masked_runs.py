@@ -105,6 +105,13 @@ def test_whole_rows_and_keys_go_together_masked() -> None:
     assert alone is not None and b"Zebedee" not in alone and b"gone" not in alone
 
 
+@pytest.mark.parametrize("widths", [(3, 4), (2, 2), (3, 2)])
+def test_rows_that_are_not_as_wide_as_their_table_are_no_run(widths: tuple[int, ...]) -> None:
+    _, known = described()
+    run = [sent(change(b"I", b"N" + row(*[text("a")] * width), oid=MASKED_KEY)) for width in widths]
+    assert encode_masked_run(run, known.of(run, 0), LINES.end) is None
+
+
 def test_an_update_of_a_masked_key_has_the_old_one_masked_alike() -> None:
     decoder, _ = described()
     old, new = row(text("Zebedee"), text("2"), b"n"), row(text("Zebedee2"), text("2"), b"n")
