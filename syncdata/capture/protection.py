@@ -213,9 +213,10 @@ def problems_of(verdicts: Mapping[TableName, TableVerdict]) -> Iterator[str]:
         yield from (f"{table}: {problem}" for problem in verdict.problems)
 
 
-def require_no_problem(verdicts: Mapping[TableName, TableVerdict]) -> None:
-    """Raise PrivacyError, which tells all problems at once, where there is any."""
-    problems: Sequence[str] = list(problems_of(verdicts))
+def require_no_problem(verdicts: Mapping[TableName, TableVerdict], tried: Sequence[str] = ()) -> None:
+    """Raise PrivacyError, which tells all problems at once, where there is any. *tried*: those that a trial
+    of the masks has found."""
+    problems: Sequence[str] = [*problems_of(verdicts), *tried]
     if problems:
         raise PrivacyError(
             "the privacy policy cannot hold: " + "; ".join(problems),

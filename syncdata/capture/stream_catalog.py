@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,9 +103,10 @@ class StreamCatalog:
         rotate_s: float,
         policy: Policy | None = None,
         is_start: bool = False,
+        try_masks: Callable[[Mapping[TableName, TableVerdict]], Sequence[str]] | None = None,
     ) -> None:
         """Look at the source. Raises SourceConnectionError when that fails; at the archiver's *start*,
-        PrivacyError where a rule of the policy cannot hold."""
+        PrivacyError where a rule of the policy cannot hold, or *try_masks* returns problems."""
         self._directory = directory
         self._policy = policy
         self._unmasked = Unmasked(directory, id_of(policy))
@@ -117,6 +119,7 @@ class StreamCatalog:
         note = load_privacy_note(directory)
         self._withheld = frozenset() if note is None else frozenset(note.withheld_tables)
         self._must_hold = is_start
+        self._try_masks = try_masks
         self._eye = eye
         self._every_s = min(rotate_s, LOOK_EVERY_S)
         self._due_s = 0.0
@@ -292,7 +295,7 @@ class StreamCatalog:
             verdicts = judge(look, self._policy, held)
             require_no_halt(verdicts)
             if self._must_hold:
-                require_no_problem(verdicts)
+                require_no_problem(verdicts, self._try_masks(verdicts) if self._try_masks else ())
             problems = set(problems_of(verdicts))
             for problem in sorted(problems - self._problems):
                 logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)

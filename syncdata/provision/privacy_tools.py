@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from syncdata.capture.trial import Sample, read_sample, try_masks
 from syncdata.changes.names import TableName
 from syncdata.errors import ConfigError
 from syncdata.privacy.key import make_key_file
@@ -17,7 +18,6 @@ from syncdata.privacy.suspicions import suspicions
 from syncdata.provision.database import open_source
 from syncdata.provision.privacy_init import Hints, first_rules, format_policy, judge_hints, withhold
 from syncdata.provision.privacy_report import TableReport, report_table
-from syncdata.provision.privacy_rows import Sample, read_sample, try_masks
 
 _NO_POLICY = Policy({}, unnamed="keep")
 

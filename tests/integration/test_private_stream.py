@@ -374,6 +374,47 @@ def test_all_that_cannot_hold_is_told_at_the_start(make_source: Callable[..., So
     assert not [*source.production.archive_dir.glob("changes_*")]
 
 
+def test_what_the_masks_make_is_tried_at_the_start(
+    make_source: Callable[..., Source], any_postgres: PostgresServer
+) -> None:
+    rules = {"id": "keep", "city": "name", "zip": "name", "v": "token"}
+    source = make_source({"users": rules, "people": {"id": "keep", "v": "null"}}, any_postgres)
+    source.execute(
+        "CREATE DOMAIN town AS text CHECK (VALUE ~ '^[A-Z][a-z]+$')",
+        "CREATE TABLE users (id int PRIMARY KEY, city town, zip text CHECK (zip LIKE 'Z%-%'), v text)",
+        "CREATE TABLE people (id int PRIMARY KEY, v text NOT NULL)",
+    )
+    source.publish("users", "people")
+    source.execute(f"INSERT INTO users VALUES (1, 'Ulm', '{SECRET}-1', '{SECRET}')")
+    with pytest.raises(PrivacyError) as told:
+        source.archive()
+    message = told.value.message
+    assert "users: city: what name makes is no public.town" in message
+    assert "people: v: the column is NOT NULL" in message  # all at once
+    assert not [*source.production.archive_dir.glob("changes_*")]
+    source.rule({"users": rules | {"city": "keep"}})
+    with pytest.raises(PrivacyError, match="users: zip: the masks break CHECK users_zip_check"):
+        source.archive()
+    source.rule({"users": rules | {"city": "keep", "zip": "withhold"}})
+    assert [record.data and record.data["city"] for record in source.archive()] == ["Ulm"]
+
+
+def test_rows_that_cannot_be_tried_at_the_start_stop_nothing(
+    make_source: Callable[..., Source], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_source({name: {"id": "keep", "v": "token"} for name in ("users", "people", "blank")})
+    for name in ("users", "people", "blank"):
+        source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v varchar(40))")
+        source.publish(name)
+        source.execute(f"INSERT INTO {name} VALUES (1, '{SECRET}')" if name != "blank" else "SELECT")
+    database = source.production.database
+    with database.connect() as other, other.transaction():
+        other.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        assert len(source.archive()) == 2
+    told = [message for message in caplog.messages if "are not tried" in message]
+    assert told == ["users: its masks are not tried: it is locked by another transaction"]
+
+
 def test_a_column_without_a_rule_stops_an_archiver_that_was_told_to_halt(
     make_source: Callable[..., Source],
 ) -> None:
