@@ -8,16 +8,15 @@ between is refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from syncdata.capture.exported_snapshot import CopiedTable
-from syncdata.capture.protection import is_withheld, judge, problems_of, require_no_halt, shown
+from syncdata.capture.protection import is_withheld, problems_of, require_no_halt, shown
 from syncdata.capture.published import Look, SeenTable
-from syncdata.capture.renamed import HeldColumn
 from syncdata.changes.names import TableName
 from syncdata.errors import SnapshotError
-from syncdata.privacy.policy import Policy, TableVerdict
+from syncdata.privacy.policy import TableVerdict
 from syncdata.privacy.row_mask import RowMask
 
 
@@ -37,17 +36,14 @@ class CopyPlan:
 def plan_copy(
     tables: Sequence[CopiedTable],
     look: Look,
-    policy: Policy,
+    verdicts: Mapping[TableName, TableVerdict],
     now: Look,
-    *,
-    held: Collection[HeldColumn] = (),
 ) -> CopyPlan:
-    """Return how *policy* lets *tables* be copied. *look*: what is published at the snapshot's point, with
-    constraints; *now*: after the tables were locked.
+    """Return how *verdicts* of *look*, of what is published at the snapshot's point, let *tables* be copied.
+    *now*: after the tables were locked.
 
     Raises PrivacyError where a column of one of them has no rule and must have one.
     """
-    verdicts = judge(look, policy, held)
     copied = {table.name: verdicts[table.name] for table in tables if table.name in verdicts}
     require_no_halt(copied)
     visible = shown(look, verdicts)

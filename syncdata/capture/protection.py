@@ -53,9 +53,9 @@ def facts_of(seen: SeenTable) -> TableFacts:
     )
 
 
-def judge(look: Look, policy: Policy, held: Collection[HeldColumn] = ()) -> dict[TableName, TableVerdict]:
+def judge(look: Look, policy: Policy, held: Collection[HeldColumn]) -> dict[TableName, TableVerdict]:
     """Return what becomes of each table of *look*, which was taken with constraints. *held*: columns that do
-    not travel as they are, whatever rule their new name has."""
+    not travel as they are, whatever rule their new name has (see `CatalogState.held_in`)."""
     facts = {seen.table: facts_of(seen) for seen in look.tables}
     verdicts = policy.judge(list(facts.values()))
     for table, renamed in held_by_table(held, look).items():
@@ -75,12 +75,8 @@ def _without_filter(verdict: TableVerdict) -> TableVerdict:
     return msgspec.structs.replace(verdict, is_withheld=True, problems=(*verdict.problems, problem))
 
 
-def protect(look: Look, policy: Policy | None) -> Look:
-    """Return *look* as *policy* lets it be seen; as it is, where there is none."""
-    return look if policy is None else shown(look, judge(look, policy))
-
-
 def shown(look: Look, verdicts: Mapping[TableName, TableVerdict]) -> Look:
+    """Return *look* as *verdicts* let it be seen."""
     tables = (_shown_table(seen, verdicts.get(seen.table)) for seen in look.tables)
     return msgspec.structs.replace(look, tables=tuple(table for table in tables if table is not None))
 

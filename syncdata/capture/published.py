@@ -251,7 +251,7 @@ class Look(msgspec.Struct, frozen=True):
 def look_at(connection: psycopg.Connection[Any], publication: str, *, with_constraints: bool = False) -> Look:
     """Look at the source; a replication connection and its snapshot will do, too. Raises psycopg.Error.
 
-    *with_constraints*: as a privacy policy needs them; see `protect`.
+    *with_constraints*: as a privacy policy needs them; see `protection.judge`.
     """
     return _Looking(connection, publication, with_constraints=with_constraints).look()
 

@@ -32,7 +32,7 @@ import msgspec
 
 from syncdata.archive.archive import Archive
 from syncdata.archive.signatures import Signer
-from syncdata.capture.catalog_state import load_state, next_state, note_snapshot
+from syncdata.capture.catalog_state import judge_beside, load_state, next_state, note_snapshot
 from syncdata.capture.chain import (
     Chain,
     format_moment,
@@ -324,10 +324,9 @@ def _plan(settings: CaptureSettings, source: ConsistentSource, point: Point) -> 
     look = source.look(with_constraints=policy is not None)
     if policy is None:
         return CopyPlan(look=look, tables=point.tables)
-    state = load_state(settings.spool_dir)
-    held = () if state is None else state.held_in(look, policy.id)
+    verdicts = judge_beside(settings.spool_dir, look, policy)
     with closing(SourceEye(settings.params, settings.publication)) as eye:
-        plan = plan_copy(point.tables, look, policy, eye.look(), held=held)
+        plan = plan_copy(point.tables, look, verdicts, eye.look())
     for problem in plan.problems:
         logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
     return plan
