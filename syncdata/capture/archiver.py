@@ -333,7 +333,12 @@ class Archiver:
 
 
 def _eye(settings: CaptureSettings) -> SourceEye:
-    return SourceEye(settings.params, settings.publication, with_constraints=settings.policy is not None)
+    return SourceEye(
+        settings.params,
+        settings.publication,
+        with_constraints=settings.policy is not None,
+        slot_name=settings.slot_name,
+    )
 
 
 def _confirmed(settings: CaptureSettings) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from syncdata.capture.exported_snapshot import CopiedTable
-from syncdata.capture.protection import is_withheld, problems_of, require_no_halt, shown
+from syncdata.capture.protection import is_filtered_late, is_withheld, problems_of, require_no_halt, shown
 from syncdata.capture.published import Look, SeenTable
 from syncdata.changes.names import TableName
 from syncdata.errors import SnapshotError
@@ -73,6 +73,12 @@ def _refusal(table: TableName, verdict: TableVerdict | None, look: Look, now: Lo
     if _columns(_find(look, table)) != _columns(_find(now, table)):
         return SnapshotError(
             "the table was altered when the snapshot began", hint="take it again", table=str(table)
+        )
+    if (seen := _find(look, table)) is not None and verdict is not None and is_filtered_late(seen, verdict):
+        return SnapshotError(
+            "the row filter of the table is new, and the archiver may still read changes from before it",
+            hint="take it again when the archiver says that the table travels",
+            table=str(table),
         )
     if is_withheld(verdict):
         return SnapshotError(

@@ -321,7 +321,7 @@ def _stamp(archive: Archive, now: dt.datetime) -> str:
 def _plan(settings: CaptureSettings, source: ConsistentSource, point: Point) -> CopyPlan:
     """Return what is copied of the point's tables. Raises PrivacyError."""
     policy = settings.policy
-    look = source.look(with_constraints=policy is not None)
+    look = source.look(with_constraints=policy is not None, slot_name=settings.slot_name)
     if policy is None:
         return CopyPlan(look=look, tables=point.tables)
     verdicts = judge_beside(settings.spool_dir, look, policy)

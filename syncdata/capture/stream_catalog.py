@@ -41,7 +41,9 @@ from syncdata.capture.pgoutput import Relation
 from syncdata.capture.policy_note import id_of
 from syncdata.capture.privacy_note import load_privacy_note, note_privacy
 from syncdata.capture.protection import (
+    FILTERED_LATE,
     facts_of,
+    is_filtered_late,
     is_withheld,
     judge,
     problems_of,
@@ -289,7 +291,7 @@ class StreamCatalog:
         if self._policy is None:
             return look
         facts = {seen.oid: facts_of(seen) for seen in look.tables}
-        filtered = {seen.table for seen in look.tables if seen.row_filter is not None}
+        filtered = {seen.table for seen in look.tables if seen.row_filter and not seen.is_filter_new}
         held = () if before is None else before.held_in(look, self._policy.id)
         if (facts, filtered, held) != (self._facts, self._filtered, self._held):
             verdicts = judge(look, self._policy, held)
@@ -299,6 +301,9 @@ class StreamCatalog:
             problems = set(problems_of(verdicts))
             for problem in sorted(problems - self._problems):
                 logger.warning("the privacy policy does not hold, so the column is withheld: %s", problem)
+            for seen in look.tables:
+                if is_filtered_late(seen, verdicts[seen.table]):
+                    logger.warning("%s: %s", seen.table, FILTERED_LATE)
             self._facts, self._filtered, self._held = facts, filtered, held
             self._verdicts, self._problems = verdicts, problems
         self._must_hold = False

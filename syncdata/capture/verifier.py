@@ -304,7 +304,12 @@ class _Walking:
         """Look at the tables as the privacy policy lets them be seen, where there is one."""
         publication, policy = self._verifier.settings.publication, self._verifier.settings.policy
         with self._transaction(_LOOK_MS):
-            look = look_at(self._connection, publication, with_constraints=policy is not None)
+            look = look_at(
+                self._connection,
+                publication,
+                with_constraints=policy is not None,
+                slot_name=self._verifier.settings.slot_name,
+            )
         if policy is None:
             return look
         self._verdicts = judge_beside(self._verifier.settings.spool_dir, look, policy)
