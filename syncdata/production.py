@@ -46,6 +46,7 @@ from syncdata.capture.status import (
     unpublished_warning,
     verification_status,
 )
+from syncdata.capture.trial import Sample
 from syncdata.capture.trouble import trouble_problems
 from syncdata.capture.unmasked import load_unmasked
 from syncdata.capture.unreadable import load_left_out, load_unreadable
@@ -70,7 +71,6 @@ from syncdata.provision.facts import Failover
 from syncdata.provision.findings import Finding
 from syncdata.provision.privacy_init import Hints
 from syncdata.provision.privacy_report import TableReport
-from syncdata.provision.privacy_rows import Sample
 from syncdata.provision.provision import NewUser, ProvisionSettings, Report, SetupResult
 from syncdata.runtime.progress import Progress
 

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 
 from syncdata.archive.archive import Archive
 from syncdata.capture import opening
@@ -38,6 +39,7 @@ from syncdata.capture.settings import CaptureSettings
 from syncdata.capture.slot import advance_slot
 from syncdata.capture.source import connect
 from syncdata.capture.stream_catalog import StreamCatalog
+from syncdata.capture.trial import try_all
 from syncdata.capture.trouble import forget_trouble, note_trouble
 from syncdata.capture.unreadable import (
     LeftOut,
@@ -304,6 +306,7 @@ class Archiver:
                 rotate_s=settings.rotate_s,
                 policy=settings.policy,
                 is_start=self._is_start,
+                try_masks=partial(try_all, settings.params),
             )
             # Later on, what a migration makes of the policy is withheld: the stream goes on.
             self._is_start = False
@@ -330,7 +333,12 @@ class Archiver:
 
 
 def _eye(settings: CaptureSettings) -> SourceEye:
-    return SourceEye(settings.params, settings.publication, with_constraints=settings.policy is not None)
+    return SourceEye(
+        settings.params,
+        settings.publication,
+        with_constraints=settings.policy is not None,
+        slot_name=settings.slot_name,
+    )
 
 
 def _confirmed(settings: CaptureSettings) -> str:

@@ -23,6 +23,7 @@ from typing import Literal
 
 import msgspec
 
+from syncdata.capture.protection import judge
 from syncdata.capture.published import Look, SeenColumn, SeenLeaf, SeenTable
 from syncdata.capture.renamed import HeldColumn, held_columns
 from syncdata.capture.spool import replace_in_spool, translated, waiting_catalogs
@@ -40,6 +41,7 @@ from syncdata.changes.document import read_document
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
 from syncdata.errors import SpoolError
+from syncdata.privacy.policy import Policy, TableVerdict
 
 STATE_FILE_NAME = "catalog.json"
 SNAPSHOTS_FILE_NAME = "catalogs_of_snapshots.json"
@@ -110,6 +112,13 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def position(self) -> int:
         return parse_lsn(self.lsn)
+
+
+def judge_beside(directory: Path, look: Look, policy: Policy) -> dict[TableName, TableVerdict]:
+    """Return what becomes of each table of *look* beside the stream, in a snapshot or a check: as in the
+    stream, whose state is in the spool *directory*. Raises SpoolError."""
+    state = load_state(directory)
+    return judge(look, policy, () if state is None else state.held_in(look, policy.id))
 
 
 def next_state(before: CatalogState | None, look: Look, has_older_rows: HasOlderRows) -> CatalogState:

@@ -8,16 +8,15 @@ between is refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from syncdata.capture.exported_snapshot import CopiedTable
-from syncdata.capture.protection import is_withheld, judge, problems_of, require_no_halt, shown
+from syncdata.capture.protection import is_filtered_late, is_withheld, problems_of, require_no_halt, shown
 from syncdata.capture.published import Look, SeenTable
-from syncdata.capture.renamed import HeldColumn
 from syncdata.changes.names import TableName
 from syncdata.errors import SnapshotError
-from syncdata.privacy.policy import Policy, TableVerdict
+from syncdata.privacy.policy import TableVerdict
 from syncdata.privacy.row_mask import RowMask
 
 
@@ -37,17 +36,14 @@ class CopyPlan:
 def plan_copy(
     tables: Sequence[CopiedTable],
     look: Look,
-    policy: Policy,
+    verdicts: Mapping[TableName, TableVerdict],
     now: Look,
-    *,
-    held: Collection[HeldColumn] = (),
 ) -> CopyPlan:
-    """Return how *policy* lets *tables* be copied. *look*: what is published at the snapshot's point, with
-    constraints; *now*: after the tables were locked.
+    """Return how *verdicts* of *look*, of what is published at the snapshot's point, let *tables* be copied.
+    *now*: after the tables were locked.
 
     Raises PrivacyError where a column of one of them has no rule and must have one.
     """
-    verdicts = judge(look, policy, held)
     copied = {table.name: verdicts[table.name] for table in tables if table.name in verdicts}
     require_no_halt(copied)
     visible = shown(look, verdicts)
@@ -77,6 +73,12 @@ def _refusal(table: TableName, verdict: TableVerdict | None, look: Look, now: Lo
     if _columns(_find(look, table)) != _columns(_find(now, table)):
         return SnapshotError(
             "the table was altered when the snapshot began", hint="take it again", table=str(table)
+        )
+    if (seen := _find(look, table)) is not None and verdict is not None and is_filtered_late(seen, verdict):
+        return SnapshotError(
+            "the row filter of the table is new, and the archiver may still read changes from before it",
+            hint="take it again when the archiver says that the table travels",
+            table=str(table),
         )
     if is_withheld(verdict):
         return SnapshotError(

@@ -158,9 +158,11 @@ class ConsistentSource:
             table=next(str(TableName(row["schema"], row["name"])) for row in rows if row["is_rewritten"]),
         )
 
-    def look(self, *, with_constraints: bool = False) -> Look:
-        """Return what is published at the point that `begin` has found; *with_constraints*: see `look_at`."""
-        return look_at(self._connection, self._publication, with_constraints=with_constraints)
+    def look(self, *, with_constraints: bool = False, slot_name: str = "") -> Look:
+        """Return what is published at the point that `begin` has found. The options: see `look_at`."""
+        return look_at(
+            self._connection, self._publication, with_constraints=with_constraints, slot_name=slot_name
+        )
 
     def blocks(self, table: CopiedTable) -> Iterator[bytes]:
         """Yield the table's rows, many at a time, in the text form of COPY.

@@ -81,7 +81,8 @@ WITH RECURSIVE listed AS (
 SELECT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid, c.relkind::text AS kind,
        c.relfilenode::bigint AS storage, {stored_by} AS stored_by, c.relreplident::text AS identity,
        coalesce(r.oid, 0)::bigint AS membership,
-       to_jsonb(r) -> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered
+       to_jsonb(r) -> 'prattrs' AS column_list, to_jsonb(r) ->> 'prqual' IS NOT NULL AS is_filtered,
+       {is_new} AS is_filter_new
 FROM published
 JOIN pg_class c ON c.oid = published.oid
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -90,6 +91,11 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
   AND n.nspname NOT IN ('pg_catalog', 'information_schema')
 ORDER BY 1, 2
 """
+
+# A row of the publication by a transaction that is older than the slot's catalog_xmin is in every state of
+# the catalog by which the server still decodes changes for the slot.
+_IS_NEW: LiteralString = """coalesce(age(r.xmin) <= (
+    SELECT age(s.catalog_xmin) FROM pg_replication_slots s WHERE s.slot_name = {slot}), false)"""
 
 _FILTERS = """
 SELECT prrelid::bigint AS oid, pg_get_expr(prqual, prrelid) AS filter
@@ -213,7 +219,8 @@ class SeenLeaf(msgspec.Struct, frozen=True):
 
 class SeenTable(msgspec.Struct, frozen=True):
     """A published table as the source has it now. ``storage``: its relfilenode, 0 for a partitioned one;
-    ``stored_by``: as a leaf's. ``constraints``: read only for a policy; None where they were not."""
+    ``stored_by``: as a leaf's. ``constraints``: read only for a policy; None where they were not.
+    ``is_filter_new``: the slot may still hand over changes from before the row filter, unfiltered."""
 
     schema: str
     name: str
@@ -230,6 +237,7 @@ class SeenTable(msgspec.Struct, frozen=True):
     membership: int = 0
     stored_by: str = "0"
     constraints: Constraints | None = None
+    is_filter_new: bool = False
 
     @property
     def table(self) -> TableName:
@@ -248,21 +256,34 @@ class Look(msgspec.Struct, frozen=True):
     leaves_out_actions: bool = False
 
 
-def look_at(connection: psycopg.Connection[Any], publication: str, *, with_constraints: bool = False) -> Look:
+def look_at(
+    connection: psycopg.Connection[Any],
+    publication: str,
+    *,
+    with_constraints: bool = False,
+    slot_name: str = "",
+) -> Look:
     """Look at the source; a replication connection and its snapshot will do, too. Raises psycopg.Error.
 
-    *with_constraints*: as a privacy policy needs them; see `judge`.
+    *with_constraints*: as a privacy policy needs them; see `judge`. *slot_name*: whose
+    changes the row filters must be older than; empty where nobody asks.
     """
-    return _Looking(connection, publication, with_constraints=with_constraints).look()
+    return _Looking(connection, publication, with_constraints=with_constraints, slot_name=slot_name).look()
 
 
 class SourceEye:
     """Looks at the source again and again, on an ordinary connection of its own that stays open."""
 
     def __init__(
-        self, params: Mapping[str, Any], publication: str, *, with_constraints: bool = False
+        self,
+        params: Mapping[str, Any],
+        publication: str,
+        *,
+        with_constraints: bool = False,
+        slot_name: str = "",
     ) -> None:
-        """*with_constraints*: see `look_at`."""
+        """*with_constraints*, *slot_name*: see `look_at`."""
+        self._slot_name = slot_name
         self._params = params
         self._publication = publication
         self._with_constraints = with_constraints
@@ -274,7 +295,12 @@ class SourceEye:
             connection = self._connect()
             self._limit(connection, _LOOK_TIMEOUT_S)
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            look = look_at(connection, self._publication, with_constraints=self._with_constraints)
+            look = look_at(
+                connection,
+                self._publication,
+                with_constraints=self._with_constraints,
+                slot_name=self._slot_name,
+            )
             connection.execute("COMMIT")
         except psycopg.Error as error:
             self.close()
@@ -344,8 +370,14 @@ class _Looking:
     """One look, and the publication it is at."""
 
     def __init__(
-        self, connection: psycopg.Connection[Any], publication: str, *, with_constraints: bool
+        self,
+        connection: psycopg.Connection[Any],
+        publication: str,
+        *,
+        with_constraints: bool,
+        slot_name: str,
     ) -> None:
+        self._slot_name = slot_name
         self._connection = connection
         self._publication = publication
         self._with_constraints = with_constraints
@@ -374,6 +406,7 @@ class _Looking:
             has_all_tables=publication["has_all_tables"],
             is_via_root=publication["is_via_root"],
             stored_by=sql.SQL(_STORED_BY),
+            is_new=sql.SQL(_IS_NEW).format(slot=sql.Literal(self._slot_name)),
         )
         oids = _array(row["oid"] for row in rows)
         filtered = _array(row["oid"] for row in rows if row["is_filtered"])
@@ -415,7 +448,7 @@ class _Looking:
     def _rows(self, query: str, **values: object) -> list[dict[str, Any]]:
         # Literals, since a replication connection takes no parameters.
         literals = {
-            name: value if isinstance(value, sql.SQL) else sql.Literal(value)
+            name: value if isinstance(value, sql.Composable) else sql.Literal(value)
             for name, value in values.items()
         }
         return (
@@ -459,6 +492,7 @@ def _table(
         membership=row["membership"],
         stored_by=row["stored_by"],
         constraints=constraints,
+        is_filter_new=row["is_filtered"] and row["is_filter_new"],
     )
 
 

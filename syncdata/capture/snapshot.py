@@ -32,7 +32,7 @@ import msgspec
 
 from syncdata.archive.archive import Archive
 from syncdata.archive.signatures import Signer
-from syncdata.capture.catalog_state import load_state, next_state, note_snapshot
+from syncdata.capture.catalog_state import judge_beside, load_state, next_state, note_snapshot
 from syncdata.capture.chain import (
     Chain,
     format_moment,
@@ -322,13 +322,12 @@ def _stamp(archive: Archive, now: dt.datetime) -> str:
 def _plan(settings: CaptureSettings, source: ConsistentSource, point: Point) -> CopyPlan:
     """Return what is copied of the point's tables. Raises PrivacyError."""
     policy = settings.policy
-    look = source.look(with_constraints=policy is not None)
+    look = source.look(with_constraints=policy is not None, slot_name=settings.slot_name)
     if policy is None:
         return CopyPlan(look=look, tables=point.tables)
-    state = load_state(settings.spool_dir)
-    held = () if state is None else state.held_in(look, policy.id)
+    verdicts = judge_beside(settings.spool_dir, look, policy)
     with closing(SourceEye(settings.params, settings.publication)) as eye:
-        plan = plan_copy(point.tables, look, policy, eye.look(), held=held)
+        plan = plan_copy(point.tables, look, verdicts, eye.look())
     for problem in plan.problems:
         logger.warning(CANNOT_HOLD, problem)
     return plan

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,9 @@ from syncdata.capture.policy_note import id_of
 from syncdata.capture.privacy_note import load_privacy_note, note_privacy
 from syncdata.capture.protection import (
     CANNOT_HOLD,
+    FILTERED_LATE,
     facts_of,
+    is_filtered_late,
     is_withheld,
     judge,
     problems_of,
@@ -103,9 +106,10 @@ class StreamCatalog:
         rotate_s: float,
         policy: Policy | None = None,
         is_start: bool = False,
+        try_masks: Callable[[Mapping[TableName, TableVerdict]], Sequence[str]] | None = None,
     ) -> None:
         """Look at the source. Raises SourceConnectionError when that fails; at the archiver's *start*,
-        PrivacyError where a rule of the policy cannot hold."""
+        PrivacyError where a rule of the policy cannot hold, or *try_masks* returns problems."""
         self._directory = directory
         self._policy = policy
         self._unmasked = Unmasked(directory, id_of(policy))
@@ -118,6 +122,7 @@ class StreamCatalog:
         note = load_privacy_note(directory)
         self._withheld = frozenset() if note is None else frozenset(note.withheld_tables)
         self._must_hold = is_start
+        self._try_masks = try_masks
         self._eye = eye
         self._every_s = min(rotate_s, LOOK_EVERY_S)
         self._due_s = 0.0
@@ -286,16 +291,19 @@ class StreamCatalog:
         if self._policy is None:
             return look
         facts = {seen.oid: facts_of(seen) for seen in look.tables}
-        filtered = {seen.table for seen in look.tables if seen.row_filter is not None}
+        filtered = {seen.table for seen in look.tables if seen.row_filter and not seen.is_filter_new}
         held = () if before is None else before.held_in(look, self._policy.id)
         if (facts, filtered, held) != (self._facts, self._filtered, self._held):
             verdicts = judge(look, self._policy, held)
             require_no_halt(verdicts)
             if self._must_hold:
-                require_no_problem(verdicts)
+                require_no_problem(verdicts, self._try_masks(verdicts) if self._try_masks else ())
             problems = set(problems_of(verdicts))
             for problem in sorted(problems - self._problems):
                 logger.warning(CANNOT_HOLD, problem)
+            for seen in look.tables:
+                if is_filtered_late(seen, verdicts[seen.table]):
+                    logger.warning("%s: %s", seen.table, FILTERED_LATE)
             self._facts, self._filtered, self._held = facts, filtered, held
             self._verdicts, self._problems = verdicts, problems
         self._must_hold = False

@@ -23,8 +23,9 @@ from typing import Any, Self
 import msgspec
 import psycopg
 
+from syncdata.capture.catalog_state import judge_beside
 from syncdata.capture.proof_of_reads import Verdict
-from syncdata.capture.protection import judge, shown
+from syncdata.capture.protection import shown
 from syncdata.capture.published import Look, SeenTable, look_at
 from syncdata.capture.refusals import refusal_of_read
 from syncdata.capture.settings import CaptureSettings
@@ -303,10 +304,15 @@ class _Walking:
         """Look at the tables as the privacy policy lets them be seen, where there is one."""
         publication, policy = self._verifier.settings.publication, self._verifier.settings.policy
         with self._transaction(_LOOK_MS):
-            look = look_at(self._connection, publication, with_constraints=policy is not None)
+            look = look_at(
+                self._connection,
+                publication,
+                with_constraints=policy is not None,
+                slot_name=self._verifier.settings.slot_name,
+            )
         if policy is None:
             return look
-        self._verdicts = judge(look, policy)
+        self._verdicts = judge_beside(self._verifier.settings.spool_dir, look, policy)
         return shown(look, self._verdicts)
 
     def _walk_table(self, seen: SeenTable) -> bool:

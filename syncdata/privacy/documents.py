@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from syncdata.privacy.mask import Function
+from syncdata.privacy.mask import Function, Lost
 from syncdata.privacy.rules import Step
 
 # What becomes of one part, spelled as JSON; None: it is left out.
@@ -51,17 +51,22 @@ def constant(value: object) -> Part:
     return lambda part: spelled
 
 
-def scalar(function: Function) -> Part:
+def scalar(function: Function, lost: Lost) -> Part:
     """Return what masks a string, a number or a truth value by *function*. Anything else becomes null, and so
-    does what *function* cannot take. A number stays one where the function gives an integer for it."""
+    does what *function* cannot take: both are counted as *lost*. A number stays one where the function
+    gives an integer for it."""
 
     def masked(part: bytes) -> bytes:
-        if part == _NULL or part[:1] in (b"{", b"["):
+        if part == _NULL:
+            return _NULL
+        if part[:1] in (b"{", b"["):
+            lost.parts += 1
             return _NULL
         is_string = part[:1] == b'"'
         try:
             result = function(_read_string(part) if is_string else part.decode())
         except Exception:  # its text may hold the value
+            lost.parts += 1
             return _NULL
         if result is not None and not is_string and result.removeprefix("-").isdecimal():
             return result.encode()

@@ -12,7 +12,7 @@ from syncdata.privacy.arrays import masked_array
 from syncdata.privacy.dates import moved
 from syncdata.privacy.facts import ValueType
 from syncdata.privacy.key import MaskKey
-from syncdata.privacy.mask import DATES, DOCUMENTS, INTEGERS, VERSION, Function, Mask
+from syncdata.privacy.mask import DATES, DOCUMENTS, INTEGERS, VERSION, Function, Lost, Mask
 from syncdata.privacy.permutation import permutation
 from syncdata.privacy.rules import KEYLESS, Rule, parse_path
 from syncdata.privacy.sealing import sealer
@@ -87,16 +87,16 @@ def _shift(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
 
 def _json(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:
     _check_type(rule, kind, DOCUMENTS, "documents")
-    parts, described = {}, []
+    parts, described, lost = {}, [], Lost()
     for path, part in sorted(rule.paths.items()):
-        parts[parse_path(path)], what = _part(path, part, domain, key)
+        parts[parse_path(path)], what = _part(path, part, domain, key, lost)
         described.append((path, what))
     function = documents.document_mask(parts, keeps_unnamed=rule.unnamed == "keep")
-    return Mask(function, (rule.unnamed, described))
+    return Mask(function, (rule.unnamed, described), lost=lost)
 
 
-def _part(path: str, rule: Rule, domain: str, key: MaskKey) -> tuple[documents.Part, object]:
-    """Return what becomes of the part of a document at *path*, and all that decides it."""
+def _part(path: str, rule: Rule, domain: str, key: MaskKey, lost: Lost) -> tuple[documents.Part, object]:
+    """Return what becomes of the part of a document at *path*, and all that decides it. *lost* counts."""
     if rule.mask == "keep":
         return documents.keep, "keep"
     if rule.mask == "withhold":
@@ -108,7 +108,7 @@ def _part(path: str, rule: Rule, domain: str, key: MaskKey) -> tuple[documents.P
         mask = make_mask(rule, kind, f"{domain}:{path}", key)
     except ValueError as error:
         raise ValueError(f"path '{path}': {error}") from None
-    return documents.scalar(mask.function), mask.parts
+    return documents.scalar(mask.function, lost), mask.parts
 
 
 def _custom(rule: Rule, kind: ValueType, domain: str, key: MaskKey) -> Mask:

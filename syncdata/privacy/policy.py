@@ -246,9 +246,14 @@ def parse_policy(
         elif table in rules:
             problems.append((f"columns.{name}", "the table is there twice"))
         elif table is not None:
-            rules[table] = dict(_rules(f"columns.{name}", spelled, problems))
+            found = dict(_rules(f"columns.{name}", spelled, problems))
+            if not (spelled and all(map(_is_table, spelled.values()))):
+                rules[table] = found
     filters: dict[TableName, str] = {}
     for name, condition in (rows or {}).items():
+        if isinstance(condition, Mapping):
+            problems += [(f"rows.{name}.{inner}", f'{_QUOTES}: "{name}.{inner}"') for inner in condition]
+            continue
         table = _table(name, f"rows.{name}", problems)
         if not isinstance(condition, str) or not condition.strip():
             problems.append((f"rows.{name}", "write the condition that rows must fulfil, as SQL"))
@@ -269,6 +274,9 @@ def parse_policy(
     return policy, tuple(problems)
 
 
+_QUOTES = "write the name of a table and its schema in quotes"
+
+
 def _table(name: str, key: str, problems: list[tuple[str, str]]) -> TableName | None:
     try:
         return TableName.parse(name)
@@ -281,10 +289,27 @@ def _rules(
     key: str, spelled: Mapping[str, object], problems: list[tuple[str, str]]
 ) -> Iterator[tuple[str, Rule]]:
     for column, value in spelled.items():
+        if _is_table(value):
+            # TOML takes [columns.shop.orders] for a table "orders" in a table "shop".
+            name = f"{key.removeprefix('columns.')}.{column}"
+            problems.append((f"{key}.{column}", f'{_QUOTES}: columns."{name}"'))
+            continue
         try:
             yield column, parse_rule(value)
         except ValueError as error:
             problems.append((f"{key}.{column}", str(error)))
+
+
+def _is_table(value: object) -> bool:
+    """Tell whether *value*, in the place of a rule, holds rules of columns itself."""
+    if not isinstance(value, Mapping) or not value or "mask" in value:
+        return False
+    try:
+        for rule in value.values():
+            parse_rule(rule)
+    except ValueError:
+        return False
+    return True
 
 
 def _withheld(verdict: ColumnVerdict, why: str) -> ColumnVerdict:

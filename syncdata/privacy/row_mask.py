@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from syncdata.privacy.mask import Mask
+from syncdata.privacy.mask import Function, Lost, Mask
 
 Value = str | UnsetType | None
 
@@ -29,7 +29,7 @@ class Treatment(msgspec.Struct, frozen=True):
 
 class RowMask:
     """Masks rows of *columns*. ``sent``: the columns that travel, in their order. ``unmasked`` counts, by
-    column, the values that a mask could not take and for which something else was sent."""
+    column, the values, or parts of documents, that a mask could not take for which another was sent."""
 
     def __init__(self, columns: Sequence[str], treatments: Mapping[str, Treatment]) -> None:
         """*treatments* has what is done with each column that does not go as it is."""
@@ -110,7 +110,7 @@ class RowMask:
 
     def _guarded(self, one: Treatment, mask: Mask) -> Callable[[Any], Value]:
         """Return *mask* for every value: absent stays absent, and NULL NULL where the mask is not for it."""
-        apply = mask.function
+        apply = mask.function if mask.lost is None else self._counting(one, mask.function, mask.lost)
         if mask.takes_null:
             return lambda value: UNSET if value is UNSET else apply(value)
 
@@ -121,6 +121,17 @@ class RowMask:
                 return apply(value)
             except Exception:  # of whatever kind: its text may hold the value
                 return self._substitute(one, value)
+
+        return masked
+
+    def _counting(self, one: Treatment, function: Function, lost: Lost) -> Function:
+        """Return *function*, with the parts that it could not take among those that are counted."""
+
+        def masked(value: str) -> str | None:
+            result = function(value)
+            if lost.parts:
+                self.unmasked[one.column] += lost.take()
+            return result
 
         return masked
 

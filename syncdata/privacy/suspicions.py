@@ -54,6 +54,7 @@ _WORDS = {
         sexo nacionalidad salario""",
 }
 _MEANINGS = {word: meaning for meaning, words in _WORDS.items() for word in words.split()}
+_DEVICE = "address in a network or device"
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _MOST_TOGETHER = 4  # fecha_de_nacimiento and the like
 _SPELLED_OUT = str.maketrans({"ß": "ss", "ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
@@ -80,11 +81,11 @@ def suspicion(name: str) -> str:
     """Return what a column called *name* may hold of a person, such as "phone number"; empty for others."""
     words = [word.lower() for word in _WORD.findall(_plain(name))]
     for together in range(min(_MOST_TOGETHER, len(words)), 0, -1):
-        for place in range(len(words) - together + 1):
-            spelled = "".join(words[place : place + together])
-            meaning = _MEANINGS.get(spelled) or _MEANINGS.get(spelled.removesuffix("s"))
-            if meaning:
-                return meaning
+        spelled = ("".join(words[place : place + together]) for place in range(len(words) - together + 1))
+        found = [_MEANINGS.get(one) or _MEANINGS.get(one.removesuffix("s"), "") for one in spelled]
+        # last_login_ip is no name: beside an address of a device, other words say whose it is.
+        if meaning := _DEVICE if _DEVICE in found else next(filter(None, found), ""):
+            return meaning
     return ""
 
 
@@ -163,6 +164,8 @@ def _candidates(facts: TableFacts, column: ColumnFacts) -> Iterator[object]:
         # Left out, it would have to have a default on the local side.
         if kind.name in DOCUMENTS and not kind.is_array:
             yield {"mask": "json", "paths": {}}
+        if column.name in facts.checked and kind.name in TEXTS:
+            yield "token"  # an empty text is what a CHECK refuses most often
         harmless = harmless_value(kind)
         if harmless is not None:
             yield {"mask": "fixed", "value": harmless}

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from syncdata.capture.described import Described, read_described
 from syncdata.capture.publication import Part
 from syncdata.capture.refusals import setup_error, setup_login_error
 from syncdata.capture.slot import PLUGIN, read_slot
@@ -28,7 +29,6 @@ from syncdata.provision.facts import (
     TableFacts,
     TablePart,
 )
-from syncdata.provision.privacy_facts import Described, read_described
 from syncdata.provision.statements import Account, SetupStep, drop_account, role_mark
 from syncdata.runtime.session_settings import SESSION_SETTINGS, pin_statement
 

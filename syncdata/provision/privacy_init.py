@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from syncdata.capture.described import Described
 from syncdata.changes.names import TableName
 from syncdata.privacy.facts import ColumnFacts, parse_type
 from syncdata.privacy.key import TRIAL_KEY
@@ -19,7 +20,6 @@ from syncdata.privacy.mask import DATES
 from syncdata.privacy.policy import Policy, TableVerdict
 from syncdata.privacy.rules import parse_rule
 from syncdata.privacy.suspicions import suggest, suspicions
-from syncdata.provision.privacy_facts import Described
 
 
 class Hint(msgspec.Struct, frozen=True):

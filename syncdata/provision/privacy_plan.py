@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from syncdata.capture.described import Described
 from syncdata.capture.publication import Part
 from syncdata.changes.names import TableName
 from syncdata.privacy.policy import Policy, TableVerdict
 from syncdata.provision.facts import SourceFacts, TableFacts
 from syncdata.provision.findings import Finding, missing, note, ok
-from syncdata.provision.privacy_facts import Described
 
 _LISTS_SINCE = 150_000
 _MEND_RULES = "mend the rules in [source.columns]; archive_changes --privacy shows them all"

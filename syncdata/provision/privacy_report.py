@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from syncdata.capture.described import Described
 from syncdata.privacy.facts import TableFacts
 from syncdata.privacy.policy import ColumnVerdict, TableVerdict
-from syncdata.provision.privacy_facts import Described
 
 
 class ColumnReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from typing import Any
 
 from psycopg import Connection
 
+from syncdata.capture.trial import Sample, read_sample, try_masks
 from syncdata.changes.names import TableName
 from syncdata.errors import ConfigError
 from syncdata.privacy.key import make_key_file
@@ -21,7 +22,6 @@ from syncdata.provision.privacy_filters import spell_filters
 from syncdata.provision.privacy_init import Hints, first_rules, format_policy, judge_hints, withhold
 from syncdata.provision.privacy_plan import Filters
 from syncdata.provision.privacy_report import TableReport, report_table
-from syncdata.provision.privacy_rows import Sample, read_sample, try_masks
 
 _NO_POLICY = Policy({}, unnamed="keep")
 

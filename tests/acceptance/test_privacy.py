@@ -138,7 +138,7 @@ class Site:
         (seen,) = [seen for seen in look.tables if seen.table == name]
         raw = [column.name for column in seen.columns if not column.generated]
         rows = [[row[column] for column in raw] for row in rows_as_text(self.production.database, name)]
-        mask = judge(look, self.policy)[name].row_mask(raw)
+        mask = judge(look, self.policy, ())[name].row_mask(raw)
         sent = tuple(raw) if mask is None else mask.sent
         masked = rows if mask is None else mask.rows(rows)
         return sent, sorted(

@@ -130,6 +130,17 @@ def test_a_withheld_table_is_not_walked(source: Production) -> None:
     assert state_of(source).tables == 1
 
 
+def test_a_table_with_a_column_that_is_held_back_for_its_earlier_name_is_verified(source: Production) -> None:
+    make_users(source, 50)
+    with archiving(source):
+        until(lambda: state_of(source).rounds > 1)
+        source.execute("ALTER TABLE users DROP city", "ALTER TABLE users RENAME email TO city")
+        until(lambda: [check for check in checks_of(source.archive_dir) if check.columns == ("id",)])
+    last = checks_of(source.archive_dir)[-1]
+    assert (last.columns, last.left_out, last.rows) == (("id",), ("name",), 50)
+    assert leaks(source) == []
+
+
 def test_a_masked_key_is_not_kept_in_the_spool_for_the_next_process(source: Production) -> None:
     """It stops in the midst of the table, which begins anew, and its numbers with it."""
     make_people(source, 3_000)

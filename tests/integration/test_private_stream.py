@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from syncdata.apply.plan.drift import left_out
+from syncdata.capture.catalog_state import load_state
 from syncdata.capture.privacy_note import load_privacy_note
 from syncdata.changes.catalog import Catalog, Column, PublishedTable, catalog_name, parse_catalog
 from syncdata.changes.names import TableName
 from syncdata.changes.position import parse_lsn
 from syncdata.changes.record import ChangeRecord
-from syncdata.errors import PrivacyError
+from syncdata.errors import PrivacyError, SnapshotError
 from syncdata.privacy.key import MaskKey
 from syncdata.privacy.policy import Policy, parse_policy
 from syncsite.demo.postgres import PostgresServer
@@ -81,6 +82,12 @@ class Source:
         found = self.table(table)
         assert found is not None
         return {column.name: column.privacy for column in found.columns}
+
+    def travels(self, name: str) -> bool:
+        """Tell whether *name* is in the catalog that holds; the server's checkpoint lets the slot move on."""
+        self.execute("CHECKPOINT")
+        state = load_state(self.production.spool_dir)
+        return state is not None and state.catalog.find(TableName.parse(name)) is not None
 
     def tell_nothing(self) -> None:
         """Fail if an original is in the archive or the spool."""
@@ -374,6 +381,47 @@ def test_all_that_cannot_hold_is_told_at_the_start(make_source: Callable[..., So
     assert not [*source.production.archive_dir.glob("changes_*")]
 
 
+def test_what_the_masks_make_is_tried_at_the_start(
+    make_source: Callable[..., Source], any_postgres: PostgresServer
+) -> None:
+    rules = {"id": "keep", "city": "name", "zip": "name", "v": "token"}
+    source = make_source({"users": rules, "people": {"id": "keep", "v": "null"}}, any_postgres)
+    source.execute(
+        "CREATE DOMAIN town AS text CHECK (VALUE ~ '^[A-Z][a-z]+$')",
+        "CREATE TABLE users (id int PRIMARY KEY, city town, zip text CHECK (zip LIKE 'Z%-%'), v text)",
+        "CREATE TABLE people (id int PRIMARY KEY, v text NOT NULL)",
+    )
+    source.publish("users", "people")
+    source.execute(f"INSERT INTO users VALUES (1, 'Ulm', '{SECRET}-1', '{SECRET}')")
+    with pytest.raises(PrivacyError) as told:
+        source.archive()
+    message = told.value.message
+    assert "users: city: what name makes is no public.town" in message
+    assert "people: v: the column is NOT NULL" in message  # all at once
+    assert not [*source.production.archive_dir.glob("changes_*")]
+    source.rule({"users": rules | {"city": "keep"}})
+    with pytest.raises(PrivacyError, match="users: zip: the masks break CHECK users_zip_check"):
+        source.archive()
+    source.rule({"users": rules | {"city": "keep", "zip": "withhold"}})
+    assert [record.data and record.data["city"] for record in source.archive()] == ["Ulm"]
+
+
+def test_rows_that_cannot_be_tried_at_the_start_stop_nothing(
+    make_source: Callable[..., Source], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_source({name: {"id": "keep", "v": "token"} for name in ("users", "people", "blank")})
+    for name in ("users", "people", "blank"):
+        source.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v varchar(40))")
+        source.publish(name)
+        source.execute(f"INSERT INTO {name} VALUES (1, '{SECRET}')" if name != "blank" else "SELECT")
+    database = source.production.database
+    with database.connect() as other, other.transaction():
+        other.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        assert len(source.archive()) == 2
+    told = [message for message in caplog.messages if "are not tried" in message]
+    assert told == ["users: its masks are not tried: it is locked by another transaction"]
+
+
 def test_a_column_without_a_rule_stops_an_archiver_that_was_told_to_halt(
     make_source: Callable[..., Source],
 ) -> None:
@@ -530,10 +578,39 @@ def test_rows_that_the_publication_is_to_filter_do_not_travel_without_its_filter
         "ALTER PUBLICATION syncdata SET TABLE users WHERE (id > 5)", "INSERT INTO users VALUES (2), (7)"
     )
     with archiving(source.production):
+        until(lambda: source.travels("users"))
+        source.execute("INSERT INTO users VALUES (2), (7) ON CONFLICT DO NOTHING", "DELETE FROM users")
         until(source.records)
         source.execute("ALTER PUBLICATION syncdata SET TABLE users", "INSERT INTO users VALUES (3), (8)")
         until(lambda: source.table("users") is None)
     assert all(int(record.data["id"]) > 5 for record in source.records() if record.data)
+
+
+def test_changes_from_before_a_row_filter_do_not_travel(
+    make_source: Callable[..., Source], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_source({"users": {"id": "keep"}}, rows={"users": "id > 5"})
+    source.execute("CREATE TABLE users (id int PRIMARY KEY)")
+    source.publish("users")
+    # What began before the filter, and commits behind it, comes unfiltered, too.
+    with source.production.database.connect() as other:
+        other.execute("INSERT INTO users VALUES (1), (6)")
+        source.execute("INSERT INTO users VALUES (2)")
+        source.execute("ALTER PUBLICATION syncdata SET TABLE users WHERE (id > 5)")
+        with archiving(source.production):
+            until(lambda: load_privacy_note(source.production.spool_dir))
+            other.commit()
+            assert "its row filter is newer than changes" in caplog.text
+            note = load_privacy_note(source.production.spool_dir)
+            assert note is not None and note.withheld_tables == (TableName("public", "users"),)
+            with pytest.raises(SnapshotError, match="the row filter of the table is new"):
+                source.production.snapshot("users")
+            until(lambda: source.travels("users"))
+            source.execute("INSERT INTO users VALUES (4), (9)")
+            until(source.records)
+    assert [record.data and record.data["id"] for record in source.records()] == ["9"]
+    table = source.table("users")
+    assert table is not None and left_out(None, table, rows_lsn=0)
 
 
 def test_a_snapshot_that_knew_other_rules_before_the_stream_did_is_not_taken_for_equal(

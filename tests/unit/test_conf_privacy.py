@@ -74,6 +74,21 @@ def test_rules_for_rows_alone_leave_the_columns_as_they_are(more: dict[str, Any]
     assert policy(rows=rows, columns={}).rules.unnamed == "withhold"
 
 
+def test_a_table_of_a_schema_without_quotes_is_told_where_they_belong() -> None:
+    """As TOML reads [source.columns.shop.orders]."""
+    found = problems(
+        privacy={"key_file": "k"},
+        columns={"shop": {"orders": {"id": "keep", "v": {"mask": "token"}}}, "users": {"v": {"value": "!"}}},
+        rows={"shop": {"orders": "id > 5"}},
+    )
+    quotes = "write the name of a table and its schema in quotes"
+    assert found == [
+        f'source.columns.shop.orders: {quotes}: columns."shop.orders"',
+        'source.columns.users.v: the mask is missing: { mask = "…", … }',
+        f'source.rows.shop.orders: {quotes}: "shop.orders"',
+    ]
+
+
 def test_all_problems_are_told_at_once_each_with_its_key() -> None:
     told = problems(
         privacy={"key_file": 5, "unnamed": "ignore", "snapshots": True},

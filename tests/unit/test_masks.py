@@ -393,6 +393,22 @@ def test_a_function_that_fails_lets_nothing_through_and_is_counted(own: str) -> 
     assert row_mask.unmasked == {"a": 1, "b": 1}
 
 
+def test_parts_of_documents_that_a_mask_cannot_take_are_counted() -> None:
+    facts = table("t", {"id": "bigint", "d": "jsonb"})
+    rule = {
+        "mask": "json",
+        "paths": {"a": "tests.unit.test_masks:failing", "b[]": "token"},
+        "unnamed": "keep",
+    }
+    row_mask = judged(facts, {"id": "keep", "d": rule}).row_mask(("id", "d"))
+    assert row_mask is not None
+    masked = row_mask.row(["1", '{"a": "secret", "b": ["x", {"c": "secret"}], "c": 1}'])[1]
+    assert isinstance(masked, str) and "secret" not in masked
+    assert row_mask.unmasked == {"d": 2}
+    row_mask.rows([["2", '{"a": null, "b": ["y"]}'], ["3", '{"a": "secret"}']])
+    assert row_mask.unmasked == {"d": 3}
+
+
 def test_a_failing_function_of_a_key_still_tells_rows_apart() -> None:
     facts = table("t", {"id": "text"})
     rule = {"mask": "tests.unit.test_masks:failing", "distinct": True}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from syncdata.capture.described import Described
 from syncdata.capture.publication import Part
 from syncdata.privacy.facts import ColumnFacts
 from syncdata.privacy.facts import TableFacts as Facts
 from syncdata.privacy.policy import Policy
 from syncdata.privacy.rules import Rule
 from syncdata.provision.facts import SourceFacts, TableFacts, narrower
-from syncdata.provision.privacy_facts import Described
 from syncdata.provision.privacy_plan import Filters, PrivacyPlan, plan_privacy
 from tests.unit.test_preflight import SERVER, SOURCE, A
 

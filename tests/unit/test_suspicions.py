@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from syncdata.changes.names import TableName
+from syncdata.privacy.facts import ColumnFacts, TableFacts
 from syncdata.privacy.policy import Policy
 from syncdata.privacy.rules import parse_rule
 from syncdata.privacy.suspicions import suggest, suspicion, suspicions
@@ -45,6 +46,7 @@ from tests.policies import KEY, table
         ("mot_de_passe", "secret"),
         ("contraseña", "secret"),
         ("last_seen_ip", "address in a network or device"),
+        ("last_login_ip", "address in a network or device"),
         ("IPv4", "address in a network or device"),
         ("salaire", "personal circumstance"),
     ],
@@ -138,6 +140,15 @@ def test_a_first_policy_keeps_what_is_plain_masks_what_is_personal_and_withholds
         },
         ORDERS.table: {"id": "keep", "buyer_email": "email", "user_id": "keep"},
     }
+
+
+def test_a_text_that_must_be_there_and_is_checked_gets_no_empty_one() -> None:
+    facts = TableFacts(
+        table=TableName("public", "t"),
+        columns=tuple(ColumnFacts(name=name, type="text", not_null=True) for name in ("a", "b")),
+        checked=("a",),
+    )
+    assert suggest([facts])[facts.table] == {"a": "token", "b": {"mask": "fixed", "value": ""}}
 
 
 def test_a_first_policy_can_hold() -> None:
