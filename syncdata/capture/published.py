@@ -92,7 +92,12 @@ ORDER BY 1, 2
 """
 
 _FILTERS = """
-SELECT prrelid::bigint AS oid, pg_get_expr(prqual, prrelid) AS filter
+SELECT prrelid::bigint AS oid, pg_get_expr(prqual, prrelid) AS filter,
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+             WHERE a.attrelid = prrelid AND a.attnum > 0 AND NOT a.attisdropped AND (
+                 prqual::text ~ ':varattno 0' OR a.attnum::text IN (
+                     SELECT named[1] FROM regexp_matches(prqual::text, ':varattno (\\d+)', 'g') AS named))
+             ORDER BY a.attnum) AS columns
 FROM pg_publication_rel WHERE prpubid = {publication} AND prrelid = ANY({oids}::oid[])
 """
 
@@ -132,6 +137,11 @@ FROM pg_attribute a
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE a.attrelid = ANY({oids}::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
+"""
+
+_COLUMNS_AS_THEY_ARE = """
+SELECT attnum::int, xmin::text FROM pg_attribute
+WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
 
 _KEYS = """
@@ -213,7 +223,8 @@ class SeenLeaf(msgspec.Struct, frozen=True):
 
 class SeenTable(msgspec.Struct, frozen=True):
     """A published table as the source has it now. ``storage``: its relfilenode, 0 for a partitioned one;
-    ``stored_by``: as a leaf's. ``constraints``: read only for a policy; None where they were not."""
+    ``stored_by``: as a leaf's. ``constraints``: read only for a policy; None where they were not.
+    ``told_filter``: what a catalog says of the row filter, which names the columns ``filtered_by``."""
 
     schema: str
     name: str
@@ -230,6 +241,8 @@ class SeenTable(msgspec.Struct, frozen=True):
     membership: int = 0
     stored_by: str = "0"
     constraints: Constraints | None = None
+    told_filter: str | None = None
+    filtered_by: tuple[str, ...] = ()
 
     @property
     def table(self) -> TableName:
@@ -291,6 +304,18 @@ class SourceEye:
             raise source_error(error) from None
         assert row is not None
         return str(row[0]), str(row[1])
+
+    def has_altered_columns(self, table: SeenTable) -> bool:
+        """Tell whether a column of *table* was added, dropped or altered since it was seen; a GRANT on one
+        counts, too. Raises as `look`."""
+        try:
+            connection = self._connect()
+            self._limit(connection, _PROBE_TIMEOUT_S)
+            rows = connection.execute(_COLUMNS_AS_THEY_ARE, (table.oid,)).fetchall()
+        except psycopg.Error as error:
+            self.close()
+            raise source_error(error) from None
+        return rows != [(column.number, column.changed) for column in table.columns]
 
     def has_older_rows(
         self, table: SeenTable, xid: str, leaf: SeenLeaf | None = None, command: str = "0"
@@ -450,6 +475,8 @@ def _table(
         key=key,
         identity_columns=_identity_columns(row["identity"], seen, keys),
         row_filter=filters[0]["filter"] if filters else None,
+        told_filter=filters[0]["filter"] if filters else None,
+        filtered_by=tuple(filters[0]["columns"]) if filters else (),
         # Where generated columns are sent, the list tells readers so (publish_generated_columns).
         column_list=None
         if listed is None and not any(column.generated and column.is_sent for column in seen)
