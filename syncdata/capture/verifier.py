@@ -23,6 +23,7 @@ from typing import Any, Self
 import msgspec
 import psycopg
 
+from syncdata.capture.catalog_state import load_state
 from syncdata.capture.proof_of_reads import Verdict
 from syncdata.capture.protection import judge, shown
 from syncdata.capture.published import Look, SeenTable, look_at
@@ -306,7 +307,9 @@ class _Walking:
             look = look_at(self._connection, publication, with_constraints=policy is not None)
         if policy is None:
             return look
-        self._verdicts = judge(look, policy)
+        # As the stream does, or its columns that are held back would never be as they were seen.
+        state = load_state(self._verifier.settings.spool_dir)
+        self._verdicts = judge(look, policy, () if state is None else state.held_in(look, policy.id))
         return shown(look, self._verdicts)
 
     def _walk_table(self, seen: SeenTable) -> bool:
