@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from syncdata.capture.privacy_note import load_privacy_note
+from syncdata.capture.published import Look, SourceEye
+from syncdata.errors import SourceConnectionError
 from tests.integration.test_private_stream import SECRET, Source, make_source
 from tests.production import archiving, until
 
@@ -186,3 +190,33 @@ def test_a_row_filter_that_quotes_a_value_is_in_no_catalog(
     assert users is not None and users.row_filter == "by columns that are masked or withheld"
     # One that quotes only what travels as it is says what it is.
     assert orders is not None and orders.row_filter == "(id > 5)"
+
+
+def test_nothing_is_masked_by_names_while_the_source_cannot_be_looked_at(
+    make_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = {"users": {"id": "keep", "email": "email", "city": "keep"}, "mark": {"id": "keep"}}
+    source = make_source(rules)
+    production(source, "CREATE TABLE users (id int PRIMARY KEY, email text, city text)")
+    is_away, looked = threading.Event(), SourceEye.look
+
+    def look(eye: SourceEye) -> Look:
+        if is_away.is_set():
+            raise SourceConnectionError("too many connections")
+        return looked(eye)
+
+    monkeypatch.setattr(SourceEye, "look", look)
+    with archiving(source.production):
+        source.execute("INSERT INTO mark VALUES (0)")
+        until(source.records)
+        is_away.set()
+        with source.production.connect() as connection, connection.transaction():
+            connection.execute("ALTER TABLE users RENAME city TO town")
+            connection.execute("ALTER TABLE users RENAME email TO city")
+            connection.execute(f"INSERT INTO users (id, city) VALUES (1, '{SECRET}')")
+        source.execute(MARK)
+        time.sleep(2.0)
+        assert not is_marked(source)
+        is_away.clear()
+        until(lambda: is_marked(source) and is_told(source))
+    source.tell_nothing()
