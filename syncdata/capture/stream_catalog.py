@@ -288,6 +288,8 @@ class StreamCatalog:
             )
         # Those of withheld tables, too: a description of a leaf is none of a table.
         self._leaves.update(leaf.oid for table in look.tables for leaf in table.leaves)
+        # One that was detached is a table like any other, whose alterations count.
+        self._leaves.difference_update(table.oid for table in look.tables)
         self._withheld = withheld
         return (
             state,

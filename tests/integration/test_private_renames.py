@@ -220,3 +220,26 @@ def test_nothing_is_masked_by_names_while_the_source_cannot_be_looked_at(
         is_away.clear()
         until(lambda: is_marked(source) and is_told(source))
     source.tell_nothing()
+
+
+def test_a_partition_that_became_a_table_is_followed_like_one(make_source: Callable[..., Source]) -> None:
+    users = {"id": "keep", "email": "email", "city": "keep"}
+    source = make_source({"users": users, "users_1": users, "mark": {"id": "keep"}})
+    production(
+        source,
+        "CREATE TABLE users (id int PRIMARY KEY, email text, city text) PARTITION BY RANGE (id)",
+        "CREATE TABLE users_1 PARTITION OF users FOR VALUES FROM (0) TO (10)",
+    )
+    with archiving(source.production):
+        source.execute("INSERT INTO users VALUES (1, 'a@b', 'Rome')", "INSERT INTO mark VALUES (0)")
+        until(source.records)
+        source.execute("ALTER TABLE users DETACH PARTITION users_1", "INSERT INTO mark VALUES (2)")
+        until(lambda: source.table("users_1") is not None)
+        with source.production.connect() as connection, connection.transaction():
+            connection.execute("ALTER TABLE users_1 RENAME email TO x")
+            connection.execute("ALTER TABLE users_1 RENAME city TO email")
+            connection.execute("ALTER TABLE users_1 RENAME x TO city")
+            connection.execute(f"INSERT INTO users_1 (id, city) VALUES (2, '{SECRET}')")
+        source.execute(MARK)
+        until(lambda: is_marked(source) and is_told(source))
+    source.tell_nothing()
