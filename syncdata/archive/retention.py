@@ -262,9 +262,15 @@ def is_alike(before: PublishedTable, now: PublishedTable) -> bool:
     """Tell whether rows that were written of a table as it was *before* hold nothing but what its rules of
     *now* let travel. Pure. A column that has gone since may have had anything."""
     rules = dict(_rules(now))
-    return (before.oid, before.row_filter) == (now.oid, now.row_filter) and all(
+    return _rows_of(before) == _rows_of(now) and all(
         rules.get(number) == rule for number, rule in _rules(before)
     )
+
+
+def _rows_of(published: PublishedTable) -> tuple[object, ...]:
+    """Return what says which rows travel. A filter's text may be hidden, and every other filter is another
+    membership."""
+    return published.oid, published.row_filter, published.row_filter and published.membership
 
 
 def _rules(published: PublishedTable) -> Iterator[tuple[int, tuple[bool, str, str]]]:

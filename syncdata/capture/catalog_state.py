@@ -25,7 +25,7 @@ import msgspec
 
 from syncdata.capture.protection import judge
 from syncdata.capture.published import Look, SeenColumn, SeenLeaf, SeenTable
-from syncdata.capture.renamed import HeldColumn, held_columns
+from syncdata.capture.renamed import HeldColumn, HiddenTable, held_columns
 from syncdata.capture.spool import replace_in_spool, translated, waiting_catalogs
 from syncdata.changes.catalog import (
     WITHHELD,
@@ -89,7 +89,7 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     rules have, and which are to be copied therefore. ``left``: tables that were
     published and no longer are, the last ones: when one comes back, what changed in between is in no record.
     ``policy`` is the id of the privacy policy that the catalog was made under, ``held`` the columns that it
-    keeps back for the names that they had.
+    keeps back for the names that they had, ``hidden`` the tables that it withholds.
     """
 
     lsn: str
@@ -104,10 +104,13 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
     left: tuple[TableName, ...] = ()
     policy: str = ""
     held: tuple[HeldColumn, ...] = ()
+    hidden: tuple[HiddenTable, ...] = ()
 
     def held_in(self, look: Look, policy: str) -> tuple[HeldColumn, ...]:
         """Return the columns of *look* that the *policy* of this id keeps back for their earlier names."""
-        return held_columns(self.catalog, self.held, look) if policy == self.policy else ()
+        if policy != self.policy:
+            return ()
+        return held_columns(self.catalog, self.held, look, self.hidden)
 
     @property
     def position(self) -> int:
@@ -148,6 +151,7 @@ def next_state(before: CatalogState | None, look: Look, has_older_rows: HasOlder
         ruled=before.ruled if before else (),
         policy=before.policy if before else "",
         held=before.held if before else (),
+        hidden=before.hidden if before else (),
         left=_left_tables(before, {seen.table for seen in look.tables}),
     )
 
@@ -215,7 +219,7 @@ class _Comparison:
             key=seen.key,
             identity=_IDENTITIES[seen.identity],
             identity_columns=seen.identity_columns,
-            row_filter=seen.row_filter,
+            row_filter=seen.told_filter,
             column_list=seen.column_list,
             partitions=tuple(map(self._partition, seen.leaves)),
             membership=seen.membership,

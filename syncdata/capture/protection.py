@@ -26,6 +26,8 @@ from syncdata.privacy.policy import ColumnVerdict, Policy, TableVerdict
 _FULL_IDENTITIES = ("f", "full")
 # For the log.
 CANNOT_HOLD = "the privacy policy cannot hold, so a column, or its whole table, is withheld: %s"
+# What the catalog says of a row filter that quotes columns which do not travel as they are.
+HIDDEN_FILTER = "by columns that are masked or withheld"
 
 
 def facts_of(seen: SeenTable) -> TableFacts:
@@ -104,6 +106,10 @@ def _shown_table(seen: SeenTable, verdict: TableVerdict | None) -> SeenTable | N
     rules = _rules(verdict)
     columns = tuple(_shown_column(column, rules.get(column.name)) for column in seen.columns)
     sent = tuple(column.name for column in columns if column.is_sent)
+    if any(_hides(rules.get(name)) for name in seen.filtered_by):
+        # It may quote values of the column, as (email <> 'ann@example.org'). Nothing is lost with it: the
+        # publication knows another filter as another membership.
+        seen = msgspec.structs.replace(seen, told_filter=HIDDEN_FILTER)
     if len(sent) == sum(column.is_sent for column in seen.columns):
         return msgspec.structs.replace(seen, columns=columns)
     return msgspec.structs.replace(
@@ -206,6 +212,11 @@ def is_withheld(verdict: TableVerdict | None) -> bool:
 def _is_out(rule: ColumnVerdict | None) -> bool:
     """Tell whether a column's values do not travel. Where in doubt, they do not."""
     return rule is None or rule.privacy == WITHHELD or rule.problem != ""
+
+
+def _hides(rule: ColumnVerdict | None) -> bool:
+    """Tell whether a column does not travel as it is."""
+    return _is_out(rule) or (rule is not None and rule.privacy != "")
 
 
 def _id_of(rule: ColumnVerdict | None) -> str:

@@ -98,7 +98,12 @@ _IS_NEW: LiteralString = """coalesce(age(r.xmin) <= (
     SELECT age(s.catalog_xmin) FROM pg_replication_slots s WHERE s.slot_name = {slot}), false)"""
 
 _FILTERS = """
-SELECT prrelid::bigint AS oid, pg_get_expr(prqual, prrelid) AS filter
+SELECT prrelid::bigint AS oid, pg_get_expr(prqual, prrelid) AS filter,
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+             WHERE a.attrelid = prrelid AND a.attnum > 0 AND NOT a.attisdropped AND (
+                 prqual::text ~ ':varattno 0' OR a.attnum::text IN (
+                     SELECT named[1] FROM regexp_matches(prqual::text, ':varattno (\\d+)', 'g') AS named))
+             ORDER BY a.attnum) AS columns
 FROM pg_publication_rel WHERE prpubid = {publication} AND prrelid = ANY({oids}::oid[])
 """
 
@@ -138,6 +143,11 @@ FROM pg_attribute a
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE a.attrelid = ANY({oids}::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
+"""
+
+_COLUMNS_AS_THEY_ARE = """
+SELECT attnum::int, xmin::text FROM pg_attribute
+WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
 
 _KEYS = """
@@ -220,7 +230,8 @@ class SeenLeaf(msgspec.Struct, frozen=True):
 class SeenTable(msgspec.Struct, frozen=True):
     """A published table as the source has it now. ``storage``: its relfilenode, 0 for a partitioned one;
     ``stored_by``: as a leaf's. ``constraints``: read only for a policy; None where they were not.
-    ``is_filter_new``: the slot may still hand over changes from before the row filter, unfiltered."""
+    ``is_filter_new``: the slot may still hand over changes from before the row filter, unfiltered.
+    ``told_filter``: what a catalog says of the row filter, which names the columns ``filtered_by``."""
 
     schema: str
     name: str
@@ -238,6 +249,8 @@ class SeenTable(msgspec.Struct, frozen=True):
     stored_by: str = "0"
     constraints: Constraints | None = None
     is_filter_new: bool = False
+    told_filter: str | None = None
+    filtered_by: tuple[str, ...] = ()
 
     @property
     def table(self) -> TableName:
@@ -317,6 +330,18 @@ class SourceEye:
             raise source_error(error) from None
         assert row is not None
         return str(row[0]), str(row[1])
+
+    def has_altered_columns(self, table: SeenTable) -> bool:
+        """Tell whether a column of *table* was added, dropped or altered since it was seen; a GRANT on one
+        counts, too. Raises as `look`."""
+        try:
+            connection = self._connect()
+            self._limit(connection, _PROBE_TIMEOUT_S)
+            rows = connection.execute(_COLUMNS_AS_THEY_ARE, (table.oid,)).fetchall()
+        except psycopg.Error as error:
+            self.close()
+            raise source_error(error) from None
+        return rows != [(column.number, column.changed) for column in table.columns]
 
     def has_older_rows(
         self, table: SeenTable, xid: str, leaf: SeenLeaf | None = None, command: str = "0"
@@ -483,6 +508,8 @@ def _table(
         key=key,
         identity_columns=_identity_columns(row["identity"], seen, keys),
         row_filter=filters[0]["filter"] if filters else None,
+        told_filter=filters[0]["filter"] if filters else None,
+        filtered_by=tuple(filters[0]["columns"]) if filters else (),
         # Where generated columns are sent, the list tells readers so (publish_generated_columns).
         column_list=None
         if listed is None and not any(column.generated and column.is_sent for column in seen)

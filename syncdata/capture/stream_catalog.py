@@ -56,13 +56,13 @@ from syncdata.capture.protection import (
     withheld_tables,
 )
 from syncdata.capture.published import Look, SeenTable, SourceEye
-from syncdata.capture.renamed import HeldColumn, hold, names_of
+from syncdata.capture.renamed import HeldColumn, doubtful_names, hidden_tables, hold
 from syncdata.capture.spool import keep_catalog
 from syncdata.capture.unmasked import Unmasked
 from syncdata.changes.catalog import Catalog, Column, PublishedTable, digest_of, encode_catalog
 from syncdata.changes.filenames import stamp_of
 from syncdata.changes.names import TableName
-from syncdata.errors import SyncError
+from syncdata.errors import SourceConnectionError, SyncError
 from syncdata.privacy.facts import TableFacts
 from syncdata.privacy.policy import Policy, TableVerdict
 from syncdata.privacy.row_mask import RowMask
@@ -72,6 +72,7 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 10.0
 # Where a look takes long (thousands of tables), looks are rarer, so that they take no more than this share.
 _MOST_OF_THE_TIME = 0.02
+_NO_TABLES = Catalog(version=1, publication="", tables=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +129,7 @@ class StreamCatalog:
         self._due_s = 0.0
         self._error = ""
         self._by_stream: dict[int, Described] = {}
+        self._is_past = False  # the stream is past the look, and the next one takes its place
         self._leaves: set[int] = set()
         self._types: dict[tuple[int, int], tuple[str, str]] = {}
         self._saved: CatalogState | None = load_state(directory)
@@ -154,9 +156,9 @@ class StreamCatalog:
 
         Call it between two transactions; *received_lsn* is where the stream stands.
         """
-        if self._by_stream and received_lsn >= self.position:
-            # From here on the stream has nothing that is older than the look.
-            self._by_stream.clear()
+        if self._by_stream and not self._is_past and received_lsn >= self.position:
+            # What the stream described counts until a look has taken its place, which may fail.
+            self._is_past = True
             self._due_s = 0.0
         if time.monotonic() < self._due_s:
             return False
@@ -170,8 +172,8 @@ class StreamCatalog:
             return False
         if self._agrees(relation):
             # What is published of it may have changed: that, too, makes the stream describe it anew.
-            return self._filters(relation) and commit_lsn >= self.position and self._look_again()
-        changed = commit_lsn >= self.position and self._look_again()
+            return commit_lsn >= self.position and self._may_be_another(relation) and self._look_for(relation)
+        changed = commit_lsn >= self.position and self._look_for(relation)
         if relation.oid in self._leaves:
             return changed  # a partition that is new
         if _describes(relation, self._seen.get(relation.oid)):
@@ -221,6 +223,28 @@ class StreamCatalog:
 
     # Inside
 
+    def _look_for(self, relation: Relation) -> bool:
+        """Look again, for what the stream says of *relation* is newer than the look; return whether another
+        catalog holds now. Under a policy nothing goes on without: by its names alone, a column that was
+        renamed could be taken for another one. Raises SourceConnectionError then."""
+        is_new = self._look_again()
+        if self._policy is not None and self._error:
+            table = TableName(relation.schema, relation.name)
+            raise SourceConnectionError(
+                f"{table} may have been altered, and what is published cannot be read: {self._error}",
+                hint="nothing is masked by names that may be out of date; the archiver tries again by itself",
+            )
+        return is_new
+
+    def _may_be_another(self, relation: Relation) -> bool:
+        """Tell whether *relation*, which reads as before, may stand for something else by now. Say (id, a, b)
+        lost its a, then b was renamed to a, and there is a new b: a description has names, and no numbers.
+        Test: test_columns_that_change_under_the_same_names_are_noticed_at_once."""
+        if self._policy is None or self._filters(relation):
+            return self._policy is not None
+        seen = self._seen.get(relation.oid)
+        return seen is None or (not self.withholds(relation) and self._eye.has_altered_columns(seen))
+
     def _look_again(self) -> bool:
         try:
             look = self._take_look()
@@ -231,6 +255,10 @@ class StreamCatalog:
             self._due_s = time.monotonic() + self._every_s
         else:
             self._error = ""
+            if self._is_past:
+                # From here on the stream has nothing that is older than the look before.
+                self._by_stream.clear()
+                self._is_past = False
             self._state, self._seen, self._shown = self._compare(self._state, look)
         return self._renew()
 
@@ -247,7 +275,12 @@ class StreamCatalog:
         """Return the state after *look*; the look's tables by oid; and these as the policy shows them."""
         visible = self._judge(before, look)
         state = next_state(before, visible, self._eye.has_older_rows)
-        state = msgspec.structs.replace(state, policy=id_of(self._policy), held=self._held)
+        policy_id = id_of(self._policy)
+        withheld = withheld_tables(self._verdicts)
+        is_same = before is not None and before.policy == policy_id
+        hidden = hidden_tables(before.catalog, before.hidden, look, withheld) if before and is_same else ()
+        hidden = hidden or hidden_tables(_NO_TABLES, (), look, withheld)
+        state = msgspec.structs.replace(state, policy=policy_id, held=self._held, hidden=hidden)
         if before is not None:
             state = self._tell(before, state)
             self._leaves.update(leaf.oid for table in before.catalog.tables for leaf in table.partitions)
@@ -261,7 +294,9 @@ class StreamCatalog:
             )
         # Those of withheld tables, too: a description of a leaf is none of a table.
         self._leaves.update(leaf.oid for table in look.tables for leaf in table.leaves)
-        self._withheld = withheld_tables(self._verdicts)
+        # One that was detached is a table like any other, whose alterations count.
+        self._leaves.difference_update(table.oid for table in look.tables)
+        self._withheld = withheld
         return (
             state,
             {table.oid: table for table in look.tables},
@@ -363,14 +398,15 @@ class StreamCatalog:
         facts = known | {relation.oid: stream_facts(entry, relation, known.get(relation.oid))}
         verdict = self._policy.judge(list(facts.values())).get(entry.table)
         by_name = {column.name: column for column in entry.columns}
-        renamed = names_of(self._held, relation.oid, [by_name[name] for name in relation.columns])
+        columns = [by_name[name] for name in relation.columns]
+        renamed = doubtful_names(self._held, entry, columns, self._known_entry(relation.oid))
         if verdict is not None and renamed:
             verdict = hold(verdict, renamed, facts[relation.oid].identity)
         visible = shown_entry(entry, verdict, relation, None if seen is None else seen.column_list)
         return Described(entry=visible, verdict=verdict)
 
     def _plain_entry(self, relation: Relation) -> PublishedTable:
-        known = next((table for table in self._state.catalog.tables if table.oid == relation.oid), None)
+        known = self._known_entry(relation.oid)
         old = {} if known is None else {column.name: column for column in known.columns}
         columns = []
         for name, (type_oid, modifier) in zip(relation.columns, relation.types, strict=True):
@@ -403,6 +439,9 @@ class StreamCatalog:
             storage=known.storage,
             stored_by=known.stored_by,
         )
+
+    def _known_entry(self, oid: int) -> PublishedTable | None:
+        return next((table for table in self._state.catalog.tables if table.oid == oid), None)
 
     def _type_texts(self, type_oid: int, modifier: int) -> tuple[str, str]:
         texts = self._types.get((type_oid, modifier))

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from syncdata.capture.protection import judge
 from syncdata.capture.published import Look, SeenColumn, SeenTable
-from syncdata.capture.renamed import HeldColumn, held_by_table, held_columns, hold, names_of
-from syncdata.changes.catalog import Catalog, Column, PublishedTable
+from syncdata.capture.renamed import (
+    HeldColumn,
+    HiddenTable,
+    doubtful_names,
+    held_by_table,
+    held_columns,
+    hidden_tables,
+    hold,
+    names_of,
+)
+from syncdata.changes.catalog import Catalog, Column, Partition, PublishedTable
 from syncdata.changes.names import TableName
 from syncdata.privacy.key import MaskKey
 from syncdata.privacy.policy import TableVerdict, parse_policy
@@ -134,3 +144,74 @@ def test_names_that_the_stream_describes_in_another_order_may_be_any_column() ->
 def test_held_columns_are_told_by_table() -> None:
     assert held_by_table((OF_EMAIL,), now(id=1, city=2)) == {USERS: {"city": "email"}}
     assert held_by_table((), now(id=1, city=2)) == {}
+
+
+def called(name: str, look: Look, oid: int = 7) -> Look:
+    table = msgspec.structs.replace(look.tables[0], name=name, oid=oid)
+    return msgspec.structs.replace(look, tables=(table,))
+
+
+def test_a_column_is_held_whose_table_has_another_name() -> None:
+    known, look = before(id="", email="email"), now(id=1, email=2, city=3)
+
+    (held,) = held_columns(known, (), called("members", look))
+
+    assert held == HeldColumn(oid=7, number=2, was="users.email")
+    assert held_columns(known, (held,), look) == (held,)
+    assert held_columns(known, (), called("members", look, oid=8)) == ()
+
+
+def test_a_generated_column_that_is_a_plain_one_is_held_beside_masked_ones() -> None:
+    def generated(**privacy: str) -> Catalog:
+        catalog = before(**privacy, own="")
+        *columns, own = catalog.tables[0].columns
+        own = msgspec.structs.replace(own, generated="stored")
+        return msgspec.structs.replace(
+            catalog, tables=(msgspec.structs.replace(catalog.tables[0], columns=(*columns, own)),)
+        )
+
+    look = now(id=1, email=2, own=3)
+    (held,) = held_columns(generated(id="", email="email"), (), look)
+    assert held == HeldColumn(oid=7, number=3, was="own, a generated column")
+    assert held_columns(generated(id="", email=""), (), look) == ()
+
+
+def test_a_partition_by_itself_is_held_by_the_names_of_its_root() -> None:
+    known = before(id="", email="email")
+    leaf = Partition(schema="public", name="users_1", oid=9, storage=1)
+    known = msgspec.structs.replace(
+        known, tables=(msgspec.structs.replace(known.tables[0], partitions=(leaf,)),)
+    )
+    look = called("users_1", now(email=1, id=2), oid=9)
+    assert held_columns(known, (), look) == (HeldColumn(oid=9, number=1, was="users.email"),)
+
+
+def test_a_table_that_is_withheld_is_known_by_what_it_was() -> None:
+    nothing, look = Catalog(version=1, publication="p", tables=()), now(number=1, email=2)
+    hidden = hidden_tables(before(id="", email="email"), (), look, {USERS})
+
+    assert hidden == (HiddenTable(7, USERS, {2: "email"}),)
+    assert hidden_tables(nothing, hidden, look, {USERS}) == hidden
+    assert hidden_tables(nothing, hidden, look, ()) == ()
+    assert held_columns(nothing, (), now(id=1, email=2), hidden) == ()
+    assert held_columns(nothing, (), now(id=1, city=2), hidden) == (OF_EMAIL,)
+    # And one that never travelled, by its name alone.
+    (unnamed,) = hidden_tables(nothing, (), look, {USERS})
+    assert held_columns(nothing, (), now(id=1, city=2), (unnamed,)) == ()
+    assert [one.number for one in held_columns(nothing, (), called("items", look), (unnamed,))] == [1, 2]
+
+
+def test_names_in_another_order_than_the_last_look_has_may_be_a_masked_one() -> None:
+    (known,) = before(id="", email="email", city="").tables
+
+    def doubtful(entry: PublishedTable, **numbers: int) -> dict[str, str]:
+        columns = [Column(name=name, number=number, type="text") for name, number in numbers.items()]
+        return doubtful_names((), entry, columns, known)
+
+    assert doubtful(known, id=1, email=2, city=3) == {}
+    # A column that has gone since, or has come, is no sign of a swap.
+    assert doubtful(known, id=1, old=0, email=2) == {}
+    assert doubtful(known, id=1, city=3, email=2) == dict.fromkeys(("id", "city", "email"), "email")
+    members = msgspec.structs.replace(known, name="members")
+    assert doubtful(members, id=1, email=2, city=3) == {"email": "email"}
+    assert doubtful_names((), members, known.columns, None) == {}

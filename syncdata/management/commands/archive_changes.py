@@ -25,7 +25,7 @@ from syncdata.provision.privacy_rows import format_sample
 
 _STOP_TIMEOUT_S = 60.0
 _MOST_SAMPLES = 1_000
-_MEND_RULES = "give each column a rule in [source.columns]; mend the rules that cannot hold, and source.tables"
+_MEND_RULES = "give each column a rule in [source.columns]; mend what cannot hold, and source.tables"
 _ACTIONS = ("once", "snapshot", "prune", "status", "new_epoch", "stop", "skip_transaction")
 # Options that only go with one of these.
 _COMPANIONS = (
