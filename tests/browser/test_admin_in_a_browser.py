@@ -192,6 +192,10 @@ def test_the_picker_works_without_javascript(browser: Any, site: Site, page: Pag
     context.close()
 
 
+CUT_OFF = (
+    "[...document.querySelectorAll('.syncdata-reason .syncdata-error, .syncdata-told')]"
+    ".some(told => told.getBoundingClientRect().right > innerWidth)"
+)
 PAGES = {
     "index": "/admin/",
     "section": "/admin/syncdata/",
@@ -255,6 +259,8 @@ def test_no_page_has_a_serious_fault_that_axe_can_find(
             page.set_viewport_size({"width": 390, "height": wide["height"]})
             if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
                 faults.append(f"{name}: wider than a narrow screen")
+            if page.evaluate(CUT_OFF):
+                faults.append(f"{name}: what is told of a table is cut off on a narrow screen")
             page.set_viewport_size(wide)
             page.evaluate(AXE)
             found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
