@@ -102,7 +102,8 @@ class PrivacyConfig:
         except OSError as error:
             problem, hint = f"{self.key_file} cannot be read: {error.strerror}", "name a readable file"
         except ValueError as error:
-            problem, hint = f"{self.key_file}: {error}", "it must be its owner's alone: chmod 600"
+            problem = f"{self.key_file}: {error}"
+            hint = "it holds the key that these rules had, 64 hex digits, and is its owner's alone"
         raise ConfigError(f"{self.label}key_file: {problem}", hint=hint)
 
 

@@ -252,10 +252,11 @@ def _texts(values: Sequence[Value]) -> list[str | None]:
 
 
 def _ask(connection: Connection[Any], query: sql.Composed, parameters: list[Any]) -> dict[str, Any] | None:
-    """Return the answer; None where the server takes a value for none of its type."""
+    """Return the answer; None where the server takes a value for none of its type, or a CHECK's own function
+    refuses it."""
     try:
         with connection.transaction(force_rollback=True):
             row: dict[str, Any] | None = connection.execute(query, parameters).fetchone()
             return row
-    except (psycopg.errors.DataError, psycopg.errors.IntegrityError):
+    except (psycopg.errors.DataError, psycopg.errors.IntegrityError, psycopg.errors.RaiseException):
         return None

@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from syncdata.capture.trial import Sample, read_sample, try_masks
 from syncdata.changes.names import TableName
-from syncdata.errors import ConfigError
+from syncdata.errors import ConfigError, SourceSetupError
 from syncdata.privacy.key import make_key_file
 from syncdata.privacy.policy import Policy
 from syncdata.privacy.suspicions import suspicions
@@ -79,18 +79,20 @@ def sample(
     shown: Sequence[TableName],
     rows: int,
 ) -> list[Sample]:
-    """Return *rows* rows of each table *shown*, before and after: nobody but production may see them.
+    """Return *rows* rows of each table *shown*, before and after: nobody but production may see them. Raises
+    SourceSetupError where one is not there.
 
     *tables*: all that are published, for a policy judges them together.
     """
     with open_source(params) as database, database.reading() as connection:
         described = database.read_described(tables)
+        if missing := [str(table) for table in shown if table not in described]:
+            raise SourceSetupError(
+                f"there is no such table in production: {', '.join(missing)}",
+                hint="create it, or correct source.tables",
+            )
         verdicts = policy.judge([one.facts for one in described.values()])
-        return [
-            read_sample(connection, described[table], verdicts[table], rows=rows)
-            for table in shown
-            if table in described
-        ]
+        return [read_sample(connection, described[table], verdicts[table], rows=rows) for table in shown]
 
 
 def first_policy(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from syncdata.conf import source_from_toml
-from syncdata.errors import ConfigError
+from syncdata.errors import ConfigError, SourceSetupError
 from syncdata.privacy.key import make_key_file
 from syncdata.production import ProductionService
 from syncdata.provision.privacy_init import Hint
@@ -182,6 +182,25 @@ def test_a_sample_is_for_a_terminal_and_its_control_characters_are_not(shop: Pro
     assert done.returncode == 0 and "@real.example' -> " in done.stdout
     assert "\x1b" not in done.stdout
     assert archive_changes(shop, "--sample", "users", "--yes").returncode == 2
+
+
+def test_a_sample_of_a_table_that_is_not_there_is_an_error(shop: Production) -> None:
+    shop.execute("ALTER TABLE users RENAME TO people")
+    with pytest.raises(SourceSetupError, match="there is no such table in production: users"):
+        shop.service.sample(1, ["users"])
+
+
+def test_a_check_whose_function_raises_an_error_of_its_own_is_a_finding(shop: Production) -> None:
+    shop.execute(
+        "CREATE FUNCTION is_known(text) RETURNS bool LANGUAGE plpgsql AS"
+        " $$ BEGIN IF $1 LIKE '%tea%' THEN RETURN true; END IF; RAISE 'not known: %', $1; END $$",
+        "DELETE FROM users WHERE notes IS NULL",
+        "ALTER TABLE users ADD CONSTRAINT is_known CHECK (is_known(notes))",
+    )
+    shop.keys["columns"]["users"]["notes"] = "token"
+    done = archive_changes(shop, "--privacy")
+    assert done.returncode == 1 and "the masks break" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "likes tea" not in done.stdout + done.stderr
 
 
 def test_a_sample_is_shown_on_a_terminal(shop: Production) -> None:

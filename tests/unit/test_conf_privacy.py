@@ -157,6 +157,11 @@ def test_a_key_file_that_is_not_there_is_made_by_init_and_one_for_all_to_read_is
     (tmp_path / "mask.key").chmod(0o640)
     with pytest.raises(ConfigError, match=r"source\.privacy\.key_file: .*chmod 600"):
         found.load_policy()
+    (tmp_path / "mask.key").write_text("secret")
+    (tmp_path / "mask.key").chmod(0o600)
+    with pytest.raises(ConfigError, match=r"64 hex digits") as caught:
+        found.load_policy()
+    assert "chmod" not in str(caught.value)
     (tmp_path / "mask.key").unlink()
     (tmp_path / "mask.key").mkdir()
     with pytest.raises(ConfigError, match=r"source\.privacy\.key_file: .*cannot be read"):
