@@ -187,6 +187,13 @@ def test_files_together_leave_what_they_leave_one_by_one(
 
     @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @example([[("t", "insert", n, 0)] for n in range(6)])  # Of what is random, nothing may go together.
+    # Together, it does not show that the second record finds no row.
+    @example(
+        [[("s", "insert", n, 0)] for n in range(4)] + [[("t", "partial", 0, 0)], [("t", "insert", 0, 0)]]
+    )
+    @example(
+        [[("s", "insert", n, 0)] for n in range(4)] + [[("t", "delete", 0, 0)], [("t", "truncate", 0, 0)]]
+    )
     @given(st.lists(_file, min_size=5, max_size=8))
     def check(files: list[list[tuple[str, str, int, int]]]) -> None:
         nonlocal joined

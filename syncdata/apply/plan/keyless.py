@@ -49,6 +49,8 @@ class KeylessFold:
                 self._remove(self._values_of(record.old_keys or record.data))
             case "TRUNCATE":
                 self.plan.truncate = True
+                if self.plan.removals:
+                    self.plan.hides_missing = True
                 self.plan.removals.clear()
                 self._inserts.clear()
 

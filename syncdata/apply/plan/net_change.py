@@ -227,7 +227,7 @@ class _KeyedFold:
             # A file that inserts a key twice repeats itself, and the table may hold its rows already.
             # Test: test_only_inserts_of_one_shape_and_no_key_twice_may_be_copied_straight.
             self._saw_only_inserts = False
-            row.merge(values, is_insertable=True)
+            self._merge(row, values, is_insertable=True)
 
     def _update(self, record: ChangeRecord) -> None:
         reader, data, old_keys = self._reader, record.data or {}, record.old_keys
@@ -251,7 +251,7 @@ class _KeyedFold:
         is_whole = len(values) == self._width
         if row is not None:
             self._note_second_touch(row, key)
-            row.merge(values, is_insertable=is_whole)
+            self._merge(row, values, is_insertable=is_whole)
         elif not self._is_absent(key):
             self._rows[key] = _Row(values, origin=key, is_insertable=is_whole)
         elif is_whole:
@@ -270,7 +270,7 @@ class _KeyedFold:
         row = self._rows.pop(old_key, None)
         if row is not None:
             self._note_second_touch(row, old_key)
-            row.merge(values, is_insertable=is_whole)
+            self._merge(row, values, is_insertable=is_whole)
             if row.origin != old_key:
                 # The batch brought the row to old_key and takes it away again. If the target holds another
                 # row at old_key, the batch's row has replaced that one, so it must go.
@@ -291,6 +291,11 @@ class _KeyedFold:
             gone.pop(new_key, None)
         elif row.origin is not None:
             self._vacated.add(row.origin)
+
+    def _merge(self, row: _Row, values: Values, *, is_insertable: bool) -> None:
+        if is_insertable and not row.is_insertable:
+            self.plan.hides_missing = True
+        row.merge(values, is_insertable=is_insertable)
 
     def _note_second_touch(self, row: _Row, key: Key) -> None:
         """Ask for a replay should a row that was moved to *key*, and is now touched again, turn out missing.
@@ -324,6 +329,8 @@ class _KeyedFold:
         # All rows go, so nothing that came before needs doing.
         # Test: test_a_truncate_empties_the_table_and_forgets_what_was_before.
         self.plan.truncate = True
+        if any(self.plan.gone.values()) or not all(row.is_insertable for row in self._rows.values()):
+            self.plan.hides_missing = True
         self.plan.gone.clear()
         self._rows.clear()
         self._vacated.clear()

@@ -57,7 +57,8 @@ class TablePlan:
     rows to remove. ``replay_if_missing``: when an update or delete of this plan finds no row, the outcome is
     not known, and the records must be replayed. ``is_order_sensitive``: they must be, in any case.
     ``only_inserts``: the plan is one shape of new rows, which may be copied straight into the table.
-    ``may_hold_long_values``: it is worth while to look for some.
+    ``hides_missing``: whether a row that a record looked for was there does not show, for a later record has
+    written it anew. ``may_hold_long_values``: it is worth while to look for some.
     """
 
     schema: TableSchema
@@ -70,6 +71,7 @@ class TablePlan:
     is_order_sensitive: bool = False
     only_inserts: bool = False
     replay_if_missing: bool = False
+    hides_missing: bool = False
     may_hold_long_values: bool = False
     last_ts: str | None = None
 

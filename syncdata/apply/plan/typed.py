@@ -107,6 +107,7 @@ def plan_runs(batch: TableBatch) -> TablePlan | None:
     }
     plan = TablePlan(schema=schema, counts=counts, gone=gone, last_ts=runs[-1].times[-1])
     plan.writes = net.writes()
+    plan.hides_missing = net.hides_missing
     # A key that is inserted twice is no new row.
     plan.only_inserts = counts.added == len(net.rows) == len(batch.records) and len(plan.writes) == 1
     return plan
@@ -117,14 +118,16 @@ class _UndecidedError(Exception):
 
 
 class _Net:
-    """The rows that the records leave, with `UNSET` for a column that none of them has told; ``gone`` and
-    ``missing`` as in a plan. ``updates``: the keys of rows that no record so far would insert."""
+    """The rows that the records leave, with `UNSET` for a column that none of them has told; ``gone``,
+    ``missing`` and ``hides_missing`` as in a plan. ``updates``: the keys of rows that no record so far would
+    insert."""
 
     def __init__(self, row_type: _RowType, row_type_of: Callable[..., _RowType | None]) -> None:
         self.rows: dict[_KeyText, Row] = {}
         self.gone: dict[_KeyText, bool] = {}
         self.updates: set[_KeyText] = set()
         self.missing = 0
+        self.hides_missing = False
         self._row_type = row_type
         self._row_type_of = row_type_of
 
@@ -181,8 +184,9 @@ class _Net:
                 self.rows[key] = row
             else:
                 self.rows[key] = _completed(row, known)
-                if is_insertable:
-                    self.updates.discard(key)
+                if is_insertable and key in self.updates:
+                    self.updates.remove(key)
+                    self.hides_missing = True
 
     def _delete(self, key: _KeyText) -> None:
         if self.rows.pop(key, None) is not None:

@@ -300,6 +300,10 @@ class Target:
         where the batch must be taken back and applied without that record or table, _AlteredError where it
         must be planned anew, and _NotQuickError where hope was in vain.
         """
+        plans = [share.plan for share in prepared.shares.values()]
+        # In which file a row was missing shows one by one, as below.
+        if advance.files and any(isinstance(plan, TablePlan) and plan.hides_missing for plan in plans):
+            raise ApartError
         locked = self._begin(prepared, advance)
         if self._is_outdated(prepared):
             raise _AlteredError
