@@ -57,7 +57,7 @@ LIBRARIES = (
     "zstandard",
 )
 ROOT = Path(__file__).resolve().parents[1]
-BELOW_DJANGO = ("apply", "archive", "capture", "changes", "provision", "runtime")
+BELOW_DJANGO = ("apply", "archive", "capture", "changes", "privacy", "provision", "runtime")
 STREAMS = ("stdin", "stdout", "stderr")
 
 

@@ -159,8 +159,8 @@ class RowMask:
 
 def _all(mask: Mask, guarded: Callable[[Any], Value]) -> Callable[[Sequence[Any]], list[Value]]:
     """Return *guarded* for all values of a column. Nearly always the mask takes them all, so they are guarded
-    together; where it does not, they are masked again, one by one."""
-    if mask.takes_null:
+    together; where it does not, they are masked again, one by one. What is counted is so by *guarded*."""
+    if mask.takes_null or mask.lost is not None:
         return lambda values: [guarded(value) for value in values]
     apply = mask.function
 

@@ -75,7 +75,7 @@ def test_a_new_epoch_forgets_the_transaction_that_held_the_old_one(
     note_unreadable(settings.spool_dir, 0x16B3D50, UnreadableChangeError("x"))
     monkeypatch.setattr(archiver_module, "ReplicationConnection", lambda params: Source())
     for step in ("require_primary", "find_slot", "require_free", "begin_epoch"):
-        monkeypatch.setattr(opening, step, lambda *arguments: None)
+        monkeypatch.setattr(opening, step, lambda *arguments: SimpleNamespace(last_file=None))
 
     Archiver(settings, lambda: SimpleNamespace(close=lambda: None)).begin_epoch()  # type: ignore[arg-type,return-value]
 

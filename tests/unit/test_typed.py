@@ -204,6 +204,14 @@ def test_both_ways_make_the_same_plan_of_rows_that_lack_columns(
 
 
 @settings(max_examples=400, deadline=None)
+@example(
+    lines=[
+        line("INSERT", ROW, ts="t"),
+        line("UPDATE", {n: v for n, v in ROW.items() if n != "amount"}, ROW | {"rate": "[1,2]"}, ts="t"),
+    ],
+    schema=SCHEMAS[0],
+    is_plain=True,
+)
 @given(
     lines=st.lists(whole | parts | deletes | odd, min_size=1, max_size=5),
     schema=st.sampled_from(SCHEMAS),
@@ -212,8 +220,21 @@ def test_both_ways_make_the_same_plan_of_rows_that_lack_columns(
 def test_both_ways_say_the_same_of_records_that_leave_something_to_decide(
     lines: list[bytes], schema: TableSchema, is_plain: bool
 ) -> None:
-    by_runs, one_by_one = both_ways(schema, run_of(*lines), is_plain=is_plain)
-    assert by_runs == one_by_one
+    batch = batch_of(schema, run := run_of(*lines), is_plain=is_plain)
+    by_runs, one_by_one = try_plan(batch), try_plan(replace(batch, records=list(run.records())))
+    # An odd value makes texts of the numbers beside it, which the server does not tell apart from them.
+    assert told(spelled(by_runs)) == told(spelled(one_by_one))
+
+
+def spelled(plan: TablePlan | SyncError) -> TablePlan | SyncError:
+    """Return *plan* with its integers as texts."""
+    if isinstance(plan, SyncError):
+        return plan
+    writes = {
+        shape: [tuple(str(value) if type(value) is int else value for value in row) for row in rows]
+        for shape, rows in plan.writes.items()
+    }
+    return replace(plan, writes=writes)
 
 
 STRINGS = {name: '"x"' for name in KINDS}
