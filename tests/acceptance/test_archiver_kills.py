@@ -218,7 +218,8 @@ def _archive_the_rest(source: PostgresServer, folder: Path) -> None:
     Archiver(settings, lambda: open_archive(archive)).run_once(threading.Event())
     # What the traffic's migrations owe is for the daemon to copy; nothing else stays.
     left = {str(path.relative_to(folder)) for path in (folder / "spool").rglob("*")}
-    assert left - {"spool/owed.json"} == {"spool/catalog", "spool/catalog.json", "spool/chain.json"}
+    kept = {"catalog", "catalog.json", "chain.json", "policy.json"}
+    assert left - {"spool/owed.json"} == {f"spool/{name}" for name in kept}
     assert not [path.name for path in (folder / "archive").iterdir() if path.name.startswith(".")]
     # Also after a death between a catalog and the file that names it.
     named = named_catalogs(folder / "archive")

@@ -523,9 +523,9 @@ def test_a_connection_that_is_lost_now_and_then_is_made_anew_as_soon_each_time(
 def test_a_look_into_the_catalog_may_take_longer_than_a_read(
     source: Production, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(connection: psycopg.Connection[Any], seen: SeenTable) -> TablePlan:
+    def slow(connection: psycopg.Connection[Any], *arguments: Any) -> TablePlan:
         connection.execute("SELECT pg_sleep(0.3)")
-        return plan_table(connection, seen)
+        return plan_table(connection, *arguments)
 
     monkeypatch.setattr(verifier, "plan_table", slow)
     source.execute("CREATE TABLE item (id int PRIMARY KEY, v text)")

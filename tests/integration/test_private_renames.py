@@ -182,9 +182,12 @@ def test_a_row_filter_that_quotes_a_value_is_in_no_catalog(
         "CREATE TABLE orders (id int PRIMARY KEY)",
         "ALTER PUBLICATION syncdata SET TABLE"
         f" users WHERE (tenant > 2 AND email <> '{SECRET}'), orders WHERE (id > 5)",
-        f"INSERT INTO users VALUES (1, 'a@b', 3), (2, '{SECRET}', 3)",
     )
-    (record,) = source.archive()
+    with archiving(source.production):
+        until(lambda: source.travels("users"))
+        source.execute(f"INSERT INTO users VALUES (1, 'a@b', 3), (2, '{SECRET}', 3)")
+        until(source.records)
+    (record,) = source.records()
     assert record.data is not None and re.fullmatch(".*@example.invalid", record.data["email"])
     users, orders = source.table("users"), source.table("orders")
     assert users is not None and users.row_filter == "by columns that are masked or withheld"

@@ -51,7 +51,14 @@ def rows_of(production: Production, taken: TakenSnapshot) -> list[dict[str, Any]
 
 
 def left_in_spool(production: Production) -> set[str]:
-    kept = {"chain.json", ".snapshot.lock", "catalog", "catalog.json", "catalogs_of_snapshots.json"}
+    kept = {
+        "chain.json",
+        ".snapshot.lock",
+        "catalog",
+        "catalog.json",
+        "catalogs_of_snapshots.json",
+        "policy.json",
+    }
     return {path.name for path in production.spool_dir.iterdir()} - kept
 
 

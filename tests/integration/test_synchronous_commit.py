@@ -40,9 +40,9 @@ def test_the_transaction_of_a_batch_waits_for_the_disk_only_where_it_is_told_to(
     write(world, range(1))
     advance, seen = checkpoints.advance_checkpoints, []
 
-    def look(connection: Any, *arguments: Any, **more: Any) -> None:
+    def look(connection: Any, *arguments: Any, **more: Any) -> Any:
         seen.append(connection.execute("SHOW synchronous_commit").fetchone())
-        advance(connection, *arguments, **more)
+        return advance(connection, *arguments, **more)
 
     monkeypatch.setattr("syncdata.apply.postgres.target.advance_checkpoints", look)
     assert world.sync().errors == ()
