@@ -11,6 +11,14 @@ from typing import Any
 from syncdata.changes.names import TableName
 from syncdata.changes.verification import Check, parse_check
 
+# Options of an archiver that verifies round after round, and whose files can be read as they are.
+ALL_THE_TIME: dict[str, Any] = {
+    "compression": "none",
+    "rotate_s": 0.2,
+    "verify_rows_per_s": 1_000_000,
+    "verify_days": 0,
+}
+
 Row = dict[str, str | None]
 # What the texts of a key's column are compared by.
 Order = Callable[[str], Any]

@@ -40,7 +40,7 @@ from syncdata.changes.catalog import (
 from syncdata.changes.document import read_document
 from syncdata.changes.names import TableName
 from syncdata.changes.position import format_lsn, parse_lsn
-from syncdata.errors import SpoolError
+from syncdata.errors import PrivacyError, SpoolError
 from syncdata.privacy.policy import Policy, TableVerdict
 
 STATE_FILE_NAME = "catalog.json"
@@ -119,8 +119,8 @@ class CatalogState(msgspec.Struct, frozen=True, kw_only=True):
 
 def judge_beside(directory: Path, look: Look, policy: Policy) -> dict[TableName, TableVerdict]:
     """Return what becomes of each table of *look* beside the stream, in a snapshot or a check: as in the
-    stream, whose state is in the spool *directory*. Raises SpoolError."""
-    state = load_state(directory)
+    stream, whose state is in the spool *directory*. Raises as `load_state_for`."""
+    state = load_state_for(directory, policy)
     return judge(look, policy, () if state is None else state.held_in(look, policy.id))
 
 
@@ -512,6 +512,24 @@ def load_state(directory: Path) -> CatalogState | None:
         state.position  # noqa: B018  (it parses)
     except ValueError:
         return None
+    return state
+
+
+def load_state_for(directory: Path, policy: Policy | None) -> CatalogState | None:
+    """Return what `load_state` does. Raises PrivacyError where there is a policy, and a state that cannot be
+    read: it may have said which columns are kept back for their earlier names.
+
+    Test: test_without_its_memory_the_archiver_lets_nothing_travel_under_a_new_name.
+    """
+    state = load_state(directory)
+    path = directory / STATE_FILE_NAME
+    if policy is not None and state is None and path.exists():
+        raise PrivacyError(
+            f"{path} cannot be read, and it may have said that a column which was masked or withheld has"
+            " another name now",
+            hint="compare the rules with what the columns of these names hold today; then remove the file and"
+            " start archive_changes again",
+        )
     return state
 
 

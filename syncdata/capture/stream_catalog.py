@@ -25,7 +25,7 @@ import msgspec
 
 from syncdata.capture.catalog_state import (
     CatalogState,
-    load_state,
+    load_state_for,
     name_identity,
     newest_named,
     next_state,
@@ -132,7 +132,7 @@ class StreamCatalog:
         self._is_past = False  # the stream is past the look, and the next one takes its place
         self._leaves: set[int] = set()
         self._types: dict[tuple[int, int], tuple[str, str]] = {}
-        self._saved: CatalogState | None = load_state(directory)
+        self._saved: CatalogState | None = load_state_for(directory, policy)
         self._state, self._seen, self._shown = self._compare(self._saved, self._take_look())
         self.current = NamedCatalog(digest="", lsn="")
         self._renew()

@@ -26,16 +26,10 @@ from syncdata.changes.verification import Check, parse_check
 from syncdata.runtime.retry import Backoff
 from syncsite.demo.postgres import SETTINGS, PostgresServer
 from tests.chains import archived_records
-from tests.checked import checks_of, hash_of, lines_of, wrong_checks
+from tests.checked import ALL_THE_TIME, checks_of, hash_of, lines_of, wrong_checks
 from tests.production import PUBLICATION, Production, archiving, until
 
 PATIENCE_S = 40.0
-OPTIONS: dict[str, Any] = {
-    "compression": "none",
-    "rotate_s": 0.2,
-    "verify_rows_per_s": 1_000_000,
-    "verify_days": 0,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +39,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def source(make_production: Callable[..., Production]) -> Production:
-    return make_production(**OPTIONS)
+    return make_production(**ALL_THE_TIME)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +151,7 @@ ROW_OF = {
 def test_each_check_of_a_busy_source_has_the_rows_of_its_place(
     make_production: Callable[..., Production], server: PostgresServer
 ) -> None:
-    source = make_production(server, **OPTIONS)
+    source = make_production(server, **ALL_THE_TIME)
     source.execute(
         "CREATE TABLE item (id int PRIMARY KEY, v text)",
         'CREATE TABLE tag (a int, b text COLLATE "C", v text, PRIMARY KEY (a, b))',
@@ -311,7 +305,7 @@ def test_a_commit_that_waits_for_its_standby_is_in_no_check(
     make_production: Callable[..., Production], server: PostgresServer
 ) -> None:
     """Its record is in the archive before any snapshot shows it."""
-    source = make_production(server, **OPTIONS)
+    source = make_production(server, **ALL_THE_TIME)
     source.execute("CREATE TABLE item (id int PRIMARY KEY)")
     source.publish("item")
     with archiving(source), ThreadPoolExecutor() as pool:

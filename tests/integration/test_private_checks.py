@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,19 +21,13 @@ from syncdata.changes.verification import Check
 from syncdata.privacy.key import MaskKey
 from syncdata.privacy.policy import parse_policy
 from tests.chains import archived_records
-from tests.checked import checks_of, wrong_checks
+from tests.checked import ALL_THE_TIME, checks_of, wrong_checks
 from tests.production import Production, archiving, until
 from tests.world import World
 
 KEY = MaskKey(b"k" * 32)
 USERS = {"id": "keep", "email": "email", "name": "token", "city": "keep"}
 PEOPLE = {"email": "token", "kind": "keep", "age": "keep"}
-OPTIONS: dict[str, Any] = {
-    "compression": "none",
-    "rotate_s": 0.2,
-    "verify_rows_per_s": 1_000_000,
-    "verify_days": 0,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +39,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def source(make_production: Callable[..., Production]) -> Production:
     policy, problems = parse_policy({"users": USERS, "people": PEOPLE, "blank": {"id": "token"}}, key=KEY)
     assert problems == ()
-    return make_production(**OPTIONS, policy=policy)
+    return make_production(**ALL_THE_TIME, policy=policy)
 
 
 def state_of(source: Production) -> VerificationState:

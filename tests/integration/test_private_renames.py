@@ -11,7 +11,7 @@ import pytest
 
 from syncdata.capture.privacy_note import load_privacy_note
 from syncdata.capture.published import Look, SourceEye
-from syncdata.errors import SourceConnectionError
+from syncdata.errors import PrivacyError, SourceConnectionError
 from tests.integration.test_private_stream import SECRET, Source, make_source
 from tests.production import archiving, until
 
@@ -169,6 +169,31 @@ def test_names_that_were_swapped_for_a_while_are_not_taken_at_their_word(
     found = {record.data["id"]: record.data for record in records if record.data}
     assert "city" not in found.get("2", {}) and "email" not in found.get("4", {})
     assert found["5"]["city"] == "Rome" and found["5"]["email"].endswith("@example.invalid")
+
+
+def test_without_its_memory_the_archiver_lets_nothing_travel_under_a_new_name(
+    make_source: Callable[..., Source],
+) -> None:
+    source = make_source({"users": {"id": "keep", "email": "email", "city": "keep"}})
+    source.execute("CREATE TABLE users (id int PRIMARY KEY, email text, city text)")
+    source.publish("users")
+    source.archive()
+    source.execute(
+        "ALTER TABLE users DROP city",
+        "ALTER TABLE users RENAME email TO city",
+        f"INSERT INTO users VALUES (1, '{SECRET}')",
+    )
+    state = source.production.spool_dir / "catalog.json"
+    state.write_bytes(state.read_bytes()[:-20])
+    for work in (source.archive, lambda: source.production.snapshot("users")):
+        with pytest.raises(PrivacyError, match=r"catalog\.json cannot be read"):
+            work()
+    assert source.records() == []
+    # The remedy: the operator has looked, and says what the column is now.
+    source.rule({"users": {"id": "keep", "city": "token"}})
+    state.unlink()
+    (record,) = source.archive()
+    assert record.data is not None and SECRET not in str(record.data)
 
 
 def test_a_row_filter_that_quotes_a_value_is_in_no_catalog(
